@@ -1,0 +1,303 @@
+"""One run's configuration: frozen, validated, JSON both ways.
+
+A field is declared once, in ``RunConfig``, by ``option(...)``: title, help, unit, choices and bounds. The command
+line, the sidebar form and the README's table are made from that declaration. Importing this costs no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from core import catalog
+from core.errors import ConfigError, choose_from, one_line
+
+MAX_NAME = 120
+MAX_TAGS = 20
+_TAG = re.compile(r"[^\s,][^,\n]{0,39}")
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a field is shown, parsed and checked."""
+
+    name: str
+    kind: type
+    default: Any
+    title: str
+    help: str
+    unit: str = ""
+    choices: tuple[str, ...] | None = None
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    optional: bool = False
+    group: str = "more"
+    check: Callable[[Any], str | None] | None = None
+
+    @property
+    def flag(self) -> str:
+        """The command-line spelling: ``--learning-rate``."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def expected(self) -> str:
+        """The bounds in words, as in an error message: 'a number above 0, at most 1000'."""
+        noun = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list of words"}[self.kind]
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        parts = []
+        if self.above is not None:
+            parts.append(f"above {self.above:g}")
+        if self.low is not None:
+            parts.append(f"at least {self.low:g}")
+        if self.high is not None:
+            parts.append(f"at most {self.high:g}")
+        return noun + (" " + ", ".join(parts) if parts else "") + (", or nothing" if self.optional else "")
+
+    def parse(self, value: Any) -> Any:
+        """The validated value. ``value`` may be the Python value, its JSON form or what a person typed.
+
+        Raises ConfigError with one line that names field, value and what was expected.
+        """
+        if value is None or (isinstance(value, str) and self.optional and value.strip().lower() in ("", "none", "auto")):
+            if self.optional:
+                return None
+            raise self._wrong(value)
+        parsed = self._convert(value)
+        if self.choices and parsed not in self.choices:
+            raise ConfigError(choose_from(self.name, parsed, self.choices), self.name)
+        if self.kind in (int, float):
+            too_low = (self.above is not None and parsed <= self.above) or (self.low is not None and parsed < self.low)
+            if too_low or (self.high is not None and parsed > self.high):
+                raise self._wrong(value)
+        if self.check and (problem := self.check(parsed)):
+            raise ConfigError(f"{self.name}: {problem}", self.name)
+        return parsed
+
+    def _convert(self, value: Any) -> Any:
+        if self.kind is bool:
+            if isinstance(value, bool):
+                return value
+            if isinstance(value, str) and value.strip().lower() in ("true", "yes", "1", "false", "no", "0"):
+                return value.strip().lower() in ("true", "yes", "1")
+        elif self.kind is int:
+            number = _number(value) if isinstance(value, str) else value
+            if isinstance(number, int) and not isinstance(number, bool):
+                return number
+            if isinstance(number, float) and number.is_integer():
+                return int(number)
+        elif self.kind is float:
+            number = _number(value) if isinstance(value, str) else value
+            if isinstance(number, (int, float)) and not isinstance(number, bool):
+                try:
+                    number = float(number)
+                except OverflowError:
+                    raise self._wrong(value) from None
+                if math.isfinite(number):
+                    return number
+        elif self.kind is str:
+            if isinstance(value, str) and _is_plain_text(value):
+                return value.strip()
+        elif self.kind is tuple:
+            items = value.split(",") if isinstance(value, str) else value
+            if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):
+                return tuple(dict.fromkeys(item.strip() for item in items if item.strip()))
+        raise self._wrong(value)
+
+    def _wrong(self, value: Any) -> ConfigError:
+        return ConfigError(f"{self.name} must be {self.expected}, not {one_line(value)}", self.name)
+
+
+def _number(text: str) -> int | float | None:
+    """The number a person typed, or None."""
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return None
+
+
+def _is_plain_text(text: str) -> bool:
+    return all(char.isprintable() for char in text)
+
+
+def option(default: Any, kind: type, title: str, help: str, **extra: Any) -> Any:
+    """Declare a config field: its default, and what every reader of the declaration needs to know."""
+    spec = {"kind": kind, "default": default, "title": title, "help": help, **extra}
+    return dataclasses.field(default=default, metadata=spec)
+
+
+def _check_image_size(value: int) -> str | None:
+    return None if value % 32 == 0 else f"must be a multiple of 32 (five 2x2 poolings), not {value}"
+
+
+def _check_data(value: str) -> str | None:
+    if value in catalog.DATA or (value.startswith(catalog.IMAGE_FOLDER) and len(value) > len(catalog.IMAGE_FOLDER)):
+        return None
+    return choose_from("data set", value, [*catalog.DATA, catalog.IMAGE_FOLDER + "DIR"])
+
+
+def _check_name(value: str) -> str | None:
+    return None if len(value) <= MAX_NAME else f"at most {MAX_NAME} characters, not {len(value)}"
+
+
+def _check_tags(value: tuple[str, ...]) -> str | None:
+    if len(value) > MAX_TAGS:
+        return f"at most {MAX_TAGS} tags, not {len(value)}"
+    bad = [tag for tag in value if not _TAG.fullmatch(tag) or not _is_plain_text(tag)]
+    return f"a tag is 1 to 40 characters without commas, not {one_line(bad[0])}" if bad else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides how a run goes. Two equal configs give the same loss curve on the same machine."""
+
+    model: str = option("vgg16", str, "Model", "The network", choices=tuple(catalog.MODELS))
+    width: float = option(1.0, float, "Width", "Multiplies every channel and hidden-unit count", above=0, high=4)
+    image_size: int = option(
+        224, int, "Image size", "Images are resized to this", unit="pixels", low=32, high=1024, check=_check_image_size
+    )
+    in_channels: int | None = option(
+        None, int, "Input channels", "1 turns colour to grey, 3 repeats grey; empty: as the data has", low=1, high=4, optional=True
+    )
+    num_classes: int | None = option(
+        None, int, "Classes", "Units of the last layer; empty: as the data has", low=2, high=100_000, optional=True
+    )
+    batch_norm: bool = option(False, bool, "Batch norm", "Batch normalisation after every convolution")
+    dropout: float = option(0.0, float, "Dropout", "Probability after each hidden linear layer", low=0, high=0.95)
+    init: str = option(
+        "default", str, "Initialization", "How the weights begin", choices=tuple(catalog.INITS), group="main"
+    )
+    gain: float = option(1.0, float, "Gain", "Multiplies every initial weight (not the biases)", above=0, high=1000)
+    init_seed: int = option(0, int, "Seed", "Seed of the initial weights", low=0, high=2**31 - 1, group="main")
+    data: str = option("digits", str, "Data", "The data set", check=_check_data, group="main")
+    data_seed: int = option(0, int, "Data seed", "Seed of the order of the data and of dropout", low=0, high=2**31 - 1)
+    normalize: str = option(
+        "unit",
+        str,
+        "Input scale",
+        "unit: pixels in [0, 1], as in the story; standardize: zero mean and unit variance over the training split",
+        choices=("unit", "standardize"),
+    )
+    train_samples: int | None = option(
+        None, int, "Training samples", "Use only so many, from the start of the split; empty: all", low=1, high=10**9, optional=True
+    )
+    optimizer: str = option("adam", str, "Optimizer", "The update rule", choices=("adam", "adamw", "sgd"), group="main")
+    learning_rate: float = option(1e-3, float, "Learning rate", "Peak learning rate", above=0, high=1000, group="main")
+    momentum: float = option(0.9, float, "Momentum", "For SGD; Adam's first-moment decay", low=0, high=0.9999)
+    weight_decay: float = option(0.0, float, "Weight decay", "L2 penalty (decoupled for adamw)", low=0, high=100)
+    schedule: str = option(
+        "constant", str, "Schedule", "Learning rate over the run", choices=("constant", "cosine", "step")
+    )
+    warmup_steps: int = option(0, int, "Warm-up", "Steps over which the learning rate grows from 0", unit="steps", low=0, high=10**7)
+    clip_grad_norm: float | None = option(
+        None, float, "Clip gradients", "Largest global gradient norm; empty: no clipping", above=0, high=1e9, optional=True
+    )
+    batch_size: int = option(64, int, "Batch size", "Samples a step", unit="samples", low=1, high=65_536)
+    epochs: int = option(20, int, "Epochs", "Passes over the training data", low=1, high=100_000, group="main")
+    max_steps: int | None = option(
+        None, int, "Most steps", "Stop after so many steps; empty: all epochs", unit="steps", low=1, high=10**9, optional=True
+    )
+    precision: str = option(
+        "float32", str, "Precision", "bfloat16: autocast; float16 would underflow such gradients", choices=("float32", "bfloat16")
+    )
+    device: str = option("auto", str, "Device", "auto: a GPU if there is one", choices=("auto", "cpu", "cuda", "mps"))
+    threads: int = option(
+        0,
+        int,
+        "Threads",
+        "Processor threads of the run; 0: all cores. Part of the config because sums in another order round differently",
+        low=0,
+        high=1024,
+    )
+    record_every: int = option(1, int, "Record every", "Layer rows every so many steps", unit="steps", low=1, high=10**6)
+    checkpoint: str = option(
+        "until_finished",
+        str,
+        "Checkpoints",
+        "Written at every epoch and stop; kept until the run has finished, or always",
+        choices=("until_finished", "keep"),
+    )
+    name: str = option("", str, "Name", "A name for people; empty: made from initialization and seed", check=_check_name)
+    tags: tuple[str, ...] = option((), tuple, "Tags", "Words to find the run by, with commas between", check=_check_tags)
+    sweep: str = option("", str, "Sweep", "The group of runs this one belongs to", check=_check_name)
+
+    def __post_init__(self) -> None:
+        for spec in OPTIONS.values():
+            object.__setattr__(self, spec.name, spec.parse(getattr(self, spec.name)))
+
+    @property
+    def title(self) -> str:
+        """The name, or one made from what usually tells runs apart."""
+        return self.name or f"{self.init} · seed {self.init_seed}"
+
+    def replace(self, **changes: Any) -> RunConfig:
+        """A copy with some fields changed, validated. Raises ConfigError for an unknown field or a bad value."""
+        return RunConfig.from_dict({**dataclasses.asdict(self), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: every field, tuples as lists."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The config of a mapping; missing fields take their defaults. Raises ConfigError in one line."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"a config must be a JSON object, not {one_line(values)}")
+        for key in values:
+            if key not in OPTIONS:
+                raise ConfigError(choose_from("config field", key, OPTIONS))
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> RunConfig:
+        """Inverse of ``json.dumps(config.to_dict())``. Raises ConfigError in one line."""
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"not valid JSON: {error}") from None
+        return cls.from_dict(values)
+
+
+OPTIONS: dict[str, Option] = {
+    field.name: Option(name=field.name, **field.metadata) for field in dataclasses.fields(RunConfig)
+}
+"""Every field's declaration, by name, in order."""
+
+
+def quick() -> RunConfig:
+    """Digits at 32x32, quarter-width VGG16, five epochs, one thread: about ten seconds a run on a laptop core."""
+    return RunConfig(data="digits", image_size=32, width=0.25, epochs=5, threads=1)
+
+
+def tutorial_32() -> RunConfig:
+    """FashionMNIST at 32x32 with the full-width VGG16, five epochs: the story on a patient CPU or a small GPU."""
+    return RunConfig(data="fashion_mnist", image_size=32, epochs=5)
+
+
+def tutorial_224() -> RunConfig:
+    """The story's own setting: FashionMNIST at 224x224, full-width VGG16, 20 epochs. For a GPU."""
+    return RunConfig(data="fashion_mnist", image_size=224, epochs=20)
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {"quick": quick, "tutorial_32": tutorial_32, "tutorial_224": tutorial_224}
+
+
+def preset(name: str) -> RunConfig:
+    """The whole config of a preset. Raises ConfigError for an unknown name."""
+    if name not in PRESETS:
+        raise ConfigError(choose_from("preset", name, PRESETS), "preset")
+    return PRESETS[name]()
+
+
+def changed_fields(a: Mapping[str, Any], b: Mapping[str, Any], ignore: tuple[str, ...] = ("name", "tags", "sweep")) -> dict[str, list]:
+    """Fields in which two config mappings differ: {field: [value in a, value in b]}."""
+    keys = [*a, *(key for key in b if key not in a)]
+    return {key: [a.get(key), b.get(key)] for key in keys if key not in ignore and a.get(key) != b.get(key)}

@@ -1,0 +1,40 @@
+"""The registry: from a configuration to a network on the CPU, with its weights initialized."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from core import inits
+from core.config import RunConfig
+from core.models.vgg import BLOCKS, vgg
+
+__all__ = ["build", "vgg"]
+
+
+def build(config: RunConfig, *, in_channels: int, num_classes: int) -> nn.Module:
+    """The model of ``config``, initialized from ``config.init_seed`` alone.
+
+    ``in_channels`` and ``num_classes`` are the resolved ones (the config's, else the data's). The global random state
+    is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.init_seed)
+        model = _FACTORIES[config.model](config, in_channels, num_classes)
+        inits.initialize(model, config.init, gain=config.gain, seed=config.init_seed)
+    return model
+
+
+def _vgg(config: RunConfig, in_channels: int, num_classes: int) -> nn.Module:
+    return vgg(
+        config.model,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        image_size=config.image_size,
+        width=config.width,
+        batch_norm=config.batch_norm,
+        dropout=config.dropout,
+    )
+
+
+_FACTORIES = dict.fromkeys(BLOCKS, _vgg)

@@ -1,0 +1,113 @@
+"""The one vocabulary: tables and columns on disk, states, outcomes and verdicts, with their titles and units.
+
+Everything that names a column (recorder, store, queries, figures) takes the name from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a parquet table. ``dtype`` is an Arrow type name; ``unit`` is empty for pure numbers."""
+
+    name: str
+    dtype: str
+    title: str
+    help: str
+    unit: str = ""
+
+
+STEPS = (
+    Column("step", "int32", "Step", "Optimizer steps before this one, from 0"),
+    Column("epoch", "int32", "Epoch", "Epoch of the step, from 0"),
+    Column("loss", "float64", "Loss", "Mean cross-entropy of the batch, before the update", "nats"),
+    Column("accuracy", "float64", "Accuracy", "Share of the batch classified correctly, before the update"),
+    Column("learning_rate", "float64", "Learning rate", "Learning rate of the first parameter group"),
+    Column("seconds", "float64", "Time", "Training time since the run began, validation included", "s"),
+)
+
+EPOCHS = (
+    Column("epoch", "int32", "Epoch", "Completed epoch, from 0"),
+    Column("train_loss", "float64", "Training loss", "Mean over the epoch's batches, each before its update", "nats"),
+    Column("train_accuracy", "float64", "Training accuracy", "Over the epoch's samples, each before its update"),
+    Column("val_loss", "float64", "Validation loss", "Mean over the validation split, after the epoch", "nats"),
+    Column("val_accuracy", "float64", "Validation accuracy", "Over the validation split, after the epoch"),
+    Column("seconds", "float64", "Time", "Training time since the run began", "s"),
+)
+
+LAYERS = (
+    Column("step", "int32", "Step", "Optimizer steps before this one, from 0"),
+    Column("layer", "string", "Layer", "Name of the layer in the model"),
+    Column("depth", "int32", "Depth", "Order of execution, 0 = nearest the input"),
+    Column("kind", "string", "Kind", "Class of the layer, lower case"),
+    Column("grad_norm", "float32", "Gradient norm", "L2 norm of the loss gradient for the weight, before clipping"),
+    Column("grad_rms", "float32", "Gradient RMS", "Gradient norm over the square root of the weight count: comparable between layers"),
+    Column("weight_norm", "float32", "Weight norm", "L2 norm of the weight before the update"),
+    Column("update_ratio", "float32", "Update ratio", "|w_after - w_before| / |w_before|; about 1e-3 is usual"),
+    Column("activation_mean", "float32", "Pre-activation mean", "Mean of the layer's output over samples and units"),
+    Column("activation_std", "float32", "Pre-activation std", "Standard deviation of the layer's output over samples and units"),
+    Column(
+        "signal_std",
+        "float32",
+        "Signal",
+        "Standard deviation of a unit's pre-activation across the samples, root-mean-squared over units: what is left of the input",
+    ),
+    Column(
+        "activation_grad_rms",
+        "float32",
+        "Error signal",
+        "RMS of the loss gradient for the layer's pre-activation: what is left of the error on its way back",
+    ),
+    Column("dead_fraction", "float32", "Dead units", "Share of ReLU units that output zero for every sample of the batch"),
+    Column(
+        "nonfinite",
+        "int32",
+        "Non-finite",
+        "How many of weight, gradient, output and output gradient hold a NaN or an infinity (0 to 4)",
+    ),
+)
+
+TABLES: dict[str, tuple[Column, ...]] = {"steps": STEPS, "epochs": EPOCHS, "layers": LAYERS}
+
+LAYER_METRICS: tuple[str, ...] = tuple(c.name for c in LAYERS if c.name not in ("step", "layer", "depth", "kind"))
+"""Measured columns of the layers table, in file order."""
+
+COLUMN: dict[str, Column] = {c.name: c for table in TABLES.values() for c in table}
+
+
+class Status(StrEnum):
+    """Where a run is in its life. ``stopping`` and ``crashed`` are seen by readers, not written by the run itself."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    CRASHED = "crashed"
+
+
+LIVE = frozenset({Status.QUEUED, Status.RUNNING, Status.STOPPING})
+"""States in which rows may still arrive."""
+
+
+class Outcome(StrEnum):
+    """What became of the training; ``outcome.judge`` holds the definition."""
+
+    CONVERGED = "converged"
+    NOT_CONVERGED = "not_converged"
+    DIVERGED = "diverged"
+    UNDECIDED = "undecided"
+
+
+class Verdict(StrEnum):
+    """The answer of a comparison of A with B."""
+
+    FIXED = "fixed"
+    NOT_FIXED = "not_fixed"
+    NOT_NEEDED = "not_needed"
+    WORSE = "worse"
+    UNDECIDED = "undecided"
