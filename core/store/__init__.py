@@ -1,0 +1,127 @@
+"""The only reader and writer of ``runs/``. No torch.
+
+A run is a folder: JSON files that are replaced atomically, and parquet parts that become one file a table at the end.
+``Runs`` is all of them, ``Run`` reads one, ``RunWriter`` writes one.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import re
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from core.config import OPTIONS, RunConfig
+from core.errors import ConfigError, RunFolderError, RunNotFound, RunStateError, choose_from, one_line
+from core.schema import Status
+from core.store.files import environment, own_process, process_alive, write_json
+from core.store.run import Cursor, Run, RunInfo
+from core.store.writer import RunWriter
+
+__all__ = ["Cursor", "Run", "RunInfo", "RunWriter", "Runs", "default_root", "new_id", "own_process", "process_alive", "write_json"]
+
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
+
+
+def default_root() -> Path:
+    """``INITSCOPE_RUNS``, else ``runs/`` beside ``core/``."""
+    return Path(os.environ.get("INITSCOPE_RUNS") or Path(__file__).resolve().parents[2] / "runs")
+
+
+class Runs:
+    """All runs in one folder."""
+
+    def __init__(self, root: str | Path | None = None):
+        self.root = Path(root) if root else default_root()
+
+    def create(self, config: RunConfig, status: Status = Status.QUEUED, run_id: str | None = None, **extra: Any) -> Run:
+        """A new run folder with config and status, complete from the moment it is seen.
+
+        Raises RunFolderError if the folder cannot be written, RunStateError if the id is taken.
+        """
+        run_id = run_id or new_id(config)
+        if not RUN_ID.fullmatch(run_id):
+            raise RunFolderError(f"a run id is 1 to 120 letters, digits, '.', '_' or '-', not {one_line(run_id)}")
+        temporary = self.root / f".new-{secrets.token_hex(6)}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            (temporary / "parts").mkdir(parents=True)
+            write_json(temporary / "config.json", {"config": config.to_dict(), **environment()})
+            now = time.time()
+            first = {"status": str(status), "outcome": None, "step": 0, "total_steps": None, "heartbeat": now, "created": now}
+            write_json(temporary / "status.json", {**first, "error": None, **extra})
+            (temporary / "log.txt").touch()
+            if (self.root / run_id).exists():
+                raise RunStateError(f"there is a run {run_id} already in {self.root}")
+            os.rename(temporary, self.root / run_id)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise RunFolderError(f"cannot write a run into {self.root}: {error.strerror or error}") from None
+        except RunStateError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        return Run(self.root / run_id)
+
+    def ids(self) -> list[str]:
+        """Ids of all run folders, newest first."""
+        try:
+            with os.scandir(self.root) as entries:
+                found = [e.name for e in entries if RUN_ID.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RunFolderError(f"cannot read {self.root}: {error.strerror or error}") from None
+        return sorted((name for name in found if (self.root / name / "status.json").exists()), reverse=True)
+
+    def list(self) -> list[RunInfo]:
+        """What a table of runs needs, newest first. A folder that cannot be read is listed with its error."""
+        infos = [self.info(run_id) for run_id in self.ids()]
+        return sorted(infos, key=lambda info: (info.created, info.run), reverse=True)
+
+    def info(self, run_id: str) -> RunInfo:
+        """The listing entry of one run; broken files become an entry with ``error``, never an exception."""
+        return Run(self.root / run_id).info()
+
+    def get(self, run_id: str) -> Run:
+        """The run of that id. Raises RunNotFound, naming the newest runs there are."""
+        if RUN_ID.fullmatch(run_id) and (self.root / run_id / "status.json").is_file():
+            return Run(self.root / run_id)
+        newest = self.ids()[:5]
+        there = "the newest are " + ", ".join(newest) if newest else "there are none yet"
+        raise RunNotFound(f"no run {one_line(run_id)} in {self.root}; {there}")
+
+    def select(self, expression: str) -> list[Run]:
+        """A run id, or a group such as ``init=default,sweep=ID``: every run whose config has these values.
+
+        Raises RunNotFound if nothing fits, ConfigError for a field that does not exist.
+        """
+        if "=" not in expression:
+            return [self.get(expression)]
+        wanted = {}
+        for term in expression.split(","):
+            key, _, value = term.partition("=")
+            if key.strip() not in OPTIONS:
+                raise ConfigError(choose_from("config field", key.strip(), OPTIONS))
+            wanted[key.strip()] = OPTIONS[key.strip()].parse(value.strip())
+        found = [
+            info.run
+            for info in self.list()
+            if info.config and all(_fits(info.config.get(key), value) for key, value in wanted.items())
+        ]
+        if not found:
+            raise RunNotFound(f"no run in {self.root} fits {expression}")
+        return [Run(self.root / run_id) for run_id in reversed(found)]
+
+
+def _fits(have: Any, wanted: Any) -> bool:
+    return set(wanted) <= set(have or ()) if isinstance(wanted, tuple) else have == wanted
+
+
+def new_id(config: RunConfig) -> str:
+    """A sortable id: UTC time, initialization, seed and four random characters."""
+    stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
+    return f"{stamp}-{config.init}-s{config.init_seed}-{secrets.token_hex(2)}"

@@ -1,0 +1,107 @@
+"""Rows as parquet: numbered parts while a run is live, one compacted file a table at its end.
+
+A part is written beside its name and renamed, so a reader never sees a torn file. ``MERGE_AT`` neighbours of equal size
+become one, so their number grows as a logarithm. A compacted file says in its metadata up to which part it holds the
+rows, so a crash between writing it and deleting those parts duplicates nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from core.schema import TABLES
+from core.store.files import replacing
+
+MERGE_AT = 32
+"""So many neighbouring parts of equal size become one."""
+ROW_GROUP = 1_000_000
+
+_ARROW = {"int32": pa.int32(), "float32": pa.float32(), "float64": pa.float64(), "string": pa.dictionary(pa.int32(), pa.string())}
+SCHEMAS: dict[str, pa.Schema] = {
+    name: pa.schema([(column.name, _ARROW[column.dtype]) for column in columns]) for name, columns in TABLES.items()
+}
+_HOLDS = b"initscope.parts"
+_PART = re.compile(r"(steps|epochs|layers)-(\d{8})-(\d{8})\.parquet")
+
+
+def part_name(table: str, first: int, last: int) -> str:
+    return f"{table}-{first:08d}-{last:08d}.parquet"
+
+
+def parts(folder: Path, table: str) -> list[tuple[int, int, Path]]:
+    """(first, last, path) of the parts of a table in order, without those that a merged part covers."""
+    found = []
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    for name in names:
+        match = _PART.fullmatch(name)
+        if match and match[1] == table:
+            found.append((int(match[2]), int(match[3]), folder / name))
+    found.sort(key=lambda part: (part[0], -part[1]))
+    kept: list[tuple[int, int, Path]] = []
+    for part in found:
+        if not kept or part[1] > kept[-1][1]:
+            kept.append(part)
+    return kept
+
+
+def holds_through(final: Path) -> int:
+    """Number of the last part that a compacted file holds, -1 if there is no file."""
+    if not final.exists():
+        return -1
+    return int((pq.read_schema(final).metadata or {}).get(_HOLDS, b"-1"))
+
+
+def concatenate(sources: Sequence[Path], target: Path, holds: int = -1, schema: pa.Schema | None = None) -> None:
+    """Stream ``sources`` into ``target``, row group by row group, so that memory stays bounded."""
+    schema = (schema or pq.read_schema(sources[0])).with_metadata({_HOLDS: str(holds).encode()})
+    with replacing(target) as temporary, pq.ParquetWriter(temporary, schema, **_format(schema)) as writer:
+        waiting: list[pa.Table] = []
+        for batch in _batches(sources):
+            waiting.append(batch)
+            if sum(map(len, waiting)) >= ROW_GROUP:
+                writer.write_table(_joined(waiting, schema))
+                waiting = []
+        if waiting:
+            writer.write_table(_joined(waiting, schema))
+
+
+def _batches(sources: Iterable[Path]) -> Iterator[pa.Table]:
+    for source in sources:
+        file = pq.ParquetFile(source)
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group)
+
+
+def _joined(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
+    bare = [table.replace_schema_metadata(None) for table in tables]
+    return pa.concat_tables(bare).unify_dictionaries().combine_chunks().replace_schema_metadata(schema.metadata)
+
+
+def write_table(table: pa.Table, path: Path, holds: int = -1) -> None:
+    """Write a parquet file whole or not at all."""
+    table = table.replace_schema_metadata({_HOLDS: str(holds).encode()})
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, **_format(table.schema))
+
+
+def _format(schema: pa.Schema) -> dict[str, Any]:
+    """Encodings by type: dictionary for names, DELTA for counters, BYTE_STREAM_SPLIT for floats, all under zstd."""
+    encodings, names = {}, []
+    for field in schema:
+        if pa.types.is_dictionary(field.type):
+            names.append(field.name)
+        elif pa.types.is_floating(field.type):
+            encodings[field.name] = "BYTE_STREAM_SPLIT"
+        else:
+            encodings[field.name] = "DELTA_BINARY_PACKED"
+    return {"compression": "zstd", "use_dictionary": names, "column_encoding": encodings}

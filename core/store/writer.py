@@ -1,0 +1,127 @@
+"""Writing a run: rows into parts, facts into ``status.json``, and one compacted file a table at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from core.schema import LAYER_METRICS, TABLES
+from core.store.files import write_json
+from core.store.parts import MERGE_AT, SCHEMAS, concatenate, holds_through, part_name, parts, write_table
+from core.store.run import Run
+
+FLUSH_SECONDS = 0.5
+"""Rows wait at most this long plus one step before they are on disk."""
+
+
+class RunWriter:
+    """Buffers rows and writes them as parts; keeps ``status.json``. One writer a run."""
+
+    def __init__(self, run: Run, clock: Any = time.monotonic):
+        self.run = run
+        self._clock = clock
+        self._state = run.json_file("status.json")
+        self._rows: dict[str, list[pa.RecordBatch]] = {name: [] for name in TABLES}
+        self._scalars: dict[str, list[tuple]] = {"steps": [], "epochs": []}
+        self._next = {name: self._first_free(name) for name in TABLES}
+        self._flushed = clock()
+
+    def _first_free(self, table: str) -> int:
+        last = max((end for _, end, _ in parts(self.run.path / "parts", table)), default=-1)
+        return max(last, holds_through(self.run.path / f"{table}.parquet")) + 1
+
+    def step(self, *values: float) -> None:
+        """One row of ``steps``, in the schema's column order."""
+        self._scalars["steps"].append(values)
+
+    def epoch(self, *values: float) -> None:
+        """One row of ``epochs``, in the schema's column order."""
+        self._scalars["epochs"].append(values)
+
+    def layers(self, step: int, names: pa.Array, kinds: pa.Array, depths: pa.Array, values: Any) -> None:
+        """One row a layer. ``values``: float array of shape (len(LAYER_METRICS), layers); ``names`` and ``kinds`` are dictionary arrays."""
+        columns = [pa.array([step] * len(depths), pa.int32()), names, depths, kinds]
+        for name, row in zip(LAYER_METRICS, values, strict=True):
+            column = pa.array(row)
+            columns.append(column.cast(SCHEMAS["layers"].field(name).type, safe=False))
+        self._rows["layers"].append(pa.record_batch(columns, schema=SCHEMAS["layers"]))
+
+    def flush_if_due(self) -> bool:
+        """Write what waits if ``FLUSH_SECONDS`` have passed; whether it did."""
+        if self._clock() - self._flushed < FLUSH_SECONDS:
+            return False
+        self.flush()
+        return True
+
+    def flush(self) -> None:
+        """Write waiting rows as parts, and the status with a fresh heartbeat."""
+        for table in TABLES:
+            waiting = self._take(table)
+            if waiting is not None:
+                number = self._next[table]
+                write_table(waiting, self.run.path / "parts" / part_name(table, number, number))
+                self._next[table] += 1
+                self._merge(table)
+        self.update()
+        self._flushed = self._clock()
+
+    def _take(self, table: str) -> pa.Table | None:
+        if table == "layers":
+            batches, self._rows[table] = self._rows[table], []
+            return pa.Table.from_batches(batches).unify_dictionaries() if batches else None
+        rows, self._scalars[table] = self._scalars[table], []
+        if not rows:
+            return None
+        schema = SCHEMAS[table]
+        return pa.table([pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), schema, strict=True)], schema=schema)
+
+    def _merge(self, table: str) -> None:
+        """Make one part of the last ``MERGE_AT`` if they are equally large: the number of parts grows as a logarithm."""
+        while True:
+            last = parts(self.run.path / "parts", table)[-MERGE_AT:]
+            spans = {end - first for first, end, _ in last}
+            if len(last) < MERGE_AT or len(spans) > 1:
+                return
+            target = self.run.path / "parts" / part_name(table, last[0][0], last[-1][1])
+            concatenate([path for *_, path in last], target)
+            for *_, path in last:
+                path.unlink(missing_ok=True)
+
+    def update(self, **changes: Any) -> None:
+        """Merge ``changes`` into ``status.json`` and beat the heart. NaN and infinity become null in JSON, named in words."""
+        self._state.update(changes, heartbeat=time.time())
+        write_json(self.run.path / "status.json", self._state)
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        return self._state
+
+    def keep_until(self, step: int, epoch: int) -> None:
+        """Forget rows from ``step`` and ``epoch`` on: what a resumed run will write again."""
+        for table in TABLES:
+            key, limit = ("epoch", epoch) if table == "epochs" else ("step", step)
+            rows = self.run.read(table)
+            self._compact(table, rows.filter(pc.less(rows[key], limit)))
+
+    def compact(self) -> None:
+        """Turn all parts into one file a table. Readers see the same rows before, during and after."""
+        self.flush()
+        for table in TABLES:
+            self._compact(table)
+
+    def _compact(self, table: str, rows: pa.Table | None = None) -> None:
+        final = self.run.path / f"{table}.parquet"
+        live = parts(self.run.path / "parts", table)
+        holds = max([holds_through(final), *(end for _, end, _ in live)])
+        if rows is not None:
+            write_table(rows, final, holds)
+        elif live or not final.exists():
+            sources = [final] if final.exists() else []
+            covered = holds_through(final)
+            concatenate(sources + [path for _, end, path in live if end > covered], final, holds, SCHEMAS[table])
+        for *_, path in live:
+            path.unlink(missing_ok=True)
