@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,20 @@ class Runs:
     def __init__(self, root: str | Path | None = None):
         self.root = Path(root) if root else default_root()
 
-    def create(self, config: RunConfig, status: Status = Status.QUEUED, run_id: str | None = None, **extra: Any) -> Run:
+    def create(self, config: RunConfig | Mapping[str, Any], status: Status = Status.QUEUED, run_id: str | None = None, **extra: Any) -> Run:
         """A new run folder with config and status, complete from the moment it is seen.
 
         Raises RunFolderError if the folder cannot be written, RunStateError if the id is taken.
         """
-        run_id = run_id or new_id(config)
+        values = config.to_dict() if isinstance(config, RunConfig) else dict(config)
+        run_id = run_id or new_id(values)
         if not RUN_ID.fullmatch(run_id):
             raise RunFolderError(f"a run id is 1 to 120 letters, digits, '.', '_' or '-', not {one_line(run_id)}")
         temporary = self.root / f".new-{secrets.token_hex(6)}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             (temporary / "parts").mkdir(parents=True)
-            write_json(temporary / "config.json", {"config": config.to_dict(), **environment()})
+            write_json(temporary / "config.json", {"config": values, **environment()})
             now = time.time()
             first = {"status": str(status), "outcome": None, "step": 0, "total_steps": None, "heartbeat": now, "created": now}
             write_json(temporary / "status.json", {**first, "error": None, **extra})
@@ -121,7 +123,7 @@ def _fits(have: Any, wanted: Any) -> bool:
     return set(wanted) <= set(have or ()) if isinstance(wanted, tuple) else have == wanted
 
 
-def new_id(config: RunConfig) -> str:
-    """A sortable id: UTC time, initialization, seed and four random characters."""
+def new_id(config: Mapping[str, Any]) -> str:
+    """A sortable id: UTC time, initialization, seed and six random characters."""
     stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
-    return f"{stamp}-{config.init}-s{config.init_seed}-{secrets.token_hex(2)}"
+    return f"{stamp}-{config.get('init', 'custom')}-s{config.get('init_seed', 0)}-{secrets.token_hex(3)}"

@@ -29,6 +29,7 @@ class RunWriter:
         self._scalars: dict[str, list[tuple]] = {"steps": [], "epochs": []}
         self._next = {name: self._first_free(name) for name in TABLES}
         self._flushed = clock()
+        self.recorded = 0
 
     def _first_free(self, table: str) -> int:
         last = max((end for _, end, _ in parts(self.run.path / "parts", table)), default=-1)
@@ -37,17 +38,16 @@ class RunWriter:
     def step(self, *values: float) -> None:
         """One row of ``steps``, in the schema's column order."""
         self._scalars["steps"].append(values)
+        self.recorded += 1
 
     def epoch(self, *values: float) -> None:
         """One row of ``epochs``, in the schema's column order."""
         self._scalars["epochs"].append(values)
 
     def layers(self, step: int, names: pa.Array, kinds: pa.Array, depths: pa.Array, values: Any) -> None:
-        """One row a layer. ``values``: float array of shape (len(LAYER_METRICS), layers); ``names`` and ``kinds`` are dictionary arrays."""
+        """One row a layer. ``values``: one array for each of ``LAYER_METRICS``; ``names`` and ``kinds`` are dictionary arrays."""
         columns = [pa.array([step] * len(depths), pa.int32()), names, depths, kinds]
-        for name, row in zip(LAYER_METRICS, values, strict=True):
-            column = pa.array(row)
-            columns.append(column.cast(SCHEMAS["layers"].field(name).type, safe=False))
+        columns += [pa.array(row, SCHEMAS["layers"].field(name).type) for name, row in zip(LAYER_METRICS, values, strict=True)]
         self._rows["layers"].append(pa.record_batch(columns, schema=SCHEMAS["layers"]))
 
     def flush_if_due(self) -> bool:
@@ -91,8 +91,12 @@ class RunWriter:
             for *_, path in last:
                 path.unlink(missing_ok=True)
 
+    def note(self, **changes: Any) -> None:
+        """Change the status in memory; the next flush writes it."""
+        self._state.update(changes)
+
     def update(self, **changes: Any) -> None:
-        """Merge ``changes`` into ``status.json`` and beat the heart. NaN and infinity become null in JSON, named in words."""
+        """Merge ``changes`` into ``status.json`` and beat the heart."""
         self._state.update(changes, heartbeat=time.time())
         write_json(self.run.path / "status.json", self._state)
 

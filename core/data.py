@@ -1,0 +1,254 @@
+"""Data sets as tensors: loaded once, split once, resized to the model's image size.
+
+``load(config)`` gives training and validation splits. Where the resized set is small it is held resized; where it is not
+(60,000 images at 224x224 are 12 GB) it is held as it was read and resized on the device, batch by batch.
+Files of the downloadable sets live in ``INITSCOPE_DATA``, by default ``~/.cache/initscope/data``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core import catalog
+from core.config import RunConfig
+from core.errors import ConfigError, DataUnavailable, one_line
+
+HOLD_RESIZED_BYTES = 1 << 30
+"""A split whose resized float32 images fit in this is held resized."""
+VALIDATION_SHARE = 0.2
+"""Share of the samples that become the validation split, for sets that come in one piece."""
+_SPLIT_SEED = 0
+
+
+@dataclass(frozen=True)
+class Split:
+    """``images``: (N, C, H, W) uint8 or float32, as read; ``labels``: (N,) int64 in 0..classes-1."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class RawData:
+    """A data set as read. ``white`` is the value of a white pixel; ``classes`` the number of classes."""
+
+    train: Split
+    validation: Split
+    classes: int
+    white: float
+
+
+class Data:
+    """Training and validation batches for one configuration, on one device.
+
+    ``channels`` and ``classes`` are what the model must take and give. Batches are (images float32
+    (N, channels, image_size, image_size), labels int64 (N,)).
+    """
+
+    def __init__(self, raw: RawData, config: RunConfig, device: torch.device | str = "cpu"):
+        train, validation = raw.train, raw.validation
+        if config.train_samples is not None:
+            train = Split(train.images[: config.train_samples], train.labels[: config.train_samples])
+        self.channels = config.in_channels or train.images.shape[1]
+        self.classes = config.num_classes or raw.classes
+        if self.classes < raw.classes:
+            raise ConfigError(f"num_classes {self.classes} is too small: {config.data} has {raw.classes} classes", "num_classes")
+        self.device = torch.device(device)
+        self.image_size = config.image_size
+        self.batch_size = config.batch_size
+        self.data_seed = config.data_seed
+        self._drop_single = config.batch_norm  # batch norm cannot take the statistics of one sample at 1x1 maps
+        self._offset, self._scale = _normalization(train, raw.white, self.channels, config.normalize)
+        self.train, self.train_ready = self._hold(train)
+        self.validation, self.validation_ready = self._hold(validation)
+        self.chance = float(torch.bincount(validation.labels).max()) / max(1, len(validation)) if len(validation) else 1 / self.classes
+        self.chance = max(self.chance, 1 / self.classes)
+
+    def _hold(self, split: Split) -> tuple[Split, bool]:
+        needed = len(split) * self.channels * self.image_size**2 * 4
+        ready = needed <= HOLD_RESIZED_BYTES
+        images = torch.cat([self.prepare(part) for part in split.images.split(1024)]) if ready else split.images
+        return Split(images.to(self.device), split.labels.to(self.device)), ready
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Raw images as the model takes them: scaled, channels adapted, resized (bilinear, antialiased)."""
+        x = adapt_channels(images.float(), self.channels)
+        x = (x - self._offset.to(x.device)) * self._scale.to(x.device)
+        if x.shape[-2:] != (self.image_size, self.image_size):
+            x = F.interpolate(x, size=(self.image_size, self.image_size), mode="bilinear", antialias=True)
+        return x
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one epoch; the last may be smaller."""
+        return len(self._starts(len(self.train)))
+
+    def _starts(self, samples: int) -> range:
+        if self._drop_single and samples > self.batch_size and samples % self.batch_size == 1:
+            samples -= 1
+        return range(0, samples, self.batch_size)
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The training batches of an epoch from ``first_batch`` on; their order depends on data_seed and epoch alone."""
+        generator = torch.Generator().manual_seed(self.data_seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.train), generator=generator).to(self.device)
+        for start in self._starts(len(order))[first_batch:]:
+            yield self._batch(self.train, self.train_ready, order[start : start + self.batch_size])
+
+    def validate(self, batch_size: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The validation batches, in order."""
+        size = batch_size or max(self.batch_size, 64)
+        for start in range(0, len(self.validation), size):
+            yield self._batch(self.validation, self.validation_ready, slice(start, start + size))
+
+    def _batch(self, split: Split, ready: bool, index: Tensor | slice) -> tuple[Tensor, Tensor]:
+        images = split.images[index]
+        return (images if ready else self.prepare(images)), split.labels[index]
+
+
+def load(config: RunConfig, device: torch.device | str = "cpu", progress: Callable[[str], None] = lambda text: None) -> Data:
+    """The data of a configuration. ``progress`` is told in words what takes time.
+
+    Raises DataUnavailable naming the folder for the files, ConfigError where config and data do not fit.
+    """
+    return Data(read(config.data, config.image_size, progress), config, device)
+
+
+def read(name: str, image_size: int, progress: Callable[[str], None] = lambda text: None) -> RawData:
+    """The raw data set of that name. Raises DataUnavailable."""
+    if name.startswith(catalog.IMAGE_FOLDER):
+        progress("reading images")
+        return _image_folder(Path(name.removeprefix(catalog.IMAGE_FOLDER)).expanduser(), image_size)
+    if name == "digits":
+        return _digits()
+    progress(f"loading {catalog.data_title(name)}")
+    return _torchvision(name)
+
+
+def data_root() -> Path:
+    """``INITSCOPE_DATA``, else ``~/.cache/initscope/data``."""
+    return Path(os.environ.get("INITSCOPE_DATA") or Path.home() / ".cache" / "initscope" / "data")
+
+
+def _digits() -> RawData:
+    """The 1,797 digits that come inside scikit-learn (``load_digits``): 8x8, values 0 to 16."""
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataUnavailable("the data set digits comes with scikit-learn, which is not installed: pip install scikit-learn")
+    # The file that sklearn.datasets.load_digits reads; importing sklearn for it would cost 1.4 s of every run's start.
+    table = np.loadtxt(Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz", delimiter=",", dtype=np.float32)
+    images = torch.from_numpy(table[:, :-1].copy()).view(-1, 1, 8, 8)
+    labels = torch.from_numpy(table[:, -1].astype(np.int64))
+    return RawData(*stratified_split(images, labels), classes=10, white=16.0)
+
+
+def _torchvision(name: str) -> RawData:
+    """FashionMNIST, MNIST or CIFAR-10 through torchvision; downloaded with a progress bar if not on disk yet."""
+    import torchvision.datasets as tv
+
+    kind, folder = {
+        "fashion_mnist": (tv.FashionMNIST, "FashionMNIST/raw"),
+        "mnist": (tv.MNIST, "MNIST/raw"),
+        "cifar10": (tv.CIFAR10, "."),
+    }[name]
+    root = data_root()
+    try:
+        try:
+            parts = [kind(root, train=train, download=False) for train in (True, False)]
+        except RuntimeError:  # torchvision's word for "not found or corrupted"
+            parts = [kind(root, train=train, download=True) for train in (True, False)]
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        files = " and ".join(_files_of(kind)[:2]) + " …"
+        raise DataUnavailable(
+            f"{catalog.data_title(name)} is not in {(root / folder).resolve()} and could not be downloaded "
+            f"({one_line(str(error), 80)}); put its files ({files}) there by hand, or use the embedded data: --data digits"
+        ) from None
+    train, validation = (Split(_as_images(part.data), torch.as_tensor(part.targets)) for part in parts)
+    return RawData(train, validation, classes=10, white=255.0)
+
+
+def _files_of(kind: type) -> list[str]:
+    if hasattr(kind, "resources"):
+        return [Path(name).stem for name, _ in kind.resources]
+    return [f"{kind.base_folder}/{name}" for name, _ in kind.train_list]
+
+
+def _as_images(data: Tensor | np.ndarray) -> Tensor:
+    """(N, H, W) or (N, H, W, C) to (N, C, H, W) uint8."""
+    images = torch.as_tensor(data)
+    return images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
+
+
+def _image_folder(folder: Path, image_size: int) -> RawData:
+    """One sub-folder of images a class (torchvision's ImageFolder), resized on reading; a fixed stratified split."""
+    from torchvision.datasets import ImageFolder
+
+    if not folder.is_dir():
+        raise DataUnavailable(f"no folder {folder}; image_folder:DIR needs one sub-folder of images for each class")
+    try:
+        listing = ImageFolder(str(folder))
+        images = [_read_image(listing.loader, path, image_size) for path, _ in listing.samples]
+    except (OSError, ValueError, SyntaxError) as error:  # FileNotFoundError: no class folders, or one without images
+        raise DataUnavailable(f"{folder} cannot be read as an image folder: {one_line(str(error), 200)}") from None
+    if len(listing.classes) < 2:
+        raise DataUnavailable(f"{folder} has {len(listing.classes)} class folder; at least two are needed")
+    labels = torch.tensor(listing.targets)
+    return RawData(*stratified_split(torch.stack(images), labels), classes=len(listing.classes), white=255.0)
+
+
+def _read_image(loader: Callable, path: str, image_size: int) -> Tensor:
+    image = loader(path).convert("RGB").resize((image_size, image_size))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def stratified_split(images: Tensor, labels: Tensor, share: float = VALIDATION_SHARE) -> tuple[Split, Split]:
+    """A fixed split in which each class gives the same share (at least one sample) to validation; both parts shuffled."""
+    generator = torch.Generator().manual_seed(_SPLIT_SEED)
+    order = torch.randperm(len(labels), generator=generator)
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = order[labels[order] == label]
+        held_out[members[: max(1, round(share * len(members)))]] = True
+    train, validation = order[~held_out[order]], order[held_out[order]]
+    if not len(train):
+        raise DataUnavailable("every class needs at least two samples: one to train on and one to validate")
+    return Split(images[train], labels[train]), Split(images[validation], labels[validation])
+
+
+def adapt_channels(x: Tensor, channels: int) -> Tensor:
+    """(N, C, H, W) to (N, channels, H, W): colour to grey by luminance (ITU-R BT.601), grey repeated. Raises ConfigError."""
+    have = x.shape[1]
+    if have == channels:
+        return x
+    if have == 3 and channels == 1:
+        return (x * torch.tensor([0.299, 0.587, 0.114], device=x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    if have == 1:
+        return x.expand(-1, channels, -1, -1)
+    raise ConfigError(f"in_channels {channels} does not fit data of {have} channels; use {have} or 1", "in_channels")
+
+
+def _normalization(train: Split, white: float, channels: int, how: str) -> tuple[Tensor, Tensor]:
+    """(offset, scale), each (1, channels, 1, 1): the model sees (pixel - offset) * scale."""
+    if how == "unit":
+        return torch.zeros(1, channels, 1, 1), torch.full((1, channels, 1, 1), 1 / white)
+    total, squares, count = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64), 0
+    for part in train.images.split(1024):
+        x = adapt_channels(part.float(), channels).double()
+        total += x.sum((0, 2, 3))
+        squares += x.square().sum((0, 2, 3))
+        count += x.numel() // channels
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
+    return mean.float().view(1, -1, 1, 1), std.reciprocal().float().view(1, -1, 1, 1)

@@ -1,0 +1,215 @@
+"""Hooks that measure every layer of a network during one training step, and change nothing.
+
+Three moments are watched: a layer's output in the forward pass, the gradients of its output and weight in the backward
+pass (the weight's before any clipping), and the weight around the optimizer's step. Each quantity is one number a layer,
+left on the device; ``collect`` stacks them into one tensor, so that a step costs at most one transfer.
+
+Reductions are chosen by measurement on a CPU core (one million float32): ``vector_norm`` 0.08 ms, a sum over samples as a
+matrix-vector product 0.05 ms, ``std`` 1.1 ms, ``var`` over samples 6.6 ms. They run over (samples, units) views in memory
+order, because the same reductions over a channels-last tensor's logical order are ten times slower.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from core.inits import LAYERS
+from core.schema import LAYER_METRICS
+
+RECTIFIERS = (nn.ReLU, nn.ReLU6)
+_SAFE_NORM = (1e-13, 1e15)
+"""Outside this range float32 squares may underflow or overflow, and the norm is taken again in float64."""
+
+
+class LayerMeter:
+    """Measures the convolutions and linear layers of ``model``; a context manager that always takes its hooks off.
+
+    ``armed`` decides whether the coming step is measured. Evaluation passes (``model.eval()`` or ``no_grad``) never are.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None):
+        self.model = model
+        self.optimizer = optimizer
+        self.layers: dict[str, nn.Module] = {name or "model": m for name, m in model.named_modules() if isinstance(m, LAYERS)}
+        self.names = list(self.layers)
+        self.kinds = [type(module).__name__.lower() for module in self.layers.values()]
+        self.weights = [module.weight for module in self.layers.values()]
+        self.armed = True
+        self.order: list[int] = []
+        self.activations: dict[str, str] = {}
+        self._values: list[dict[str, Tensor]] = [{} for _ in self.names]
+        self._before: list[Tensor] | None = None
+        self._handles: list[RemovableHandle] = []
+        self._latest: int | None = None
+
+    # -- hooks on and off
+
+    def __enter__(self) -> LayerMeter:
+        for i, module in enumerate(self.layers.values()):
+            self._handles.append(module.register_forward_hook(lambda m, inputs, output, i=i: self._after_layer(i, output)))
+            if module.weight.requires_grad:
+                self._handles.append(module.weight.register_post_accumulate_grad_hook(lambda p, i=i: self._after_gradient(i, p)))
+        for module in self.model.modules():
+            if is_activation(module):
+                self._handles.append(module.register_forward_hook(self._after_activation))
+        if self.optimizer is not None:
+            self._handles.append(self.optimizer.register_step_pre_hook(self._before_update))
+            self._handles.append(self.optimizer.register_step_post_hook(self._after_update))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._before = None
+
+    @property
+    def _watching(self) -> bool:
+        return self.armed and self.model.training and torch.is_grad_enabled()
+
+    # -- the three moments
+
+    def _after_layer(self, i: int, output: Any) -> None:
+        if not self._watching or not isinstance(output, Tensor):
+            return
+        if i not in self.order:
+            self.order.append(i)
+        self._latest = i
+        self._values[i].update(forward_statistics(output.detach()))
+        if output.requires_grad:
+            output.register_hook(lambda gradient, i=i: self._after_output_gradient(i, gradient))
+
+    def _after_output_gradient(self, i: int, gradient: Tensor) -> None:
+        if self.armed:
+            flat = by_sample(gradient.detach())
+            self._values[i]["activation_grad_rms"] = norm(flat) / math.sqrt(max(1, flat.numel()))
+
+    def _after_activation(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not self._watching or self._latest is None or not isinstance(output, Tensor):
+            return
+        self.activations[self.names[self._latest]] = type(module).__name__
+        if isinstance(module, RECTIFIERS):
+            highest = by_sample(output.detach()).amax(0)
+            self._values[self._latest]["dead_fraction"] = (highest <= 0).sum() / highest.numel()
+
+    def _after_gradient(self, i: int, weight: Tensor) -> None:
+        if self.armed and weight.grad is not None:
+            length = norm(weight.grad.detach())
+            self._values[i].update(grad_norm=length, grad_rms=length / math.sqrt(weight.numel()))
+
+    @torch.no_grad()
+    def _before_update(self, *_: object) -> None:
+        if not self.armed:
+            return
+        if self._before is None:
+            self._before = [torch.empty_like(weight) for weight in self.weights]
+        torch._foreach_copy_(self._before, self.weights)
+        for i, length in enumerate(torch._foreach_norm(self._before)):
+            self._values[i]["weight_norm"] = length
+
+    @torch.no_grad()
+    def _after_update(self, *_: object) -> None:
+        if not self.armed or self._before is None:
+            return
+        torch._foreach_sub_(self._before, self.weights)
+        for i, moved in enumerate(torch._foreach_norm(self._before)):
+            # A weight of exact zeros that stays so has moved by nothing, not by 0/0.
+            ratio = moved / self._values[i]["weight_norm"]
+            self._values[i]["update_ratio"] = torch.where(moved == 0, moved, ratio)
+
+    # -- the result
+
+    @torch.no_grad()
+    def collect(self) -> Tensor:
+        """One column a layer in execution order, one row a metric of ``LAYER_METRICS`` less ``nonfinite``; resets the step.
+
+        Shape (metrics, layers), float32, on the model's device. What was not measured (a frozen weight, a layer that
+        did not run, no optimizer given) is marked by the value ``MISSING``.
+        """
+        missing = torch.full((), MISSING, device=self.weights[0].device)
+        columns = []
+        for i in self._ordered():
+            values = self._values[i]
+            if "weight_norm" not in values:
+                values["weight_norm"] = norm(self.weights[i].detach())
+            columns.append(torch.stack([values.get(name, missing).to(torch.float32) for name in LAYER_METRICS[:-1]]))
+        self._values = [{} for _ in self.names]
+        self._latest = None
+        return torch.stack(columns, dim=1)
+
+    def discard(self) -> None:
+        """Forget the step that was being measured."""
+        self._values = [{} for _ in self.names]
+        self._latest = None
+
+    def _ordered(self) -> Iterable[int]:
+        """Layers in the order of their first execution; those never run last."""
+        return self.order + [i for i in range(len(self.names)) if i not in self.order]
+
+    def ordered_names(self) -> list[str]:
+        """Layer names in the order of ``collect``'s columns."""
+        return [self.names[i] for i in self._ordered()]
+
+    def ordered_kinds(self) -> list[str]:
+        """Layer kinds in the order of ``collect``'s columns."""
+        return [self.kinds[i] for i in self._ordered()]
+
+
+MISSING = -1e30
+"""Stands for "not measured" on the way from device to disk, where it becomes null; no metric takes this value."""
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether ``module`` is one of torch's element-wise nonlinearities."""
+    return type(module).__module__ == "torch.nn.modules.activation" and not isinstance(module, nn.MultiheadAttention)
+
+
+def by_sample(x: Tensor) -> Tensor:
+    """``x`` (samples first) as (samples, units), a view in memory order where that is possible."""
+    if x.dim() < 2:
+        return x.reshape(-1, 1)
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        x = x.permute(0, 2, 3, 1)
+    return x.reshape(x.shape[0], -1)
+
+
+def norm(x: Tensor) -> Tensor:
+    """L2 norm as a scalar tensor, right also where float32 squares would vanish (below 1e-19) or overflow."""
+    if x.device.type == "cuda":
+        return torch.linalg.vector_norm(x, dtype=torch.float64)
+    length = torch.linalg.vector_norm(x, dtype=torch.float32)
+    if x.device.type == "cpu":
+        if not _SAFE_NORM[0] < length < _SAFE_NORM[1]:
+            length = torch.linalg.vector_norm(x, dtype=torch.float64)
+        return length.double()
+    return length
+
+
+def forward_statistics(output: Tensor) -> dict[str, Tensor]:
+    """activation_mean, activation_std and signal_std of a layer's output (samples first).
+
+    ``signal_std`` is the population standard deviation of each unit across the samples, root-mean-squared over units. It
+    can be a millionth of the values themselves, so the first sample is subtracted before anything is squared: the
+    difference of two close floats is exact, and what is left has the size of the signal.
+    """
+    x = by_sample(output)
+    if x.dtype != torch.float32:
+        x = x.float()
+    samples, units = x.shape
+    count = max(1, x.numel())
+    difference = x - x[:1]
+    moved = torch.mv(difference.t(), torch.ones(samples, device=x.device))
+    mean = (samples * x[0].sum().double() + moved.sum().double()) / count if x.device.type != "mps" else x.mean()
+    variance = norm(x) ** 2 / count - mean**2
+    signal = norm(difference) ** 2 / count - (norm(moved) / samples) ** 2 / max(1, units)
+    return {
+        "activation_mean": mean,
+        "activation_std": variance.clamp(min=0).sqrt(),
+        "signal_std": signal.clamp(min=0).sqrt(),
+    }
