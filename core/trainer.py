@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from core import data, models
 from core.config import RunConfig
-from core.errors import ConfigError, RunStateError
+from core.errors import ConfigError
 from core.outcome import judge
 from core.recorder import Recorder
 from core.schema import Outcome, Status
@@ -310,24 +310,3 @@ def evaluate(model: nn.Module, loaded: data.Data, config: RunConfig) -> tuple[fl
     finally:
         model.train(training)
     return loss_sum / samples, correct / samples
-
-
-def resumable(run: Run) -> None:
-    """Raises RunStateError, saying why, if ``run`` cannot be resumed."""
-    status = run.state()["status"]
-    if status == Status.FINISHED:
-        raise RunStateError(f"run {run.id} has finished; there is nothing to resume")
-    if status in (Status.RUNNING, Status.STOPPING, Status.QUEUED):
-        raise RunStateError(f"run {run.id} is {status} already")
-
-
-def final_numbers(run: Run) -> dict[str, float | None]:
-    """loss, accuracy, val_loss, val_accuracy of the last epoch, from the status."""
-    state = run.state()
-    return {
-        "loss": state.get("train_loss", state.get("loss")),
-        "accuracy": state.get("train_accuracy", state.get("accuracy")),
-        "val_loss": state.get("val_loss"),
-        "val_accuracy": state.get("val_accuracy"),
-    }
-

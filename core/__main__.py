@@ -1,0 +1,268 @@
+"""The command line: ``python -m core COMMAND``. Results on standard output, progress and messages on standard error.
+
+Exit status 0: it did what was asked (a network that does not converge is a result); 1: a run failed; 2: bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from core import config as configs
+from core.config import OPTIONS, PRESETS, RunConfig
+from core.errors import ConfigError, InitScopeError, TrainingFailed, one_line
+from core.schema import LIVE
+from core.store import Run, RunInfo, Runs, default_root
+
+DEFAULT_PRESET = "quick"
+STOP_WAIT_SECONDS = 60
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    try:
+        given = build_parser().parse_args(arguments)
+        result = given.command(given)
+        if given.json:
+            print(json.dumps(finite(result), ensure_ascii=False))
+        return 0
+    except InitScopeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):  # noqa: PLR0124
+        return None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
+
+
+# ---------------------------------------------------------------- the parser
+
+
+def build_parser() -> Parser:
+    """Every command with its arguments; config flags come from the config's own declaration."""
+    common = Parser(add_help=False)
+    common.add_argument("--runs", metavar="DIR", default=None, help="folder of all runs (INITSCOPE_RUNS; default runs/)")
+    common.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
+    configured = Parser(add_help=False, parents=[common], allow_abbrev=False)
+    configured.add_argument("--preset", choices=tuple(PRESETS), default=None, help=f"where to start from (default {DEFAULT_PRESET})")
+    configured.add_argument("--config", metavar="FILE", help="a JSON file of config fields, over the preset")
+    for spec in OPTIONS.values():
+        configured.add_argument(
+            spec.flag,
+            dest=f"field_{spec.name}",
+            metavar=spec.kind.__name__.upper() if not spec.choices else "NAME",
+            nargs="?" if spec.kind is bool else None,
+            const="true" if spec.kind is bool else None,
+            help=f"{spec.help} ({spec.expected}; default {one_line(spec.default)})".replace("%", "%%"),
+        )
+
+    parser = Parser(prog="python -m core", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+
+    def add(name: str, command: Callable, help: str, parent: Parser = common) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, parents=[parent], help=help, description=help, allow_abbrev=False)
+        added.set_defaults(command=command)
+        return added
+
+    train = add("train", train_command, "train one run here, or --detach it into the queue", configured)
+    train.add_argument("--detach", action="store_true", help="queue the run and return at once")
+    add("runs", runs_command, "list all runs")
+    compare = add("compare", compare_command, "did B fix what A suffers from?")
+    compare.add_argument("a", metavar="A", help="a run id, or a group such as init=default,sweep=ID")
+    compare.add_argument("b", metavar="B")
+    for name, command, help in (
+        ("stop", stop_command, "stop a run after its current step; it can be resumed"),
+        ("resume", resume_command, "go on with a stopped, failed or crashed run, from its checkpoint"),
+        ("delete", delete_command, "delete the folder of a run that has ended"),
+    ):
+        add(name, command, help).add_argument("run", metavar="RUN", help="a run id")
+    return parser
+
+
+def config_from(given: argparse.Namespace) -> RunConfig:
+    """The config that preset, file and flags make together, each over the one before. Raises ConfigError."""
+    base = configs.preset(given.preset or DEFAULT_PRESET)
+    values = base.to_dict()
+    if given.config:
+        try:
+            saved = json.loads(Path(given.config).read_bytes())
+        except OSError as error:
+            raise ConfigError(f"cannot read {given.config}: {error.strerror or error}") from None
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{given.config} is not valid JSON: {one_line(str(error))}") from None
+        if not isinstance(saved, dict):
+            raise ConfigError(f"{given.config} must hold a JSON object, not {one_line(saved)}")
+        # A run's own config.json is welcome as it is.
+        values.update(saved["config"] if isinstance(saved.get("config"), dict) else saved)
+    values.update({name: value for name in OPTIONS if (value := getattr(given, f"field_{name}")) is not None})
+    return RunConfig.from_dict(values)
+
+
+def runs_of(given: argparse.Namespace) -> Runs:
+    return Runs(given.runs or default_root())
+
+
+# ---------------------------------------------------------------- commands
+
+
+def train_command(given: argparse.Namespace) -> dict[str, Any]:
+    config, runs = config_from(given), runs_of(given)
+    if given.detach:
+        from core.launcher import submit
+
+        [run] = submit(runs, [config])
+        print(f"queued {run.id}", file=sys.stderr)
+        return {"run": run.id, "status": str(run.state()["status"])}
+    from core.trainer import pick_device
+
+    pick_device(config.device)  # refused before a folder is made
+    return _train_here(runs.create(config))
+
+
+def _train_here(run: Run) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    from core.worker import work
+
+    print(f"{run.id}: {run.config().title} in {run.path}", file=sys.stderr)
+    bar = tqdm(unit="step", dynamic_ncols=True, leave=True, file=sys.stderr, mininterval=0.3)
+
+    def progress(position: Any, total: int) -> None:
+        bar.total = total
+        bar.set_description(f"epoch {position.epoch + 1}", refresh=False)
+        bar.set_postfix(loss=f"{position.loss_sum / max(1, position.samples):.3f}", refresh=False)
+        bar.update(position.step - bar.n)
+
+    try:
+        work(run, progress)
+    except (InitScopeError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise TrainingFailed(f"run {run.id} failed: {first} (traceback in {run.path / 'log.txt'})") from error
+    finally:
+        bar.close()
+    result = train_result(run)
+    print(_sentence(run.info()))
+    return result
+
+
+def train_result(run: Run) -> dict[str, Any]:
+    """The JSON of ``train`` and ``resume``."""
+    state = run.state()
+    final = {
+        "loss": state.get("train_loss", state.get("loss")),
+        "accuracy": state.get("train_accuracy", state.get("accuracy")),
+        "val_loss": state.get("val_loss"),
+        "val_accuracy": state.get("val_accuracy"),
+    }
+    return {"run": run.id, "status": state["status"], "outcome": state["outcome"], "final": final, "seconds": state.get("seconds")}
+
+
+def _sentence(info: RunInfo) -> str:
+    word = str(info.outcome or info.status).replace("_", " ")
+    accuracy = info.state.get("val_accuracy")
+    chance = info.state.get("chance")
+    numbers = f"validation accuracy {accuracy:.1%}, guessing gives {chance:.1%}" if isinstance(accuracy, float) and chance else f"loss {info.loss}"
+    return f"{info.run}: {word} after {info.state.get('step')} steps ({numbers})"
+
+
+def runs_command(given: argparse.Namespace) -> dict[str, Any]:
+    infos = runs_of(given).list()
+    if not given.json:
+        if not infos:
+            print("no runs yet; start one: python -m core train --preset quick --init default", file=sys.stderr)
+        for info in infos:
+            loss = "" if info.loss is None else f"{info.loss:.3f}"
+            accuracy = "" if info.accuracy is None else f"{info.accuracy:.1%}"
+            print(f"{info.run:45} {info.status:10} {info.outcome or '':14} {loss:>8} {accuracy:>7}  {info.name}")
+    return {"runs": [run_row(info) for info in infos]}
+
+
+def run_row(info: RunInfo) -> dict[str, Any]:
+    """One row of the JSON of ``runs``."""
+    return {
+        "run": info.run,
+        "name": info.name,
+        "status": info.status,
+        "outcome": info.outcome,
+        "init": info.init,
+        "loss": info.loss,
+        "accuracy": info.accuracy,
+        **({"error": info.error} if info.error else {}),
+    }
+
+
+def compare_command(given: argparse.Namespace) -> dict[str, Any]:
+    from core.diagnosis.compare import compare
+
+    runs = runs_of(given)
+    result = compare(runs.select(given.a), runs.select(given.b))
+    if not given.json:
+        print(result.headline)
+        if result.warning:
+            print(result.warning)
+        for row in result.layers:
+            ratio = row["log10_grad_ratio"]
+            print(f"  {row['layer']:12} first-step gradient B/A: {'undefined' if ratio is None else f'10^{ratio:+.1f}'}")
+    return result.to_dict()
+
+
+def stop_command(given: argparse.Namespace) -> dict[str, Any]:
+    from core import launcher
+
+    runs = runs_of(given)
+    run = runs.get(given.run)
+    launcher.stop(runs, run)
+    deadline = time.monotonic() + STOP_WAIT_SECONDS
+    while run.state()["status"] in LIVE and time.monotonic() < deadline:
+        time.sleep(0.1)
+    status = run.state()["status"]
+    print(f"{run.id}: {status}", file=sys.stderr)
+    return {"run": run.id, "status": status}
+
+
+def resume_command(given: argparse.Namespace) -> dict[str, Any]:
+    from core import launcher
+
+    run = runs_of(given).get(given.run)
+    launcher.check_resumable(run)
+    (run.path / "stop").unlink(missing_ok=True)
+    return _train_here(run)
+
+
+def delete_command(given: argparse.Namespace) -> dict[str, Any]:
+    run = runs_of(given).get(given.run)
+    run.delete()
+    print(f"deleted {run.id}", file=sys.stderr)
+    return {"run": run.id, "deleted": True}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

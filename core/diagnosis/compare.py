@@ -1,0 +1,186 @@
+"""Did changing it fix it? Two runs, or two groups of runs over seeds, and one verdict with its evidence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from core.config import OPTIONS
+from core.diagnosis.statistics import cohens_h, fisher_exact, newcombe
+from core.schema import Outcome, Verdict
+from core.store import Run, RunInfo
+
+INIT_FIELDS = ("init", "gain", "init_seed")
+"""Fields that may differ in a fair comparison of initializations."""
+INNOCENT_FIELDS = ("name", "tags", "sweep", "record_every", "checkpoint", "threads")
+"""Fields that change no training outcome worth the name."""
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The answer of ``compare``. ``converged`` maps a and b to [k, n]; ``interval`` is of the difference of rates b - a."""
+
+    verdict: Verdict
+    headline: str
+    converged: dict[str, list[int]]
+    p_value: float
+    interval: list[float]
+    effect: float
+    changed_fields: dict[str, list[Any]]
+    fair: bool
+    warning: str | None
+    layers: list[dict[str, Any]]
+    runs: dict[str, list[str]]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare(a: Sequence[Run], b: Sequence[Run]) -> Comparison:
+    """Compare group ``a`` (usually the suspected initialization) with group ``b`` (usually its fix)."""
+    infos_a, infos_b = [run.info() for run in a], [run.info() for run in b]
+    (k_a, n_a), (k_b, n_b) = _count(infos_a), _count(infos_b)
+    p_value = fisher_exact(k_a, n_a, k_b, n_b)
+    verdict = judge_rates(k_a, n_a, k_b, n_b, p_value)
+    changed = changed_between([i.config for i in infos_a], [i.config for i in infos_b])
+    unfair = [field for field in changed if field not in INIT_FIELDS]
+    label_a, label_b = labels(infos_a, infos_b, changed)
+    return Comparison(
+        verdict=verdict,
+        headline=headline(verdict, label_a, label_b, (k_a, n_a), (k_b, n_b), p_value, infos_a + infos_b),
+        converged={"a": [k_a, n_a], "b": [k_b, n_b]},
+        p_value=p_value,
+        interval=list(newcombe(k_a, n_a, k_b, n_b)),
+        effect=cohens_h(k_a, n_a, k_b, n_b),
+        changed_fields=changed,
+        fair=not unfair,
+        warning=_warning(unfair),
+        layers=gradient_ratios(a, b),
+        runs={"a": [run.id for run in a], "b": [run.id for run in b]},
+    )
+
+
+def _count(infos: Sequence[RunInfo]) -> tuple[int, int]:
+    """(converged, decided): a run that is live, undecided or failed says nothing about convergence."""
+    decided = [info for info in infos if info.outcome in (Outcome.CONVERGED, Outcome.NOT_CONVERGED, Outcome.DIVERGED) and not info.live]
+    return sum(info.outcome == Outcome.CONVERGED for info in decided), len(decided)
+
+
+def judge_rates(k_a: int, n_a: int, k_b: int, n_b: int, p_value: float) -> Verdict:
+    """The verdict for k_a of n_a and k_b of n_b converged.
+
+    A side "trains" if more than half of its runs converge. Where the sides differ, the difference must be unanimous
+    (none against all) or significant (Fisher, p < 0.05); else it is undecided.
+    """
+    if not n_a or not n_b:
+        return Verdict.UNDECIDED
+    rate_a, rate_b = k_a / n_a, k_b / n_b
+    clear = p_value < SIGNIFICANT or {rate_a, rate_b} == {0.0, 1.0}
+    if (rate_a > 0.5) == (rate_b > 0.5):
+        if p_value < SIGNIFICANT and rate_a > 0.5:
+            return Verdict.FIXED if rate_b > rate_a else Verdict.WORSE
+        return Verdict.NOT_NEEDED if rate_a > 0.5 else Verdict.NOT_FIXED
+    if not clear:
+        return Verdict.UNDECIDED
+    return Verdict.FIXED if rate_b > rate_a else Verdict.WORSE
+
+
+def changed_between(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """{field: [value in a, value in b]} for fields whose values differ between the groups; several values as a list."""
+    changed = {}
+    for field in OPTIONS:
+        if field in INNOCENT_FIELDS:
+            continue
+        values_a, values_b = _distinct(c.get(field) for c in a), _distinct(c.get(field) for c in b)
+        if values_a != values_b:
+            changed[field] = [_single(values_a), _single(values_b)]
+    return changed
+
+
+def _distinct(values: Any) -> list[Any]:
+    return sorted({repr(value): value for value in values}.values(), key=repr)
+
+
+def _single(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values
+
+
+def labels(a: Sequence[RunInfo], b: Sequence[RunInfo], changed: Mapping[str, list[Any]]) -> tuple[str, str]:
+    """What to call the two sides: by initialization if that differs, else by what does, else by name."""
+    if "init" in changed:
+        return tuple(str(value) if not isinstance(value, list) else "+".join(map(str, value)) for value in changed["init"])  # type: ignore[return-value]
+    field = next((name for name in changed if name != "init_seed"), None)
+    if field:
+        return tuple(f"{field} {value}" for value in changed[field])  # type: ignore[return-value]
+    return (a[0].name, b[0].name) if len(a) == len(b) == 1 else ("A", "B")
+
+
+def headline(
+    verdict: Verdict,
+    label_a: str,
+    label_b: str,
+    a: tuple[int, int],
+    b: tuple[int, int],
+    p_value: float,
+    infos: Sequence[RunInfo],
+) -> str:
+    """One sentence with the number of seeds in it."""
+    word = str(verdict).replace("_", " ")
+    if not a[1] or not b[1]:
+        waiting = [info for info in infos if info.live]
+        if waiting:
+            return f"{word}: {len(waiting)} of {len(infos)} runs are still going"
+        missing = label_a if not a[1] else label_b
+        return f"{word}: no run with {missing} has come far enough to tell"
+    counts = f"{b[0]} of {b[1]} converge with {label_b}, {a[0]} of {a[1]} with {label_a}"
+    if a[1] == b[1] == 1:
+        return f"{word}: {counts} (one seed each: an anecdote, not yet evidence)"
+    return f"{word}: {counts} (p = {p_value:.2g})"
+
+
+def _warning(unfair: Sequence[str]) -> str | None:
+    if not unfair:
+        return None
+    return f"More than the initialization differs ({', '.join(unfair)}): the outcome may have another cause."
+
+
+def gradient_ratios(a: Sequence[Run], b: Sequence[Run], metric: str = "grad_norm") -> list[dict[str, Any]]:
+    """For every layer both groups have: log10 of the first recorded step's gradient norm, b over a, median over runs.
+
+    None where a gradient is zero or not finite.
+    """
+    first_a, first_b = _first_step(a, metric), _first_step(b, metric)
+    return [
+        {"layer": layer, "log10_grad_ratio": _difference(_median_log(first_b[layer]), _median_log(values))}
+        for layer, values in first_a.items()
+        if layer in first_b
+    ]
+
+
+def _first_step(runs: Sequence[Run], metric: str) -> dict[str, list[float | None]]:
+    """{layer: its first recorded values, one a run}, layers in order of depth."""
+    found: dict[str, list[float | None]] = {}
+    for run in runs:
+        rows = run.read("layers", ["step", "layer", "depth", metric])
+        if rows.num_rows:
+            first = rows.filter(pc.equal(rows["step"], pc.min(rows["step"]))).sort_by("depth")
+            for layer, value in zip(first["layer"].to_pylist(), first[metric].to_pylist(), strict=True):
+                found.setdefault(layer, []).append(value)
+    return found
+
+
+def _median_log(values: Sequence[float | None]) -> float | None:
+    logs = sorted(math.log10(v) for v in values if v is not None and math.isfinite(v) and v > 0)
+    if len(logs) < len(values) or not logs:
+        return None
+    middle = len(logs) // 2
+    return logs[middle] if len(logs) % 2 else (logs[middle - 1] + logs[middle]) / 2
+
+
+def _difference(b: float | None, a: float | None) -> float | None:
+    return None if a is None or b is None else b - a

@@ -1,0 +1,281 @@
+"""Queue, start, supervise, stop: training runs as processes of their own.
+
+A queued run has a marker in ``runs/.queue/``. One supervisor a folder (it holds a lock) loads torch once, forks a worker
+for each run as cores come free, and writes down when one died. Workers are sessions of their own: they outlive the
+supervisor, the dashboard and the terminal. A supervisor that comes later adopts them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from core.config import RunConfig
+from core.errors import RunFolderError, RunStateError
+from core.schema import LIVE, Status
+from core.store import Run, Runs, RunWriter, process_alive
+from core.worker import claimed
+
+IDLE_SECONDS = 120
+"""An idle supervisor leaves after so long; the next launch starts another."""
+POLL_SECONDS = 0.1
+LOCK = ".supervisor.lock"
+LOG = ".supervisor.log"
+QUEUE = ".queue"
+
+
+# ---------------------------------------------------------------- what others call
+
+
+def submit(runs: Runs, configs: Sequence[RunConfig]) -> list[Run]:
+    """Queue one run a config, in order, and make sure that somebody starts them."""
+    made = [runs.create(config) for config in configs]
+    for run in made:
+        _mark(runs, run)
+    ensure_supervisor(runs)
+    return made
+
+
+def resume(runs: Runs, run: Run) -> None:
+    """Queue an ended run again; it goes on from its checkpoint. Raises RunStateError if it has finished or is live."""
+    check_resumable(run)
+    with claimed(run):
+        (run.path / "stop").unlink(missing_ok=True)
+        RunWriter(run).update(status=str(Status.QUEUED), outcome=None, error=None, ended=None)
+    _mark(runs, run)
+    ensure_supervisor(runs)
+
+
+def check_resumable(run: Run) -> None:
+    """Raises RunStateError, saying why, if ``run`` cannot be resumed."""
+    status = run.state()["status"]
+    if status == Status.FINISHED:
+        raise RunStateError(f"run {run.id} has finished; there is nothing to resume")
+    if status in LIVE:
+        raise RunStateError(f"run {run.id} is {status} already")
+
+
+def stop(runs: Runs, run: Run) -> None:
+    """Ask a run to stop: a running one after its current step, a queued one at once. Raises RunStateError if it has ended."""
+    run.request_stop()
+    if run.state()["status"] == Status.QUEUED:
+        with contextlib.suppress(RunStateError), claimed(run):  # a worker that got it first will see the request
+            _end_queued(runs, run)
+
+
+def ensure_supervisor(runs: Runs) -> None:
+    """Start a supervisor for this folder unless one is there."""
+    with _lock(runs.root) as ours:
+        if not ours:
+            return
+    root = runs.root.resolve()
+    with open(root / LOG, "ab") as output:
+        subprocess.Popen(
+            [sys.executable, "-m", "core.launcher", str(root)],
+            cwd=Path(__file__).resolve().parents[1],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def slots() -> int:
+    """How many processor threads may train at once: ``INITSCOPE_SLOTS``, else the cores this process may use."""
+    wanted = os.environ.get("INITSCOPE_SLOTS", "")
+    return max(1, int(wanted)) if wanted.isdigit() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def queued(runs: Runs) -> list[str]:
+    """Ids of the runs that wait, first come first."""
+    try:
+        names = os.listdir(runs.root / QUEUE)
+    except FileNotFoundError:
+        return []
+    return [name.split("~", 1)[1] for name in sorted(names) if "~" in name]
+
+
+# ---------------------------------------------------------------- the queue on disk
+
+
+def _mark(runs: Runs, run: Run) -> None:
+    folder = runs.root / QUEUE
+    folder.mkdir(exist_ok=True)
+    (folder / f"{time.time_ns():020d}~{run.id}").touch()
+
+
+def _unmark(runs: Runs, run_id: str) -> None:
+    for path in (runs.root / QUEUE).glob(f"*~{run_id}"):
+        path.unlink(missing_ok=True)
+
+
+def _end_queued(runs: Runs, run: Run) -> None:
+    (run.path / "stop").unlink(missing_ok=True)
+    RunWriter(run).update(status=str(Status.STOPPED), outcome="undecided", ended=time.time())
+    _unmark(runs, run.id)
+
+
+@contextlib.contextmanager
+def _lock(root: Path) -> Iterator[bool]:
+    """Whether the supervisor's lock could be taken; held until the block ends."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = open(root / LOCK, "a")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise RunFolderError(f"cannot write into {root}: {error.strerror or error}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+# ---------------------------------------------------------------- the supervisor
+
+
+class Supervisor:
+    """Starts queued runs while threads are free, and notices when a worker died."""
+
+    def __init__(self, runs: Runs):
+        self.runs = runs
+        self.children: dict[int, Run] = {}
+        self.adopted: dict[str, Run] = {}
+
+    def serve(self) -> None:
+        """Work until idle for ``IDLE_SECONDS``."""
+        self._take_over()
+        last_busy = time.monotonic()
+        while True:
+            self._reap()
+            waiting = self._start_what_fits()
+            if self.children or self.adopted or waiting:
+                last_busy = time.monotonic()
+            elif time.monotonic() - last_busy > IDLE_SECONDS or not self.runs.root.exists():
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _take_over(self) -> None:
+        """After a supervisor that died: adopt its workers, and mark again what was queued."""
+        marked = set(queued(self.runs))
+        for info in reversed(self.runs.list()):
+            if info.status == Status.QUEUED and info.run not in marked:
+                _mark(self.runs, self.runs.get(info.run))
+            elif info.status in (Status.RUNNING, Status.STOPPING):
+                self.adopted[info.run] = self.runs.get(info.run)
+            elif info.status == Status.CRASHED:
+                self._record_death(self.runs.get(info.run), "its process is gone")
+
+    def _start_what_fits(self) -> int:
+        """Start waiting runs in order while their threads fit; returns how many still wait."""
+        waiting = queued(self.runs)
+        for run_id in waiting:
+            run = Run(self.runs.root / run_id)
+            state = run.info()
+            if state.status != Status.QUEUED:
+                _unmark(self.runs, run_id)  # deleted, stopped, or started by hand meanwhile
+                continue
+            if run.stop_requested():
+                with contextlib.suppress(RunStateError), claimed(run):
+                    _end_queued(self.runs, run)
+                continue
+            if not self._fits(threads_of(state.config)):
+                break
+            self._start(run)
+            _unmark(self.runs, run_id)
+        return len(queued(self.runs))
+
+    def _fits(self, threads: int) -> bool:
+        busy = [threads_of(run.info().config) for run in [*self.children.values(), *self.adopted.values()]]
+        return not busy or sum(busy) + threads <= slots()
+
+    def _start(self, run: Run) -> None:
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid:
+            self.children[pid] = run
+            return
+        status = 1
+        try:
+            os.setsid()
+            _drop_inherited_lock()
+            with open(run.path / "log.txt", "ab") as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+            from core.worker import main_in_child
+
+            status = main_in_child(run)
+        finally:
+            os._exit(status)  # the parent's cleanup is not the child's
+
+    def _reap(self) -> None:
+        while self.children:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            run = self.children.pop(pid, None)
+            if run is not None and os.WIFSIGNALED(status):
+                number = os.WTERMSIG(status)
+                self._record_death(run, f"killed by signal {number} ({signal.Signals(number).name})")
+            elif run is not None:
+                self._record_death(run, f"exited with status {os.waitstatus_to_exitcode(status)} without a word")
+        for run_id, run in list(self.adopted.items()):
+            state = run.info().state
+            if not process_alive(state.get("pid"), state.get("pid_created")):
+                del self.adopted[run_id]
+                self._record_death(run, "its process is gone")
+
+    def _record_death(self, run: Run, how: str) -> None:
+        """Write ``crashed`` for a run whose process ended without writing an end."""
+        if not (run.path / "status.json").exists():
+            return  # deleted
+        with contextlib.suppress(RunStateError, RunFolderError), claimed(run):
+            state = run.json_file("status.json")
+            if state.get("status") in (Status.RUNNING, Status.QUEUED):
+                RunWriter(run).update(status=str(Status.CRASHED), error=f"the training process was {how}", ended=time.time())
+                (run.path / "stop").unlink(missing_ok=True)
+
+
+def threads_of(config: object) -> int:
+    """Threads that a run with this config (a mapping) takes from the machine."""
+    wanted = config.get("threads") if isinstance(config, dict) else 0
+    return min(wanted, slots()) if isinstance(wanted, int) and wanted > 0 else slots()
+
+
+_inherited: list[int] = []
+
+
+def _drop_inherited_lock() -> None:
+    """A forked worker must not keep the supervisor's lock alive."""
+    for number in _inherited:
+        os.close(number)
+
+
+def main(root: str) -> int:
+    """Supervise ``root`` until idle; returns at once if another supervisor is there."""
+    import core.trainer  # noqa: F401  loaded once, so that forked workers start without waiting for torch
+
+    runs = Runs(root)
+    while True:
+        with open(runs.root / LOCK, "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return 0
+            _inherited[:] = [file.fileno()]
+            Supervisor(runs).serve()
+        # A run queued between the last look and the lock's release would wait for ever: look once more.
+        if not runs.root.exists() or not queued(runs):
+            return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

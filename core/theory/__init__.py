@@ -1,0 +1,91 @@
+"""What mean-field theory predicts for every layer, before a single tensor of the network is touched.
+
+From the variances of the initialization, exact fans and a handful of numbers about the batch: how large the
+pre-activations are, how much of the input is left in them, and how large the gradients will be. The recursion is that
+of Poole et al. 2016 and Schoenholz et al. 2017 (variance and correlation), for ReLU with the arc-cosine kernel of
+Cho and Saul 2009, for convolutions as in Xiao et al. 2018; its special cases without biases are Glorot and Bengio 2010
+and He et al. 2015. Zero padding, max pooling, the number of samples and their labels are accounted for. No torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from core.theory import kernels
+from core.theory.fields import InputStats, input_stats
+from core.theory.layers import Activation, Layer, MaxPool, Weighted
+from core.theory.networks import TheoryUnavailable, bias_std, module_layers, vgg_layers, weight_std
+
+__all__ = [
+    "METRICS", "InputStats", "TheoryUnavailable", "bias_std", "input_stats", "module_layers", "predict", "vgg_layers", "weight_std",
+]  # fmt: skip
+
+METRICS = ("activation_rms", "signal_std", "correlation", "activation_grad_rms", "grad_rms")
+"""The five quantities a layer, in the order of the signal's way there and the error's way back:
+
+- ``activation_rms``: root mean square of the layer's pre-activations over samples and units.
+- ``signal_std``: standard deviation of a unit across the samples of the batch (divided by the batch size, not one
+  less), root-mean-squared over units.
+- ``correlation``: mean cosine between the pre-activation vectors (all units and pixels, not centred) of two samples.
+- ``activation_grad_rms``: root mean square of the gradient of the mean cross-entropy for the pre-activations.
+- ``grad_rms``: root mean square of the gradient of the mean cross-entropy for the layer's weight.
+"""
+
+
+def predict(layers: Sequence[Layer], stats: InputStats) -> list[dict[str, float | str | int | None]]:
+    """One row a convolution or linear layer, in order: ``layer``, ``depth`` (0 = nearest the input), ``kind`` and METRICS.
+
+    The last weighted layer's outputs are taken as the logits of a softmax cross-entropy over its units. ``signal_std``
+    and ``correlation`` are None for a batch of one.
+    """
+    layers = _pool_first(layers)
+    fields = [stats.field()]
+    for layer in layers:
+        fields.append(layer.forward(fields[-1], stats.batch))
+    grads = _error(fields[-1], _classes(layers), stats)
+    rows = []
+    for layer, inputs, outputs in reversed(list(zip(layers, fields[:-1], fields[1:], strict=True))):
+        if isinstance(layer, Weighted):
+            square = layer.weight_grad_square(grads, inputs, stats.batch)
+            rows.append({"layer": layer.name, "kind": layer.kind, **_row(outputs, grads, square, stats.batch)})
+        grads = layer.backward(grads, inputs, stats.batch)
+    return [{"layer": row.pop("layer"), "depth": depth, **row} for depth, row in enumerate(reversed(rows))]
+
+
+def _pool_first(layers: Sequence[Layer]) -> list[Layer]:
+    """Max pooling before the activation: the same for an increasing function, and the maximum is then of Gaussians."""
+    result = list(layers)
+    for i in range(len(result) - 1):
+        if isinstance(result[i], Activation) and isinstance(result[i + 1], MaxPool):
+            result[i], result[i + 1] = result[i + 1], result[i]
+    return result
+
+
+def _classes(layers: Sequence[Layer]) -> int:
+    last = next(layer for layer in reversed(layers) if isinstance(layer, Weighted))
+    return last.fan_out // math.prod(last.kernel)
+
+
+def _error(logits, classes: int, stats: InputStats) -> np.ndarray:
+    """Covariance of (softmax - one-hot) / batch within and between samples, shape (2, 1, 1); labels independent of logits.
+
+    E |p - y|^2 = E sum p^2 - 2 / classes + 1 within a sample; between two, E sum p p' - 2 / classes + P(same class).
+    """
+    within, between = kernels.softmax_overlap(logits.square, float(logits.apart[0, 0]), classes)
+    squares = np.array([within + 1, between + stats.same_label]) - 2 / classes
+    return (squares / classes / stats.batch**2).reshape(2, 1, 1)
+
+
+def _row(outputs, grads: np.ndarray, weight_grad_square: float, batch: int) -> dict[str, float | None]:
+    square, several = outputs.square, batch > 1
+    cosine = 1 - float(outputs.sample[0, 0]) / square if square > 0 else None
+    return {
+        "activation_rms": math.sqrt(square),
+        "signal_std": math.sqrt(max(float(outputs.apart[0, 0]), 0.0) * (1 - 1 / batch)) if several else None,
+        "correlation": cosine if several else None,
+        "activation_grad_rms": math.sqrt(max(float(grads[0, 0, 0]), 0.0)),
+        "grad_rms": math.sqrt(weight_grad_square),
+    }

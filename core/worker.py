@@ -1,0 +1,113 @@
+"""One training run in one process: locks, signals and log around ``trainer.train``."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from core.errors import InitScopeError, RunStateError
+from core.schema import Outcome
+from core.store import Run
+
+log = logging.getLogger("initscope")
+
+
+def work(run: Run, progress: Callable[[Any, int], None] = lambda position, total: None) -> Outcome:
+    """Train ``run`` here and now. SIGTERM and the first Ctrl-C stop it gracefully; its story goes to ``log.txt``.
+
+    Raises RunStateError if another process works on it.
+    """
+    with claimed(run), logging_to(run), graceful_signals(run):
+        from core import trainer  # torch: only where training happens
+
+        config = run.config()
+        log.info("start %s: %s on %s, init %s, seed %d", run.id, config.model, config.data, config.init, config.init_seed)
+        told = _EpochTeller(run, progress)
+        try:
+            outcome = trainer.train(run, told)
+        except InitScopeError as error:
+            log.error("%s", error)
+            raise
+        except Exception:
+            log.exception("failed")
+            raise
+        log.info("end: %s, %s", run.state()["status"], outcome)
+        return outcome
+
+
+class _EpochTeller:
+    """Passes progress on, and writes a log line when an epoch has passed."""
+
+    def __init__(self, run: Run, progress: Callable[[Any, int], None]):
+        self.run, self.progress, self.epoch = run, progress, -1
+
+    def __call__(self, position: Any, total: int) -> None:
+        if position.epoch != self.epoch:
+            self.epoch = position.epoch
+            mean = position.loss_sum / max(1, position.samples)
+            log.info("epoch %d, step %d of %d, loss %.4f", position.epoch, position.step, total, mean)
+        self.progress(position, total)
+
+
+@contextlib.contextmanager
+def claimed(run: Run) -> Iterator[None]:
+    """Hold the run's lock: one process a run, whoever starts it. Raises RunStateError if it is held."""
+    with open(run.path / "worker.lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunStateError(f"another process is working on run {run.id}") from None
+        yield
+
+
+@contextlib.contextmanager
+def logging_to(run: Run) -> Iterator[None]:
+    """Append the project's log to the run's ``log.txt``."""
+    handler = logging.FileHandler(run.path / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+@contextlib.contextmanager
+def graceful_signals(run: Run) -> Iterator[None]:
+    """Turn SIGTERM and the first SIGINT into a stop request; a second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python delivers signals to the main thread only
+        return
+
+    def ask(number: int, frame: object) -> None:
+        log.info("signal %s: stopping after this step", signal.Signals(number).name)
+        (run.path / "stop").touch()
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main_in_child(run: Run) -> int:
+    """Exit status of a detached worker: 0 trained (whatever came out), 1 failed."""
+    try:
+        work(run)
+    except RunStateError as error:
+        print(error, file=sys.stderr)  # somebody else works on it: not this run's failure
+        return 0
+    except Exception:  # already in log.txt and status.json
+        return 1
+    return 0
