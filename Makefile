@@ -1,0 +1,30 @@
+# Two commands: `make run` serves the dashboard, `make test` runs every test. Both make what they need first.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: run test lint clean
+
+run: $(VENV)/.installed
+	$(BIN)/streamlit run dashboard/Home.py
+
+test: $(VENV)/.installed-tests
+	@bash tests/browser/ensure_chromium.sh
+	$(BIN)/ruff check core dashboard tests
+	$(BIN)/python -m pytest --durations=15
+
+lint: $(VENV)/.installed-tests
+	$(BIN)/ruff check core dashboard tests
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "InitScope needs Python 3.11 or newer; try: make PYTHON=python3.11 run")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-tests: $(VENV)/.installed tests/requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r tests/requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,0 +1,130 @@
+"""Enough seeds to rule out luck: initializations x seeds (x one or two numeric fields), each cell run once.
+
+A sweep is a name on its runs (the config field ``sweep``); the runs themselves are the record. Running the same sweep
+again runs only what is missing, so an interrupted sweep is resumed by repeating its command.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.config import OPTIONS, RunConfig, changed_fields
+from core.diagnosis.statistics import wilson
+from core.errors import ConfigError, choose_from, one_line
+from core.schema import Outcome, Status
+from core.store import Run, RunInfo, Runs
+
+MAX_RUNS = 10_000
+DECIDED = (Outcome.CONVERGED, Outcome.NOT_CONVERGED, Outcome.DIVERGED)
+_COSMETIC = ("name", "tags")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One numeric field and the values it takes."""
+
+    field: str
+    values: tuple[float, ...]
+
+
+def parse_axis(text: str) -> Axis:
+    """``gain=0.5,1,2`` as an Axis. Raises ConfigError for an unknown or non-numeric field or a bad value."""
+    name, equals, values = text.partition("=")
+    name = name.strip().replace("-", "_")
+    numeric = [spec.name for spec in OPTIONS.values() if spec.kind in (int, float)]
+    if name not in numeric or not equals:
+        raise ConfigError(choose_from("numeric field", name, numeric) if name not in numeric else f"{one_line(text)}: expected {name}=1,2,…")
+    parsed = tuple(dict.fromkeys(OPTIONS[name].parse(value.strip()) for value in values.split(",") if value.strip()))
+    if not parsed:
+        raise ConfigError(f"{name}: no values given; expected {name}=1,2,…", name)
+    return Axis(name, parsed)
+
+
+def plan(base: RunConfig, inits: Sequence[str], seeds: int, sweep: str, axes: Sequence[Axis] = ()) -> list[RunConfig]:
+    """Every cell's config: all seeds of a cell vary ``init_seed`` from the base's on; the data's order stays.
+
+    Seeds are the outermost loop, so that a sweep broken off half way has some seeds everywhere. Raises ConfigError.
+    """
+    if len(axes) > 2:
+        raise ConfigError("a sweep takes at most two numeric fields besides initialization and seed")
+    total = len(inits) * seeds
+    for axis in axes:
+        total *= len(axis.values)
+    if not 1 <= total <= MAX_RUNS:
+        raise ConfigError(f"a sweep has between 1 and {MAX_RUNS:,} runs, not {total:,}")
+    return [
+        base.replace(init=init, init_seed=base.init_seed + seed, sweep=sweep, name="", **dict(zip([a.field for a in axes], cell, strict=True)))
+        for seed in range(seeds)
+        for cell in itertools.product(*[axis.values for axis in axes])
+        for init in inits
+    ]
+
+
+def missing(configs: Iterable[RunConfig], infos: Iterable[RunInfo]) -> list[RunConfig]:
+    """The configs that no run covers: none with the same config is live or has ended with an outcome."""
+    covering = [i for i in infos if i.live or (i.status == Status.FINISHED and i.outcome is not None)]
+    by_key: dict[Any, list[RunInfo]] = {}
+    for info in covering:
+        by_key.setdefault(_key(info.config), []).append(info)
+    return [
+        config
+        for config in configs
+        if not any(not changed_fields(config.to_dict(), info.config, _COSMETIC) for info in by_key.get(_key(config.to_dict()), ()))
+    ]
+
+
+def _key(config: Mapping[str, Any]) -> tuple:
+    return tuple(config.get(field) for field in ("sweep", "init", "init_seed"))
+
+
+def members(runs: Runs, sweep: str) -> list[RunInfo]:
+    """The runs of a sweep, oldest first."""
+    return [info for info in reversed(runs.list()) if info.config.get("sweep") == sweep]
+
+
+def table(infos: Iterable[RunInfo], by: Sequence[str] = ("init",)) -> list[dict[str, Any]]:
+    """One row a cell: {init, converged, runs, low, high, ...}: k of n with its Wilson 95 % interval, in order of appearance.
+
+    ``runs`` counts decided runs; ``undecided`` and ``live`` are those that say nothing (yet).
+    """
+    cells: dict[tuple, list[RunInfo]] = {}
+    for info in infos:
+        cells.setdefault(tuple(info.config.get(field) for field in by), []).append(info)
+    rows = []
+    for cell, group in cells.items():
+        ended = [info for info in group if not info.live]
+        decided = [info for info in ended if info.outcome in DECIDED]
+        converged = sum(info.outcome == Outcome.CONVERGED for info in decided)
+        low, high = wilson(converged, len(decided))
+        rows.append(
+            {
+                **dict(zip(by, cell, strict=True)),
+                "converged": converged,
+                "runs": len(decided),
+                "low": low,
+                "high": high,
+                "undecided": len(ended) - len(decided),
+                "live": len(group) - len(ended),
+            }
+        )
+    return rows
+
+
+def best_against_rest(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence on a sweep's table, with the numbers of seeds in it."""
+    told = [row for row in rows if row["runs"]]
+    if not told:
+        return "No run of this sweep has come far enough to tell."
+    parts = [f"{row['converged']} of {row['runs']} with {row['init']}" for row in sorted(told, key=lambda r: -r["converged"] / r["runs"])]
+    return "Converged: " + ", ".join(parts) + "."
+
+
+def launch(runs: Runs, configs: Sequence[RunConfig]) -> list[Run]:
+    """Queue the cells that are missing; those that are there already are not run again."""
+    from core.launcher import submit
+
+    wanted = missing(configs, runs.list())
+    return submit(runs, wanted) if wanted else []
