@@ -92,6 +92,10 @@ def build_parser() -> Parser:
 
     train = add("train", train_command, "train one run here, or --detach it into the queue", configured)
     train.add_argument("--detach", action="store_true", help="queue the run and return at once")
+    sweep = add("sweep", sweep_command, "initializations x seeds, as many at once as the machine carries", configured)
+    sweep.add_argument("--inits", required=True, metavar="A,B", help="initializations, with commas between")
+    sweep.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds for each (default 5)")
+    sweep.add_argument("--vary", action="append", default=[], metavar="FIELD=1,2", help="also vary a numeric field (at most twice)")
     add("runs", runs_command, "list all runs")
     compare = add("compare", compare_command, "did B fix what A suffers from?")
     compare.add_argument("a", metavar="A", help="a run id, or a group such as init=default,sweep=ID")
@@ -191,6 +195,38 @@ def _sentence(info: RunInfo) -> str:
     chance = info.state.get("chance")
     numbers = f"validation accuracy {accuracy:.1%}, guessing gives {chance:.1%}" if isinstance(accuracy, float) and chance else f"loss {info.loss}"
     return f"{info.run}: {word} after {info.state.get('step')} steps ({numbers})"
+
+
+def sweep_command(given: argparse.Namespace) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    from core import launcher, sweep
+
+    axes = [sweep.parse_axis(text) for text in given.vary]
+    inits = [name.strip() for name in given.inits.split(",") if name.strip()]
+    base = config_from(given)
+    if given.field_stop_when_certain is None:
+        base = base.replace(stop_when_certain=True)
+    name = base.sweep or sweep.name_of(base)
+    configs = sweep.plan(base, inits, given.seeds, name, axes, slots=launcher.slots())
+    runs = runs_of(given)
+    launched = sweep.launch(runs, configs)
+    print(f"sweep {name}: {len(configs)} runs, {len(configs) - len(launched)} there already", file=sys.stderr)
+    wanted = sweep.covering(configs, runs)
+    try:
+        with tqdm(total=len(wanted), unit="run", dynamic_ncols=True, file=sys.stderr, mininterval=0.3) as bar:
+            for ended in sweep.watch(runs, wanted):
+                bar.update(ended - bar.n)
+    except KeyboardInterrupt:
+        print(f"the sweep goes on in the background; repeat the command to watch it again, or stop its runs ({name})", file=sys.stderr)
+        raise
+    by = ("init", *[axis.field for axis in axes])
+    rows = sweep.table([runs.get(run_id).info() for run_id in wanted], by)
+    if not given.json:
+        for row in rows:
+            cell = "  ".join(f"{field} {row[field]}" for field in by)
+            print(f"{cell}: {row['converged']} of {row['runs']} converged (95 % interval {row['low']:.0%} to {row['high']:.0%})")
+    return {"sweep": name, "rows": rows}
 
 
 def runs_command(given: argparse.Namespace) -> dict[str, Any]:

@@ -205,6 +205,9 @@ class RunConfig:
     max_steps: int | None = option(
         None, int, "Most steps", "Stop after so many steps; empty: all epochs", unit="steps", low=1, high=10**9, optional=True
     )
+    stop_when_certain: bool = option(
+        False, bool, "Stop when certain", "End at an epoch from which the outcome can no longer change (see core.outcome.certain)"
+    )
     precision: str = option(
         "float32", str, "Precision", "bfloat16: autocast; float16 would underflow such gradients", choices=("float32", "bfloat16")
     )

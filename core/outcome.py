@@ -50,3 +50,28 @@ def judge(*, loss_finite: bool, steps: int, accuracy: float | None, chance: floa
     if accuracy <= chance_ceiling(chance, samples):
         return Outcome.NOT_CONVERGED
     return Outcome.CONVERGED if accuracy >= converged_floor(chance) else Outcome.UNDECIDED
+
+
+CERTAIN_SKILL = 0.6
+"""Share of the way from chance to perfect from which convergence is certain: nearly twice what ``converged`` asks for."""
+CERTAIN_SIGNAL = 1e-4
+"""Signal over size of the output below which the output does not depend on the input: 1/1000 of what bfloat16 resolves."""
+CERTAIN_EPOCHS = 2
+"""So many epochs in a row must have ended at chance."""
+
+
+def certain(*, accuracies: list[float], steps: int, chance: float, samples: int, relative_signal: float) -> bool:
+    """Whether training on would not change the outcome; for sweeps that want outcomes, not final accuracies.
+
+    ``accuracies``: validation accuracy of every epoch so far; ``relative_signal``: the last layer's signal_std over the RMS
+    of its pre-activation at the latest recorded step. Certain to have converged: the accuracy has come ``CERTAIN_SKILL``
+    of the way. Certain not to: ``CERTAIN_EPOCHS`` epochs in a row ended at chance, and the output still does not depend
+    on the input, so there is no error signal that could change that.
+    """
+    if not accuracies or steps < MIN_STEPS:
+        return False
+    if accuracies[-1] >= chance + CERTAIN_SKILL * (1 - chance):
+        return True
+    recent = accuracies[-CERTAIN_EPOCHS:]
+    at_chance = len(recent) == CERTAIN_EPOCHS and max(recent) <= chance_ceiling(chance, samples)
+    return at_chance and relative_signal < CERTAIN_SIGNAL

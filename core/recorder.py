@@ -84,6 +84,7 @@ class Recorder:
         self.writer = writer or RunWriter(self.run)
         self.last_loss: float | None = None
         self.loss_finite = True
+        self.relative_signal = math.inf
         self._elapsed_before = seconds
         self._pending: deque[_Pending] = deque()
         self._curve: list[float] = []
@@ -178,7 +179,9 @@ class Recorder:
         self._recent_accuracy.append(accuracy)
         self.writer.step(pending.step, pending.epoch, loss, accuracy, pending.learning_rate, pending.seconds)
         names, kinds, depths = self._columns(pending.layers.shape[1])
-        self.writer.layers(pending.step, names, kinds, depths, layer_values(pending.layers.cpu().numpy()))
+        measured = pending.layers.cpu().numpy()
+        self.writer.layers(pending.step, names, kinds, depths, layer_values(measured))
+        self.relative_signal = relative_signal(measured)
         self._add_to_curve(loss)
         recent = [a for a in self._recent_accuracy if not math.isnan(a)]
         self.writer.note(
@@ -218,6 +221,13 @@ class Recorder:
         if self._first_batch is not None:
             self._first_batch.remove()
             self._first_batch = None
+
+
+def relative_signal(measured: np.ndarray) -> float:
+    """signal_std over the RMS of the last layer's pre-activation, from ``LayerMeter.collect``; infinity where not measured."""
+    mean, std, signal = (float(measured[LAYER_METRICS.index(name), -1]) for name in ("activation_mean", "activation_std", "signal_std"))
+    size = math.hypot(mean, std)
+    return signal / size if size > 0 and signal >= 0 and math.isfinite(size) else 0.0 if size == 0 else math.inf
 
 
 def layer_values(measured: np.ndarray) -> list[pa.Array]:

@@ -6,8 +6,11 @@ again runs only what is missing, so an interrupted sweep is resumed by repeating
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +46,20 @@ def parse_axis(text: str) -> Axis:
     return Axis(name, parsed)
 
 
-def plan(base: RunConfig, inits: Sequence[str], seeds: int, sweep: str, axes: Sequence[Axis] = ()) -> list[RunConfig]:
+def name_of(base: RunConfig) -> str:
+    """A sweep's name made from what its runs share, so that the same command, or more seeds of it, is the same sweep."""
+    shared = {key: value for key, value in base.to_dict().items() if key not in ("init", "init_seed", "sweep", *_COSMETIC)}
+    digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:6]
+    return f"{base.model}-{base.data.replace('/', '-')[:20]}-{digest}"
+
+
+def plan(
+    base: RunConfig, inits: Sequence[str], seeds: int, sweep: str, axes: Sequence[Axis] = (), slots: int = 1
+) -> list[RunConfig]:
     """Every cell's config: all seeds of a cell vary ``init_seed`` from the base's on; the data's order stays.
+
+    Where the config leaves the threads open and there are at least as many runs as ``slots``, each gets one thread: many
+    runs side by side finish sooner than one after the other on all cores.
 
     Seeds are the outermost loop, so that a sweep broken off half way has some seeds everywhere. Raises ConfigError.
     """
@@ -55,6 +70,8 @@ def plan(base: RunConfig, inits: Sequence[str], seeds: int, sweep: str, axes: Se
         total *= len(axis.values)
     if not 1 <= total <= MAX_RUNS:
         raise ConfigError(f"a sweep has between 1 and {MAX_RUNS:,} runs, not {total:,}")
+    if base.threads == 0 and total >= slots > 1:
+        base = base.replace(threads=1)
     return [
         base.replace(init=init, init_seed=base.init_seed + seed, sweep=sweep, name="", **dict(zip([a.field for a in axes], cell, strict=True)))
         for seed in range(seeds)
@@ -78,6 +95,29 @@ def missing(configs: Iterable[RunConfig], infos: Iterable[RunInfo]) -> list[RunC
 
 def _key(config: Mapping[str, Any]) -> tuple:
     return tuple(config.get(field) for field in ("sweep", "init", "init_seed"))
+
+
+def covering(configs: Iterable[RunConfig], runs: Runs) -> list[str]:
+    """Ids of the runs that cover ``configs``, newest first where several do."""
+    infos = runs.list()
+    found = []
+    for config in configs:
+        wanted = config.to_dict()
+        fits = [i for i in infos if _key(i.config) == _key(wanted) and not changed_fields(wanted, i.config, _COSMETIC)]
+        fits.sort(key=lambda info: (info.live or info.outcome in DECIDED, info.created))
+        found += [fits[-1].run] if fits else []
+    return found
+
+
+def watch(runs: Runs, run_ids: Sequence[str], every: float = 0.3) -> Iterator[int]:
+    """How many of these runs have ended, told until all have."""
+    waiting = set(run_ids)
+    while True:
+        waiting = {run_id for run_id in waiting if Run(runs.root / run_id).info().live}
+        yield len(run_ids) - len(waiting)
+        if not waiting:
+            return
+        time.sleep(every)
 
 
 def members(runs: Runs, sweep: str) -> list[RunInfo]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from core import data, models
 from core.config import RunConfig
 from core.errors import ConfigError
-from core.outcome import judge
+from core.outcome import certain, judge
 from core.recorder import Recorder
 from core.schema import Outcome, Status
 from core.store import Run, RunWriter, own_process
@@ -110,7 +110,7 @@ class _Training:
         )
         status = Status.FINISHED
         with recorder:
-            while status is Status.FINISHED and self.position.step < self.total:
+            while status is Status.FINISHED and self.position.step < self.total and not self._certain(recorder):
                 status = self._epoch(recorder)
         self._finish(recorder, status)
         return self.outcome
@@ -135,6 +135,7 @@ class _Training:
                 return Status.STOPPED
         self._validate(recorder)
         at.next_epoch()
+        recorder.sync()
         if at.step < self.total or self.config.checkpoint == "keep":
             self._save(recorder)
         return Status.FINISHED
@@ -170,6 +171,19 @@ class _Training:
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             images_per_second=at.step * self.config.batch_size / max(recorder.seconds, 1e-9),
+        )
+
+    def _certain(self, recorder: Recorder) -> bool:
+        """Whether the run may end before its last epoch because its outcome is settled."""
+        if not self.config.stop_when_certain:
+            return False
+        accuracies = self.run.read("epochs", ["val_accuracy"])["val_accuracy"].to_pylist() if self.position.step else []
+        return certain(
+            accuracies=accuracies,
+            steps=self.position.step,
+            chance=self.data.chance,
+            samples=len(self.data.validation),
+            relative_signal=recorder.relative_signal,
         )
 
     def _judge(self, recorder: Recorder, val_accuracy: float | None) -> Outcome:

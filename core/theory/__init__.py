@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from core.theory import kernels
-from core.theory.fields import InputStats, input_stats
-from core.theory.layers import Activation, Layer, MaxPool, Weighted
+from core.theory.fields import Field, InputStats, input_stats
+from core.theory.layers import Activation, Gradient, Layer, Pool, Weighted
 from core.theory.networks import TheoryUnavailable, bias_std, module_layers, vgg_layers, weight_std
 
 __all__ = [
@@ -44,14 +44,14 @@ def predict(layers: Sequence[Layer], stats: InputStats) -> list[dict[str, float 
     layers = _pool_first(layers)
     fields = [stats.field()]
     for layer in layers:
-        fields.append(layer.forward(fields[-1], stats.batch))
+        fields.append(layer.forward(fields[-1], stats))
     grads = _error(fields[-1], _classes(layers), stats)
     rows = []
     for layer, inputs, outputs in reversed(list(zip(layers, fields[:-1], fields[1:], strict=True))):
         if isinstance(layer, Weighted):
-            square = layer.weight_grad_square(grads, inputs, stats.batch)
-            rows.append({"layer": layer.name, "kind": layer.kind, **_row(outputs, grads, square, stats.batch)})
-        grads = layer.backward(grads, inputs, stats.batch)
+            square = layer.weight_grad_square(grads, inputs, stats)
+            rows.append({"layer": layer.name, "kind": layer.kind, **_row(outputs, grads, square, stats)})
+        grads = layer.backward(grads, inputs, stats)
     return [{"layer": row.pop("layer"), "depth": depth, **row} for depth, row in enumerate(reversed(rows))]
 
 
@@ -59,7 +59,7 @@ def _pool_first(layers: Sequence[Layer]) -> list[Layer]:
     """Max pooling before the activation: the same for an increasing function, and the maximum is then of Gaussians."""
     result = list(layers)
     for i in range(len(result) - 1):
-        if isinstance(result[i], Activation) and isinstance(result[i + 1], MaxPool):
+        if isinstance(result[i], Activation) and isinstance(result[i + 1], Pool) and result[i + 1].maximum:
             result[i], result[i + 1] = result[i + 1], result[i]
     return result
 
@@ -69,23 +69,30 @@ def _classes(layers: Sequence[Layer]) -> int:
     return last.fan_out // math.prod(last.kernel)
 
 
-def _error(logits, classes: int, stats: InputStats) -> np.ndarray:
-    """Covariance of (softmax - one-hot) / batch within and between samples, shape (2, 1, 1); labels independent of logits.
+def _error(logits: Field, classes: int, stats: InputStats) -> Gradient:
+    """Covariance of (softmax - one-hot) / batch within and between samples; labels independent of the logits.
 
     E |p - y|^2 = E sum p^2 - 2 / classes + 1 within a sample; between two, E sum p p' - 2 / classes + P(same class).
     """
     within, between = kernels.softmax_overlap(logits.square, float(logits.apart[0, 0]), classes)
     squares = np.array([within + 1, between + stats.same_label]) - 2 / classes
-    return (squares / classes / stats.batch**2).reshape(2, 1, 1)
+    return Gradient((squares / classes / stats.batch**2).reshape(2, 1, 1))
 
 
-def _row(outputs, grads: np.ndarray, weight_grad_square: float, batch: int) -> dict[str, float | None]:
-    square, several = outputs.square, batch > 1
-    cosine = 1 - float(outputs.sample[0, 0]) / square if square > 0 else None
+def _row(outputs: Field, grads: Gradient, weight_grad_square: float, stats: InputStats) -> dict[str, float | None]:
+    apart = max(float(outputs.apart[0, 0]), 0.0)
+    several = stats.batch > 1
     return {
-        "activation_rms": math.sqrt(square),
-        "signal_std": math.sqrt(max(float(outputs.apart[0, 0]), 0.0) * (1 - 1 / batch)) if several else None,
-        "correlation": cosine if several else None,
-        "activation_grad_rms": math.sqrt(max(float(grads[0, 0, 0]), 0.0)),
+        "activation_rms": math.sqrt(outputs.square),
+        "signal_std": math.sqrt(apart * (1 - 1 / stats.batch)) if several else None,
+        "correlation": _cosine(outputs, apart, stats) if several and outputs.square > 0 else None,
+        "activation_grad_rms": math.sqrt(max(float(grads.table[0, 0, 0]), 0.0)),
         "grad_rms": math.sqrt(weight_grad_square),
     }
+
+
+def _cosine(outputs: Field, apart: float, stats: InputStats) -> float:
+    """(q - apart) / sqrt(q1 q2), with the lengths of whole vectors: ``Field.unequal`` is that of what one unit sees."""
+    local = stats.unequal_at(outputs.scale)
+    unequal = outputs.unequal * stats.unequal[-1] / local if local > 0 else 0.0
+    return 1 - max(apart / outputs.square - unequal, 0.0) / (1 - unequal)

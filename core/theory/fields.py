@@ -1,8 +1,12 @@
 """Second moments of a layer's units: what the mean-field recursion carries from layer to layer.
 
-Units of one map are alike, pixels are treated as stationary, so a layer is described by the covariance of a unit with
-itself at another pixel of the same sample, and of another sample, as a function of the distance (lag) between pixels
-(the diagonal of the CNN Gaussian process of Novak et al. 2019 and Garriga-Alonso et al. 2019, averaged over pixels).
+Units of one map are alike. Their covariance between two pixels, of one sample or of two, is the CNN Gaussian process
+of Novak et al. 2019 and Garriga-Alonso et al. 2019; here it is condensed to
+
+    E[z(x) z(x + lag)] = sqrt(p(x) p(x + lag)) * table(lag)                                                       (1)
+
+a table by the lag between the pixels, times a profile p of mean one over the map's rows and one over its columns:
+images are brighter in the middle, and zero padding darkens the rim.
 
 Differences are carried, not covariances: two samples whose pre-activations agree to twelve digits are told apart by
 a number of its own, not by the subtraction of two nearly equal ones.
@@ -11,19 +15,22 @@ a number of its own, not by the subtraction of two nearly equal ones.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 Array = np.ndarray
+Profile = tuple[Array, Array]
+"""(rows, columns), each of mean one."""
+
+FLAT: Profile = (np.ones(1), np.ones(1))
 
 
 @dataclass(frozen=True)
 class Field:
     """Moments of one layer's units, averaged over units, pixels and pairs of samples.
 
-    ``space`` and ``sample`` have one entry a lag (rows down, columns right), shape (height, width) of the map; a flat
-    layer has shape (1, 1).
+    Tables have one entry a lag (rows down, columns right), shape (height, width) of the map; a flat layer's are (1, 1).
     """
 
     square: float
@@ -31,20 +38,30 @@ class Field:
     mean: float
     """The mean of a unit (over weights)."""
     unequal: float
-    """How much samples differ in length: 1 - sqrt(q1 q2) / q, with q1 and q2 the mean squares of a typical pair."""
+    """How much two samples differ in length within the pixels a unit sees: 1 - sqrt(q1 q2) / q (see ``InputStats.unequal``).
+
+    ReLU passes on a difference of length in full, one of direction only in part: the two are carried apart."""
     space: Array
-    """q - E[z(x) z(x + lag)] within a sample: 0 at lag 0."""
+    """q minus the table of equation 1 within a sample: 0 at lag 0."""
     sample: Array
-    """E[z(x) z(x + lag)] within a sample minus the same between two samples scaled to equal length."""
+    """The table within a sample minus that between two samples scaled to equal length: their difference of direction."""
+    profile: Profile = FLAT
+    """p of equation 1."""
+    sample_profile: Profile = FLAT
+    """The profile of ``sample``."""
+    reach: float = 0.0
+    """Variance of the input positions a unit sees, in pixels^2 along one axis."""
+    jump: float = 1.0
+    """Input pixels between neighbouring pixels of this map."""
 
     @property
     def same(self) -> Array:
-        """E[z(x) z(x + lag)] within a sample."""
+        """The table of equation 1 within a sample."""
         return self.square - self.space
 
     @property
     def apart(self) -> Array:
-        """``same`` minus the covariance between samples of their real lengths: half the mean squared difference at lag 0."""
+        """``same`` minus the table between samples of their real lengths: half the mean squared difference at lag 0."""
         return self.unequal * self.same + (1 - self.unequal) * self.sample
 
     @property
@@ -56,6 +73,17 @@ class Field:
         """r with q1, q2 = q (1 +- r)."""
         return math.sqrt(self.unequal * (2 - self.unequal))
 
+    @property
+    def scale(self) -> float:
+        """Side of the square of input pixels that a unit sees, weighted by how much it sees of each."""
+        return math.sqrt(1 + 12 * self.reach)
+
+    def with_apart(self, apart: Array, unequal: float) -> Field:
+        """The same field with samples ``apart`` in total, of which ``unequal`` is a difference of lengths."""
+        unequal = min(unequal, 0.999)
+        sample = np.maximum((apart - unequal * self.same) / (1 - unequal), 0.0)
+        return replace(self, unequal=unequal, sample=sample)
+
 
 def unequal_of(ratio: float) -> float:
     """1 - sqrt(1 - ratio^2), stable for small ratios: inverse of ``Field.ratio``."""
@@ -63,21 +91,19 @@ def unequal_of(ratio: float) -> float:
     return ratio**2 / (1 + math.sqrt(1 - ratio**2))
 
 
-def from_apart(square: float, mean: float, unequal: float, space: Array, apart: Array) -> Field:
-    """The field whose samples are ``apart`` in total: takes out the part that is a difference of lengths."""
-    unequal = min(unequal, 0.999)
-    sample = np.maximum((apart - unequal * (square - space)) / (1 - unequal), 0.0)
-    return Field(square, mean, unequal, space, sample)
+def lag_mean(table: Array) -> float:
+    """Mean of a table over all ordered pairs of pixels."""
+    weights = [np.where(np.arange(n) == 0, 1, 2) * np.arange(n, 0, -1) / n**2 for n in table.shape]
+    return float(weights[0] @ table @ weights[1])
 
 
-def flatten(field: Field) -> Field:
-    """A map as a vector: a linear layer's weights are independent between pixels, so only lag 0 is left."""
-    return Field(field.square, field.mean, field.unequal, np.zeros((1, 1)), field.sample[:1, :1].copy())
+BINS = 8
+"""Strips of rows, and of columns, in which ``InputStats`` holds the brightness of the images."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InputStats:
-    """What theory needs to know about a batch: a handful of numbers."""
+    """What theory needs to know about a batch: a handful of numbers, no image."""
 
     shape: tuple[int, ...]
     """Of one sample: (channels, height, width), or (features,)."""
@@ -85,30 +111,52 @@ class InputStats:
     """Samples in the batch."""
     mean_square: float
     """Mean squared input value."""
-    unequal: float
-    """How much the samples' lengths differ: the variance of their RMS over the mean square (see ``Field.unequal``)."""
-    within: tuple[float, ...]
-    """Correlation (uncentered) between pixels of one image at distance 0, 1, 2, 4, 8, ... pixels."""
-    between: tuple[float, ...]
-    """``within`` minus the same correlation between pixels of two different images scaled to equal length."""
+    unequal: tuple[float, ...] = (0.0,)
+    """How much two samples differ in length inside a square of 1, 2, 4, ... pixels and in the whole image (last):
+    1 - sum sqrt(Pa Pb) / sum (Pa + Pb)/2 over all squares and pairs, with P the sum of squares inside."""
+    within: tuple[float, ...] = (1.0,)
+    """Correlation (not centred) between pixels of one image at distance 0, 1, 2, 4, 8, ... pixels."""
+    apart: tuple[float, ...] = (1.0,)
+    """``within`` minus the same correlation between pixels of two different images."""
     same_label: float = 0.1
     """Share of pairs of different samples that have the same class."""
+    rows: tuple[float, ...] = (1.0,)
+    """Mean square in horizontal strips from top to bottom, over that of the image."""
+    columns: tuple[float, ...] = (1.0,)
+    """The same in vertical strips from left to right."""
+    apart_rows: tuple[float, ...] = (1.0,)
+    """Variance between images in horizontal strips, over that of the image."""
+    apart_columns: tuple[float, ...] = (1.0,)
+    """The same in vertical strips."""
 
     def field(self) -> Field:
         """The inputs as a field: correlations interpolated in the logarithm of the distance."""
-        if len(self.shape) == 1:
-            return Field(self.mean_square, 0.0, self.unequal, np.zeros((1, 1)), np.full((1, 1), self.mean_square * self.between[0]))
-        height, width = self.shape[-2:]
+        height, width = self.shape[-2:] if len(self.shape) > 1 else (1, 1)
         distance = np.hypot(np.arange(height)[:, None], np.arange(width)[None, :])
-        knots = np.log2(1 + np.array(distances(len(self.within))))
-        space = self.mean_square * (1 - np.interp(np.log2(1 + distance), knots, self.within))
-        sample = self.mean_square * np.interp(np.log2(1 + distance), knots, self.between)
-        return Field(self.mean_square, 0.0, self.unequal, space, sample)
+        knots = np.log2(1 + np.array([0, *(2**i for i in range(len(self.within) - 1))]))
+        within, apart = (np.interp(np.log2(1 + distance), knots, values) for values in (self.within, self.apart))
+        start = Field(
+            self.mean_square,
+            0.0,
+            0.0,
+            self.mean_square * (1 - within),
+            np.zeros_like(distance),
+            (_stretch(self.rows, height), _stretch(self.columns, width)),
+            (_stretch(self.apart_rows, height), _stretch(self.apart_columns, width)),
+        )
+        return start.with_apart(self.mean_square * apart, self.unequal_at(1.0) if height * width > 1 else self.unequal[-1])
+
+    def unequal_at(self, scale: float) -> float:
+        """``unequal`` inside a square of side ``scale``, interpolated in its logarithm."""
+        knots = np.log2([*(2.0**i for i in range(len(self.unequal) - 1)), max(self.shape[-2:]) if len(self.shape) > 1 else 1.0])
+        return float(np.interp(math.log2(scale), knots, self.unequal))
 
 
-def distances(count: int) -> list[int]:
-    """0, 1, 2, 4, 8, ...: the distances at which ``InputStats`` holds correlations."""
-    return [0, *(2**i for i in range(count - 1))]
+def _stretch(strips: tuple[float, ...], size: int) -> Array:
+    """Strips to pixels, of mean one."""
+    positions = (np.arange(size) + 0.5) / size * len(strips) - 0.5
+    profile = np.interp(positions, np.arange(len(strips)), strips)
+    return profile / profile.mean() if profile.mean() > 0 else np.ones(size)
 
 
 def input_stats(inputs: Array, labels: Array | None = None) -> InputStats:
@@ -117,41 +165,65 @@ def input_stats(inputs: Array, labels: Array | None = None) -> InputStats:
     Without labels, pairs are taken to share a class one time in ten.
     """
     inputs = np.asarray(inputs, dtype=np.float64)
-    count = len(inputs)
-    squares = (inputs**2).reshape(count, -1).mean(axis=1)
-    mean_square = float(squares.mean())
-    rms = np.sqrt(squares)
-    unequal = float(rms.var(ddof=1) / mean_square) if count > 1 and mean_square else 0.0
-    # Samples of equal length, minus their mean: what the direction of a sample adds (a sample of zeros has none).
-    scaled = inputs / np.where(rms > 0, rms, 1.0).reshape(-1, *[1] * (inputs.ndim - 1))
-    centred = scaled - scaled.mean(axis=0)
+    images = inputs if inputs.ndim == 4 else inputs.reshape(len(inputs), -1, 1, 1)
+    count, _, height, width = images.shape
     bessel = count / max(count - 1, 1)
-    sizes = inputs.shape[2:]
-    within, between = [1.0], [bessel * float((centred**2).mean())]
-    step = 1
-    while sizes and step < max(sizes):
-        power, same = _lagged(scaled, scaled, step)
-        within.append(same / power if power else 1.0)
-        between.append(bessel * _lagged(centred, scaled, step)[1] / power if power else 0.0)
-        step *= 2
+    centred = images - images.mean(axis=0)
+    power, varied = (images**2).mean(axis=(0, 1)), bessel * (centred**2).mean(axis=(0, 1))
+    within, apart = [1.0], [_ratio(varied.mean(), power.mean())]
+    distance = 1
+    while distance < max(height, width):
+        near = _lagged(images**2, np.ones_like(images), distance)
+        within.append(_ratio(_lagged(images, images, distance), near, 1.0))
+        apart.append(_ratio(bessel * _lagged(centred, centred, distance), near))
+        distance *= 2
+    sides = [2**i for i in range(max(height, width).bit_length()) if 2**i < max(height, width)]
     return InputStats(
-        shape=inputs.shape[1:], batch=count, mean_square=mean_square, unequal=min(unequal, 0.999), within=tuple(within),
-        between=tuple(between), same_label=_same_label(labels, count),
-    )  # fmt: skip
+        shape=inputs.shape[1:],
+        batch=count,
+        mean_square=float(power.mean()),
+        unequal=tuple(_unequal(images, side) for side in (*sides, max(height, width))),
+        within=tuple(within),
+        apart=tuple(apart),
+        same_label=_same_label(labels, count),
+        rows=_strips(power.mean(axis=1)),
+        columns=_strips(power.mean(axis=0)),
+        apart_rows=_strips(varied.mean(axis=1)),
+        apart_columns=_strips(varied.mean(axis=0)),
+    )
 
 
-def _lagged(values: Array, reference: Array, step: int) -> tuple[float, float]:
-    """(mean square of ``reference``, mean product of ``values``) over all pairs of pixels ``step`` apart, both directions."""
-    power, product, pairs = 0.0, 0.0, 0
+def _ratio(value: float, of: float, otherwise: float = 0.0) -> float:
+    return float(value / of) if of > 0 else otherwise
+
+
+def _lagged(first: Array, second: Array, distance: int) -> float:
+    """Mean over all pairs of pixels ``distance`` apart along an axis of (first second' + second first') / 2."""
+    total, pairs = 0.0, 0
     for axis in (2, 3):
-        if values.ndim <= axis or values.shape[axis] <= step:
-            continue
-        near, far = np.arange(values.shape[axis] - step), np.arange(step, values.shape[axis])
-        first, second = np.take(values, near, axis), np.take(values, far, axis)
-        product += float((first * second).sum())
-        power += float((np.take(reference, near, axis) ** 2).sum() + (np.take(reference, far, axis) ** 2).sum()) / 2
-        pairs += first.size
-    return power / max(pairs, 1), product / max(pairs, 1)
+        if first.shape[axis] > distance:
+            near, far = np.arange(first.shape[axis] - distance), np.arange(distance, first.shape[axis])
+            total += float((np.take(first, near, axis) * np.take(second, far, axis)).sum())
+            total += float((np.take(second, near, axis) * np.take(first, far, axis)).sum())
+            pairs += 2 * np.take(first, near, axis).size
+    return total / max(pairs, 1)
+
+
+def _unequal(images: Array, side: int) -> float:
+    """``InputStats.unequal`` in squares of ``side`` pixels: sum over pairs of sqrt(Pa Pb) is ((sum sqrt P)^2 - sum P) / 2."""
+    count, _, height, width = images.shape
+    if count < 2:
+        return 0.0
+    power = np.add.reduceat(np.add.reduceat((images**2).sum(axis=1), range(0, height, side), 1), range(0, width, side), 2)
+    total = power.sum()
+    both = ((np.sqrt(power).sum(axis=0) ** 2).sum() - total) / (count - 1)
+    return min(max(_ratio(total - both, total), 0.0), 0.999)
+
+
+def _strips(profile: Array) -> tuple[float, ...]:
+    mean = profile.mean()
+    parts = np.array_split(profile, min(BINS, len(profile)))
+    return tuple(_ratio(part.mean(), mean, 1.0) for part in parts)
 
 
 def _same_label(labels: Array | None, count: int) -> float:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from core.config import RunConfig
 from core.errors import ConfigError, InitScopeError
 from core.theory import kernels
-from core.theory.layers import Activation, AvgPool, BatchNorm, Dropout, Flatten, Layer, MaxPool, Weighted
+from core.theory.layers import Activation, BatchNorm, Dropout, Flatten, Layer, Pool, Weighted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,7 +78,7 @@ def vgg_layers(config: RunConfig, *, in_channels: int, num_classes: int) -> list
                 layers.append(BatchNorm())
             layers.append(Activation("relu"))
             channels = out
-        layers.append(MaxPool((2, 2), (2, 2)))
+        layers.append(Pool((2, 2), (2, 2)))
     layers.append(Flatten())
     units = channels * (config.image_size // 32) ** 2
     hidden = max(1, round(_HIDDEN * config.width))
@@ -176,7 +176,7 @@ def _read(name: str, module: object, scheme: str, gain: float) -> list[Layer]:
         return [Activation(module)] if module != "identity" else []
     if isinstance(module, tuple):
         which, size, stride = module
-        return [(MaxPool if which == "max" else AvgPool)(_pair(size), _pair(stride or size))]
+        return [Pool(_pair(size), _pair(stride or size), maximum=which == "max")]
     return _READERS[_kind(module)](name, module, scheme, gain)
 
 
@@ -197,15 +197,15 @@ def _read_linear(name, module, scheme, gain) -> list[Layer]:
     return [_weighted(name, "linear", scheme, gain, *sizes, bias=module.bias is not None)]
 
 
-def _read_pool(layer):
-    return lambda name, m, scheme, gain: [layer(_pair(m.kernel_size), _pair(m.stride or m.kernel_size), _pair(m.padding))]
+def _read_pool(maximum: bool):
+    return lambda name, m, *_: [Pool(_pair(m.kernel_size), _pair(m.stride or m.kernel_size), _pair(m.padding), maximum)]
 
 
 _READERS = {
     "Conv2d": _read_conv,
     "Linear": _read_linear,
-    "MaxPool2d": _read_pool(MaxPool),
-    "AvgPool2d": _read_pool(AvgPool),
+    "MaxPool2d": _read_pool(maximum=True),
+    "AvgPool2d": _read_pool(maximum=False),
     "Flatten": lambda *_: [Flatten()],
     "Identity": lambda *_: [],
     "Dropout": lambda name, m, *_: [Dropout(m.p)] if m.p else [],

@@ -1,0 +1,1 @@
+"""The screen of InitScope: Streamlit pages over what ``core`` wrote into ``runs/``."""

@@ -1,0 +1,112 @@
+// A card a run: state, progress, loss, speed, time left. Kept current by the page's event stream without a rerun.
+import { TOKENS } from "./settings.js"
+import { number, style, themeOf } from "./plot.js"
+import { join } from "./live.js"
+
+const boards = new Map() // parentElement -> board
+
+function element(tag, className, parent) {
+  const made = document.createElement(tag)
+  if (className) made.className = className
+  parent.append(made)
+  return made
+}
+
+function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "–"
+  const whole = Math.round(seconds)
+  if (whole < 60) return `${whole} s`
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`
+  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`
+}
+
+const fixed = (value) => (value === null || value === undefined ? "–" : value >= 0.001 && value < 1000 ? value.toPrecision(3) : number(value))
+
+const FACTS = [
+  ["step", (s) => (s.total_steps ? `${s.step.toLocaleString("en-US")} of ${s.total_steps.toLocaleString("en-US")}` : s.step.toLocaleString("en-US"))],
+  ["loss", (s) => (s.broken ? "NaN" : fixed(s.loss))],
+  ["accuracy", (s) => (s.accuracy === null || s.accuracy === undefined ? "–" : `${(100 * s.accuracy).toPrecision(3)} %`)],
+  ["images/s", (s) => (s.images_per_second === null ? null : number(s.images_per_second))],
+  ["time left", (s) => (s.seconds_left === null ? null : duration(s.seconds_left))],
+]
+
+function build(board, card) {
+  const root = element("article", "initscope-card", board.root)
+  const header = element("header", "", root)
+  const name = element("span", "name", header)
+  name.textContent = name.title = card.name
+  const state = element("span", "state", header)
+  const bar = element("div", "bar", root)
+  bar.setAttribute("role", "progressbar")
+  bar.setAttribute("aria-valuemin", "0")
+  bar.setAttribute("aria-valuemax", "100")
+  bar.setAttribute("aria-label", `progress of ${card.name}`)
+  const fill = element("i", "", bar)
+  const list = element("dl", "", root)
+  const values = FACTS.map(([title, read]) => {
+    const pair = element("div", "", list)
+    element("dt", "", pair).textContent = title
+    return [pair, element("dd", "", pair), read]
+  })
+  return { root, state, bar, fill, values, shown: card.state }
+}
+
+function show(board, card) {
+  const { marks } = board.data
+  const drawn = board.cards.get(card.run)
+  const state = board.feed?.(card.run)?.state ?? card.state
+  const tokens = TOKENS[themeOf(board.parent).dark ? "dark" : "light"]
+  const ended = ["finished", "stopped"].includes(state.status) && marks[state.outcome]
+  const mark = ended || marks[state.status] || { shape: "?", word: state.status, color: "muted" }
+  drawn.root.style.setProperty("--card-color", tokens[card.color])
+  drawn.root.style.setProperty("--state-color", tokens[mark.color])
+  const words = `${mark.shape} ${mark.word}`
+  if (drawn.state.textContent !== words) drawn.state.textContent = words
+  const share = state.total_steps ? Math.min(1, state.step / state.total_steps) : 0
+  drawn.fill.style.width = `${100 * share}%`
+  drawn.bar.setAttribute("aria-valuenow", String(Math.round(100 * share)))
+  for (const [pair, value, read] of drawn.values) {
+    const text = read(state)
+    pair.hidden = text === null
+    if (text !== null && value.textContent !== text) value.textContent = text
+  }
+}
+
+function showAll(board) {
+  for (const card of board.data.cards) show(board, card)
+}
+
+export function cards({ data, parentElement, setTriggerValue }) {
+  style()
+  let board = boards.get(parentElement)
+  if (!board) {
+    board = { parent: parentElement, root: element("div", "initscope-cards", parentElement), cards: new Map() }
+    boards.set(parentElement, board)
+  }
+  const ids = data.cards.map((card) => card.run + card.name).join()
+  Object.assign(board, { data, send: setTriggerValue })
+  if (ids !== board.ids) {
+    board.root.replaceChildren()
+    board.ids = ids
+    board.cards = new Map(data.cards.map((card) => [card.run, build(board, card)]))
+  }
+  const key = data.stream.join()
+  if (key !== board.key) {
+    board.leave?.()
+    board.key = key
+    board.leave = board.feed = null
+    const behind = (run) => data.cards.find((card) => card.run === run).state.step - 1
+    if (key) {
+      ;[board.feed, board.leave] = join(data.stream, behind, (runs, ended) => {
+        showAll(board)
+        if (ended) board.send("ended", runs)
+      })
+    }
+  }
+  showAll(board)
+  return () => {
+    board.leave?.()
+    boards.delete(parentElement)
+    board.root.remove()
+  }
+}

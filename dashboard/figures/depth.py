@@ -1,0 +1,65 @@
+"""The value of every layer at the first step, by depth, for several runs.
+
+Tells apart initializations before any training: a flat line keeps its scale through the network, a slope of one decade
+every two layers has lost the gradient at the first of sixteen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from core.schema import COLUMN
+from dashboard import theme
+from dashboard.figures import base
+from dashboard.figures.base import Subject
+from dashboard.figures.layer_bar import LayerValues
+
+
+def depth_data(subjects: Sequence[Subject], frames: Mapping[str, pd.DataFrame], metric: str = "grad_norm") -> list[LayerValues]:
+    """The rows of each run's first recorded step, nearest the input first; a run without rows is left out."""
+    result = []
+    for who in subjects:
+        frame = frames.get(who.run)
+        if frame is None or frame.empty:
+            continue
+        step = int(frame["step"].iloc[0])
+        rows = frame[frame["step"] == step].sort_values("depth", kind="stable")
+        result.append(LayerValues(who, [str(n) for n in rows["layer"]], rows[metric].to_numpy(dtype=np.float64), step))
+    return result
+
+
+def depth(
+    subjects: Sequence[Subject], frames: Mapping[str, pd.DataFrame], metric: str = "grad_norm", *, height: int = 380
+) -> go.Figure:
+    """Lines with markers, input at the left; an exact zero is an open circle on the lower edge."""
+    title = f"{COLUMN[metric].title} by depth at the first step"
+    data = depth_data(subjects, frames, metric)
+    if not data:
+        return base.blank(title, "Appears with the first recorded step.", height)
+    layers = list(dict.fromkeys(name for run in data for name in run.layers))
+    everything = np.concatenate([run.values for run in data])
+    low, high = base.decade_limits(np.log10(everything[np.isfinite(everything) & (everything > 0)]))
+    low -= bool((everything == 0).any())
+    high += not np.isfinite(everything).all()
+    drawn = base.figure(title, height, shapes=base.block_lines(layers, "x"), hovermode="closest", meta={"narrow": {"xaxis.tickangle": 90}})
+    looks = theme.styles(run.subject.init for run in data)
+    for run, name, look in zip(data, base.labels([run.subject for run in data]), looks, strict=True):
+        placed, symbols = base.pinned(run.values, low, high)
+        drawn.add_scatter(
+            x=run.layers, y=placed, mode="lines+markers", name=name, opacity=look.opacity,
+            line={"color": look.color, "width": 2, "dash": look.dash},
+            marker={"color": look.color, "size": 8, "symbol": [look.symbol if s == "circle" else s for s in symbols]},
+            text=[f"{v:.3g}" for v in run.values], hovertemplate="%{x}: %{text}<extra>%{fullData.name}</extra>",
+        )
+    if (everything == 0).any():
+        drawn.add_annotation(text="○ exact zero", x=0, xref="paper", xanchor="left", y=low, yanchor="bottom", yshift=6,
+                             showarrow=False, font={"size": 12, "color": theme.MUTED})
+    drawn.update_xaxes(type="category", categoryorder="array", categoryarray=layers, dtick=1 if len(layers) <= 40 else None,
+                       automargin=True, tickangle=-45, showgrid=False, title={"text": "input → output", "standoff": 4})
+    drawn.update_yaxes(**base.log_axis(COLUMN[metric].title.lower(), low, high))
+    drawn.update_layout(legend={"y": -0.42})
+    return drawn

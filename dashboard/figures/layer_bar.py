@@ -1,0 +1,71 @@
+"""Every layer's newest gradient norm, input at the bottom.
+
+Tells apart a gradient that arrives at the input from one that dies on its way: healthy layers stand in one column, a
+vanishing gradient is a slope to the left, a dead one an open circle on the edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from core.schema import COLUMN
+from dashboard import theme
+from dashboard.figures import base
+from dashboard.figures.base import Subject
+
+
+class LayerValues(NamedTuple):
+    """One run's newest value of every layer, nearest the input first."""
+
+    subject: Subject
+    layers: list[str]
+    values: np.ndarray
+    step: int
+
+
+def layer_bar_data(subjects: Sequence[Subject], frames: Mapping[str, pd.DataFrame], metric: str = "grad_norm") -> list[LayerValues]:
+    """The rows of each run's last recorded step; a run without rows is left out."""
+    result = []
+    for who in subjects:
+        frame = frames.get(who.run)
+        if frame is None or frame.empty:
+            continue
+        step = int(frame["step"].iloc[-1])
+        rows = frame[frame["step"] == step].sort_values("depth", kind="stable")
+        result.append(LayerValues(who, [str(n) for n in rows["layer"]], rows[metric].to_numpy(dtype=np.float64), step))
+    return result
+
+
+def layer_bar(
+    subjects: Sequence[Subject], frames: Mapping[str, pd.DataFrame], metric: str = "grad_norm", *, least_height: int = 380
+) -> go.Figure:
+    """A dot a layer on a logarithmic axis, joined by a faint line; live rows move the dots."""
+    title = f"{COLUMN[metric].title} of every layer, now"
+    data = layer_bar_data(subjects, frames, metric)
+    if not data:
+        return base.blank(title, "Appears with the first recorded step.", least_height)
+    layers = list(dict.fromkeys(name for run in data for name in run.layers))
+    everything = np.concatenate([run.values for run in data])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log10(everything[np.isfinite(everything) & (everything > 0)])
+    low, high = base.decade_limits(logs, span=3)
+    drawn = base.figure(title, base.layer_height(layers, least_height), shapes=base.block_lines(layers, "y"))
+    drawn.update_layout(hovermode="closest", margin={"l": 68})
+    looks = theme.styles(run.subject.init for run in data)
+    names = base.labels([run.subject for run in data])
+    for run, name, look in zip(data, names, looks, strict=True):
+        placed, symbols = base.pinned(run.values, low, high)
+        drawn.add_scatter(
+            x=placed, y=run.layers, mode="lines+markers", name=name, opacity=look.opacity,
+            line={"color": look.color, "width": 1, "dash": look.dash}, marker={"color": look.color, "size": 9, "symbol": symbols},
+            hovertemplate="%{y}: %{text}<extra>%{fullData.name}</extra>", text=[f"{v:.3g}" for v in run.values],
+            meta={"run": run.subject.run, "layers": metric},
+        )
+    drawn.update_xaxes(**base.log_axis(COLUMN[metric].title.lower(), low, high), side="bottom")
+    drawn.update_yaxes(type="category", categoryorder="array", categoryarray=layers, range=[-0.6, len(layers) - 0.4], dtick=1, automargin=True)
+    return drawn

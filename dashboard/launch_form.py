@@ -1,0 +1,118 @@
+"""The launcher's fields, made from the config's own declaration; what a person typed, checked beside each field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from core import catalog
+from core.config import OPTIONS, PRESETS, Option, RunConfig, preset
+from core.errors import ConfigError
+
+MAIN = ("init_seed", "epochs", "learning_rate", "optimizer", "data")
+"""Always visible, below preset and initializations; every other field is under "more"."""
+HIDDEN = ("init", "sweep")
+"""Chosen elsewhere: initializations several at once, the sweep by the Sweep page."""
+MORE = tuple(name for name in OPTIONS if name not in MAIN + HIDDEN)
+STORY = ("default", "kaiming_normal")
+PRESET_TITLES = {
+    "quick": "Quick · digits, 32 px",
+    "tutorial_32": "Tutorial · FashionMNIST, 32 px",
+    "tutorial_224": "Tutorial · FashionMNIST, 224 px (GPU)",
+}
+
+
+def field_key(name: str) -> str:
+    """The session-state key of a field's widget."""
+    return f"launch_{name}"
+
+
+def begin() -> None:
+    """Fill the fields from the first preset, once a session."""
+    if field_key("init_seed") not in st.session_state:
+        st.session_state[field_key("preset")] = next(iter(PRESETS))
+        st.session_state[field_key("inits")] = list(STORY)
+        fill(preset(next(iter(PRESETS))))
+
+
+def fill(config: RunConfig) -> None:
+    """Put a config's values into the fields. To be called before the fields are drawn."""
+    for name in MAIN + MORE:
+        st.session_state[field_key(name)] = typed(OPTIONS[name], getattr(config, name))
+
+
+def typed(spec: Option, value: Any) -> Any:
+    """A value as its field shows it: numbers as a person would type them, nothing as an empty text."""
+    if spec.kind is bool or spec.choices or spec.name == "data":
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def fields() -> tuple[list[RunConfig], list[str]]:
+    """Draw all fields. Returns one config an initialization, and the problems; with problems there are no configs."""
+    st.selectbox(
+        "Preset",
+        list(PRESETS),
+        key=field_key("preset"),
+        format_func=lambda name: PRESET_TITLES.get(name, name),
+        on_change=lambda: fill(preset(st.session_state[field_key("preset")])),
+        help="Fills in every field below.",
+    )
+    inits = st.multiselect(
+        "Initialization",
+        list(catalog.INITS),
+        key=field_key("inits"),
+        format_func=catalog.init_title,
+        help="One run each, with the same seed and the same order of data. "
+        + " ".join(f"**{entry.title}**: {entry.formula}." for entry in catalog.INITS.values()),
+    )
+    values, problems = {}, []
+    left, right = st.columns(2)
+    for i, name in enumerate(MAIN[:4]):
+        with (left, right)[i % 2]:
+            _collect(name, values, problems)
+    _collect("data", values, problems)
+    with st.expander("More"):
+        for name in MORE:
+            _collect(name, values, problems)
+    if not inits:
+        problems.append("Choose at least one initialization.")
+    if problems:
+        return [], problems
+    try:
+        return [RunConfig.from_dict({**values, "init": init}) for init in inits], []
+    except ConfigError as error:
+        return [], [str(error)]
+
+
+def _collect(name: str, values: dict[str, Any], problems: list[str]) -> None:
+    """Draw one field and read it; a bad value is refused right under it."""
+    spec = OPTIONS[name]
+    raw = _widget(spec)
+    try:
+        values[name] = spec.parse(raw)
+    except ConfigError as error:
+        st.caption(f":red[{_plain(str(error))}]")
+        problems.append(str(error))
+
+
+def _widget(spec: Option) -> Any:
+    key, label = field_key(spec.name), spec.title + (f" ({spec.unit})" if spec.unit else "")
+    if spec.name == "data":
+        return st.selectbox(label, list(catalog.DATA), key=key, format_func=catalog.data_title, help=spec.help)
+    if spec.kind is bool:
+        return st.toggle(label, key=key, help=spec.help)
+    if spec.choices:
+        titles = {name: entry.title for name, entry in catalog.MODELS.items()}
+        return st.selectbox(label, spec.choices, key=key, format_func=lambda name: titles.get(name, name), help=spec.help)
+    return st.text_input(label, key=key, help=f"{spec.help}: {spec.expected}.", placeholder="auto" if spec.optional else "")
+
+
+def _plain(text: str) -> str:
+    """A message as Streamlit markdown inside a colour directive: nothing in it may end the directive or start another."""
+    return "".join("\\" + char if char in r"\`*_{}[]()<>#+-!|~$:" else char for char in text)

@@ -1,0 +1,156 @@
+"""What pages read, cached. The only place with ``st.cache_*``; every key holds what the files looked like.
+
+Frames are shared between sessions: treat them as read-only.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from core.config import RunConfig
+from core.diagnosis.compare import Comparison, compare
+from core.errors import RunFolderError
+from core.schema import LIVE
+from core.store import Run, RunInfo, Runs
+from dashboard import stream
+from dashboard.figures import heatmap
+
+ROOT = Path(__file__).resolve().parent.parent
+SUMMARY_SECONDS = 120
+
+
+def runs() -> Runs:
+    """The folder of all runs: ``INITSCOPE_RUNS`` or ``runs/``."""
+    return Runs()
+
+
+# -- the list
+
+
+@st.cache_resource(max_entries=2000, show_spinner=False)
+def _info(path: str, revision: tuple) -> RunInfo:
+    return Run(path).info()
+
+
+def info(run_id: str) -> RunInfo:
+    """One run's listing entry. A live run is read anew: whether its process lives is not written in a file."""
+    run = Run(runs().root / run_id)
+    found = _info(str(run.path), run.revision())
+    return run.info() if found.status in LIVE else found
+
+
+def listing() -> list[RunInfo]:
+    """All runs, newest first. A run whose files have not changed costs five looks at the file system."""
+    return sorted((info(run_id) for run_id in runs().ids()), key=lambda run: (run.created, run.run), reverse=True)
+
+
+def listed(run_ids: Iterable[str]) -> list[RunInfo]:
+    """The entries of those runs that exist, in the order asked for."""
+    there = set(runs().ids())
+    return [info(run_id) for run_id in dict.fromkeys(run_ids) if run_id in there]
+
+
+# -- rows
+
+
+@st.cache_resource(max_entries=48, show_spinner=False)
+def _frame(path: str, table: str, columns: tuple[str, ...] | None, revision: tuple) -> pd.DataFrame:
+    return Run(path).read(table, list(columns) if columns else None).to_pandas()
+
+
+def frame(run_id: str, table: str, columns: Iterable[str] | None = None) -> pd.DataFrame:
+    """The rows of ``steps``, ``epochs`` or ``layers`` so far. Read-only. Raises RunFolderError if a file is damaged."""
+    run = Run(runs().root / run_id)
+    return _frame(str(run.path), table, tuple(columns) if columns else None, run.revision())
+
+
+def frames(run_ids: Iterable[str], table: str, columns: Iterable[str] | None = None) -> dict[str, pd.DataFrame]:
+    """``frame`` of several runs by id; a run that cannot be read is left out."""
+    found = {}
+    for run_id in run_ids:
+        try:
+            found[run_id] = frame(run_id, table, columns)
+        except RunFolderError:
+            continue
+    return found
+
+
+def layer_frame(run_id: str, metric: str) -> pd.DataFrame:
+    """The ``layers`` rows with one metric: the columns a map needs."""
+    return frame(run_id, "layers", ("step", "layer", "depth", metric))
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _cells(path: str, metric: str, columns: int, revision: tuple) -> heatmap.Cells | None:
+    rows = Run(path).read("layers", ["step", "layer", "depth", metric]).to_pandas()
+    return heatmap.heatmap_data(rows, metric, columns)
+
+
+def cells(run_id: str, metric: str = "grad_norm", columns: int = heatmap.COLUMNS) -> heatmap.Cells | None:
+    """The reduced map of one run, ready for ``heatmap.heatmap``; None without rows."""
+    run = Run(runs().root / run_id)
+    return _cells(str(run.path), metric, columns, run.revision())
+
+
+def progress(run: RunInfo) -> dict[str, Any]:
+    """What a status card shows of a run before the event stream takes over."""
+    steps = Run(runs().root / run.run).read("steps")
+    return stream.progress({**run.state, "status": run.status}, steps, int(run.config.get("batch_size") or 1))
+
+
+def log_tail(run_id: str, lines: int = 30) -> str:
+    """The end of a run's log."""
+    return Run(runs().root / run_id).log_tail(lines)
+
+
+def config(run_id: str) -> Mapping[str, Any]:
+    """The configuration as saved."""
+    return info(run_id).config
+
+
+# -- the model
+
+
+@st.cache_data(max_entries=32, show_spinner="Building the network to measure it …")
+def torchinfo_table(config_json: str) -> tuple[bool, str]:
+    """(whether it worked, torchinfo's table or why there is none). torch lives in another process: this one never loads it."""
+    command = [sys.executable, "-m", "core.models.summary", config_json]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SUMMARY_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return False, f"torchinfo took longer than {SUMMARY_SECONDS} seconds"
+    if done.returncode:
+        last = done.stderr.strip().splitlines()
+        return False, last[-1] if last else f"exit status {done.returncode}"
+    return True, done.stdout
+
+
+def torchinfo(config: RunConfig) -> tuple[bool, str]:
+    """``torchinfo_table`` of a configuration; what does not change the network does not change the cache's key."""
+    shape = ("model", "width", "image_size", "in_channels", "num_classes", "batch_norm", "dropout", "data")
+    values = config.to_dict()
+    return torchinfo_table(json.dumps({key: values[key] for key in shape}, sort_keys=True))
+
+
+# -- comparisons
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _comparison(a: tuple[str, ...], b: tuple[str, ...], revisions: tuple) -> Comparison:
+    return compare([Run(path) for path in a], [Run(path) for path in b])
+
+
+def comparison(a: str, b: str) -> Comparison:
+    """The comparison of two selections (a run id, or a group such as ``init=default,sweep=ID``). Raises InitScopeError."""
+    sides = [tuple(str(run.path) for run in runs().select(side)) for side in (a, b)]
+    # Whether a live run still lives is not in its files: its state joins the key.
+    seen = tuple((Run(path).revision(), info(Path(path).name).status) for side in sides for path in side)
+    return _comparison(sides[0], sides[1], seen)

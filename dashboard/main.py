@@ -1,0 +1,31 @@
+"""The frame around every page: title, navigation, launcher. ``Home.py`` serves it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from dashboard import sidebar
+
+SCREENS = Path(__file__).parent / "screens"
+
+st.set_page_config(page_title="InitScope", page_icon=":material/vital_signs:", layout="wide")
+
+page = st.navigation(
+    [
+        st.Page(SCREENS / "home.py", title="Home", icon=":material/science:", default=True,
+                help="Is it the weight initialization, and did changing it fix it? All runs and the answer so far."),
+        st.Page(SCREENS / "live.py", title="Live", icon=":material/monitoring:", url_path="live",
+                help="Loss, accuracy and every layer's gradient while runs train. Stop a run here."),
+        st.Page(SCREENS / "gradients.py", title="Gradients", icon=":material/gradient:", url_path="gradients",
+                help="One run's layers over time as a map: where the gradient dies."),
+        st.Page(SCREENS / "compare.py", title="Compare", icon=":material/compare:", url_path="compare",
+                help="Two runs side by side: did the initialization fix it?"),
+        st.Page(SCREENS / "model.py", title="Model", icon=":material/layers:", url_path="model",
+                help="The network layer by layer: shapes, parameters, and why three by three."),
+    ],
+    position="top",
+)
+sidebar.launcher()
+page.run()

@@ -1,0 +1,326 @@
+// Draws Plotly figures for dashboard/plot.py. One module for all charts of a page; Plotly.react keeps node and zoom.
+import { PLOTLY_URL, TOKENS } from "./settings.js"
+import { join } from "./live.js"
+
+const NARROW = 560 // pixels; below, layout.meta.narrow applies
+const KEEP = 1600 // points a live curve is thinned to once it has grown to three times as many
+const charts = new Map() // parentElement -> chart
+let library = null
+
+function plotly() {
+  library ??= new Promise((resolve, reject) => {
+    if (window.Plotly) return resolve(window.Plotly)
+    const script = document.createElement("script")
+    script.src = new URL(PLOTLY_URL, import.meta.url)
+    script.onload = () => resolve(window.Plotly)
+    script.onerror = () => {
+      library = null
+      script.remove()
+      reject(new Error("The chart library did not load. Is the dashboard's server still running? Reload the page to try again."))
+    }
+    document.head.append(script)
+  })
+  return library
+}
+
+export function style() {
+  if (document.getElementById("initscope-css")) return
+  const link = document.createElement("link")
+  Object.assign(link, { id: "initscope-css", rel: "stylesheet", href: new URL("./plot.css", import.meta.url) })
+  document.head.append(link)
+}
+
+// -- theme
+
+function luminance(color) {
+  const probe = document.createElement("canvas").getContext("2d")
+  probe.fillStyle = color
+  probe.fillRect(0, 0, 1, 1)
+  const [r, g, b] = probe.getImageData(0, 0, 1, 1).data
+  return 0.299 * r + 0.587 * g + 0.114 * b
+}
+
+export function themeOf(element) {
+  const css = getComputedStyle(element)
+  const read = (name, fallback) => css.getPropertyValue(name).trim() || fallback
+  const dark = luminance(read("--st-background-color", "#fff")) < 128
+  return {
+    dark,
+    tokens: TOKENS[dark ? "dark" : "light"],
+    font: read("--st-font", "sans-serif"),
+    heading: read("--st-heading-font", "serif"),
+    background: read("--st-background-color", "#fff"),
+  }
+}
+
+const PAPER = { ...TOKENS.light, paper: "#FFFFFF" }
+
+// A copy in which every "var(--token)" has become a colour. Encoded arrays are shared, not copied.
+function resolved(value, tokens) {
+  if (typeof value === "string") return value.startsWith("var(--") ? (tokens[value.slice(6, -1)] ?? value) : value
+  if (Array.isArray(value)) return value.map((item) => resolved(item, tokens))
+  if (value && typeof value === "object" && !ArrayBuffer.isView(value)) {
+    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, resolved(item, tokens)]))
+  }
+  return value
+}
+
+function dressed(layout, theme, tokens, width) {
+  const quiet = { gridcolor: tokens.grid, zerolinecolor: tokens.line, linecolor: tokens.line, tickcolor: tokens.line }
+  const dress = resolved(layout, tokens)
+  if (width < NARROW) {
+    for (const [path, value] of Object.entries(dress.meta?.narrow ?? {})) {
+      const keys = path.split(".")
+      const last = keys.pop()
+      keys.reduce((at, key) => (at[key] ??= {}), dress)[last] = value
+    }
+    dress.margin = { ...dress.margin, r: Math.min(8, dress.margin?.r ?? 8) }
+  }
+  for (const name of Object.keys(dress)) {
+    if (/^[xy]axis\d*$/.test(name)) dress[name] = { tickfont: { color: tokens.muted }, ...quiet, ...dress[name] }
+  }
+  const title = dress.title ? { ...dress.title, font: { family: theme.heading, color: tokens.ink, ...dress.title.font } } : undefined
+  return {
+    ...dress,
+    title,
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: theme.font, size: 13, color: tokens.ink, ...dress.font },
+    hoverlabel: { bgcolor: tokens.panel, bordercolor: tokens.line, ...dress.hoverlabel, font: { family: theme.font, color: tokens.ink, size: 13 } },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: tokens.faint, activecolor: tokens.ink, orientation: "h" },
+  }
+}
+
+// -- numbers
+
+const RAISED = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹" }
+
+// Three significant digits, as dashboard/text.py writes them.
+export function number(value, digits = 3) {
+  if (!Number.isFinite(value)) return "–"
+  if (value === 0) return "0"
+  const [mantissa, exponent] = Math.abs(value).toExponential(digits - 1).split("e")
+  const sign = value < 0 ? "−" : ""
+  const power = Number(exponent)
+  if (power >= -3 && power < 9) {
+    return sign + Number(`${mantissa}e${power}`).toLocaleString("en-US", { maximumFractionDigits: Math.max(0, digits - 1 - power) })
+  }
+  return `${sign}${Number(mantissa)} × 10${[...String(power)].map((char) => RAISED[char]).join("")}`
+}
+
+const WORDS = {
+  log10: (z) => number(10 ** z),
+  share: (z) => `${number(100 * z)} %`,
+  log10ratio: (z) => (Math.abs(z) < 0.02 ? "equal" : `${number(10 ** Math.abs(z), 2)} times ${z > 0 ? "larger" : "smaller"} in B`),
+}
+
+const TYPES = { f4: Float32Array, f8: Float64Array, i1: Int8Array, u1: Uint8Array, i2: Int16Array, u2: Uint16Array, i4: Int32Array, u4: Uint32Array }
+
+// The plain (or typed) array behind plotly.py's {dtype, bdata, shape}.
+function decoded(value) {
+  if (!value?.bdata) return value ?? []
+  const bytes = Uint8Array.from(atob(value.bdata), (char) => char.charCodeAt(0))
+  const flat = new TYPES[value.dtype](bytes.buffer)
+  if (!value.shape) return flat
+  const columns = Number(value.shape.split(",")[1])
+  return Array.from({ length: flat.length / columns }, (_, row) => flat.subarray(row * columns, (row + 1) * columns))
+}
+
+// -- one chart
+
+function prepared(figure, streaming) {
+  return figure.data.map((trace) => {
+    const ready = { ...trace }
+    if (WORDS[trace.meta?.text]) {
+      ready.z = decoded(trace.z)
+      ready.text = ready.z.map((row) => Array.from(row, (z) => (Number.isNaN(z) ? "" : WORDS[trace.meta.text](z))))
+      ready.hoverongaps = false
+    }
+    if (streaming && trace.meta?.table) {
+      ready.x = Array.from(decoded(trace.x))
+      ready.y = Array.from(decoded(trace.y), (y) => (Number.isFinite(y) ? y : null))
+    }
+    return ready
+  })
+}
+
+// Every bucket's lowest and highest point; the newest tenth stays whole.
+function thinned(x, y) {
+  const whole = x.length - KEEP / 10
+  const size = Math.ceil(whole / (KEEP / 2))
+  const kept = []
+  for (let start = 0; start < whole; start += size) {
+    let low = start
+    let high = start
+    for (let i = start; i < Math.min(whole, start + size); i += 1) {
+      if (y[i] < y[low]) low = i
+      if (y[i] > y[high]) high = i
+    }
+    kept.push(...(low === high ? [low] : [Math.min(low, high), Math.max(low, high)]))
+  }
+  for (let i = Math.ceil(whole); i < x.length; i += 1) kept.push(i)
+  return [kept.map((i) => x[i]), kept.map((i) => y[i])]
+}
+
+// Put into the traces what has come since; whether anything changed.
+function extend(chart) {
+  let changed = false
+  for (const trace of chart.traces) {
+    const live = chart.feed?.(trace.meta?.run)
+    if (!live) continue
+    if (trace.meta.table) {
+      const rows = live[trace.meta.table]
+      const last = trace.x.length ? trace.x[trace.x.length - 1] : -1
+      let from = rows.x.length
+      while (from > 0 && rows.x[from - 1] > last) from -= 1
+      if (from === rows.x.length) continue
+      trace.x = trace.x.concat(rows.x.slice(from))
+      trace.y = trace.y.concat(rows[trace.meta.y].slice(from))
+      if (trace.x.length > 3 * KEEP) [trace.x, trace.y] = thinned(trace.x, trace.y)
+      changed = true
+    } else if (trace.meta.layers && live.layers && live.layers.step !== trace.seen) {
+      const [low, high] = chart.layout.xaxis.range
+      const at = new Map(live.layers.names.map((name, i) => [name, live.layers[trace.meta.layers][i]]))
+      const values = trace.y.map((name) => (at.has(name) ? at.get(name) : undefined))
+      const known = values.filter((v) => v > 0).map(Math.log10)
+      chart.layout.xaxis.range = [Math.min(low, ...known.map((v) => Math.floor(v))), Math.max(high, ...known.map((v) => Math.ceil(v)))]
+      trace.x = values.map((v) => (v === 0 ? 10 ** chart.data.figure.layout.xaxis.range[0] : v === null ? 10 ** chart.layout.xaxis.range[1] : v))
+      trace.marker = { ...trace.marker, symbol: values.map((v) => (v === 0 ? "circle-open" : v === null ? "x" : "circle")) }
+      trace.text = values.map((v) => (v === null ? "NaN or infinite" : number(v)))
+      trace.seen = live.layers.step
+      changed = true
+    }
+  }
+  return changed
+}
+
+function paint(chart, printing = false) {
+  const { Plotly, node, data } = chart
+  if (!Plotly || !chart.traces) return
+  const began = performance.now()
+  const theme = themeOf(chart.parent)
+  const tokens = printing ? PAPER : theme.tokens
+  const width = Math.max(data.min_width ?? 0, Math.floor(chart.parent.clientWidth))
+  if (!width) return
+  chart.width = chart.parent.clientWidth
+  chart.revision = (chart.revision ?? 0) + 1
+  const layout = dressed(chart.layout, theme, tokens, width)
+  Object.assign(layout, { width, height: data.height, autosize: false, uirevision: data.key, datarevision: chart.revision })
+  if (window.matchMedia("(pointer: coarse)").matches) layout.dragmode = false // a finger scrolls the page
+  const png = {
+    name: "png",
+    title: "Download as PNG",
+    icon: Plotly.Icons.camera,
+    click: (graph) =>
+      Plotly.downloadImage(
+        { data: graph.data, layout: { ...graph.layout, paper_bgcolor: theme.background } },
+        { format: "png", scale: 2, width, height: data.height, filename: data.file },
+      ),
+  }
+  const config = {
+    displaylogo: false,
+    displayModeBar: data.figure.layout.meta?.blank || data.still ? false : "hover",
+    staticPlot: Boolean(data.figure.layout.meta?.blank),
+    modeBarButtons: [["resetScale2d", png]],
+    doubleClick: "reset+autosize",
+    responsive: false,
+    showTips: false,
+  }
+  Plotly.react(node, chart.traces.map((trace) => resolved(trace, tokens)), layout, config)
+  if (!chart.listening) {
+    chart.listening = true
+    node.on("plotly_click", (event) => {
+      const point = event.points?.[0]
+      if (!point || !chart.data.clicks) return
+      chart.send("click", { x: point.x, y: point.y, run: point.data.meta?.run ?? null, trace: point.curveNumber })
+    })
+  }
+  node.dataset.drawn = String(chart.revision)
+  chart.cost = performance.now() - began
+}
+
+// Draw with the next frame, and never spend more than a third of the time drawing.
+function soon(chart) {
+  if (chart.waiting) return
+  chart.waiting = true
+  setTimeout(() => requestAnimationFrame(() => {
+    chart.waiting = false
+    chart.drawnAt = performance.now()
+    if (charts.get(chart.parent) === chart) paint(chart)
+  }), Math.max(0, (chart.drawnAt ?? 0) + 3 * (chart.cost ?? 0) - performance.now()))
+}
+
+function mount(parent) {
+  const box = document.createElement("div")
+  box.className = "initscope-plot"
+  box.setAttribute("role", "img")
+  const node = document.createElement("div")
+  box.append(node)
+  parent.append(box)
+  const chart = { parent, box, node }
+  chart.observer = new ResizeObserver(() => {
+    if (parent.clientWidth && parent.clientWidth !== chart.width) soon(chart)
+  })
+  chart.observer.observe(parent)
+  charts.set(parent, chart)
+  return chart
+}
+
+export async function draw({ data, parentElement, setTriggerValue }) {
+  style()
+  const chart = charts.get(parentElement) ?? mount(parentElement)
+  const fresh = chart.data !== data
+  Object.assign(chart, { data, send: setTriggerValue })
+  chart.box.style.height = `${data.height}px`
+  chart.box.setAttribute("aria-label", data.alt)
+  chart.box.classList.toggle("clickable", Boolean(data.clicks))
+  const leave = () => {
+    chart.leave?.()
+    chart.observer.disconnect()
+    charts.delete(parentElement)
+    if (chart.Plotly) chart.Plotly.purge(chart.node)
+    chart.box.remove()
+  }
+  try {
+    chart.Plotly = await plotly()
+  } catch (error) {
+    chart.node.textContent = error.message
+    return leave
+  }
+  if (chart.data !== data || charts.get(parentElement) !== chart) return leave // a newer call draws
+  if (fresh) {
+    chart.traces = prepared(data.figure, data.stream.length > 0)
+    chart.layout = structuredClone(data.figure.layout)
+    const key = data.stream.join()
+    if (key !== chart.key) {
+      chart.leave?.()
+      chart.leave = chart.feed = null
+      chart.key = key
+      if (key) [chart.feed, chart.leave] = join(data.stream, (run) => newest(chart, run), () => extend(chart) && soon(chart))
+    }
+    extend(chart)
+  }
+  paint(chart)
+  return leave
+}
+
+// The last step that this chart already shows of a run.
+function newest(chart, run) {
+  const ends = chart.traces.filter((t) => t.meta?.run === run && t.meta.table === "steps").map((t) => t.x.at(-1) ?? -1)
+  return ends.length ? Math.min(...ends) : Infinity
+}
+
+// -- printing: ink on white, scaled to whatever width the page gives
+
+window.addEventListener("beforeprint", () => {
+  for (const chart of charts.values()) {
+    paint(chart, true)
+    for (const svg of chart.node.querySelectorAll("svg.main-svg")) svg.setAttribute("viewBox", `0 0 ${chart.node._fullLayout.width} ${chart.data.height}`)
+  }
+})
+window.addEventListener("afterprint", () => {
+  for (const chart of charts.values()) {
+    for (const svg of chart.node.querySelectorAll("svg.main-svg")) svg.removeAttribute("viewBox")
+    paint(chart)
+  }
+})

@@ -1,0 +1,71 @@
+"""Draw a Plotly figure that keeps its node and the reader's zoom over reruns, and grows with live rows.
+
+``st.plotly_chart`` makes a new chart for every change of data; this component calls ``Plotly.react`` instead. Colours
+are tokens (``dashboard.theme``) that the browser fills in for the light or dark theme. The scripts come from the routes
+in ``dashboard.server``, so a rerun sends a figure's data and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from dashboard.server import assets_path
+
+_PLOT = st.components.v2.component(
+    "initscope_plot",
+    js="""
+export default async function (component) {
+  const { draw } = await import(new URL(component.data.assets + "/plot.js", location.origin))
+  return draw(component)
+}
+""",
+    isolate_styles=False,
+)
+
+
+def plot(
+    figure: go.Figure,
+    *,
+    key: str,
+    alt: str,
+    height: int | None = None,
+    on_click: Callable[[dict[str, Any]], None] | None = None,
+    clicks: bool = False,
+    stream: Sequence[str] = (),
+    min_width: int = 0,
+    still: bool = False,
+) -> dict[str, Any] | None:
+    """Draw ``figure``; returns the point that was clicked in this rerun, or None.
+
+    ``key`` must be unique on the page and stay the same between reruns. ``alt`` says in words what the picture shows.
+    ``on_click(point)`` runs before the rerun that a click causes; ``clicks=True`` asks for clicks without a callback.
+    A point is ``{"x", "y", "run", "trace"}``. ``stream`` holds the ids of runs whose new rows extend the traces with
+    ``meta["run"]`` without a rerun. Under ``min_width`` pixels the figure scrolls sideways. ``still``: no tool bar.
+    """
+    drawn = figure.to_dict()
+    drawn["layout"].pop("template", None)
+    data = {
+        "assets": assets_path(),
+        "figure": drawn,
+        "key": key,
+        "alt": alt,
+        "height": int(height or figure.layout.height or 360),
+        "clicks": bool(on_click or clicks),
+        "stream": list(stream),
+        "min_width": min_width,
+        "still": still,
+        "file": re.sub(r"[^A-Za-z0-9]+", "-", key).strip("-") or "figure",
+    }
+
+    def clicked() -> None:
+        point = st.session_state[key].get("click")
+        if on_click and point:
+            on_click(point)
+
+    result = _PLOT(key=key, data=data, height=data["height"], on_click_change=clicked)
+    return result.get("click")

@@ -1,0 +1,69 @@
+"""What a person does to runs: rename, tag, resume, delete. Each asks where something could be lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import streamlit as st
+
+from core import launcher as processes
+from core.config import MAX_NAME
+from core.errors import InitScopeError
+from core.store import RunInfo
+from dashboard import loaders, text
+
+STOP_WAIT_SECONDS = 30
+
+
+@st.dialog("Rename or tag")
+def edit_dialog(info: RunInfo) -> None:
+    """Name and tags of one run."""
+    name = st.text_input("Name", value=info.name, max_chars=MAX_NAME)
+    tags = st.text_input("Tags", value=", ".join(info.tags), help="Words to find the run by, with commas between.")
+    if st.button("Save", type="primary"):
+        try:
+            loaders.runs().get(info.run).edit(name=name, tags=tags)
+        except InitScopeError as error:
+            st.error(text.markdown(str(error)))
+        else:
+            st.rerun()
+
+
+@st.dialog("Delete")
+def delete_dialog(infos: Sequence[RunInfo]) -> None:
+    """Ask, stop what is live, delete."""
+    live = [info for info in infos if info.live]
+    what = f"{len(infos)} runs" if len(infos) > 1 else f"“{text.markdown(infos[0].name)}”"
+    st.markdown(f"Delete {what} and everything recorded? This cannot be undone.")
+    if live:
+        st.markdown(f"{len(live)} still running: stopped first." if len(live) > 1 else "It is still running: it is stopped first.")
+    if st.button("Delete", type="primary"):
+        for info in infos:
+            try:
+                _stop_and_delete(info)
+            except InitScopeError as error:
+                st.error(text.markdown(str(error)))
+                return
+        st.rerun()
+
+
+def _stop_and_delete(info: RunInfo) -> None:
+    runs = loaders.runs()
+    run = runs.get(info.run)
+    if run.info().live:
+        processes.stop(runs, run)
+        deadline = time.monotonic() + STOP_WAIT_SECONDS
+        while run.info().live and time.monotonic() < deadline:
+            time.sleep(0.1)
+    run.delete()
+
+
+def resume(run_ids: Sequence[str]) -> None:
+    """Queue ended runs again, each from its checkpoint."""
+    runs = loaders.runs()
+    for run_id in run_ids:
+        try:
+            processes.resume(runs, runs.get(run_id))
+        except InitScopeError as error:
+            st.toast(text.markdown(str(error)), icon=":material/error:")

@@ -1,0 +1,160 @@
+"""Compare: did changing it fix it? The verdict, then the pictures that prove it, then what differs."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from core.catalog import init_title
+from core.config import OPTIONS
+from core.diagnosis.compare import Comparison
+from core.errors import InitScopeError
+from core.schema import COLUMN
+from core.store import RunInfo
+from dashboard import loaders, selection, text, theme
+from dashboard.figures import base, curves, depth, heatmap, ratio
+from dashboard.plot import plot
+
+METRICS = ("grad_norm", "grad_rms", "update_ratio", "signal_std", "activation_grad_rms")
+
+
+def page() -> None:
+    listed = loaders.listing()
+    choices = selection.choices(listed)
+    if len(choices) < 2:
+        st.title("Compare two runs", anchor=False)
+        st.markdown("There are not two runs yet. Launch `default` and `kaiming_normal` from the sidebar; when both have ended, come back here.")
+        return
+    above = st.container()
+    a, b = _choose(choices, selection.suggested_pair(listed))
+    try:
+        result = loaders.comparison(a, b)
+    except InitScopeError as error:
+        above.error(text.markdown(str(error)))
+        return
+    with above:
+        _verdict(result)
+    _pictures(result)
+    _differences(result)
+
+
+def _choose(titles: dict[str, str], suggested: tuple[str, str]) -> tuple[str, str]:
+    """The two sides; the address bar holds them, so a link opens the same comparison."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        a = _side("A", "a", titles, suggested[0])
+        st.button("Swap", icon=":material/swap_horiz:", on_click=_swap, key="swap", help="Exchange A and B")
+        b = _side("B", "b", titles, suggested[1])
+    return a, b
+
+
+def _side(label: str, parameter: str, titles: dict[str, str], suggested: str) -> str:
+    key = f"compare_{parameter}"
+    linked = st.query_params.get(parameter)
+    if linked and linked != st.session_state.get(f"{key}_linked"):
+        st.session_state[key] = st.session_state[f"{key}_linked"] = linked
+    if st.session_state.get(key) not in titles:
+        st.session_state[key] = linked if linked in titles else suggested
+    chosen = st.selectbox(label, list(titles), key=key, format_func=lambda option: titles[option])
+    st.session_state[f"{key}_linked"] = chosen
+    st.query_params[parameter] = chosen
+    return chosen
+
+
+def _swap() -> None:
+    a, b = st.session_state["compare_a"], st.session_state["compare_b"]
+    for key, value in (("compare_a", b), ("compare_b", a)):
+        st.session_state[key] = st.session_state[f"{key}_linked"] = value
+    st.query_params.update({"a": b, "b": a})
+
+
+def _verdict(result: Comparison) -> None:
+    mark = theme.VERDICTS[result.verdict]
+    st.title(f"{mark.shape} {text.markdown(result.headline)}", anchor=False)
+    if result.warning:
+        st.warning(text.markdown(result.warning), icon=":material/balance:")
+    (ka, na), (kb, nb) = result.converged["a"], result.converged["b"]
+    low, high = result.interval
+    if na + nb > 2:
+        st.caption(
+            f"Difference in convergence rate, B less A: {kb / max(nb, 1) - ka / max(na, 1):+.0%} (95 % interval {low:+.0%} to {high:+.0%}); "
+            f"Fisher's exact test p = {result.p_value:.2g}; effect size h = {result.effect:.2f}."
+        )
+
+
+def _pictures(result: Comparison) -> None:
+    side_a, side_b = loaders.listed(result.runs["a"]), loaders.listed(result.runs["b"])
+    if not side_a or not side_b:
+        return
+    one_a, one_b = side_a[0], side_b[0]
+    metric = st.segmented_control(
+        "What the heatmaps show",
+        METRICS,
+        default="grad_norm",
+        key="compare_metric",
+        format_func=lambda name: COLUMN[name].title,
+        required=True,
+    )
+    st.caption(f"{COLUMN[metric].help}. Both heatmaps share one colour scale; the third is their ratio, layer by layer.")
+    if len(side_a) + len(side_b) > 2:
+        st.caption(f"The heatmaps show one run of each side: {text.markdown(one_a.name)} and {text.markdown(one_b.name)}.")
+    frame_a, frame_b = loaders.frame(one_a.run, "layers"), loaders.frame(one_b.run, "layers")
+    cells = [heatmap.heatmap_data(frame, metric) for frame in (frame_a, frame_b)]
+    limits = heatmap.shared_limits(cells)
+    left, right = st.columns(2)
+    for column, who, side, info in ((left, cells[0], "A", one_a), (right, cells[1], "B", one_b)):
+        with column:
+            title = f"{side} · {info.name}"
+            plot(heatmap.heatmap(who, title=title, limits=limits), key=f"heatmap_{side}", alt=f"{COLUMN[metric].title} of every layer over the steps of {title}")
+    plot(
+        ratio.ratio(ratio.ratio_data(frame_a, frame_b, metric), title=f"B over A · {COLUMN[metric].title}"),
+        key="ratio",
+        alt="Log ratio of B to A for every layer and step",
+    )
+    _curves(side_a + side_b)
+    plot(
+        depth.depth([base.subject(one_a), base.subject(one_b)], {one_a.run: frame_a, one_b.run: frame_b}, metric),
+        key="depth",
+        alt=f"{COLUMN[metric].title} of every layer at the first step, both runs",
+    )
+
+
+def _curves(infos: list[RunInfo]) -> None:
+    subjects = [base.subject(info) for info in infos]
+    steps = {info.run: loaders.frame(info.run, "steps") for info in infos}
+    epochs = {info.run: loaders.frame(info.run, "epochs") for info in infos}
+    classes = next((info.state["num_classes"] for info in infos if info.state.get("num_classes")), 10)
+    live = [info.run for info in infos if info.live]
+    left, right = st.columns(2)
+    for column, name in ((left, "loss"), (right, "accuracy")):
+        with column:
+            plot(
+                curves.curves(subjects, steps, epochs, name, classes=classes),
+                key=f"compare_{name}",
+                alt=f"{COLUMN[name].title} of both sides over the steps",
+                stream=live,
+            )
+
+
+def _differences(result: Comparison) -> None:
+    st.subheader("What differs", anchor=False)
+    if not result.changed_fields:
+        st.markdown("Nothing but chance: the two configurations are the same.")
+        return
+    frame = pd.DataFrame(
+        {
+            "Field": [OPTIONS[field].title for field in result.changed_fields],
+            "A": [_shown(field, values[0]) for field, values in result.changed_fields.items()],
+            "B": [_shown(field, values[1]) for field, values in result.changed_fields.items()],
+        }
+    )
+    st.dataframe(frame, hide_index=True, alt="Configuration fields that differ between A and B")
+    st.caption("Every other field is the same, the order of the data included." if result.fair else "Every other field is the same.")
+
+
+def _shown(field: str, value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(_shown(field, item) for item in value)
+    return init_title(str(value)) if field == "init" else "–" if value is None else str(value)
+
+
+page()

@@ -1,0 +1,157 @@
+"""What the server does beside Streamlit: two scripts, the event stream, and headers that keep strangers out.
+
+Everything here runs in the ASGI server, not in a page; no Streamlit element is touched.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import plotly
+import streamlit as st
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from core.store import Runs
+from dashboard import theme
+from dashboard.stream import Hub
+
+HERE = Path(__file__).parent
+PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+SCRIPTS = {"plot.js": "text/javascript", "live.js": "text/javascript", "cards.js": "text/javascript", "plot.css": "text/css"}
+YEAR = "public, max-age=31536000, immutable"
+
+
+# -- scripts
+
+
+@cache
+def _own() -> dict[str, bytes]:
+    """Our scripts and style sheet by name, and the settings that Python knows."""
+    settings = {"TOKENS": theme.tokens(), "PLOTLY_URL": f"../plotly-{plotly.__version__}/plotly.min.js"}
+    lines = [f"export const {name} = {json.dumps(value)}" for name, value in settings.items()]
+    return {name: (HERE / name).read_bytes() for name in SCRIPTS} | {"settings.js": "\n".join(lines).encode()}
+
+
+@cache
+def assets_path() -> str:
+    """Where this version of our scripts is served; changes with their content, so browsers may keep them for ever."""
+    digest = hashlib.sha256(b"\0".join(_own().values())).hexdigest()[:12]
+    prefix = str(st.get_option("server.baseUrlPath") or "").strip("/")
+    return (f"/{prefix}" if prefix else "") + f"/assets/{digest}"
+
+
+@cache
+def _packed(name: str) -> bytes:
+    """A script, gzipped once: Plotly's 4.5 MB become 1.4 MB."""
+    return gzip.compress(PLOTLY.read_bytes() if name == "plotly.min.js" else _own()[name], 6, mtime=0)
+
+
+def asset(request: Request) -> Response:
+    """``/assets/<version>/<name>``. Not a coroutine: Starlette runs it in a thread, where packing Plotly blocks nobody."""
+    name = request.path_params["name"]
+    version = request.path_params["version"]
+    known = version == (f"plotly-{plotly.__version__}" if name == "plotly.min.js" else assets_path().rsplit("/", 1)[1])
+    if not known or (name != "plotly.min.js" and name not in _own()):
+        return PlainTextResponse("no such file in this version; reload the page", 404)
+    headers = {"Cache-Control": YEAR, "Vary": "Accept-Encoding"}
+    body = _packed(name)
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        headers["Content-Encoding"] = "gzip"
+    else:
+        body = gzip.decompress(body)
+    return Response(body, media_type=SCRIPTS.get(name, "text/javascript"), headers=headers)
+
+
+def routes(runs: Runs | None = None) -> list[BaseRoute]:
+    """Our routes. ``runs`` is the folder that the event stream follows."""
+    hub = Hub(runs or Runs())
+    return [Route("/assets/{version}/{name}", asset), Route("/api/stream", hub.endpoint)]
+
+
+# -- who may ask, and what a browser may do with the answer
+
+
+@cache
+def _policy() -> str:
+    """The Content-Security-Policy: this server only. The page's own inline scripts are allowed by their hashes."""
+    page = (Path(st.__file__).parent / "static" / "index.html").read_text()
+    inline = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in inline)
+    rules = {
+        "default-src": "'self'",
+        # blob: is how Streamlit loads a component's script
+        "script-src": f"'self' blob: {hashes}",
+        "style-src": "'self' 'unsafe-inline'",
+        "img-src": "'self' data: blob:",
+        "font-src": "'self' data:",
+        "connect-src": "'self'",
+        "worker-src": "'self' blob:",
+        "media-src": "'self' data: blob:",
+        "object-src": "'none'",
+        "base-uri": "'self'",
+        "form-action": "'self'",
+        "frame-ancestors": "'none'",
+    }
+    return "; ".join(f"{name} {value}" for name, value in rules.items())
+
+
+class Guard:
+    """Security headers on every answer; foreign pages are refused on our own routes. Plain ASGI: streams pass through."""
+
+    OURS = ("/api/", "/assets/")
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if any(part in scope["path"] for part in self.OURS) and self._foreign(Headers(scope=scope)):
+            await PlainTextResponse("another site may not read this", 403)(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["X-Frame-Options"] = "DENY"
+                headers["Referrer-Policy"] = "no-referrer"
+                headers["Cross-Origin-Opener-Policy"] = "same-origin"
+                headers["Cross-Origin-Resource-Policy"] = "same-origin"
+                headers["Permissions-Policy"] = "camera=(), microphone=(), geolocation=()"
+                if headers.get("content-type", "").startswith("text/html"):
+                    headers["Content-Security-Policy"] = _policy()
+                    # Plotly is needed by every page: fetch it while Streamlit starts.
+                    plotly_url = f"{assets_path().rsplit('/', 1)[0]}/plotly-{plotly.__version__}/plotly.min.js"
+                    headers["Link"] = f"<{plotly_url}>; rel=preload; as=script"
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+    @staticmethod
+    def _foreign(headers: Headers) -> bool:
+        if headers.get("sec-fetch-site") == "cross-site":
+            return True
+        origin = headers.get("origin")
+        return origin is not None and urlsplit(origin).netloc != headers.get("host")
+
+
+def middleware(hosts: Sequence[str] | None = None) -> list[Middleware]:
+    """Host check (``server.allowedHosts``, the setting that guards the websocket too), then headers."""
+    allowed = list(hosts or st.get_option("server.allowedHosts") or ["localhost", "127.0.0.1", "[::1]"])
+    return [Middleware(TrustedHostMiddleware, allowed_hosts=[*allowed, "testserver"]), Middleware(Guard)]

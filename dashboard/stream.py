@@ -1,0 +1,357 @@
+"""Live rows as server-sent events: ``GET /api/stream?run=ID&run=ID:STEP``.
+
+``ID:STEP`` asks for the rows after that step, ``ID`` alone for all. Every message is JSON for one run:
+
+    {"run", "position", "steps": {"x", "loss", "accuracy"}, "epochs": {"x", "val_loss", "val_accuracy"},
+     "layers": {"step", "names", "grad_norm"}, "state": {...}}
+
+Only what changed is in it. NaN and infinity are null. ``id:`` holds the positions of all runs, so a browser that lost the
+connection goes on where it was (``Last-Event-ID``). When every run has ended an ``end`` event closes the stream.
+
+One task a run reads the files, however many viewers there are; each viewer walks along its list of messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+
+from core.errors import InitScopeError
+from core.schema import LIVE
+from core.store import Cursor, Run, Runs
+from core.store.parts import holds_through, parts
+
+POLL_SECONDS = 0.1
+HEARTBEAT_SECONDS = 15
+STATE_SECONDS = 1.0
+"""A crash changes no file, so the state is looked at this often even if none changed."""
+MOST_RUNS = 64
+CATCH_UP = 2000
+"""Points a viewer that comes late gets at once; more are thinned, the newest kept."""
+REMEMBERED = 256
+"""Messages a run keeps for viewers that lag; who lags more catches up from the files."""
+PACE_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a viewer is: the last step and the last epoch it has of a run."""
+
+    step: int = -1
+    epoch: int = -1
+
+    @classmethod
+    def parse(cls, text: str) -> tuple[str, Position]:
+        """'ID', 'ID:STEP' or 'ID:STEP:EPOCH'. Raises ValueError."""
+        run, *numbers = text.split(":")
+        if len(numbers) > 2:
+            raise ValueError(text)
+        return run, cls(*(int(n) for n in numbers))
+
+    def text(self, run: str) -> str:
+        return f"{run}:{self.step}:{self.epoch}"
+
+
+def finite(values: Any) -> list[float | None]:
+    """Numbers for JSON, seven digits: NaN and infinity become None."""
+    return [float(f"{v:.7g}") if v is not None and math.isfinite(v) else None for v in values]
+
+
+def pace(steps: pa.Table, batch_size: int) -> tuple[float | None, float | None]:
+    """(images a second, seconds a step) over the last rows, None while there are too few."""
+    if steps.num_rows < 2:
+        return None, None
+    tail = steps.slice(max(0, steps.num_rows - PACE_STEPS))
+    at, seconds = tail["step"].to_numpy(), tail["seconds"].to_numpy()
+    done, took = int(at[-1] - at[0]), float(seconds[-1] - seconds[0])
+    if done <= 0 or took <= 0:
+        return None, None
+    return done * batch_size / took, took / done
+
+
+def progress(state: Mapping[str, Any], steps: pa.Table, batch_size: int) -> dict[str, Any]:
+    """What a status card shows, from ``status.json`` and the last rows of ``steps``."""
+    last = steps.slice(steps.num_rows - 1).to_pylist()[0] if steps.num_rows else {}
+    step = max(int(state.get("step") or 0), last.get("step", -1) + 1)
+    total = state.get("total_steps")
+    speed, each = pace(steps, batch_size)
+    live = state.get("status") in LIVE
+    return {
+        "status": str(state.get("status")),
+        "outcome": state.get("outcome"),
+        "error": state.get("error"),
+        "step": step,
+        "total_steps": total,
+        "epoch": last.get("epoch"),
+        "loss": finite([last.get("loss")])[0],
+        "broken": bool(last) and not math.isfinite(last["loss"]),
+        "accuracy": finite([last.get("accuracy")])[0],
+        "images_per_second": finite([speed])[0] if live else None,
+        "seconds_left": finite([max(0, total - step) * each])[0] if live and total and each else None,
+    }
+
+
+def thin(rows: pa.Table, most: int = CATCH_UP) -> pa.Table:
+    """At most ``most`` rows: the newest quarter whole, the older ones evenly."""
+    if rows.num_rows <= most:
+        return rows
+    newest = most // 4
+    older = np.linspace(0, rows.num_rows - newest - 1, most - newest).astype(np.int64)
+    return rows.take(np.concatenate([older, np.arange(rows.num_rows - newest, rows.num_rows)]))
+
+
+def near_end(run: Run, table: str) -> Cursor:
+    """A cursor before the newest part, so that following a long run does not begin with reading all of it."""
+    listed = parts(run.path / "parts", table)
+    return Cursor(listed[-2][1] if len(listed) > 1 else holds_through(run.path / f"{table}.parquet"))
+
+
+class Feed:
+    """Follows one live run for all its viewers while there are any."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.viewers = 0
+        self.sequence = 0  # of the newest message
+        self.messages: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
+        self.state: dict[str, Any] = {}
+        self.ended = False
+        self.news = asyncio.Event()
+        self._task: asyncio.Task | None = None
+        self._cursors: dict[str, Cursor] = {}
+        self._recent: pa.Table | None = None
+        self._batch = 1
+        self._revision: tuple = ()
+        self._looked = -math.inf
+
+    def enter(self) -> None:
+        """One viewer more; the first starts the reading."""
+        self.viewers += 1
+        if self._task is None:
+            self._task = asyncio.create_task(self._follow())
+
+    def leave(self) -> bool:
+        """One viewer less; whether nobody is left, which ends the reading."""
+        self.viewers -= 1
+        if self.viewers == 0 and self._task:
+            self._task.cancel()
+            self._task = None
+        return self.viewers == 0
+
+    def since(self, sequence: int) -> list[dict[str, Any]] | None:
+        """Messages after ``sequence``; None if they are no longer remembered."""
+        behind = self.sequence - sequence
+        if behind > len(self.messages):
+            return None
+        return list(self.messages)[len(self.messages) - behind :] if behind else []
+
+    async def _follow(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while not self.ended:
+            started = clock()
+            try:
+                message, ended = await anyio.to_thread.run_sync(self._look, started)
+            except InitScopeError as error:  # deleted or unreadable: nothing more will come
+                self.state = {"status": "unreadable", "error": str(error)}
+                message, ended = {"state": self.state}, True
+            if message or ended:
+                # All at once: no viewer may see the end before the last message.
+                self.sequence, self.ended = self.sequence + 1, ended
+                self.messages.append(message)
+                self.news.set()
+                self.news = asyncio.Event()
+            # Reading may never take more than a quarter of the time.
+            await asyncio.sleep(max(POLL_SECONDS, 3 * (clock() - started)))
+
+    def _look(self, now: float) -> tuple[dict[str, Any], bool]:
+        """What came since the last look, and whether that was all. Runs in a thread."""
+        revision = self.run.revision()
+        if revision == self._revision and now - self._looked < STATE_SECONDS:
+            return {}, False
+        state = self.run.state()  # before the rows: what an ended run wrote is all there then
+        message = self._rows() if revision != self._revision else {}
+        self._revision, self._looked = revision, now
+        shown = progress(state, self._recent if self._recent is not None else pa.table({}), self._batch)
+        if shown != self.state:
+            self.state = message["state"] = shown
+        return message, state.get("status") not in LIVE
+
+    def _rows(self) -> dict[str, Any]:
+        if not self._cursors:
+            self._cursors = {table: near_end(self.run, table) for table in ("steps", "epochs", "layers")}
+            self._batch = self.run.config().batch_size
+        steps, epochs, layers = (self._tail(table) for table in ("steps", "epochs", "layers"))
+        joined = steps if self._recent is None else pa.concat_tables([self._recent, steps])
+        self._recent = joined.slice(max(0, joined.num_rows - PACE_STEPS)).combine_chunks()
+        message: dict[str, Any] = {}
+        if steps.num_rows:
+            message["steps"] = step_rows(steps)
+        if epochs.num_rows:
+            message["epochs"] = epoch_rows(self.run, epochs)
+        if layers.num_rows:
+            message["layers"] = newest_layers(layers)
+        return message
+
+    def _tail(self, table: str) -> pa.Table:
+        rows, self._cursors[table] = self.run.tail(table, self._cursors[table])
+        return rows
+
+
+def step_rows(steps: pa.Table) -> dict[str, Any]:
+    return {"x": steps["step"].to_pylist(), "loss": finite(steps["loss"].to_pylist()), "accuracy": finite(steps["accuracy"].to_pylist())}
+
+
+def epoch_rows(run: Run, epochs: pa.Table) -> dict[str, Any]:
+    """Validation, at the step after each epoch's last one."""
+    steps = run.read("steps", ["step", "epoch"]).group_by("epoch").aggregate([("step", "max")])
+    last = dict(zip(steps["epoch"].to_pylist(), steps["step_max"].to_pylist(), strict=True))
+    rows = epochs.filter(pc.is_in(epochs["epoch"], pa.array(list(last), epochs["epoch"].type)))
+    values = {name: finite(rows[name].to_pylist()) for name in ("val_loss", "val_accuracy")}
+    return {"x": [last[epoch] + 1 for epoch in rows["epoch"].to_pylist()], **values}
+
+
+def newest_layers(layers: pa.Table) -> dict[str, Any]:
+    step = pc.max(layers["step"])
+    rows = layers.filter(pc.equal(layers["step"], step)).sort_by("depth")
+    return {"step": step.as_py(), "names": rows["layer"].to_pylist(), "grad_norm": finite(rows["grad_norm"].to_pylist())}
+
+
+@dataclass
+class Viewer:
+    """One connection's place in one run."""
+
+    feed: Feed
+    position: Position
+    sequence: int = 0
+    ended: bool = False
+    catching_up: bool = True
+    sent: dict[str, Any] = field(default_factory=dict)
+
+
+class Hub:
+    """The feeds of all runs that somebody is looking at."""
+
+    def __init__(self, runs: Runs):
+        self.runs = runs
+        self.feeds: dict[str, Feed] = {}
+
+    async def endpoint(self, request: Request) -> Response:
+        """The route. 404 names a run that is not there, 400 a question that makes no sense."""
+        asked = request.query_params.getlist("run")
+        if not 0 < len(asked) <= MOST_RUNS:
+            return PlainTextResponse(f"give 1 to {MOST_RUNS} runs: /api/stream?run=ID", 400)
+        try:
+            wanted = dict(Position.parse(text) for text in asked)
+            wanted |= {run: at for run, at in _last_event(request.headers.get("last-event-id", "")).items() if run in wanted}
+            found = {run: await anyio.to_thread.run_sync(self.runs.get, run) for run in wanted}
+        except ValueError:
+            return PlainTextResponse("a run is asked for as ID, ID:STEP or ID:STEP:EPOCH", 400)
+        except InitScopeError as error:
+            return PlainTextResponse(str(error), 404)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(self._events(found, wanted), media_type="text/event-stream", headers=headers)
+
+    async def _events(self, runs: Mapping[str, Run], positions: Mapping[str, Position]) -> AsyncIterator[str]:
+        """The text of the stream. Starlette cancels it when the viewer is gone."""
+        viewers = {run: Viewer(self._feed(runs[run]), position) for run, position in positions.items()}
+        for viewer in viewers.values():
+            viewer.feed.enter()
+        try:
+            yield "retry: 1000\n\n"
+            while True:
+                # Taken before looking, so that nothing that comes meanwhile is missed.
+                news = [viewer.feed.news for viewer in viewers.values() if not viewer.ended]
+                for run, viewer in viewers.items():
+                    for message in await self._fresh(viewer):
+                        body = {"run": run, "position": viewer.position.text(run), **message}
+                        where = ",".join(v.position.text(r) for r, v in viewers.items())
+                        yield f"id: {where}\ndata: {json.dumps(body, allow_nan=False, separators=(',', ':'))}\n\n"
+                if all(viewer.ended for viewer in viewers.values()):
+                    yield f"event: end\ndata: {json.dumps({'runs': list(viewers)})}\n\n"
+                    return
+                if not await _any(news, HEARTBEAT_SECONDS):
+                    yield ": still here\n\n"
+        finally:
+            for run, viewer in viewers.items():
+                if viewer.feed.leave() and self.feeds.get(run) is viewer.feed:
+                    del self.feeds[run]
+
+    def _feed(self, run: Run) -> Feed:
+        feed = self.feeds.get(run.id)
+        if feed is None or feed.ended:
+            feed = self.feeds[run.id] = Feed(run)
+        return feed
+
+    async def _fresh(self, viewer: Viewer) -> list[dict[str, Any]]:
+        """Messages this viewer has not had, its position moved on."""
+        feed = viewer.feed
+        came = feed.since(viewer.sequence)
+        if viewer.catching_up or came is None:
+            if feed.sequence == 0:
+                return []  # the feed has not looked yet
+            viewer.sequence, viewer.catching_up = feed.sequence, False
+            message = await anyio.to_thread.run_sync(_catch_up, feed.run, viewer.position)
+            came = [message | {"state": feed.state}]
+        else:
+            viewer.sequence += len(came)
+        viewer.ended = feed.ended and viewer.sequence == feed.sequence
+        return [fresh for message in came if (fresh := _after(viewer, message))]
+
+
+def _last_event(text: str) -> dict[str, Position]:
+    return dict(Position.parse(part) for part in text.split(",") if part)
+
+
+def _catch_up(run: Run, position: Position) -> dict[str, Any]:
+    """Rows of the files after a position, thinned. Runs in a thread."""
+    try:
+        steps, epochs = run.read("steps", ["step", "loss", "accuracy"]), run.read("epochs")
+        layers = run.tail("layers", near_end(run, "layers"))[0]
+        steps = thin(steps.filter(pc.greater(steps["step"], position.step)))
+        epochs = epochs.filter(pc.greater(epochs["epoch"], position.epoch))
+        found = {"steps": step_rows(steps), "epochs": epoch_rows(run, epochs)}
+        return found | ({"layers": newest_layers(layers)} if layers.num_rows else {})
+    except InitScopeError:
+        return {}  # the feed's next look says what is wrong
+
+
+def _after(viewer: Viewer, message: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a message that lies after the viewer's position, which moves on."""
+    fresh = {key: value for key, value in message.items() if key in ("layers", "state")}
+    for table, last in (("steps", viewer.position.step), ("epochs", viewer.sent.get("epoch_end", -1))):
+        rows = message.get(table)
+        if not rows:
+            continue
+        new = [i for i, x in enumerate(rows["x"]) if x > last]
+        if not new:
+            continue
+        fresh[table] = {name: [values[i] for i in new] for name, values in rows.items()}
+        if table == "steps":
+            viewer.position = Position(rows["x"][new[-1]], viewer.position.epoch)
+        else:
+            viewer.sent["epoch_end"] = rows["x"][new[-1]]
+            viewer.position = Position(viewer.position.step, viewer.position.epoch + len(new))
+    return fresh
+
+
+async def _any(events: list[asyncio.Event], timeout: float) -> bool:
+    """Wait until one of the events is set; whether one was."""
+    tasks = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        return bool(done)
+    finally:
+        for task in tasks:
+            task.cancel()
