@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -100,6 +101,10 @@ def build_parser() -> Parser:
     compare = add("compare", compare_command, "did B fix what A suffers from?")
     compare.add_argument("a", metavar="A", help="a run id, or a group such as init=default,sweep=ID")
     compare.add_argument("b", metavar="B")
+    report = add("report", report_command, "a run, or the comparison of two, as one HTML file that opens offline")
+    report.add_argument("a", metavar="A")
+    report.add_argument("b", metavar="B", nargs="?")
+    report.add_argument("--output", required=True, metavar="FILE.html")
     for name, command, help in (
         ("stop", stop_command, "stop a run after its current step; it can be resumed"),
         ("resume", resume_command, "go on with a stopped, failed or crashed run, from its checkpoint"),
@@ -268,6 +273,21 @@ def compare_command(given: argparse.Namespace) -> dict[str, Any]:
             ratio = row["log10_grad_ratio"]
             print(f"  {row['layer']:12} first-step gradient B/A: {'undefined' if ratio is None else f'10^{ratio:+.1f}'}")
     return result.to_dict()
+
+
+def report_command(given: argparse.Namespace) -> dict[str, Any]:
+    runs = runs_of(given)
+    sides = [side for side in (given.a, given.b) if side]
+    for side in sides:
+        runs.select(side)  # a wrong name is reported here, before another process begins
+    # Figures live in the dashboard, and core knows no screen: a process of its own draws them.
+    command = [sys.executable, "-m", "dashboard.report", *sides, "--output", str(Path(given.output).resolve()), "--runs", str(runs.root.resolve())]
+    done = subprocess.run(command, cwd=Path(__file__).resolve().parents[1], stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ConfigError(f"no report was written: {last.removeprefix('error: ')}")
+    print(f"wrote {given.output}", file=sys.stderr)
+    return {"output": given.output, "runs": sides}
 
 
 def stop_command(given: argparse.Namespace) -> dict[str, Any]:

@@ -66,6 +66,11 @@ INITS: dict[str, InitEntry] = {
     "orthogonal": InitEntry(
         "Orthogonal", "rows or columns orthonormal, zero biases", "Saxe et al. 2014, gain 1; ReLU layers need --gain 1.414."
     ),
+    "lsuv": InitEntry(
+        "LSUV",
+        "orthogonal, then each layer divided by the std of its output on one batch, zero biases",
+        "Mishkin and Matas 2015: unit variance by measurement rather than by formula.",
+    ),
     "normal_0.01": InitEntry("Normal 0.01", "N(0, 0.01²), zero biases", "Simonyan and Zisserman 2014: the VGG paper's own."),
     "zeros": InitEntry("Zeros", "0, zero biases", "Every unit identical: nothing but the last bias can ever learn."),
 }

@@ -235,6 +235,19 @@ class RunConfig:
     def __post_init__(self) -> None:
         for spec in OPTIONS.values():
             object.__setattr__(self, spec.name, spec.parse(getattr(self, spec.name)))
+        self._check_data_fits()
+
+    def _check_data_fits(self) -> None:
+        """Refuse now what the data could never take, so that no run is made of it."""
+        entry = catalog.DATA.get(self.data)
+        if entry is None:
+            return
+        if self.num_classes and entry.classes and self.num_classes < entry.classes:
+            raise ConfigError(f"num_classes {self.num_classes} is too small: {self.data} has {entry.classes} classes", "num_classes")
+        if self.in_channels and entry.channels and entry.channels > 1 and self.in_channels not in (1, entry.channels):
+            raise ConfigError(
+                f"in_channels {self.in_channels} does not fit {self.data}, which has {entry.channels}; use {entry.channels} or 1", "in_channels"
+            )
 
     @property
     def title(self) -> str:

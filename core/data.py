@@ -107,6 +107,11 @@ class Data:
         for start in self._starts(len(order))[first_batch:]:
             yield self._batch(self.train, self.train_ready, order[start : start + self.batch_size])
 
+    def sample(self, count: int = 64) -> Tensor:
+        """The first ``count`` training images as the model takes them, whatever the data's order."""
+        images = self.train.images[:count]
+        return images if self.train_ready else self.prepare(images)
+
     def validate(self, batch_size: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The validation batches, in order."""
         size = batch_size or max(self.batch_size, 64)

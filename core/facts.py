@@ -1,21 +1,29 @@
-"""What a diagnosis wants to know besides the rows: facts of the model before training and of the first batch.
+"""What a diagnosis wants to know besides the rows: facts of the model before training, of the first step and of the end.
 
 Kept small and plain (JSON in ``status.json``); measured once a run.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from core.meter import LayerMeter
+from core.inits import fans
+from core.meter import LayerMeter, is_normalization
+
+IDENTICAL = 1e-3
+"""Units whose incoming weights differ by at most this share of the weights' size count as identical."""
+_PRODUCTS = ("AddmmBackward0", "MmBackward0", "BmmBackward0", "AddmvBackward0", "MvBackward0", "BaddbmmBackward0", "LinearBackward0")
+_CHAIN_LIMIT = 400
+"""Autograd nodes looked at between the loss and the last layer."""
 
 
 @torch.no_grad()
 def weight_facts(model: nn.Module, meter: LayerMeter) -> dict[str, Any]:
-    """Parameter counts, what is frozen or missing from the optimizer, and layers whose units are all alike."""
+    """Parameter counts, what is frozen or missing from the optimizer, scales of weights and biases, units all alike."""
     parameters = list(model.parameters())
     total = sum(p.numel() for p in parameters)
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
@@ -23,37 +31,119 @@ def weight_facts(model: nn.Module, meter: LayerMeter) -> dict[str, Any]:
         "parameters": total,
         "trainable_share": trainable / total if total else 0.0,
         "weights": {name: module.weight.numel() for name, module in meter.layers.items()},
-        "identical_units": [name for name, module in meter.layers.items() if units_identical(module.weight)],
-        "normalization": any("Norm" in type(m).__name__ for m in model.modules()),
+        "identical_units": identical_layers(meter),
+        "normalization": any(is_normalization(m) for m in model.modules()),
+        "frozen": [name for name, module in meter.layers.items() if not module.weight.requires_grad],
+        "scales": {name: scales(module) for name, module in meter.layers.items()},
     }
     if meter.optimizer is not None:
         held = {id(p) for group in meter.optimizer.param_groups for p in group["params"]}
         owned = sum(p.numel() for p in parameters if p.requires_grad and id(p) in held)
         facts["optimized_share"] = owned / total if total else 0.0
+        facts["unoptimized"] = [name for name, module in meter.layers.items() if id(module.weight) not in held]
         facts["optimizer"] = type(meter.optimizer).__name__
     return facts
 
 
+def scales(module: nn.Module) -> dict[str, float]:
+    """``gain``: weight std times sqrt(fan_in), 1.41 for Kaiming, 0.58 for torch's default; ``bias_mean`` and ``bias_std``."""
+    fan_in = fans(module)[0]
+    weight, bias = module.weight.detach().float(), getattr(module, "bias", None)
+    result = {"gain": (weight.std(correction=0) * fan_in**0.5).item(), "mean": weight.mean().item()}
+    if bias is not None:
+        result |= {"bias_mean": bias.float().mean().item(), "bias_std": bias.float().std(correction=0).item()}
+    return result
+
+
+def identical_layers(meter: LayerMeter) -> list[str]:
+    """Layers whose output units all have the same incoming weights."""
+    return [name for name, module in meter.layers.items() if units_identical(units_first(module))]
+
+
+def units_first(module: nn.Module) -> Tensor:
+    """The layer's weight with output units as its first dimension (transposed convolutions keep them second)."""
+    return module.weight.transpose(0, 1) if getattr(module, "transposed", False) else module.weight
+
+
+@torch.no_grad()
 def units_identical(weight: Tensor) -> bool:
-    """Whether every output unit of a weight (units first) has the same incoming weights."""
-    return weight.shape[0] > 1 and bool((weight == weight[:1]).all())
+    """Whether every output unit of a weight (units first) has the same incoming weights, up to ``IDENTICAL`` of their size."""
+    if weight.shape[0] < 2:
+        return False
+    return bool((weight - weight[:1]).abs().max() <= IDENTICAL * weight.abs().max())
 
 
 @torch.no_grad()
 def first_batch_facts(inputs: tuple, output: Any) -> dict[str, Any]:
-    """Range, mean and spread of the inputs; number of outputs, and whether they are probabilities already."""
+    """Range, mean and spread of the inputs; number and range of outputs, and whether they are probabilities already.
+
+    ``signal`` of the inputs is their standard deviation across the samples, root-mean-squared over elements.
+    """
     facts: dict[str, Any] = {}
     x = next((value for value in inputs if isinstance(value, Tensor)), None)
-    if x is not None and x.numel():
+    if x is not None and x.numel() and x.dim():
         if x.is_floating_point():
-            x = x.detach().float()
-            facts["input"] = {"mean": x.mean().item(), "std": x.std(correction=0).item(), "low": x.min().item(), "high": x.max().item()}
+            facts["input"] = input_facts(x.detach().float())
         facts["batch_size"] = x.shape[0]
         facts["input_shape"] = list(x.shape[1:])
-    if isinstance(output, Tensor) and output.dim() == 2:
+    if isinstance(output, Tensor) and output.dim() == 2 and output.numel():
         y = output.detach().float()
         sums = y.sum(1)
         facts["outputs"] = y.shape[1]
-        facts["outputs_sum_to_one"] = bool((y >= 0).all() and (sums - 1).abs().max() < 1e-3)
-        facts["outputs_log_probabilities"] = bool((y <= 0).all() and (y.exp().sum(1) - 1).abs().max() < 1e-3)
+        facts["output_range"] = [y.min().item(), y.max().item()]
+        facts["outputs_sum_to_one"] = bool(y.shape[1] > 1 and (y >= 0).all() and (sums - 1).abs().max() < 1e-3)
+        facts["outputs_log_probabilities"] = bool(y.shape[1] > 1 and (y <= 0).all() and (y.exp().sum(1) - 1).abs().max() < 1e-3)
     return facts
+
+
+def input_facts(x: Tensor) -> dict[str, float]:
+    """mean, std, low, high, signal of a batch (samples first), and how many values are NaN or infinite."""
+    facts = {"mean": x.mean().item(), "std": x.std(correction=0).item(), "low": x.min().item(), "high": x.max().item()}
+    difference = (x - x[:1]).flatten(1) if x.dim() > 1 else (x - x[:1]).unsqueeze(1)
+    facts["signal"] = difference.double().var(0, correction=0).mean().sqrt().item()
+    facts["nonfinite"] = int((~torch.isfinite(x)).sum())
+    return facts
+
+
+def first_step_facts(meter: LayerMeter, loss: Any) -> dict[str, Any]:
+    """Which nonlinearity and normalization follow each layer, and the operations between the last layer and the loss."""
+    facts: dict[str, Any] = {"activations": dict(meter.activations), "normalized": sorted(meter.normalized)}
+    if isinstance(loss, Tensor) and loss.grad_fn is not None:
+        facts["loss"] = loss_facts(loss)
+    return facts
+
+
+def loss_facts(loss: Tensor) -> dict[str, Any]:
+    """``chain``: autograd's operations from the loss down to the last layer (shortest path), such as
+    ["NllLoss", "LogSoftmax", "Softmax"] for a softmax before cross-entropy; ``classes``: what the softmax runs over.
+    """
+    seen, waiting = {loss.grad_fn}, deque([(loss.grad_fn, ())])
+    while waiting and len(seen) < _CHAIN_LIMIT:
+        node, above = waiting.popleft()
+        path = (*above, node)
+        if node.name() in _PRODUCTS or node.name().startswith(("Convolution", "CompiledFunction")):
+            return {"chain": [n.name().removesuffix("Backward0") for n in above], "classes": _classes(above)}
+        for child, _ in node.next_functions:
+            if child is not None and child not in seen:
+                seen.add(child)
+                waiting.append((child, path))
+    return {"chain": [], "classes": None}
+
+
+def _classes(path: tuple[Any, ...]) -> int | None:
+    """Size of the dimension that the first softmax of the path runs over; None without one."""
+    for node in path:
+        if "Softmax" in node.name():
+            try:
+                shape = node._input_metadata[0].shape
+                dim = node._saved_dim
+            except (AttributeError, RuntimeError, IndexError):  # not public: absent in some versions
+                return None
+            dim = dim - 2**64 if dim >= 2**63 else dim
+            return int(shape[dim])
+    return None
+
+
+def last_facts(meter: LayerMeter) -> dict[str, Any]:
+    """Layers whose units are all alike at the end: symmetry that training did not break."""
+    return {"end": {"identical_units": identical_layers(meter)}}

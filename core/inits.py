@@ -36,6 +36,7 @@ def default(module: nn.Module, generator: torch.Generator) -> None:
 
     Biases are U(±1/sqrt(fan_in)) too. Each ReLU layer passes on 1/6 of the variance (1/3 from the weights, 1/2 from
     the ReLU; He et al. 2015, equation 9). The constructor has drawn the values already, so nothing is left to do.
+    For transposed convolutions torch takes the fan of the other side: see ``_torch_fan_in``.
     """
 
 
@@ -95,17 +96,21 @@ SCHEMES: dict[str, Callable[[nn.Module, torch.Generator], None]] = {
     "xavier_normal": xavier_normal,
     "xavier_uniform": xavier_uniform,
     "orthogonal": orthogonal,
+    "lsuv": orthogonal,
     "normal_0.01": normal_001,
     "zeros": zeros,
 }
+"""What fills one layer's weight. ``lsuv`` begins as ``orthogonal``; ``rescale_to_unit_variance`` does the rest."""
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, scheme: str, *, gain: float = 1.0, seed: int = 0) -> nn.Module:
+def initialize(
+    model: nn.Module, scheme: str, *, gain: float = 1.0, seed: int = 0, sample: torch.Tensor | None = None
+) -> nn.Module:
     """Fill the weights of every convolution and linear layer of ``model`` in place, and return it.
 
-    Layers are visited in module order with one generator seeded by ``seed``. ``gain`` multiplies the weights.
-    Raises ConfigError for an unknown scheme, listing those there are.
+    Layers are visited in module order with one generator seeded by ``seed``. ``gain`` multiplies the weights. ``lsuv``
+    needs ``sample``, a batch of inputs. Raises ConfigError for an unknown scheme (listing those there are) or a missing sample.
     """
     if scheme not in SCHEMES:
         raise ConfigError(choose_from("init", scheme, SCHEMES), "init")
@@ -115,22 +120,76 @@ def initialize(model: nn.Module, scheme: str, *, gain: float = 1.0, seed: int = 
             SCHEMES[scheme](module, generator)
             if scheme != "default" and module.bias is not None:
                 module.bias.zero_()
-            if gain != 1.0:
+    if scheme == "lsuv":
+        if sample is None:
+            raise ConfigError("init lsuv measures a batch of inputs, and none was given", "init")
+        rescale_to_unit_variance(model, sample)
+    if gain != 1.0:
+        for module in model.modules():
+            if isinstance(module, LAYERS):
                 module.weight.mul_(gain)
     return model
+
+
+LSUV_TOLERANCE = 0.1
+LSUV_TRIES = 10
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the layer that was to be measured."""
+
+
+@torch.no_grad()
+def rescale_to_unit_variance(model: nn.Module, sample: torch.Tensor) -> None:
+    """Layer-sequential unit variance (Mishkin and Matas 2015, algorithm 1): from the input to the output, divide each
+    weight by the standard deviation of its layer's output on ``sample`` until the variance is within 0.1 of one.
+
+    A layer whose output is constant, or not finite, is left as it is.
+    """
+    training = model.training
+    model.eval()
+    try:
+        for module in [m for m in model.modules() if isinstance(m, LAYERS)]:
+            for _ in range(LSUV_TRIES):
+                variance = _output_variance(model, module, sample)
+                if not math.isfinite(variance) or variance == 0 or abs(variance - 1) < LSUV_TOLERANCE:
+                    break
+                module.weight.div_(math.sqrt(variance))
+    finally:
+        model.train(training)
+
+
+def _output_variance(model: nn.Module, module: nn.Module, sample: torch.Tensor) -> float:
+    """Variance of ``module``'s output when ``model`` sees ``sample``; NaN if the module is not reached."""
+    seen = math.nan
+
+    def stop(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        nonlocal seen
+        seen = output.float().var(correction=0).item()
+        raise _Reached
+
+    handle = module.register_forward_hook(stop)
+    try:
+        model(sample)
+    except _Reached:
+        pass  # measured: the layers above it need not run
+    finally:
+        handle.remove()
+    return seen
 
 
 def weight_std(scheme: str, module: nn.Module, gain: float = 1.0) -> float:
     """Standard deviation that ``scheme``'s formula gives the weights of ``module``."""
     fan_in, fan_out = fans(module)
     std = {
-        "default": 1 / math.sqrt(3 * fan_in),
+        "default": 1 / math.sqrt(3 * _torch_fan_in(module)),
         "tutorial": 0.01 if isinstance(module, nn.Linear) else math.sqrt(2 / fan_out),
         "kaiming_normal": math.sqrt(2 / fan_in),
         "kaiming_uniform": math.sqrt(2 / fan_in),
         "xavier_normal": math.sqrt(2 / (fan_in + fan_out)),
         "xavier_uniform": math.sqrt(2 / (fan_in + fan_out)),
         "orthogonal": 1 / math.sqrt(max(module.weight.shape[0], module.weight[0].numel())),
+        "lsuv": math.nan,  # depends on the data
         "normal_0.01": 0.01,
         "zeros": 0.0,
     }[scheme]
@@ -141,6 +200,11 @@ def bias_std(scheme: str, module: nn.Module) -> float:
     """Standard deviation of the initial biases of ``module``: 1/sqrt(3 fan_in) for ``default``, else 0."""
     if module.bias is None or scheme != "default":
         return 0.0
-    return 1 / math.sqrt(3 * fans(module)[0])
+    return 1 / math.sqrt(3 * _torch_fan_in(module))
+
+
+def _torch_fan_in(module: nn.Module) -> int:
+    """What torch's constructors count as fan_in: the weight's size without its first dimension, also where that is the input."""
+    return module.weight[0].numel()
 
 

@@ -23,6 +23,10 @@ from core.inits import LAYERS
 from core.schema import LAYER_METRICS
 
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
+_FUNCTIONS = {"ReluBackward0": "ReLU", "TanhBackward0": "Tanh", "SigmoidBackward0": "Sigmoid", "GeluBackward0": "GELU", "SiluBackward0": "SiLU"}
+"""Nonlinearities called as functions, by the name of their autograd node."""
+_SHAPING = ("View", "Pool", "Dropout", "Reshape", "Squeeze", "Permute", "Transpose")
+"""Autograd nodes that may stand between a nonlinearity and the next layer."""
 _SAFE_NORM = (1e-13, 1e15)
 """Outside this range float32 squares may underflow or overflow, and the norm is taken again in float64."""
 
@@ -43,6 +47,7 @@ class LayerMeter:
         self.armed = True
         self.order: list[int] = []
         self.activations: dict[str, str] = {}
+        self.normalized: set[str] = set()
         self._values: list[dict[str, Tensor]] = [{} for _ in self.names]
         self._before: list[Tensor] | None = None
         self._handles: list[RemovableHandle] = []
@@ -52,12 +57,15 @@ class LayerMeter:
 
     def __enter__(self) -> LayerMeter:
         for i, module in enumerate(self.layers.values()):
+            self._handles.append(module.register_forward_pre_hook(self._before_layer))
             self._handles.append(module.register_forward_hook(lambda m, inputs, output, i=i: self._after_layer(i, output)))
             if module.weight.requires_grad:
                 self._handles.append(module.weight.register_post_accumulate_grad_hook(lambda p, i=i: self._after_gradient(i, p)))
         for module in self.model.modules():
             if is_activation(module):
                 self._handles.append(module.register_forward_hook(self._after_activation))
+            elif is_normalization(module):
+                self._handles.append(module.register_forward_hook(self._after_normalization))
         if self.optimizer is not None:
             self._handles.append(self.optimizer.register_step_pre_hook(self._before_update))
             self._handles.append(self.optimizer.register_step_post_hook(self._after_update))
@@ -95,8 +103,21 @@ class LayerMeter:
             return
         self.activations[self.names[self._latest]] = type(module).__name__
         if isinstance(module, RECTIFIERS):
-            highest = by_sample(output.detach()).amax(0)
-            self._values[self._latest]["dead_fraction"] = (highest <= 0).sum() / highest.numel()
+            self._values[self._latest]["dead_fraction"] = dead_fraction(output)
+
+    def _before_layer(self, module: nn.Module, inputs: Any) -> None:
+        """Notice a nonlinearity that was called as a function (``F.relu``): no module's hook sees it."""
+        if not self._watching or self._latest is None or not inputs or not isinstance(inputs[0], Tensor):
+            return
+        function, latest = _function_before(inputs[0]), self._latest
+        if function is None or self.activations.setdefault(self.names[latest], function) != function:
+            return
+        if function == "ReLU" and "dead_fraction" not in self._values[latest]:
+            self._values[latest]["dead_fraction"] = dead_fraction(inputs[0])
+
+    def _after_normalization(self, *_: object) -> None:
+        if self._watching and self._latest is not None:
+            self.normalized.add(self.names[self._latest])
 
     def _after_gradient(self, i: int, weight: Tensor) -> None:
         if self.armed and weight.grad is not None:
@@ -168,6 +189,26 @@ MISSING = -1e30
 def is_activation(module: nn.Module) -> bool:
     """Whether ``module`` is one of torch's element-wise nonlinearities."""
     return type(module).__module__ == "torch.nn.modules.activation" and not isinstance(module, nn.MultiheadAttention)
+
+
+def is_normalization(module: nn.Module) -> bool:
+    """Whether ``module`` is a batch, layer, group, instance or RMS norm, torch's or anybody's, by its class name."""
+    name = type(module).__name__
+    return not name.startswith("_") and name.rstrip("123dD").endswith("Norm")
+
+
+def _function_before(x: Tensor) -> str | None:
+    """The nonlinearity whose output ``x`` is, perhaps pooled or reshaped since; None if the last operation was another."""
+    node = x.grad_fn
+    while node is not None and any(word in node.name() for word in _SHAPING):
+        node = node.next_functions[0][0]
+    return None if node is None else _FUNCTIONS.get(node.name())
+
+
+def dead_fraction(output: Tensor) -> Tensor:
+    """Share of a rectifier's units (samples first) that output zero for every sample."""
+    highest = by_sample(output.detach()).amax(0)
+    return (highest <= 0).sum() / highest.numel()
 
 
 def by_sample(x: Tensor) -> Tensor:

@@ -7,13 +7,17 @@ train/eval modes and the global random state are as before, whatever happens.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from core import inits
+from core import data, inits, models, theory
+from core.config import RunConfig
+from core.forecast import forecast
 from core.theory import METRICS
 
 Row = dict[str, Any]
@@ -38,7 +42,12 @@ def probe(
     def watch(module: nn.Module, _: Any, output: Tensor) -> None:
         if module in rows:
             return
-        row = {"layer": names[module], "depth": len(rows), "kind": type(module).__name__.lower(), **forward_metrics(output.detach())}
+        row = {
+            "layer": names[module],
+            "depth": len(rows),
+            "kind": type(module).__name__.lower(),
+            **forward_metrics(output.detach()),
+        }
         row |= {"activation_grad_rms": None, "grad_rms": None}
         rows[module] = row
         if output.requires_grad:
@@ -75,7 +84,7 @@ def forward_metrics(output: Tensor) -> dict[str, float | None]:
         result["signal_std"] = float(differences.var(dim=0, correction=0).mean().sqrt())
         unit = nn.functional.normalize(samples.double(), dim=1, eps=0)
         cosine = float((unit.sum(dim=0).square().sum() - count) / (count * (count - 1)))
-        result["correlation"] = cosine if cosine == cosine else None
+        result["correlation"] = None if math.isnan(cosine) else cosine
     return result
 
 
@@ -94,3 +103,103 @@ def _untouched(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(before)
             for module, training in modes:
                 module.training = training
+
+
+MOST_PIXELS = 2**18
+"""Pixels of a probe's batch (samples x height x width): 5 samples at 224x224, 256 at 32x32. A CPU takes seconds for it."""
+
+
+def first_batch(config: RunConfig) -> tuple[Tensor, Tensor, int]:
+    """(images, labels, classes): the batch that training starts with, cut to ``MOST_PIXELS`` (at least two samples)."""
+    batches = _Unresized(data.read(config.data, config.image_size), config)
+    images, labels = next(batches.epoch(0))
+    count = max(2, MOST_PIXELS // config.image_size**2)
+    return images[:count], labels[:count], batches.classes
+
+
+class _Unresized(data.Data):
+    """Data that resizes only the batches that are asked for."""
+
+    def _hold(self, split: data.Split) -> tuple[data.Split, bool]:
+        return split, False
+
+
+def probe_config(config: RunConfig, seeds: int = 1) -> list[list[Row]]:
+    """``probe`` of the model of ``config`` on its first batch, on the CPU, for ``seeds`` init seeds from ``config.init_seed`` on."""
+    return [rows for _, rows in _probes(config, seeds, *first_batch(config))]
+
+
+def _probes(config: RunConfig, seeds: int, images: Tensor, labels: Tensor, classes: int) -> Iterator[tuple[nn.Module, list[Row]]]:
+    """(model, its rows) for each seed."""
+    with _threads(config.threads):
+        for seed in range(config.init_seed, config.init_seed + seeds):
+            seeded = config.replace(init_seed=seed)
+            model = models.build(seeded, in_channels=images.shape[1], num_classes=classes)
+            yield model, probe(model, images, labels)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        if count:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def predict(model: nn.Module, config: RunConfig, images: Tensor, labels: Tensor) -> list[Row]:
+    """Theory's rows for a model built from ``config``. Raises TheoryUnavailable for networks that branch."""
+    scheme = config.init if theory.has_formula(config.init) else None
+    layers = theory.module_layers(model, scheme, config.gain)
+    return theory.predict(layers, theory.input_stats(images.numpy(), labels.numpy()))
+
+
+def band(runs: Sequence[Sequence[Row]]) -> list[Row]:
+    """Over several seeds: for each layer and metric {"min", "median", "max"}; None where a seed has no value."""
+    result = []
+    for layers in zip(*runs, strict=True):
+        row = {key: layers[0][key] for key in ("layer", "depth")}
+        for metric in METRICS:
+            values = [layer[metric] for layer in layers]
+            known = None not in values
+            row[metric] = {"min": min(values), "median": statistics.median(values), "max": max(values)} if known else None
+        result.append(row)
+    return result
+
+
+def report(config: RunConfig, seeds: int = 1) -> dict[str, Any]:
+    """Measured beside predicted, and what is to be expected of the training: what ``python -m core probe`` prints as JSON.
+
+    ``layers``: {layer, depth, measured, predicted} with METRICS in both, measured at ``config.init_seed``; ``forecast``:
+    {outcome, reason}; ``seeds``, ``samples``, and with several seeds ``band``. Where theory does not cover the network,
+    predicted values are None and ``theory`` says why.
+    """
+    images, labels, classes = first_batch(config)
+    runs = []
+    predicted: list[Row] | None = None
+    reason = None
+    for model, rows in _probes(config, seeds, images, labels, classes):
+        if not runs:
+            try:
+                predicted = predict(model, config, images, labels)
+            except theory.TheoryUnavailable as error:
+                reason = str(error)
+        runs.append(rows)
+    by_layer = {row["layer"]: row for row in predicted or []}
+    layers = [
+        {
+            "layer": row["layer"],
+            "depth": row["depth"],
+            "measured": {metric: row[metric] for metric in METRICS},
+            "predicted": {metric: by_layer.get(row["layer"], {}).get(metric) for metric in METRICS},
+        }
+        for row in runs[0]
+    ]
+    result = {"layers": layers, "forecast": forecast(runs[0], config), "seeds": seeds, "samples": len(images)}
+    if seeds > 1:
+        result["band"] = band(runs)
+    if reason:
+        result["theory"] = reason
+    return result

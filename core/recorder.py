@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import ConfigError
-from core.facts import first_batch_facts, weight_facts
+from core.facts import first_batch_facts, first_step_facts, last_facts, weight_facts
 from core.meter import MISSING, LayerMeter
 from core.schema import LAYER_METRICS, Outcome, Status
 from core.store import Run, Runs, RunWriter, own_process
@@ -108,6 +108,7 @@ class Recorder:
         self.meter.__exit__()
         self._forget_first_batch()
         self._harvest(everything=True)
+        self._add_facts(last_facts(self.meter))
         if not self.owns_run:
             self.writer.flush()
             return
@@ -130,6 +131,8 @@ class Recorder:
 
         On a GPU nothing is waited for: numbers are written when they have arrived, at the latest one step later.
         """
+        if self.next_step == 0:
+            self._add_facts(first_step_facts(self.meter, loss))
         if self.meter.armed:
             self._record(loss, accuracy, epoch)
         self._forget_first_batch()
@@ -214,8 +217,12 @@ class Recorder:
 
     def _look_at_first_batch(self, module: nn.Module, inputs: tuple, output: Any) -> None:
         if module.training and torch.is_grad_enabled() and self._first_batch is not None:
-            self.writer.update(facts={**self.writer.state.get("facts", {}), **first_batch_facts(inputs, output)})
+            self._add_facts(first_batch_facts(inputs, output))
             self._forget_first_batch()
+
+    def _add_facts(self, facts: dict[str, Any]) -> None:
+        """Into the status, in memory: the next flush writes them."""
+        self.writer.note(facts={**self.writer.state.get("facts", {}), **facts})
 
     def _forget_first_batch(self) -> None:
         if self._first_batch is not None:

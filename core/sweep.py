@@ -22,28 +22,33 @@ from core.store import Run, RunInfo, Runs
 
 MAX_RUNS = 10_000
 DECIDED = (Outcome.CONVERGED, Outcome.NOT_CONVERGED, Outcome.DIVERGED)
+SWEEPABLE = ("depth", *[spec.name for spec in OPTIONS.values() if spec.kind in (int, float) and spec.name not in ("init_seed", "threads")])
+"""Fields that may be an axis; depth stands for the networks of the VGG family."""
 _COSMETIC = ("name", "tags")
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One numeric field and the values it takes."""
+    """One field and the values it takes: numbers, or the networks that a depth stands for."""
 
     field: str
-    values: tuple[float, ...]
+    values: tuple[Any, ...]
 
 
 def parse_axis(text: str) -> Axis:
-    """``gain=0.5,1,2`` as an Axis. Raises ConfigError for an unknown or non-numeric field or a bad value."""
+    """``gain=0.5,1,2`` as an Axis; ``depth=11,16`` varies the network (vgg11, vgg16). Raises ConfigError for an unknown
+    or non-numeric field or a bad value."""
     name, equals, values = text.partition("=")
     name = name.strip().replace("-", "_")
-    numeric = [spec.name for spec in OPTIONS.values() if spec.kind in (int, float)]
-    if name not in numeric or not equals:
-        raise ConfigError(choose_from("numeric field", name, numeric) if name not in numeric else f"{one_line(text)}: expected {name}=1,2,…")
-    parsed = tuple(dict.fromkeys(OPTIONS[name].parse(value.strip()) for value in values.split(",") if value.strip()))
+    if name not in SWEEPABLE:
+        raise ConfigError(choose_from("numeric field", name, SWEEPABLE))
+    if not equals:
+        raise ConfigError(f"{one_line(text)}: expected {name}=1,2,…")
+    prefix, field = ("vgg", "model") if name == "depth" else ("", name)
+    parsed = tuple(dict.fromkeys(OPTIONS[field].parse(prefix + value.strip()) for value in values.split(",") if value.strip()))
     if not parsed:
         raise ConfigError(f"{name}: no values given; expected {name}=1,2,…", name)
-    return Axis(name, parsed)
+    return Axis(field, parsed)
 
 
 def name_of(base: RunConfig) -> str:

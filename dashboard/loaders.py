@@ -154,3 +154,16 @@ def comparison(a: str, b: str) -> Comparison:
     # Whether a live run still lives is not in its files: its state joins the key.
     seen = tuple((Run(path).revision(), info(Path(path).name).status) for side in sides for path in side)
     return _comparison(sides[0], sides[1], seen)
+
+
+# -- sweeps
+
+
+def sweep_members(name: str) -> list[RunInfo]:
+    """The runs of a sweep, oldest first."""
+    return [run for run in reversed(listing()) if run.config.get("sweep") == name]
+
+
+def sweeps() -> list[str]:
+    """Names of all sweeps, the newest first."""
+    return list(dict.fromkeys(str(run.config["sweep"]) for run in listing() if run.config.get("sweep")))

@@ -65,30 +65,47 @@ function resolved(value, tokens) {
   return value
 }
 
-function dressed(layout, theme, tokens, width) {
+// Set {"xaxis.tickangle": 90} in a nested object.
+function change(object, changes) {
+  for (const [path, value] of Object.entries(changes ?? {})) {
+    const keys = path.split(".")
+    const last = keys.pop()
+    keys.reduce((at, key) => (at[key] ??= {}), object)[last] = value
+  }
+}
+
+function axis(given, tokens) {
   const quiet = { gridcolor: tokens.grid, zerolinecolor: tokens.line, linecolor: tokens.line, tickcolor: tokens.line }
+  const title = given.title && { ...given.title, font: { size: 12, color: tokens.muted, ...given.title.font } }
+  return { ...quiet, ...given, title, tickfont: { size: 12, color: tokens.muted, ...given.tickfont } }
+}
+
+function dressed(layout, theme, tokens, width) {
   const dress = resolved(layout, tokens)
   if (width < NARROW) {
-    for (const [path, value] of Object.entries(dress.meta?.narrow ?? {})) {
-      const keys = path.split(".")
-      const last = keys.pop()
-      keys.reduce((at, key) => (at[key] ??= {}), dress)[last] = value
-    }
+    change(dress, dress.meta?.narrow)
     dress.margin = { ...dress.margin, r: Math.min(8, dress.margin?.r ?? 8) }
   }
   for (const name of Object.keys(dress)) {
-    if (/^[xy]axis\d*$/.test(name)) dress[name] = { tickfont: { color: tokens.muted }, ...quiet, ...dress[name] }
+    if (/^[xy]axis\d*$/.test(name)) dress[name] = axis(dress[name], tokens)
   }
-  const title = dress.title ? { ...dress.title, font: { family: theme.heading, color: tokens.ink, ...dress.title.font } } : undefined
+  const { title, ...rest } = dress
   return {
-    ...dress,
-    title,
+    ...rest,
+    annotations: [...(dress.annotations ?? []), ...heading(title, dress.margin, theme)],
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: theme.font, size: 13, color: tokens.ink, ...dress.font },
     hoverlabel: { bgcolor: tokens.panel, bordercolor: tokens.line, ...dress.hoverlabel, font: { family: theme.font, color: tokens.ink, size: 13 } },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: tokens.faint, activecolor: tokens.ink, orientation: "h" },
   }
+}
+
+// The title as a note over the plot: Plotly moves a real title out of the picture when a colour bar lies under it.
+function heading(title, margin, theme) {
+  if (!title?.text) return []
+  const place = { x: 0, xref: "paper", xanchor: "left", y: 1, yref: "paper", yanchor: "bottom", yshift: (margin?.t ?? 46) - 26 }
+  return [{ ...place, text: title.text, showarrow: false, align: "left", font: { family: theme.heading, size: title.font?.size ?? 15 } }]
 }
 
 // -- numbers
@@ -226,7 +243,9 @@ function paint(chart, printing = false) {
     responsive: false,
     showTips: false,
   }
-  Plotly.react(node, chart.traces.map((trace) => resolved(trace, tokens)), layout, config)
+  const traces = chart.traces.map((trace) => resolved(trace, tokens))
+  if (width < NARROW) for (const trace of traces) change(trace, trace.meta?.narrow)
+  Plotly.react(node, traces, layout, config)
   if (!chart.listening) {
     chart.listening = true
     node.on("plotly_click", (event) => {

@@ -49,12 +49,13 @@ def launch(configs: list) -> None:
 
 
 def in_progress() -> None:
-    """Each live run with its progress, the time left and a stop button; reloads the page once when the last has ended."""
+    """Each live run with its progress, the time left and a stop button; reloads the page whenever one has ended."""
     live = [info for info in loaders.listing() if info.live]
-    if not live and st.session_state.get("had_live"):
-        st.session_state["had_live"] = False
+    ids = {info.run for info in live}
+    before = st.session_state.get("live_runs", set())
+    st.session_state["live_runs"] = ids
+    if before - ids:
         st.rerun()
-    st.session_state["had_live"] = bool(live)
     if not live:
         return
     st.subheader("In progress", anchor=False)

@@ -12,16 +12,16 @@ from core.models.vgg import BLOCKS, vgg
 __all__ = ["build", "vgg"]
 
 
-def build(config: RunConfig, *, in_channels: int, num_classes: int) -> nn.Module:
+def build(config: RunConfig, *, in_channels: int, num_classes: int, sample: torch.Tensor | None = None) -> nn.Module:
     """The model of ``config``, initialized from ``config.init_seed`` alone.
 
     ``in_channels`` and ``num_classes`` are the resolved ones (the config's, else the data's). The global random state
-    is left as it was.
+    is left as it was. ``sample`` is a batch of inputs for the one scheme that measures (lsuv).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.init_seed)
         model = _FACTORIES[config.model](config, in_channels, num_classes)
-        inits.initialize(model, config.init, gain=config.gain, seed=config.init_seed)
+        inits.initialize(model, config.init, gain=config.gain, seed=config.init_seed, sample=sample)
     return model
 
 

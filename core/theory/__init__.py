@@ -17,11 +17,20 @@ import numpy as np
 from core.theory import kernels
 from core.theory.fields import Field, InputStats, input_stats
 from core.theory.layers import Activation, Gradient, Layer, Pool, Weighted
-from core.theory.networks import TheoryUnavailable, bias_std, module_layers, vgg_layers, weight_std
+from core.theory.networks import TheoryUnavailable, bias_std, has_formula, module_layers, vgg_layers, weight_std
 
 __all__ = [
-    "METRICS", "InputStats", "TheoryUnavailable", "bias_std", "input_stats", "module_layers", "predict", "vgg_layers", "weight_std",
-]  # fmt: skip
+    "METRICS",
+    "InputStats",
+    "TheoryUnavailable",
+    "bias_std",
+    "has_formula",
+    "input_stats",
+    "module_layers",
+    "predict",
+    "vgg_layers",
+    "weight_std",
+]
 
 METRICS = ("activation_rms", "signal_std", "correlation", "activation_grad_rms", "grad_rms")
 """The five quantities a layer, in the order of the signal's way there and the error's way back:
@@ -85,7 +94,7 @@ def _row(outputs: Field, grads: Gradient, weight_grad_square: float, stats: Inpu
     return {
         "activation_rms": math.sqrt(outputs.square),
         "signal_std": math.sqrt(apart * (1 - 1 / stats.batch)) if several else None,
-        "correlation": _cosine(outputs, apart, stats) if several and outputs.square > 0 else None,
+        "correlation": float(_cosine(outputs, apart, stats)) if several and outputs.square > 0 else None,
         "activation_grad_rms": math.sqrt(max(float(grads.table[0, 0, 0]), 0.0)),
         "grad_rms": math.sqrt(weight_grad_square),
     }

@@ -213,9 +213,7 @@ class Pool:
         table = axes[0].spread @ grads.table @ axes[1].spread.T / count**2
         profile = tuple(axis.unpool(p) for axis, p in zip(axes, grads.profile, strict=True))
         if self.maximum and count > 1:
-            first, mean_apart = (
-                (axes[0].average @ values @ axes[1].average.T)[0, 0] for values in (field.space, field.apart)
-            )
+            first, mean_apart = ((axes[0].average @ values @ axes[1].average.T)[0, 0] for values in (field.space, field.apart))
             agree = float(kernels.same_winner(count, self._private(field, count, first, mean_apart)[2]))
             one_window = np.multiply.outer(axes[0].spread[:, 0], axes[1].spread[:, 0])
             for pair, same in enumerate((1.0, agree)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from core.config import RunConfig
@@ -53,6 +54,15 @@ def bias_std(scheme: str, fan_in: int) -> float:
     return 1 / math.sqrt(3 * fan_in) if scheme == "default" else 0.0
 
 
+def has_formula(scheme: str) -> bool:
+    """Whether ``weight_std`` knows the initialization."""
+    try:
+        weight_std(scheme, 1, 1, linear=True, longest=1)
+    except TheoryUnavailable:
+        return False
+    return True
+
+
 def _weighted(
     name: str, kind: str, scheme: str, gain: float, inputs: int, outputs: int, *, area: int = 1, bias: bool = True, **geometry
 ) -> Weighted:
@@ -90,11 +100,12 @@ def vgg_layers(config: RunConfig, *, in_channels: int, num_classes: int) -> list
     return [*layers, _weighted("fc3", "linear", *init, units, num_classes)]
 
 
-def module_layers(model: nn.Module, scheme: str, gain: float = 1.0) -> list[Layer]:
+def module_layers(model: nn.Module, scheme: str | None, gain: float = 1.0) -> list[Layer]:
     """The layers of a network whose modules run one after the other, initialized by ``scheme`` times ``gain``.
 
-    ``nn.Sequential`` (nested too) is read as it stands, any other module as ``torch.fx`` traces it. Raises
-    TheoryUnavailable where the network branches or has a module that theory does not know.
+    ``scheme`` None: the standard deviations are read off the weights and biases, two numbers a layer; for
+    initializations that have no formula. ``nn.Sequential`` (nested too) is read as it stands, any other module as
+    ``torch.fx`` traces it. Raises TheoryUnavailable where the network branches or has a module that theory does not know.
     """
     layers = [layer for name, module in _chain(model, "") for layer in _read(name, module, scheme, gain)]
     if not any(isinstance(layer, Weighted) for layer in layers):
@@ -128,9 +139,9 @@ def _traced(module: nn.Module, name: str) -> Iterator[tuple[str, object]]:
     except Exception as error:  # tracing runs the user's own forward: anything can come out of it
         raise TheoryUnavailable(f"theory cannot follow {type(module).__name__}.forward: {error}".splitlines()[0]) from None
     for node in graph.nodes:
-        if len(node.all_input_nodes) > 1 or (len(node.users) > 1 and node.op != "placeholder"):
-            if not _is_shape_query(node):
-                raise TheoryUnavailable(f"theory knows plain chains of layers; {type(module).__name__} branches at {node.name}")
+        branches = len(node.all_input_nodes) > 1 or (len(node.users) > 1 and node.op != "placeholder")
+        if branches and not _is_shape_query(node):
+            raise TheoryUnavailable(f"theory knows plain chains of layers; {type(module).__name__} branches at {node.name}")
         if node.op == "call_module":
             inner = f"{name}.{node.target}" if name else str(node.target)
             yield from _chain(module.get_submodule(str(node.target)), inner)
@@ -169,7 +180,7 @@ def _pair(value) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
 
 
-def _read(name: str, module: object, scheme: str, gain: float) -> list[Layer]:
+def _read(name: str, module: object, scheme: str | None, gain: float) -> list[Layer]:
     if module == "flatten":
         return [Flatten()]
     if isinstance(module, str):
@@ -187,14 +198,23 @@ def _read_conv(name, module, scheme, gain) -> list[Layer]:
     geometry = {"kernel": module.kernel_size, "stride": module.stride, "padding": module.padding, "dilation": module.dilation}
     inputs, outputs = module.in_channels // module.groups, module.out_channels
     # fan_out of the formulas counts all output channels; an input reaches those of its own group.
-    layer = _weighted(name, "conv2d", scheme, gain, inputs, outputs, area=area, bias=module.bias is not None, **geometry)
-    reached = outputs // module.groups * area
-    return [Weighted(**{**vars(layer), "fan_out": reached})]
+    layer = _weighted(
+        name, "conv2d", scheme or "default", gain, inputs, outputs, area=area, bias=module.bias is not None, **geometry
+    )
+    layer = replace(layer, fan_out=outputs // module.groups * area)
+    return [layer if scheme else _as_measured(layer, module)]
 
 
 def _read_linear(name, module, scheme, gain) -> list[Layer]:
     sizes = (module.in_features, module.out_features)
-    return [_weighted(name, "linear", scheme, gain, *sizes, bias=module.bias is not None)]
+    layer = _weighted(name, "linear", scheme or "default", gain, *sizes, bias=module.bias is not None)
+    return [layer if scheme else _as_measured(layer, module)]
+
+
+def _as_measured(layer: Weighted, module) -> Weighted:
+    """The root mean squares of the module's own weight and bias in place of a formula's."""
+    stds = [float(p.detach().double().square().mean().sqrt()) if p is not None else 0.0 for p in (module.weight, module.bias)]
+    return replace(layer, weight_std=stds[0], bias_std=stds[1])
 
 
 def _read_pool(maximum: bool):
@@ -212,10 +232,11 @@ _READERS = {
     "BatchNorm2d": lambda name, m, *_: [BatchNorm(m.eps)],
     "BatchNorm1d": lambda name, m, *_: [BatchNorm(m.eps)],
     "LeakyReLU": lambda name, m, *_: [Activation("leaky_relu", m.negative_slope)],
-    **{
-        cls: (lambda activation: lambda *_: [Activation(activation)])(activation)
-        for cls, activation in {
-            "ReLU": "relu", "Tanh": "tanh", "Sigmoid": "sigmoid", "GELU": "gelu", "SiLU": "silu", "ELU": "elu", "Softplus": "softplus",
-        }.items()
-    },
-}  # fmt: skip
+    "ReLU": lambda *_: [Activation("relu")],
+    "Tanh": lambda *_: [Activation("tanh")],
+    "Sigmoid": lambda *_: [Activation("sigmoid")],
+    "GELU": lambda *_: [Activation("gelu")],
+    "SiLU": lambda *_: [Activation("silu")],
+    "ELU": lambda *_: [Activation("elu")],
+    "Softplus": lambda *_: [Activation("softplus")],
+}

@@ -49,8 +49,7 @@ def figure(title: str, height: int, **layout: Any) -> go.Figure:
     """An empty figure in the house style: title at the left, quiet axes, legend under the plot."""
     base = {
         "template": "none",
-        "title": {"text": title, "x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top",
-                  "pad": {"t": 6}, "font": {"size": 15}},
+        "title": {"text": title, "font": {"size": 15}},
         "height": height,
         "margin": {"l": 56, "r": 12, "t": TOP, "b": 44},
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top", "font": {"size": 12}},
@@ -126,6 +125,14 @@ def power_ticks(low: float, high: float, most: int = 7) -> tuple[list[int], list
     return at, [text.power(exponent) for exponent in at]
 
 
+def edges(values: np.ndarray) -> tuple[int, int, bool, bool]:
+    """(low, high, zeros, bad): decades around the positive values, one more below for exact zeros and above for NaN."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = decade_limits(np.log10(values[np.isfinite(values) & (values > 0)]))
+    zeros, bad = bool((values == 0).any()), not bool(np.isfinite(values).all())
+    return low - zeros, high + bad, zeros, bad
+
+
 def pinned(values: np.ndarray, low: float, high: float) -> tuple[np.ndarray, list[str]]:
     """Values for a log axis from 10**low to 10**high, and a marker each: an exact zero is an open circle on the lower
     edge, NaN or infinity a cross on the upper one. ``plot.js`` does the same with live values."""
@@ -135,11 +142,15 @@ def pinned(values: np.ndarray, low: float, high: float) -> tuple[np.ndarray, lis
     return placed, symbols
 
 
-def log_axis(title: str, low: float | None = None, high: float | None = None, **extra: Any) -> dict[str, Any]:
-    """A logarithmic axis with powers of ten; its range from decade ``low`` to ``high`` where given."""
-    axis = {"type": "log", "title": {"text": title, "standoff": 8}, "exponentformat": "power", "automargin": True, **extra}
-    if low is not None and high is not None:
-        # Room for markers that sit on the edges.
-        axis["range"] = [low - 0.02 * (high - low) - 0.05, high + 0.02 * (high - low) + 0.05]
-        axis["tickvals"], axis["ticktext"] = [10.0**at for at in power_ticks(low, high)[0]], power_ticks(low, high)[1]
-    return axis
+def log_axis(title: str, low: int, high: int, zeros: bool = False, bad: bool = False, most: int = 7) -> dict[str, Any]:
+    """A logarithmic axis from decade ``low`` to ``high``. With ``zeros`` its lower end reads '0', with ``bad`` its upper 'NaN'."""
+    at, words = power_ticks(low + 2 * zeros, high - 2 * bad, most)
+    if zeros:
+        at, words = [low, *at], ["0", *words]
+    if bad:
+        at, words = [*at, high], [*words, "NaN"]
+    pad = 0.02 * (high - low) + 0.05
+    return {
+        "type": "log", "title": {"text": title, "standoff": 8}, "exponentformat": "power", "automargin": True,
+        "range": [low - pad, high + pad], "tickvals": [10.0**e for e in at], "ticktext": words,
+    }

@@ -117,17 +117,17 @@ def curves(
         )
         if curve.broke_at is not None and column == "loss":
             drawn.add_scatter(
-                x=[curve.broke_at], y=[top * 0.985], mode="markers+text", showlegend=False, legendgroup=curve.subject.run,
+                x=[curve.broke_at], y=[top * 0.94], mode="markers+text", showlegend=False, legendgroup=curve.subject.run,
                 marker={"symbol": "triangle-up", "size": 12, "color": theme.NONFINITE}, text=[" NaN"], textposition="middle right",
                 textfont={"color": theme.NONFINITE}, hovertemplate="not a number from step %{x}<extra></extra>",
             )
     drawn.update_xaxes(title={"text": "step", "standoff": 6}, rangemode="tozero", automargin=True)
     if column == "loss":
-        _reference(drawn, math.log(classes), f"ln {classes} = {math.log(classes):.3f}: a guess", log, above=True)
-        axis = {"range": [0, top]} if not log else base.log_axis("")
-        drawn.update_yaxes(**{**axis, "title": {"text": "cross-entropy, nats", "standoff": 8}, "automargin": True})
+        reference(drawn, math.log(classes), f"ln {classes} = {math.log(classes):.3f}: a guess", log, above=True)
+        drawn.update_yaxes(title={"text": "cross-entropy, nats", "standoff": 8}, automargin=True)
+        drawn.update_yaxes(**({"type": "log", "exponentformat": "power"} if log else {"range": [0, top]}))
     else:
-        _reference(drawn, 1 / classes, f"1/{classes} = {text.percent(1 / classes)}: a guess", False, above=False)
+        reference(drawn, 1 / classes, f"1/{classes} = {text.percent(1 / classes)}: a guess", False, above=False)
         at = [0, 0.2, 0.4, 0.6, 0.8, 1]
         drawn.update_yaxes(range=[0, 1.02], tickvals=at, ticktext=[text.percent(v) for v in at], automargin=True)
     return drawn
@@ -140,7 +140,7 @@ def _top(data: Sequence[Curve], classes: int) -> float:
     return 1.25 * chance if highest <= 1.25 * chance else 2 * chance
 
 
-def _reference(drawn: go.Figure, level: float, words: str, log: bool, above: bool) -> None:
+def reference(drawn: go.Figure, level: float, words: str, log: bool, above: bool) -> None:
     """A dotted line with its meaning written on it."""
     drawn.add_shape(type="line", x0=0, x1=1, xref="paper", y0=level, y1=level, line={"color": theme.MUTED, "width": 1, "dash": "dot"})
     drawn.add_annotation(

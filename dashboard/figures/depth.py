@@ -33,18 +33,16 @@ def depth_data(subjects: Sequence[Subject], frames: Mapping[str, pd.DataFrame], 
 
 
 def depth(
-    subjects: Sequence[Subject], frames: Mapping[str, pd.DataFrame], metric: str = "grad_norm", *, height: int = 380
+    subjects: Sequence[Subject], frames: Mapping[str, pd.DataFrame], metric: str = "grad_norm", *, height: int = 420
 ) -> go.Figure:
-    """Lines with markers, input at the left; an exact zero is an open circle on the lower edge."""
+    """Lines with markers, input at the left; an exact zero is an open circle on the lower edge, NaN a cross on the upper."""
     title = f"{COLUMN[metric].title} by depth at the first step"
     data = depth_data(subjects, frames, metric)
     if not data:
         return base.blank(title, "Appears with the first recorded step.", height)
     layers = list(dict.fromkeys(name for run in data for name in run.layers))
     everything = np.concatenate([run.values for run in data])
-    low, high = base.decade_limits(np.log10(everything[np.isfinite(everything) & (everything > 0)]))
-    low -= bool((everything == 0).any())
-    high += not np.isfinite(everything).all()
+    low, high, zeros, bad = base.edges(everything)
     drawn = base.figure(title, height, shapes=base.block_lines(layers, "x"), hovermode="closest", meta={"narrow": {"xaxis.tickangle": 90}})
     looks = theme.styles(run.subject.init for run in data)
     for run, name, look in zip(data, base.labels([run.subject for run in data]), looks, strict=True):
@@ -55,11 +53,8 @@ def depth(
             marker={"color": look.color, "size": 8, "symbol": [look.symbol if s == "circle" else s for s in symbols]},
             text=[f"{v:.3g}" for v in run.values], hovertemplate="%{x}: %{text}<extra>%{fullData.name}</extra>",
         )
-    if (everything == 0).any():
-        drawn.add_annotation(text="○ exact zero", x=0, xref="paper", xanchor="left", y=low, yanchor="bottom", yshift=6,
-                             showarrow=False, font={"size": 12, "color": theme.MUTED})
     drawn.update_xaxes(type="category", categoryorder="array", categoryarray=layers, dtick=1 if len(layers) <= 40 else None,
                        automargin=True, tickangle=-45, showgrid=False, title={"text": "input → output", "standoff": 4})
-    drawn.update_yaxes(**base.log_axis(COLUMN[metric].title.lower(), low, high))
+    drawn.update_yaxes(**base.log_axis(COLUMN[metric].title.lower(), low, high, zeros, bad))
     drawn.update_layout(legend={"y": -0.42})
     return drawn

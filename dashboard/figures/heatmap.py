@@ -132,8 +132,8 @@ def color_bar(title: str, low: float, high: float, linear: bool) -> dict[str, An
     else:
         at, words = base.power_ticks(low, high, most=6)
     return {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "ypad": 4, "xpad": 0, "len": 1, "thickness": 8,
-            "tickvals": at, "ticktext": words, "ticks": "", "ticklabelposition": "outside top", "outlinewidth": 0,
-            "tickfont": {"size": 12}}
+            "tickvals": at, "ticktext": words, "ticks": "", "ticklabelposition": "outside top", "ticklabeloverflow": "allow",
+            "outlinewidth": 0, "tickfont": {"size": 12}}
 
 
 def special(drawn: go.Figure, steps: np.ndarray, layers: list[str], mask: np.ndarray, color: str, name: str, per: int) -> None:
@@ -153,12 +153,12 @@ def finish(drawn: go.Figure, layers: list[str], steps: np.ndarray, per: int) -> 
     """Axes, block lines and the note on reduction that all maps share."""
     words = "step" if per == 1 else f"step · each column: median of {per} recorded steps"
     drawn.update_layout(
-        shapes=base.block_lines(layers, "y", theme.PAPER, 2), hovermode="closest", margin={"l": 68, "t": 66},
-        title={"pad": {"t": 4}}, legend={"y": -0.13},
+        shapes=base.block_lines(layers, "y", theme.PAPER, 2), hovermode="closest", margin={"l": 68, "t": 66, "r": 18},
+        legend={"y": -0.13},
     )
     drawn.update_xaxes(title={"text": words, "standoff": 6}, showgrid=False, zeroline=False, automargin=True, ticks="outside", ticklen=4)
-    drawn.update_yaxes(type="category", categoryorder="array", categoryarray=layers, dtick=1 if len(layers) <= 40 else None,
-                       showgrid=False, zeroline=False, automargin=True, tickfont={"size": 12})
+    drawn.update_yaxes(type="category", categoryorder="array", categoryarray=layers, range=[-0.5, len(layers) - 0.5], dtick=1 if len(layers) <= 40 else None,
+                       showgrid=False, zeroline=False, automargin=True)
 
 
 def _around(per: int) -> str:

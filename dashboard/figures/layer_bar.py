@@ -51,9 +51,7 @@ def layer_bar(
         return base.blank(title, "Appears with the first recorded step.", least_height)
     layers = list(dict.fromkeys(name for run in data for name in run.layers))
     everything = np.concatenate([run.values for run in data])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log10(everything[np.isfinite(everything) & (everything > 0)])
-    low, high = base.decade_limits(logs, span=3)
+    low, high, zeros, bad = base.edges(everything)
     drawn = base.figure(title, base.layer_height(layers, least_height), shapes=base.block_lines(layers, "y"))
     drawn.update_layout(hovermode="closest", margin={"l": 68})
     looks = theme.styles(run.subject.init for run in data)
@@ -66,6 +64,6 @@ def layer_bar(
             hovertemplate="%{y}: %{text}<extra>%{fullData.name}</extra>", text=[f"{v:.3g}" for v in run.values],
             meta={"run": run.subject.run, "layers": metric},
         )
-    drawn.update_xaxes(**base.log_axis(COLUMN[metric].title.lower(), low, high), side="bottom")
+    drawn.update_xaxes(**base.log_axis(COLUMN[metric].title.lower(), low, high, zeros, bad))
     drawn.update_yaxes(type="category", categoryorder="array", categoryarray=layers, range=[-0.6, len(layers) - 0.4], dtick=1, automargin=True)
     return drawn

@@ -64,9 +64,9 @@ def layer_curve(
     drawn = base.figure(title, height, hovermode="x unified", showlegend=True)
     values = np.concatenate([run.values for run in data])
     linear = metric in LINEAR
-    with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = (0.0, 1.0) if linear else base.decade_limits(np.log10(values), span=1)
-    low -= 0 if linear else any(run.zeros.size for run in data)
+    zeros, bad = any(run.zeros.size for run in data), any(run.bad.size for run in data)
+    low, high = (0, 1) if linear else base.edges(values[np.isfinite(values)])[:2]
+    low, high = (0, 1) if linear else (low - zeros, high + bad)
     looks = theme.styles(run.subject.init for run in data)
     for run, name, look in zip(data, base.labels([run.subject for run in data]), looks, strict=True):
         common = {"legendgroup": run.subject.run, "name": name}
@@ -78,7 +78,7 @@ def layer_curve(
                 drawn.add_scatter(x=steps, y=np.full(len(steps), at if linear else 10.0**at), mode="markers", legendgroup=run.subject.run,
                                   marker={"symbol": symbol, "size": 6, "color": color}, name=word, hovertemplate=f"{word}<extra></extra>")
     drawn.update_xaxes(title={"text": "step", "standoff": 6}, automargin=True)
-    axis = {"range": [-0.02, 1.02], "tickformat": ".0%"} if linear else base.log_axis(COLUMN[metric].title.lower(), low, high)
+    axis = {"range": [-0.02, 1.02], "tickformat": ".0%"} if linear else base.log_axis(COLUMN[metric].title.lower(), low, high, zeros, bad)
     drawn.update_yaxes(**{**axis, "automargin": True})
     drawn.update_layout(legend={"y": -0.24})
     return drawn

@@ -61,11 +61,12 @@ def ratio(data: Ratio | None, *, title: str | None = None, span: float | None = 
     if data is None:
         return base.blank(heading, "The two runs have no layer and step in common.")
     finite = data.z[np.isfinite(data.z)]
-    span = span or max(1, math.ceil(float(np.abs(finite).max()) - 1e-6) if finite.size else 1)
+    half = span or max(1, math.ceil(float(np.abs(finite).max()) - 1e-6) if finite.size else 1)
+    bar, short = _bar(half)
     drawn = base.figure(heading, base.layer_height(data.layers))
     drawn.add_heatmap(
-        z=data.z, x=data.steps, y=data.layers, zmin=-span, zmax=span, colorscale=theme.DIVERGING, colorbar=_bar(span),
-        hovertemplate=f"<b>%{{y}}</b> · step %{{x}}<br>{COLUMN[data.metric].title}: %{{text}}<extra></extra>", meta={"text": "log10ratio"},
+        z=data.z, x=data.steps, y=data.layers, zmin=-half, zmax=half, colorscale=theme.DIVERGING, colorbar=bar,
+        hovertemplate=f"<b>%{{y}}</b> · step %{{x}}<br>{COLUMN[data.metric].title}: %{{text}}<extra></extra>", meta={"text": "log10ratio", "narrow": {"colorbar.ticktext": short}},
     )
     heatmap.special(drawn, data.steps, data.layers, data.zero, theme.ZERO, "an exact zero in A or B", data.per)
     heatmap.special(drawn, data.steps, data.layers, data.bad, theme.NONFINITE, "NaN or infinite in A or B", data.per)
@@ -73,10 +74,10 @@ def ratio(data: Ratio | None, *, title: str | None = None, span: float | None = 
     return drawn
 
 
-def _bar(span: float) -> dict:
-    step = max(1, math.ceil(span / 3))
-    at = sorted({sign * k for k in range(0, math.floor(span) + 1, step) for sign in (-1, 1)})
-    words = ["equal" if v == 0 else f"{text.number(10.0 ** abs(v))}× {'larger' if v > 0 else 'smaller'}" for v in at]
+def _bar(half: float) -> tuple[dict, list[str]]:
+    """The colour bar with ticks in words, and the shorter words for a narrow screen."""
+    step = max(1, math.floor(0.75 * half))  # inside the bar: the words are long
+    at = [-step, 0, step]
+    words = ["equal" if v == 0 else f"{text.number(10.0 ** abs(v))} × {'larger' if v > 0 else 'smaller'}" for v in at]
     short = ["equal" if v == 0 else ("×" if v > 0 else "÷") + text.power(abs(v)) for v in at]
-    crowded = max(map(len, words)) * len(at) > 70
-    return {**heatmap.color_bar("", -span, span, False), "tickvals": at, "ticktext": short if crowded else words}
+    return {**heatmap.color_bar("", -half, half, False), "tickvals": at, "ticktext": words}, short

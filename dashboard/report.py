@@ -1,0 +1,179 @@
+"""``python -m core report``: one comparison, or one run, as a single HTML file that opens offline.
+
+The figures are those of the pages; Plotly is inside the file. Everything that came from a person or a run is escaped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import html
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from core.catalog import init_title
+from core.config import OPTIONS
+from core.diagnosis.compare import Comparison, compare
+from core.errors import InitScopeError, RunFolderError
+from core.store import Run, RunInfo, Runs
+from dashboard import text, theme
+from dashboard.figures import base, curves, depth, heatmap, ratio
+
+METRIC = "grad_norm"
+STYLE = """
+:root { color-scheme: light }
+body { max-width: 62rem; margin: 2.5rem auto; padding: 0 1rem; background: #FBF9F4; color: #22262B; font: 16px/1.55 system-ui, sans-serif }
+h1, h2 { font-family: Georgia, 'Source Serif 4', serif; line-height: 1.2 } h1 { font-size: 1.9rem } h2 { font-size: 1.2rem; margin-top: 2rem }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums } td, th { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #D3CBBB }
+.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem } .warn { background: #F2EEE5; padding: .6rem .9rem; border-left: 4px solid #C04E00 }
+.muted { color: #5F6772 } figure { margin: 0; break-inside: avoid }
+"""
+
+
+def report(a: Sequence[Run], b: Sequence[Run] = ()) -> str:
+    """The whole document. One group alone is described; two are compared."""
+    body = _compared(a, b) if b else _alone(a)
+    title = html.escape(body[0])
+    made = dt.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{title}</title>"
+        f"<style>{STYLE}</style><script>{get_plotlyjs()}</script><body><h1>{title}</h1>{''.join(body[1:])}"
+        f"<p class=muted>InitScope, {html.escape(made)}.</p></body></html>"
+    )
+
+
+def _compared(a: Sequence[Run], b: Sequence[Run]) -> list[str]:
+    result = compare(a, b)
+    one_a, one_b = a[0].info(), b[0].info()
+    frames = {run.id: _frame(run, "layers") for run in (a[0], b[0])}
+    cells = [heatmap.heatmap_data(frames[info.run], METRIC) for info in (one_a, one_b)]
+    limits = heatmap.shared_limits(cells)
+    maps = [
+        _figure(heatmap.heatmap(each, title=f"{side} · {info.name}", limits=limits), f"{side}: gradient norm of every layer over the steps")
+        for each, side, info in zip(cells, "AB", (one_a, one_b), strict=True)
+    ]
+    parts = [f"{theme.VERDICTS[result.verdict].shape} {result.headline}", _how_sure(result)]
+    if result.warning:
+        parts.append(f"<p class=warn>{html.escape(result.warning)}</p>")
+    parts += ["<h2>Every layer's gradient</h2><p class=muted>Both maps share one colour scale; the third is B over A.</p>", f"<div class=two>{''.join(maps)}</div>"]
+    parts.append(_figure(ratio.ratio(ratio.ratio_data(frames[one_a.run], frames[one_b.run], METRIC), title="B over A"), "Ratio of B to A"))
+    parts.append(_figure(depth.depth([base.subject(one_a), base.subject(one_b)], frames, METRIC), "First-step gradient norm by depth"))
+    parts += _loss([*a, *b])
+    parts += ["<h2>What differs</h2>", _differences(result), "<h2>Runs</h2>", _runs([run.info() for run in (*a, *b)])]
+    return parts
+
+
+def _alone(a: Sequence[Run]) -> list[str]:
+    infos = [run.info() for run in a]
+    first = infos[0]
+    mark = theme.outcome_mark(first.outcome, first.status)
+    cells = heatmap.heatmap_data(_frame(a[0], "layers"), METRIC)
+    return [
+        f"{mark.shape} {first.name}: {mark.word}",
+        _figure(heatmap.heatmap(cells, title="Gradient norm"), "Gradient norm of every layer over the steps"),
+        *_loss(a),
+        "<h2>Runs</h2>",
+        _runs(infos),
+        "<h2>Configuration</h2>",
+        _table([[OPTIONS[k].title if k in OPTIONS else k, _value(v)] for k, v in first.config.items()], ["Field", "Value"]),
+    ]
+
+
+def _loss(runs: Sequence[Run]) -> list[str]:
+    infos = [run.info() for run in runs]
+    subjects = [base.subject(info) for info in infos]
+    steps, epochs = ({run.id: _frame(run, table) for run in runs} for table in ("steps", "epochs"))
+    classes = next((int(info.state["num_classes"]) for info in infos if info.state.get("num_classes")), 10)
+    drawn = [_figure(curves.curves(subjects, steps, epochs, name, classes=classes), f"{name} over the steps") for name in ("loss", "accuracy")]
+    return ["<h2>Loss and accuracy</h2>", f"<div class=two>{''.join(drawn)}</div>"]
+
+
+def _how_sure(result: Comparison) -> str:
+    (ka, na), (kb, nb) = result.converged["a"], result.converged["b"]
+    low, high = result.interval
+    return (
+        f"<p>Converged: {ka} of {na} in A, {kb} of {nb} in B. Difference in convergence rate {low:+.0%} to {high:+.0%} (95 % interval); "
+        f"Fisher's exact test p = {result.p_value:.2g}.</p>"
+    )
+
+
+def _differences(result: Comparison) -> str:
+    if not result.changed_fields:
+        return "<p>Nothing but chance: the configurations are the same.</p>"
+    rows = [[OPTIONS[field].title, _value(values[0]), _value(values[1])] for field, values in result.changed_fields.items()]
+    return _table(rows, ["Field", "A", "B"])
+
+
+def _runs(infos: list[RunInfo]) -> str:
+    rows = [
+        [info.run, init_title(info.init), str(info.config.get("init_seed", "–")), theme.outcome_mark(info.outcome, info.status).text,
+         text.fixed(info.loss), text.percent(info.state.get("val_accuracy") or info.accuracy)]
+        for info in infos
+    ]  # fmt: skip
+    return _table(rows, ["Run", "Initialization", "Seed", "Outcome", "Loss", "Accuracy"])
+
+
+def _table(rows: list[list[str]], heads: list[str]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _value(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else "–" if value is None else str(value)
+
+
+def _frame(run: Run, table: str) -> pd.DataFrame:
+    return run.read(table).to_pandas()
+
+
+def _figure(figure: go.Figure, alt: str) -> str:
+    """A figure with the light theme's colours in it, as HTML that uses the document's own Plotly."""
+    drawn = go.Figure(_resolved(figure.to_dict()), skip_invalid=True)
+    drawn.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"family": "system-ui, sans-serif", "color": "#22262B"})
+    for trace in drawn.data:
+        if trace.type == "heatmap" and (trace.meta or {}).get("text"):
+            trace.hovertemplate = trace.hovertemplate.replace("%{text}", "10^%{z:.2f}" if "log10" in trace.meta["text"] else "%{z:.1%}")
+    inner = drawn.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+    return f"<figure role=img aria-label='{html.escape(alt, quote=True)}'>{inner}</figure>"
+
+
+def _resolved(value: Any) -> Any:
+    if isinstance(value, str):
+        return theme.hex_color(value, dark=False) if value.startswith("var(--") else value
+    if isinstance(value, dict):
+        return {key: _resolved(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_resolved(item) for item in value]
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``report A [B] --output FILE [--runs DIR]``; exit status as the command line's."""
+    parser = argparse.ArgumentParser(prog="report")
+    parser.add_argument("sides", nargs="+")
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--runs")
+    given = parser.parse_args(arguments)
+    try:
+        runs = Runs(given.runs)
+        groups = [runs.select(side) for side in given.sides[:2]]
+        document = report(*groups)
+        try:
+            Path(given.output).write_text(document, encoding="utf-8")
+        except OSError as error:
+            raise RunFolderError(f"cannot write {given.output}: {error.strerror or error}") from None
+    except InitScopeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

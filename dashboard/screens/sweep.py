@@ -1,0 +1,170 @@
+"""Sweep: did the change fix it, or was it luck? Initializations over seeds, with intervals."""
+
+from __future__ import annotations
+
+import time
+
+import pandas as pd
+import streamlit as st
+
+from core import catalog, sweep
+from core.config import PRESETS, preset
+from core.diagnosis.compare import Comparison
+from core.errors import InitScopeError
+from core.store import RunInfo
+from dashboard import launch_form, loaders, text, theme
+from dashboard.figures import bands, rates, trainability
+from dashboard.plot import plot
+
+
+def page() -> None:
+    names = loaders.sweeps()
+    above = st.container()
+    with st.expander("Launch a sweep", expanded=not names, icon=":material/play_arrow:"):
+        _launcher()
+    if not names:
+        above.title("Was it luck?", anchor=False)
+        above.markdown("One run can be lucky. A sweep trains each initialization with several seeds and says how sure the answer is. There is none yet: launch one.")
+        return
+    name = _choose(names)
+    members = loaders.sweep_members(name)
+    fields = _varied(members)
+    rows = sweep.table(members, ("init", *fields))
+    with above:
+        _sentence(members, rows, name)
+    if fields:
+        _map(rows, fields)
+    else:
+        _seeds(members, rows)
+    with st.expander("Numbers"):
+        _numbers(rows, fields)
+
+
+def _choose(names: list[str]) -> str:
+    """The sweep shown; the address bar holds it."""
+    linked = st.query_params.get("sweep")
+    if "sweep_name" not in st.session_state and linked in names:
+        st.session_state["sweep_name"] = linked
+    name = st.selectbox("Sweep", names, key="sweep_name") if len(names) > 1 else names[0]
+    st.query_params["sweep"] = name
+    return name
+
+
+def _varied(members: list[RunInfo]) -> list[str]:
+    """Fields besides initialization and seed that take several values in this sweep."""
+    fields = dict.fromkeys("model" if name == "depth" else name for name in sweep.SWEEPABLE)
+    return [field for field in fields if len({repr(info.config.get(field)) for info in members}) > 1][:2]
+
+
+def _sentence(members: list[RunInfo], rows: list[dict], name: str) -> None:
+    """The verdict of the best initialization against the worst, and how far the sweep has come."""
+    live = [info for info in members if info.live]
+    pair = _extremes(rows)
+    if pair and len(rows) == len({row["init"] for row in rows}):
+        result = loaders.comparison(*[f"init={init},sweep={name}" for init in pair])
+        st.title(f"{theme.VERDICTS[result.verdict].shape} {text.markdown(result.headline)}", anchor=False)
+        _how_sure(result)
+        st.page_link("screens/compare.py", label="Compare these two", icon=":material/compare:",
+                     query_params={"a": f"init={pair[0]},sweep={name}", "b": f"init={pair[1]},sweep={name}"})
+    else:
+        st.title(text.markdown(sweep.best_against_rest(rows) if rows else "The sweep has just begun"), anchor=False)
+    if live:
+        _progress(members)
+
+
+def _progress(members: list[RunInfo]) -> None:
+    """How far the sweep is and how long it will take; the sidebar reloads the page whenever a run has ended."""
+    ended = [info for info in members if not info.live]
+    began = min(info.created for info in members)
+    share = sum(1.0 if not info.live else info.progress for info in members) / len(members)
+    left = (time.time() - began) * (1 - share) / share if share > 0.02 else None
+    st.progress(share, text=f"{len(ended)} of {len(members)} runs have ended · {text.duration(left)} left")
+
+
+def _extremes(rows: list[dict]) -> tuple[str, str] | None:
+    """(worst, best) initialization by rate; PyTorch's default stands for the worst where it is as bad."""
+    told = [row for row in rows if row["runs"]]
+    if len({row["init"] for row in told}) < 2:
+        return None
+    worst = min(told, key=lambda row: (row["converged"] / row["runs"], row["init"] != "default"))
+    best = max(told, key=lambda row: (row["converged"] / row["runs"], row["runs"], row["init"] == "kaiming_normal"))
+    return (worst["init"], best["init"]) if worst["init"] != best["init"] else None
+
+
+def _how_sure(result: Comparison) -> None:
+    low, high = result.interval
+    st.caption(
+        f"Difference in convergence rate {low:+.0%} to {high:+.0%} (95 % interval, Newcombe); Fisher's exact test p = {result.p_value:.2g}; "
+        f"effect size h = {result.effect:.2f}."
+    )
+
+
+def _seeds(members: list[RunInfo], rows: list[dict]) -> None:
+    plot(rates.rates([{**row, "label": catalog.init_title(row["init"])} for row in rows]), key="rates",
+         alt="Share of runs that converged for each initialization, with 95 % intervals")
+    inits = list(dict.fromkeys(info.init for info in members))
+    groups = {init: list(loaders.frames([i.run for i in members if i.init == init], "steps").values()) for init in inits}
+    classes = next((info.state["num_classes"] for info in members if info.state.get("num_classes")), 10)
+    left, right = st.columns(2)
+    with left:
+        plot(bands.bands(groups, "loss", classes=classes), key="band_loss", alt="Training loss over seeds: median and range for each initialization")
+    with right:
+        plot(bands.bands(groups, "accuracy", classes=classes), key="band_accuracy", alt="Training accuracy over seeds: median and range")
+
+
+def _map(rows: list[dict], fields: list[str]) -> None:
+    """The trainability map of each initialization; with one field, initializations are the other axis."""
+    if len(fields) == 1:
+        plot(trainability.trainability(rows, fields[0], "init"), key="map", alt=f"Convergence rate by {fields[0]} and initialization")
+        return
+    for init in dict.fromkeys(row["init"] for row in rows):
+        mine = [row for row in rows if row["init"] == init]
+        x, y = fields if fields[0] != "model" else (fields[1], fields[0])
+        plot(trainability.trainability(mine, x, y, title=f"{catalog.init_title(init)}: share of seeds that converged"),
+             key=f"map_{init}", alt=f"Convergence rate by {x} and {y} with {init}")
+
+
+def _numbers(rows: list[dict], fields: list[str]) -> None:
+    frame = pd.DataFrame(
+        {
+            "Initialization": [catalog.init_title(row["init"]) for row in rows],
+            **{trainability.axis_title(field): [str(row[field]) for row in rows] for field in fields},
+            "Converged": [f"{row['converged']} of {row['runs']}" for row in rows],
+            "95 % interval": [f"{row['low']:.0%} to {row['high']:.0%}" for row in rows],
+            "Undecided": [row["undecided"] for row in rows],
+            "Live": [row["live"] for row in rows],
+        }
+    )
+    st.dataframe(frame, hide_index=True, alt="Convergence counts of every cell of the sweep")
+
+
+def _launcher() -> None:
+    """Initializations, seeds and up to two numeric axes over a preset."""
+    with st.form("sweep_form", border=False):
+        base_name = st.selectbox("Preset", list(PRESETS), format_func=lambda name: launch_form.PRESET_TITLES.get(name, name))
+        inits = st.multiselect("Initializations", list(catalog.INITS), default=list(launch_form.STORY), format_func=catalog.init_title)
+        left, right = st.columns(2)
+        seeds = left.number_input("Seeds for each", 1, 1000, 5)
+        vary = right.text_input("Also vary", placeholder="gain=0.5,1,2  depth=11,16",
+                                help="At most two of these, with a space between: " + ", ".join(sweep.SWEEPABLE) + ".")
+        if st.form_submit_button("Launch the sweep", type="primary"):
+            _launch(base_name, inits, int(seeds), vary)
+
+
+def _launch(base_name: str, inits: list[str], seeds: int, vary: str) -> None:
+    from core import launcher
+
+    try:
+        base = preset(base_name).replace(stop_when_certain=True)
+        axes = [sweep.parse_axis(word) for word in vary.split()]
+        name = sweep.name_of(base)
+        launched = sweep.launch(loaders.runs(), sweep.plan(base, inits, seeds, name, axes, slots=launcher.slots()))
+    except InitScopeError as error:
+        st.error(text.markdown(str(error)))
+        return
+    st.session_state["sweep_name"] = name
+    st.toast(f"{len(launched)} runs queued" if launched else "All of these runs are there already", icon=":material/check:")
+    st.rerun()
+
+
+page()

@@ -1,0 +1,147 @@
+"""What the tests share: tiny real configurations, run folders in temporary places, processes that always end.
+
+Nothing here stands in for a part of the project. Where a test needs a process of its own it gets a real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from core.config import RunConfig
+from core.store import Run, Runs
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than ten seconds; part of the suite all the same")
+
+
+@pytest.fixture(autouse=True)
+def _apart_from_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the developer's own runs and data."""
+    monkeypatch.setenv("INITSCOPE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("INITSCOPE_DATA", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    """An empty folder of runs."""
+    return Runs(tmp_path / "runs")
+
+
+@pytest.fixture
+def tiny() -> Callable[..., RunConfig]:
+    """A config that trains in a second: VGG11 at a sixteenth of its width, 160 digits, one thread."""
+
+    def make(**changes: object) -> RunConfig:
+        small = {"model": "vgg11", "width": 0.0625, "image_size": 32, "train_samples": 160, "batch_size": 16, "epochs": 2, "threads": 1}
+        return RunConfig(**{**small, **changes})  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def trained(runs: Runs) -> Callable[[RunConfig], Run]:
+    """Trains a config in this process and returns its run."""
+
+    def train_it(config: RunConfig) -> Run:
+        from core.trainer import train
+
+        run = runs.create(config)
+        train(run)
+        return run
+
+    return train_it
+
+
+@pytest.fixture
+def python() -> Callable[..., subprocess.Popen]:
+    """Starts ``python -c CODE ARGUMENTS`` in the project's root; what still runs at the end of the test is killed."""
+    started: list[subprocess.Popen] = []
+
+    def start(code: str, *arguments: object, **options: object) -> subprocess.Popen:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        given = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+        started.append(subprocess.Popen(command, **given))  # type: ignore[call-overload]
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+class Answer:
+    """What a command left behind: exit status, both streams, and the JSON object of its last line."""
+
+    def __init__(self, done: subprocess.CompletedProcess):
+        self.status, self.out, self.err = done.returncode, done.stdout, done.stderr
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.out.splitlines()[-1])
+
+
+@pytest.fixture
+def cli(runs: Runs) -> Callable[..., Answer]:
+    """Runs ``python -m core ARGUMENTS`` as a person would, with ``--runs`` in the environment."""
+
+    def call(*arguments: object, timeout: float = 180, **environment: str) -> Answer:
+        command = [sys.executable, "-m", "core", *map(str, arguments)]
+        environ = {**os.environ, "INITSCOPE_RUNS": str(runs.root), **environment}
+        return Answer(subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=timeout))
+
+    return call
+
+
+@pytest.fixture
+def until() -> Callable[..., object]:
+    """Waits for a condition to become true and returns its value; generous, because the machine is shared."""
+
+    def wait(condition: Callable[[], object], seconds: float = 90, what: str = "") -> object:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if value := condition():
+                return value
+            time.sleep(0.02)
+        raise AssertionError(f"waited {seconds:g} s in vain{': ' + what if what else ''}")
+
+    return wait
+
+
+def supervisors(root: Path) -> list[psutil.Process]:
+    """Supervisors of this folder and the workers forked from them (they keep its command line)."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cmdline()[1:] == ["-m", "core.launcher", str(root.resolve())]:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture
+def two_slots(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[psutil.Process]]]:
+    """Room for two runs of one thread at once. Gives ``supervisors`` of the folder; none of them outlives the test."""
+    monkeypatch.setenv("INITSCOPE_SLOTS", "2")
+    yield lambda: supervisors(runs.root)
+    # The supervisor first would be replaced by nobody, but a queued run could start between two looks: look until none is left.
+    while left := supervisors(runs.root):
+        for process in left:
+            try:
+                process.kill()
+                process.wait(10)
+            except psutil.Error:
+                continue

@@ -1,0 +1,68 @@
+"""The definition of an outcome: its worked example, its edges, and its claim about guessing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from core import outcome
+from core.outcome import chance_ceiling, converged_floor, judge
+from core.schema import Outcome
+
+
+def judged(**changes) -> Outcome:
+    return judge(**{"loss_finite": True, "steps": 1000, "accuracy": 0.5, "chance": 0.1, "samples": 359, **changes})
+
+
+def test_the_docstrings_example():
+    assert chance_ceiling(0.1, 359) == pytest.approx(0.148, abs=5e-4) and "14.8 %" in outcome.__doc__
+    assert converged_floor(0.1) == pytest.approx(0.40) and "from 40 %" in outcome.__doc__
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"accuracy": 0.1}, Outcome.NOT_CONVERGED),
+        ({"accuracy": 0.0}, Outcome.NOT_CONVERGED),
+        ({"accuracy": 0.147}, Outcome.NOT_CONVERGED),
+        ({"accuracy": 0.149}, Outcome.UNDECIDED),
+        ({"accuracy": 0.399}, Outcome.UNDECIDED),
+        ({"accuracy": 0.4}, Outcome.CONVERGED),
+        ({"accuracy": 1.0}, Outcome.CONVERGED),
+        ({"accuracy": 1.0, "loss_finite": False}, Outcome.DIVERGED),
+        ({"accuracy": None, "loss_finite": False, "steps": 1}, Outcome.DIVERGED),
+        ({"accuracy": None}, Outcome.UNDECIDED),
+        ({"steps": outcome.MIN_STEPS - 1, "accuracy": 1.0}, Outcome.UNDECIDED),
+        ({"steps": outcome.MIN_STEPS, "accuracy": 1.0}, Outcome.CONVERGED),
+        ({"samples": 0, "accuracy": 0.9}, Outcome.UNDECIDED),
+        # One sample proves nothing: guessing gets it right one time in ten, and the ceiling is above 1.
+        ({"samples": 1, "accuracy": 1.0}, Outcome.NOT_CONVERGED),
+        # Two classes of 90 and 10 percent: always saying the first is guessing.
+        ({"chance": 0.9, "accuracy": 0.9}, Outcome.NOT_CONVERGED),
+        ({"chance": 0.9, "accuracy": 0.96}, Outcome.CONVERGED),
+        ({"chance": 1.0, "accuracy": 1.0}, Outcome.NOT_CONVERGED),
+    ],
+)
+def test_each_branch(changes, expected):
+    assert judged(**changes) is expected
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.001, 1), st.integers(1, 10**6))
+def test_more_accuracy_is_never_a_worse_outcome(low, high, chance, samples):
+    rank = [Outcome.NOT_CONVERGED, Outcome.UNDECIDED, Outcome.CONVERGED]
+    low, high = sorted((low, high))
+    assert rank.index(judged(accuracy=low, chance=chance, samples=samples)) <= rank.index(
+        judged(accuracy=high, chance=chance, samples=samples)
+    )
+
+
+@pytest.mark.parametrize("samples", [20, 100, 359, 10_000])
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_guessing_is_not_called_convergence(samples, classes):
+    hits = range(samples + 1)
+    outcomes = [judged(accuracy=k / samples, chance=1 / classes, samples=samples) for k in hits]
+    chances = stats.binom.pmf(hits, samples, 1 / classes)
+    assert sum(p for p, found in zip(chances, outcomes, strict=True) if found is Outcome.CONVERGED) < 0.002
+    assert sum(p for p, found in zip(chances, outcomes, strict=True) if found is Outcome.NOT_CONVERGED) > 0.98
