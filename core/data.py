@@ -7,8 +7,10 @@ Files of the downloadable sets live in ``INITSCOPE_DATA``, by default ``~/.cache
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,8 @@ HOLD_RESIZED_BYTES = 1 << 30
 VALIDATION_SHARE = 0.2
 """Share of the samples that become the validation split, for sets that come in one piece."""
 _SPLIT_SEED = 0
+DOWNLOAD_TIMEOUT_SECONDS = 20
+"""A server that is silent for so long is given up on; behind some firewalls it would stay silent for ever."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +177,9 @@ def _torchvision(name: str) -> RawData:
         try:
             parts = [kind(root, train=train, download=False) for train in (True, False)]
         except RuntimeError:  # torchvision's word for "not found or corrupted"
-            parts = [kind(root, train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+            with _network_timeout(DOWNLOAD_TIMEOUT_SECONDS):
+                parts = [kind(root, train=train, download=True) for train in (True, False)]
+    except (OSError, RuntimeError, EOFError, ValueError, AssertionError) as error:  # AssertionError: not an IDX file
         files = " and ".join(_files_of(kind)[:2]) + " …"
         raise DataUnavailable(
             f"{catalog.data_title(name)} is not in {(root / folder).resolve()} and could not be downloaded "
@@ -182,6 +187,17 @@ def _torchvision(name: str) -> RawData:
         ) from None
     train, validation = (Split(_as_images(part.data), torch.as_tensor(part.targets)) for part in parts)
     return RawData(train, validation, classes=10, white=255.0)
+
+
+@contextlib.contextmanager
+def _network_timeout(seconds: float) -> Iterator[None]:
+    """torchvision's downloads take no timeout of their own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _files_of(kind: type) -> list[str]:

@@ -5,6 +5,7 @@ Frames are shared between sessions: treat them as read-only.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -17,11 +18,11 @@ import streamlit as st
 
 from core.config import RunConfig
 from core.diagnosis.compare import Comparison, compare
-from core.errors import RunFolderError
+from core.errors import RunFolderError, RunStateError
 from core.schema import LIVE
 from core.store import Run, RunInfo, Runs
 from dashboard import stream
-from dashboard.figures import heatmap
+from dashboard.figures import architecture, heatmap
 
 ROOT = Path(__file__).resolve().parent.parent
 SUMMARY_SECONDS = 120
@@ -100,6 +101,32 @@ def cells(run_id: str, metric: str = "grad_norm", columns: int = heatmap.COLUMNS
     return _cells(str(run.path), metric, columns, run.revision())
 
 
+def last_layers(run_ids: Iterable[str]) -> dict[str, pd.DataFrame]:
+    """The ``layers`` rows of each run's last recorded steps."""
+    found = {}
+    for run_id in run_ids:
+        run = Run(runs().root / run_id)
+        try:
+            found[run_id] = _last_layers(str(run.path), run.revision())
+        except RunFolderError:
+            continue
+    return found
+
+
+@st.cache_resource(max_entries=48, show_spinner=False)
+def _last_layers(path: str, revision: tuple) -> pd.DataFrame:
+    run = Run(path)
+    rows, _ = run.tail("layers", stream.near_end(run, "layers"))
+    rows = rows if rows.num_rows else run.read("layers")
+    return stream.last_step(rows).to_pandas()
+
+
+def stop(run_id: str) -> None:
+    """Ask a run to stop after its current step; a run that has ended meanwhile is left alone."""
+    with contextlib.suppress(RunStateError):
+        Run(runs().root / run_id).request_stop()
+
+
 def progress(run: RunInfo) -> dict[str, Any]:
     """What a status card shows of a run before the event stream takes over."""
     steps = Run(runs().root / run.run).read("steps")
@@ -117,6 +144,22 @@ def config(run_id: str) -> Mapping[str, Any]:
 
 
 # -- the model
+
+
+def layer_table(config: RunConfig) -> pd.DataFrame:
+    """Every layer of a VGG with shapes and counts, the input first."""
+    network = architecture.layers(config)
+    total = architecture.parameters(network)
+    return pd.DataFrame(
+        {
+            "layer": [layer.name for layer in network],
+            "kernel": [{"conv": "3 × 3", "pool": "2 × 2 max", "linear": ""}[layer.kind] for layer in network],
+            "output": [layer.shape for layer in network],
+            "parameters": [layer.parameters for layer in network],
+            "share": [layer.parameters / total for layer in network],
+            "multiply-adds": [layer.multiply_adds for layer in network],
+        }
+    )
 
 
 @st.cache_data(max_entries=32, show_spinner="Building the network to measure it …")

@@ -20,10 +20,11 @@ from plotly.offline import get_plotlyjs
 from core.catalog import init_title
 from core.config import OPTIONS
 from core.diagnosis.compare import Comparison, compare
+from core.diagnosis.statistics import p_text
 from core.errors import InitScopeError, RunFolderError
 from core.store import Run, RunInfo, Runs
 from dashboard import text, theme
-from dashboard.figures import base, curves, depth, heatmap, ratio
+from dashboard.figures import bands, base, curves, depth, heatmap, ratio
 
 METRIC = "grad_norm"
 STYLE = """
@@ -31,7 +32,7 @@ STYLE = """
 body { max-width: 62rem; margin: 2.5rem auto; padding: 0 1rem; background: #FBF9F4; color: #22262B; font: 16px/1.55 system-ui, sans-serif }
 h1, h2 { font-family: Georgia, 'Source Serif 4', serif; line-height: 1.2 } h1 { font-size: 1.9rem } h2 { font-size: 1.2rem; margin-top: 2rem }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums } td, th { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #D3CBBB }
-.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem } .warn { background: #F2EEE5; padding: .6rem .9rem; border-left: 4px solid #C04E00 }
+.two { display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: 1rem } .two > * { min-width: 0 } .warn { background: #F2EEE5; padding: .6rem .9rem; border-left: 4px solid #C04E00 }
 .muted { color: #5F6772 } figure { margin: 0; break-inside: avoid }
 """
 
@@ -86,12 +87,20 @@ def _alone(a: Sequence[Run]) -> list[str]:
 
 
 def _loss(runs: Sequence[Run]) -> list[str]:
+    """Curves of a few runs, or median and range of each initialization over many."""
     infos = [run.info() for run in runs]
+    if len(runs) > 4:
+        groups = {init: [_frame(run, "steps") for run, info in zip(runs, infos, strict=True) if info.init == init] for init in dict.fromkeys(i.init for i in infos)}
+        drawn = [_figure(bands.bands(groups, name, classes=_classes(infos)), f"{name} over seeds") for name in ("loss", "accuracy")]
+        return ["<h2>Loss and accuracy</h2>", f"<div class=two>{''.join(drawn)}</div>"]
     subjects = [base.subject(info) for info in infos]
     steps, epochs = ({run.id: _frame(run, table) for run in runs} for table in ("steps", "epochs"))
-    classes = next((int(info.state["num_classes"]) for info in infos if info.state.get("num_classes")), 10)
-    drawn = [_figure(curves.curves(subjects, steps, epochs, name, classes=classes), f"{name} over the steps") for name in ("loss", "accuracy")]
+    drawn = [_figure(curves.curves(subjects, steps, epochs, name, classes=_classes(infos)), f"{name} over the steps") for name in ("loss", "accuracy")]
     return ["<h2>Loss and accuracy</h2>", f"<div class=two>{''.join(drawn)}</div>"]
+
+
+def _classes(infos: Sequence[RunInfo]) -> int:
+    return next((int(info.state["num_classes"]) for info in infos if info.state.get("num_classes")), 10)
 
 
 def _how_sure(result: Comparison) -> str:
@@ -99,7 +108,7 @@ def _how_sure(result: Comparison) -> str:
     low, high = result.interval
     return (
         f"<p>Converged: {ka} of {na} in A, {kb} of {nb} in B. Difference in convergence rate {low:+.0%} to {high:+.0%} (95 % interval); "
-        f"Fisher's exact test p = {result.p_value:.2g}.</p>"
+        f"Fisher's exact test {p_text(result.p_value)}.</p>"
     )
 
 
@@ -136,7 +145,7 @@ def _frame(run: Run, table: str) -> pd.DataFrame:
 def _figure(figure: go.Figure, alt: str) -> str:
     """A figure with the light theme's colours in it, as HTML that uses the document's own Plotly."""
     drawn = go.Figure(_resolved(figure.to_dict()), skip_invalid=True)
-    drawn.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"family": "system-ui, sans-serif", "color": "#22262B"})
+    drawn.update_layout(width=None, autosize=True, title_x=0, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"family": "system-ui, sans-serif", "color": "#22262B"})
     for trace in drawn.data:
         if trace.type == "heatmap" and (trace.meta or {}).get("text"):
             trace.hovertemplate = trace.hovertemplate.replace("%{text}", "10^%{z:.2f}" if "log10" in trace.meta["text"] else "%{z:.1%}")

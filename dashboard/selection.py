@@ -1,55 +1,81 @@
-"""What can be compared: every run, and every group of runs that differ only in their seed."""
+"""Which runs a page is about, kept in the address bar: ``?run=ID&run=ID``.
+
+The address wins when it changes (a link, the back button), the widget when a person uses it. Between pages the session
+remembers what was looked at last.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from core.catalog import init_title
-from core.schema import Outcome
+import streamlit as st
+
 from core.store import RunInfo
-from dashboard import text, theme
+from dashboard import theme
+
+_LAST = "initscope-last-runs"
+MOST = 12
+"""Runs in one picture; more cannot be told apart."""
 
 
-def choices(infos: Sequence[RunInfo]) -> dict[str, str]:
-    """{selection: title}: groups of a sweep first, then single runs, newest first.
+def _option(infos: Sequence[RunInfo]) -> Callable[[str], str]:
+    by_id = {info.run: info for info in infos}
+    names = [info.name for info in infos]
 
-    A selection is what the command line takes: a run id, or ``init=NAME,sweep=ID``.
-    """
-    found: dict[str, str] = {}
-    for (sweep, init), members in groups(infos).items():
-        converged = sum(info.outcome == Outcome.CONVERGED for info in members)
-        found[f"init={init},sweep={sweep}"] = f"{init_title(init)} · {converged} of {len(members)} converged · sweep {text.shorten(sweep, 24)}"
-    for info in infos:
-        if info.status != "unreadable":
-            mark = theme.outcome_mark(info.outcome, info.status)
-            found[info.run] = f"{mark.shape} {info.name} · {info.run[:15]}"
-    return found
+    def words(run_id: str) -> str:
+        info = by_id[run_id]
+        twin = f" · {run_id[:15]}" if names.count(info.name) > 1 else ""
+        return f"{theme.outcome_mark(info.outcome, info.status).shape} {info.name}{twin}"
+
+    return words
 
 
-def groups(infos: Sequence[RunInfo]) -> dict[tuple[str, str], list[RunInfo]]:
-    """Runs of one sweep with one initialization, where there are at least two."""
-    found: dict[tuple[str, str], list[RunInfo]] = {}
-    for info in infos:
-        sweep = info.config.get("sweep")
-        if sweep:
-            found.setdefault((str(sweep), info.init), []).append(info)
-    return {key: members for key, members in found.items() if len(members) > 1}
+def _settle(param: str, key: str, infos: Sequence[RunInfo], default: Sequence[str], most: int) -> list[str]:
+    """The ids to show, from the address if it changed, else from the widget, else what was looked at last, else ``default``."""
+    there = {info.run for info in infos}
+    asked = st.query_params.get_all(param)
+    seen = f"{key}-address"
+    held = st.session_state.get(key)
+    if held is not None and st.session_state.get(seen) == asked:
+        chosen = [held] if isinstance(held, str) else list(held)
+    else:
+        chosen = asked or st.session_state.get(_LAST, [])
+    chosen = [run_id for run_id in dict.fromkeys(chosen) if run_id in there][:most]
+    if not chosen and held is None:
+        chosen = list(default)[:most]
+    _show(param, key, chosen)
+    return chosen
 
 
-def suggested_pair(infos: Sequence[RunInfo]) -> tuple[str, str]:
-    """The pair a person most likely means: the newest run that converged against the newest of another
-    initialization that did not (same everything else if there is one), else the two newest."""
-    readable = [info for info in infos if info.status != "unreadable"]
-    good = [info for info in readable if info.outcome == Outcome.CONVERGED]
-    bad = [info for info in readable if info.outcome in (Outcome.NOT_CONVERGED, Outcome.DIVERGED)]
-    pairs = [(b, g) for g in good for b in bad if _differ_in_init_only(b, g)] or [(b, g) for g in good[:1] for b in bad[:1]]
-    if pairs:
-        b, g = max(pairs, key=lambda pair: min(pair[0].created, pair[1].created))
-        return b.run, g.run
-    newest = [info.run for info in readable[:2]]
-    return (newest[-1], newest[0]) if newest else ("", "")
+def _show(param: str, key: str, chosen: list[str]) -> None:
+    if st.query_params.get_all(param) != chosen:
+        st.query_params[param] = chosen
+    st.session_state[f"{key}-address"] = chosen
+    st.session_state[_LAST] = chosen
 
 
-def _differ_in_init_only(a: RunInfo, b: RunInfo) -> bool:
-    ignored = ("init", "name", "tags", "sweep")
-    return a.init != b.init and all(a.config.get(key) == b.config.get(key) for key in {*a.config, *b.config} if key not in ignored)
+def newest_or_live(infos: Sequence[RunInfo]) -> list[str]:
+    """The live runs, else the newest two."""
+    return [info.run for info in infos if info.live] or [info.run for info in infos[:2]]
+
+
+def runs(infos: Sequence[RunInfo], default: Sequence[str], *, key: str, label: str = "Runs", param: str = "run") -> list[RunInfo]:
+    """A multiselect of runs; returns the chosen ones in the order chosen."""
+    st.session_state[key] = _settle(param, key, infos, default, MOST)
+    chosen = st.multiselect(
+        label, [info.run for info in infos], key=key, format_func=_option(infos), max_selections=MOST, placeholder="Choose runs",
+        on_change=lambda: _show(param, key, list(st.session_state[key])),
+    )
+    by_id = {info.run: info for info in infos}
+    return [by_id[run_id] for run_id in chosen]
+
+
+def run(infos: Sequence[RunInfo], default: str, *, key: str, label: str = "Run", param: str = "run") -> RunInfo:
+    """A selectbox of one run."""
+    chosen = _settle(param, key, infos, [default], 1)
+    st.session_state[key] = chosen[0] if chosen else default
+    picked = st.selectbox(
+        label, [info.run for info in infos], key=key, format_func=_option(infos),
+        on_change=lambda: _show(param, key, [st.session_state[key]]),
+    )
+    return next(info for info in infos if info.run == picked)

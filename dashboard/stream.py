@@ -222,10 +222,14 @@ def epoch_rows(run: Run, epochs: pa.Table) -> dict[str, Any]:
     return {"x": [last[epoch] + 1 for epoch in rows["epoch"].to_pylist()], **values}
 
 
+def last_step(layers: pa.Table) -> pa.Table:
+    """The rows of the last step, nearest the input first."""
+    return layers.filter(pc.equal(layers["step"], pc.max(layers["step"]))).sort_by("depth")
+
+
 def newest_layers(layers: pa.Table) -> dict[str, Any]:
-    step = pc.max(layers["step"])
-    rows = layers.filter(pc.equal(layers["step"], step)).sort_by("depth")
-    return {"step": step.as_py(), "names": rows["layer"].to_pylist(), "grad_norm": finite(rows["grad_norm"].to_pylist())}
+    rows = last_step(layers)
+    return {"step": rows["step"][0].as_py(), "names": rows["layer"].to_pylist(), "grad_norm": finite(rows["grad_norm"].to_pylist())}
 
 
 @dataclass

@@ -49,7 +49,7 @@ _TOKENS: dict[str, tuple[str, str]] = {
     "panel": ("#F2EEE5", "#19212C"),
     "accent": ("#2B4C7E", "#8DB4E8"),
     "zero": ("#B4AFA6", "#5C6673"),
-    "nonfinite": ("#C2185B", "#FF5C8A"),
+    "nonfinite": ("#C2185B", "#D64577"),
     "conv": ("#C7D6E8", "#27415F"),
     "pool": ("#E7D9BE", "#4D4228"),
     "linear": ("#CFE0D2", "#2A4A3C"),
@@ -70,13 +70,19 @@ def slug(init: str) -> str:
 
 def tokens() -> dict[str, dict[str, str]]:
     """``{"light": {token: colour}, "dark": {...}}``: what ``plot.js`` fills in."""
-    both = _TOKENS | {f"init-{slug(name)}": colors[:2] for name, colors in _INITS.items()} | {"init-other": _OTHER[:2]}
+    inits = {f"init-{slug(name)}": colors[:2] for name, colors in _INITS.items()} | {"init-other": _OTHER[:2]}
+    both = _TOKENS | inits | {f"{name}-soft": (light + "40", dark + "40") for name, (light, dark) in inits.items()}
     return {"light": {name: c[0] for name, c in both.items()}, "dark": {name: c[1] for name, c in both.items()}}
 
 
 def init_color(init: str) -> str:
     """The colour token of an initialization; grey for one that is not in the catalogue."""
     return f"var(--init-{slug(init)})" if init in _INITS else "var(--init-other)"
+
+
+def init_soft(init: str) -> str:
+    """The same colour at a quarter of its strength: for bands under lines."""
+    return init_color(init)[:-1] + "-soft)"
 
 
 def init_symbol(init: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from core.config import OPTIONS
-from core.diagnosis.statistics import cohens_h, fisher_exact, newcombe
+from core.diagnosis.statistics import cohens_h, fisher_exact, newcombe, p_text
 from core.schema import Outcome, Verdict
 from core.store import Run, RunInfo
 
@@ -140,7 +140,7 @@ def headline(
     counts = f"{b[0]} of {b[1]} converge with {label_b}, {a[0]} of {a[1]} with {label_a}"
     if a[1] == b[1] == 1:
         return f"{word}: {counts} (one seed each: an anecdote, not yet evidence)"
-    return f"{word}: {counts} (p = {p_value:.2g})"
+    return f"{word}: {counts} ({p_text(p_value)})"
 
 
 def _warning(unfair: Sequence[str]) -> str | None:

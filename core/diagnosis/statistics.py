@@ -51,3 +51,8 @@ def cohens_h(successes_a: int, trials_a: int, successes_b: int, trials_b: int) -
     if not trials_a or not trials_b:
         return 0.0
     return 2 * math.asin(math.sqrt(successes_b / trials_b)) - 2 * math.asin(math.sqrt(successes_a / trials_a))
+
+
+def p_text(p_value: float) -> str:
+    """A p-value for a sentence: three decimals ('p = 0.008'), one significant digit below a thousandth."""
+    return "p = " + (f"{p_value:.3f}".rstrip("0").rstrip(".") if p_value >= 0.001 else f"{p_value:.0e}")

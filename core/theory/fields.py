@@ -44,7 +44,9 @@ class Field:
     space: Array
     """q minus the table of equation 1 within a sample: 0 at lag 0."""
     sample: Array
-    """The table within a sample minus that between two samples scaled to equal length: their difference of direction."""
+    """What a difference of direction adds to ``apart``: what is left between two samples scaled to equal length."""
+    coherence: Array
+    """By lag, how far the difference of length at one pixel is that of another: 1 at lag 0."""
     profile: Profile = FLAT
     """p of equation 1."""
     sample_profile: Profile = FLAT
@@ -62,7 +64,12 @@ class Field:
     @property
     def apart(self) -> Array:
         """``same`` minus the table between samples of their real lengths: half the mean squared difference at lag 0."""
-        return self.unequal * self.same + (1 - self.unequal) * self.sample
+        return self.length + (1 - self.unequal) * self.sample
+
+    @property
+    def length(self) -> Array:
+        """The part of ``apart`` that is a difference of length."""
+        return self.unequal * self.square * self.coherence
 
     @property
     def variance(self) -> float:
@@ -80,9 +87,8 @@ class Field:
 
     def with_apart(self, apart: Array, unequal: float) -> Field:
         """The same field with samples ``apart`` in total, of which ``unequal`` is a difference of lengths."""
-        unequal = min(unequal, 0.999)
-        sample = np.maximum((apart - unequal * self.same) / (1 - unequal), 0.0)
-        return replace(self, unequal=unequal, sample=sample)
+        result = replace(self, unequal=min(unequal, 0.999))
+        return replace(result, sample=np.maximum((apart - result.length) / (1 - result.unequal), 0.0))
 
 
 def unequal_of(ratio: float) -> float:
@@ -118,6 +124,8 @@ class InputStats:
     """Correlation (not centred) between pixels of one image at distance 0, 1, 2, 4, 8, ... pixels."""
     apart: tuple[float, ...] = (1.0,)
     """``within`` minus the same correlation between pixels of two different images."""
+    coherence: tuple[float, ...] = (1.0,)
+    """Correlation between two images' difference in brightness at a pixel and that at pixels 0, 1, 2, 4, ... away."""
     same_label: float = 0.1
     """Share of pairs of different samples that have the same class."""
     rows: tuple[float, ...] = (1.0,)
@@ -134,13 +142,16 @@ class InputStats:
         height, width = self.shape[-2:] if len(self.shape) > 1 else (1, 1)
         distance = np.hypot(np.arange(height)[:, None], np.arange(width)[None, :])
         knots = np.log2(1 + np.array([0, *(2**i for i in range(len(self.within) - 1))]))
-        within, apart = (np.interp(np.log2(1 + distance), knots, values) for values in (self.within, self.apart))
+        within, apart, coherence = (
+            np.interp(np.log2(1 + distance), knots, values) for values in (self.within, self.apart, self.coherence)
+        )
         start = Field(
             self.mean_square,
             0.0,
             0.0,
             self.mean_square * (1 - within),
             np.zeros_like(distance),
+            coherence,
             (_stretch(self.rows, height), _stretch(self.columns, width)),
             (_stretch(self.apart_rows, height), _stretch(self.apart_columns, width)),
         )
@@ -170,12 +181,15 @@ def input_stats(inputs: Array, labels: Array | None = None) -> InputStats:
     bessel = count / max(count - 1, 1)
     centred = images - images.mean(axis=0)
     power, varied = (images**2).mean(axis=(0, 1)), bessel * (centred**2).mean(axis=(0, 1))
-    within, apart = [1.0], [_ratio(varied.mean(), power.mean())]
+    lengths = np.sqrt((images**2).sum(axis=1, keepdims=True))
+    lengths -= lengths.mean(axis=0)
+    within, apart, coherence = [1.0], [_ratio(varied.mean(), power.mean())], [1.0]
     distance = 1
     while distance < max(height, width):
         near = _lagged(images**2, np.ones_like(images), distance)
         within.append(_ratio(_lagged(images, images, distance), near, 1.0))
         apart.append(_ratio(bessel * _lagged(centred, centred, distance), near))
+        coherence.append(_ratio(_lagged(lengths, lengths, distance), _lagged(lengths**2, np.ones_like(lengths), distance), 1.0))
         distance *= 2
     sides = [2**i for i in range(max(height, width).bit_length()) if 2**i < max(height, width)]
     return InputStats(
@@ -185,6 +199,7 @@ def input_stats(inputs: Array, labels: Array | None = None) -> InputStats:
         unequal=tuple(_unequal(images, side) for side in (*sides, max(height, width))),
         within=tuple(within),
         apart=tuple(apart),
+        coherence=tuple(coherence),
         same_label=_same_label(labels, count),
         rows=_strips(power.mean(axis=1)),
         columns=_strips(power.mean(axis=0)),

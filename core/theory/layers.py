@@ -74,6 +74,7 @@ class Weighted:
             unequal=field.unequal,
             space=kept * ((1 - shared) * field.square + shared * field.space[near]),
             sample=s_kept * s_shared * field.sample[near],
+            coherence=shared * field.coherence[near],
             profile=tuple(1 + share * (axis.profile - 1) for axis in (rows, columns)),
             sample_profile=(s_rows.profile, s_columns.profile),
             reach=field.reach + field.jump**2 * sum(axis.spread for axis in axes) / 2,
@@ -82,7 +83,7 @@ class Weighted:
         # A wider view averages lengths: what was a difference of length inside small squares becomes one of direction.
         widened = _quotient(stats.unequal_at(result.scale), stats.unequal_at(field.scale))
         unequal = unequal_of(field.ratio * share) * widened
-        apart = kept * shared * field.unequal * field.same[near] + (1 - field.unequal) * result.sample
+        apart = kept * shared * field.length[near] + (1 - field.unequal) * result.sample
         return result if unequal == field.unequal else result.with_apart(apart, unequal)
 
     def backward(self, grads: Gradient, field: Field, stats: InputStats) -> Gradient:
@@ -108,7 +109,7 @@ class Weighted:
             for profile in (field.profile, field.sample_profile)
         )
         within, between = grads.table
-        same = (within + others * between * (1 - field.unequal)) * field.same[near]
+        same = (within + others * between) * field.same[near] - others * between * field.length[near]
         apart = others * between * (1 - field.unequal) * field.sample[near]
         return max(stats.batch * float(counts[0] @ same @ counts[1] - s_counts[0] @ apart @ s_counts[1]), 0.0)
 
@@ -121,7 +122,8 @@ def _quotient(value: float, of: float) -> float:
 class Flatten:
     def forward(self, field: Field, stats: InputStats) -> Field:
         """A map as a vector: a linear layer's weights are independent between pixels, so only lag 0 is left."""
-        flat = Field(field.square, field.mean, field.unequal, np.zeros((1, 1)), field.sample[:1, :1], reach=field.reach)
+        one = np.ones((1, 1))
+        flat = Field(field.square, field.mean, field.unequal, 0 * one, field.sample[:1, :1], one, reach=field.reach)
         size = max(stats.shape[-2:]) if len(stats.shape) > 1 else 1
         flat = replace(flat, reach=max(field.reach, (size**2 - 1) / 12))
         unequal = field.unequal * _quotient(stats.unequal_at(flat.scale), stats.unequal_at(field.scale))
@@ -180,10 +182,13 @@ class Pool:
 
     def forward(self, field: Field, stats: InputStats) -> Field:
         axes = self._axes(field)
-        space, sample = (axes[0].average @ table @ axes[1].average.T for table in (field.space, field.apart))
+        space, sample, coherence = (
+            axes[0].average @ table @ axes[1].average.T for table in (field.space, field.apart, field.coherence)
+        )
         first, count = space[0, 0], math.prod(axis.kernel for axis in axes)
         result = replace(
             field,
+            coherence=coherence / coherence[0, 0],
             profile=tuple(axis.pool(p) for axis, p in zip(axes, field.profile, strict=True)),
             sample_profile=tuple(axis.pool(p) for axis, p in zip(axes, field.sample_profile, strict=True)),
             reach=field.reach + field.jump**2 * (math.prod(self.kernel) - 1) / 12,

@@ -160,7 +160,7 @@ def architecture(network: Sequence[Layer], *, title: str = "From image to answer
                          font={"size": 12, "color": theme.MUTED})
     drawn.update_xaxes(range=[-0.25, right], tickvals=middles, ticktext=[layer.name for layer in network], tickangle=-60, showgrid=False,
                        zeroline=False, anchor="y2", fixedrange=True, ticks="")
-    hidden = {"showticklabels": False, "showgrid": False, "zeroline": False, "fixedrange": True}
+    hidden = {"showticklabels": False, "showgrid": False, "zeroline": False, "fixedrange": True, "ticks": "", "showline": False}
     drawn.update_layout(
         yaxis={**hidden, "domain": [0.4, 1], "range": [-0.03, 1.5]},
         yaxis2={**hidden, "domain": [0, 0.27], "zeroline": True, "rangemode": "tozero", "anchor": "x"},
@@ -193,5 +193,5 @@ def _captions(network: Sequence[Layer], places: Sequence[Slab]) -> list[tuple[st
         result.append((f"<b>{layer.size}</b> × {layer.size}<br>{layer.channels} maps", middle, first.high + first.lean))
     for i, layer in enumerate(network):
         if layer.kind == "linear":
-            result.append((short(layer.channels) if layer.channels >= 10_000 else f"{layer.channels}", places[i].left + places[i].thick / 2, places[i].high))
+            result.append((f"<b>{layer.channels:,}</b>", places[i].left + places[i].thick / 2, places[i].high))
     return result

@@ -62,7 +62,7 @@ def bands(groups: Mapping[str, Sequence[pd.DataFrame]], column: str = "loss", *,
         color = theme.init_color(band.init)
         common = {"x": band.steps.astype(np.int32), "legendgroup": band.init, "mode": "lines", "hoverinfo": "skip", "showlegend": False}
         drawn.add_scatter(y=band.low.astype(np.float32), line={"color": color, "width": 0}, **common)
-        drawn.add_scatter(y=band.high.astype(np.float32), line={"color": color, "width": 0}, fill="tonexty", fillcolor=color, opacity=0.2, **common)
+        drawn.add_scatter(y=band.high.astype(np.float32), line={"color": color, "width": 0}, fill="tonexty", fillcolor=theme.init_soft(band.init), **common)
         drawn.add_scatter(
             x=band.steps.astype(np.int32), y=band.median.astype(np.float32), mode="lines", line={"color": color, "width": 2},
             name=f"{band.init} ({band.runs})", legendgroup=band.init, hovertemplate="%{fullData.name}: %{y:.3g}<extra></extra>",

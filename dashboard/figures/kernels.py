@@ -40,8 +40,9 @@ def receptive_field(height: int = 330) -> go.Figure:
     )
     for layers, y in ((1, 3), (2, 5), (3, 6)):
         color = theme.PAPER if layers < 3 else theme.INK
+        under = {1: theme.ACCENT, 2: "var(--more-1)", 3: theme.CONV}[layers]
         words = {1: "<b>3 × 3</b><br>one layer", 2: "<b>5 × 5</b> two layers", 3: "<b>7 × 7</b> three layers"}[layers]
-        drawn.add_annotation(text=words, x=3, y=y, showarrow=False, font={"color": color, "size": 13})
+        drawn.add_annotation(text=words, x=3, y=y, showarrow=False, font={"color": color, "size": 13}, bgcolor=under, borderpad=2)
     hidden = {"visible": False, "fixedrange": True}
     drawn.update_layout(xaxis={**hidden, "constrain": "domain"}, yaxis={**hidden, "scaleanchor": "x", "constrain": "domain"})
     return drawn
@@ -62,7 +63,7 @@ def parameters(channels: int = 512, height: int = 330) -> go.Figure:
         x=values[::-1], y=names[::-1], orientation="h", marker={"color": colors[::-1]}, text=words[::-1], textposition="auto",
         insidetextanchor="start", textfont={"size": 13}, hovertemplate="%{y}: %{x:,} weights<extra></extra>",
     )
-    drawn.update_xaxes(showgrid=False, zeroline=False, showticklabels=False, fixedrange=True)
-    drawn.update_yaxes(automargin=True, fixedrange=True, tickfont={"size": 13}, ticks="")
+    drawn.update_xaxes(showgrid=False, zeroline=False, showticklabels=False, showline=False, ticks="", fixedrange=True)
+    drawn.update_yaxes(automargin=True, fixedrange=True, showgrid=False, tickfont={"size": 13}, ticks="")
     drawn.add_shape(type="line", x0=0, x1=1, xref="paper", y0=1.5, y1=1.5, line={"color": theme.LINE, "width": 1, "dash": "dot"})
     return drawn

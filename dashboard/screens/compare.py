@@ -8,6 +8,7 @@ import streamlit as st
 from core.catalog import init_title
 from core.config import OPTIONS
 from core.diagnosis.compare import Comparison
+from core.diagnosis.statistics import p_text
 from core.errors import InitScopeError
 from core.schema import COLUMN
 from core.store import RunInfo
@@ -77,7 +78,7 @@ def _verdict(result: Comparison) -> None:
     if na + nb > 2:
         st.caption(
             f"Difference in convergence rate, B less A: {kb / max(nb, 1) - ka / max(na, 1):+.0%} (95 % interval {low:+.0%} to {high:+.0%}); "
-            f"Fisher's exact test p = {result.p_value:.2g}; effect size h = {result.effect:.2f}."
+            f"Fisher's exact test {p_text(result.p_value)}; effect size h = {result.effect:.2f}."
         )
 
 

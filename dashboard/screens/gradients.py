@@ -1,5 +1,60 @@
-"""To be written."""
+"""Gradients: one run's layers over time as a map, and the layer you click as a curve."""
+
+from __future__ import annotations
 
 import streamlit as st
 
-st.title("gradients")
+from core.schema import COLUMN
+from dashboard import loaders, selection, sentences, text
+from dashboard.figures import base, heatmap, layer_curve
+from dashboard.plot import plot
+
+infos = loaders.listing()
+if not infos:
+    st.title("No run yet.")
+    st.markdown("Start one from the sidebar: this page then shows every layer's gradient at every step.")
+    st.stop()
+
+head = st.container()
+where, what = st.columns([2, 3], vertical_alignment="bottom")
+with where:
+    info = selection.run(infos, selection.newest_or_live(infos)[0], key="gradients-run")
+with what:
+    metric = st.segmented_control(
+        "What", heatmap.METRICS, default="grad_norm", required=True, key="gradients-metric", format_func=lambda name: COLUMN[name].title,
+        help="\n".join(f"- **{COLUMN[name].title}**: {COLUMN[name].help}" for name in heatmap.METRICS),
+    )
+
+
+def choose(point: dict) -> None:
+    """A click in the map chooses its layer."""
+    st.session_state["gradients-layer"] = point["y"]
+
+
+@st.fragment(run_every=3 if info.live else None)
+def picture() -> None:
+    """The map and the curve; a live run is read again every three seconds."""
+    frame = loaders.layer_frame(info.run, metric)
+    cells = loaders.cells(info.run, metric)
+    plot(heatmap.heatmap(cells, title=f"{COLUMN[metric].title} · {info.name}"), key="gradients-map", on_click=choose,
+         alt=f"{COLUMN[metric].title} of every layer of {info.name} over the steps; input at the bottom, output at the top.")
+    if cells is None:
+        return
+    if st.session_state.get("gradients-layer") not in cells.layers:
+        st.session_state["gradients-layer"] = cells.layers[0]
+    layer = st.selectbox("Layer (or click the map)", cells.layers, key="gradients-layer", width=260)
+    plot(layer_curve.layer_curve([base.subject(info)], {info.run: frame}, layer, metric), key="gradients-curve",
+         alt=f"{COLUMN[metric].title} of {layer} over the steps.")
+    with st.expander("Numbers"):
+        table = sentences.layer_table(frame, metric)
+        form = "percent" if metric in heatmap.LINEAR else "%.2e"
+        st.dataframe(table, hide_index=True, width="stretch", height="content",
+                     column_config={name: st.column_config.NumberColumn(name, format=form) for name in table.columns[1:]})
+        st.caption(COLUMN[metric].help + ".")
+    if info.live and not loaders.info(info.run).live:
+        st.rerun()
+
+
+picture()
+rows = loaders.layer_frame(info.run, metric)
+head.title(text.markdown(sentences.first_step(rows, metric)) if len(rows) else "No layer rows yet: they come with the first recorded step.")

@@ -1,5 +1,65 @@
-"""To be written."""
+"""Live: what the chosen runs are doing now. Curves, cards and dots grow by the event stream; nothing here polls but the sentence."""
+
+from __future__ import annotations
 
 import streamlit as st
 
-st.title("live")
+from dashboard import loaders, selection, sentences, text
+from dashboard.cards import cards
+from dashboard.figures import base, curves, layer_bar
+from dashboard.plot import plot
+
+infos = loaders.listing()
+if not infos:
+    st.title("No run yet.")
+    st.markdown("Start one from the sidebar: the quick preset trains in about ten seconds and needs no download. It appears here at once.")
+    st.stop()
+
+head = st.container()
+chosen = selection.runs(infos, selection.newest_or_live(infos), key="live-runs")
+live = [info.run for info in chosen if info.live]
+
+
+@st.fragment(run_every=3 if live else None)
+def sentence() -> None:
+    """The answer so far."""
+    now = loaders.listed(info.run for info in chosen)
+    st.title(text.markdown(sentences.live(now, loaders.frames([info.run for info in now], "steps"))))
+
+
+with head:
+    sentence()
+
+if chosen:
+    cards(chosen, {info.run: loaders.progress(info) for info in chosen}, key="live-cards")
+
+stoppable = [info for info in chosen if info.live and info.status != "stopping"]
+if stoppable:
+    with st.container(horizontal=True):
+        for info in stoppable:
+            if st.button(f"Stop {text.markdown(text.shorten(info.name))}", key=f"stop-{info.run}", icon=":material/stop_circle:"):
+                loaders.stop(info.run)
+                st.rerun()
+
+for info in chosen:
+    if info.status in ("crashed", "failed"):
+        st.error(f"**{text.markdown(info.name)} {info.status}.** {text.markdown(info.error or '')}", icon=":material/error:")
+        if log := loaders.log_tail(info.run):
+            st.code(log, language=None, wrap_lines=True)
+
+subjects = [base.subject(info) for info in chosen]
+ids = [info.run for info in chosen]
+steps, epochs = loaders.frames(ids, "steps"), loaders.frames(ids, "epochs")
+classes = sentences.classes(chosen[0]) if chosen else 10
+
+log = st.toggle("Logarithmic loss", key="live-log") if chosen else False
+left, right = st.columns(2)
+with left:
+    plot(curves.curves(subjects, steps, epochs, "loss", classes=classes, log=log), key="live-loss", stream=live,
+         alt=f"Training loss over steps of {len(chosen)} runs with validation loss as markers; a guess is ln {classes}.")
+with right:
+    plot(curves.curves(subjects, steps, epochs, "accuracy", classes=classes), key="live-accuracy", stream=live,
+         alt=f"Training accuracy over steps of {len(chosen)} runs with validation accuracy as markers; a guess is 1/{classes}.")
+
+plot(layer_bar.layer_bar(subjects, loaders.last_layers(ids)), key="live-layers", stream=live,
+     alt="The newest gradient norm of every layer on a logarithmic axis, input at the bottom.")

@@ -10,6 +10,7 @@ import streamlit as st
 from core import catalog, sweep
 from core.config import PRESETS, preset
 from core.diagnosis.compare import Comparison
+from core.diagnosis.statistics import p_text
 from core.errors import InitScopeError
 from core.store import RunInfo
 from dashboard import launch_form, loaders, text, theme
@@ -94,7 +95,7 @@ def _extremes(rows: list[dict]) -> tuple[str, str] | None:
 def _how_sure(result: Comparison) -> None:
     low, high = result.interval
     st.caption(
-        f"Difference in convergence rate {low:+.0%} to {high:+.0%} (95 % interval, Newcombe); Fisher's exact test p = {result.p_value:.2g}; "
+        f"Difference in convergence rate {low:+.0%} to {high:+.0%} (95 % interval, Newcombe); Fisher's exact test {p_text(result.p_value)}; "
         f"effect size h = {result.effect:.2f}."
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.server
+import io
 import pickle
 import socket
 import struct
@@ -201,6 +202,23 @@ def test_idx_files(name, kind, how, monkeypatch, capfd):
     assert_holds(loaded, arrays)
 
 
+class Python2Pickler(pickle._Pickler):
+    """Bytes as Python 2 pickled its strings, which is how the CIFAR files were made."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_bytes(self, value: bytes) -> None:
+        self.write(pickle.BINSTRING + struct.pack("<i", len(value)) + value)
+        self.memoize(value)
+
+    dispatch[bytes] = save_bytes
+
+    @classmethod
+    def dumps(cls, value: object) -> bytes:
+        cls(buffer := io.BytesIO(), protocol=2).dump(value)
+        return buffer.getvalue()
+
+
 def cifar_files() -> tuple[dict[str, bytes], dict[str, tuple[np.ndarray, np.ndarray]]]:
     """The python version of https://www.cs.toronto.edu/~kriz/cifar.html: pickled dicts of rows of 3072 bytes, red first."""
     random, files = np.random.default_rng(1), {}
@@ -208,9 +226,9 @@ def cifar_files() -> tuple[dict[str, bytes], dict[str, tuple[np.ndarray, np.ndar
     for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
         rows, labels = random.integers(0, 256, (10, 3072), dtype=np.uint8), random.permutation(10).tolist()
         names = [f"{name}_{i}.png".encode() for i in range(10)]
-        files[name] = pickle.dumps({b"batch_label": name.encode(), b"labels": labels, b"data": rows, b"filenames": names}, protocol=2)
+        files[name] = Python2Pickler.dumps({b"batch_label": name.encode(), b"labels": labels, b"data": rows, b"filenames": names})
         parts["test" if name == "test_batch" else "train"].append((rows.reshape(-1, 3, 32, 32), labels))
-    files["batches.meta"] = pickle.dumps({b"label_names": [b"airplane", b"automobile"], b"num_vis": 3072}, protocol=2)
+    files["batches.meta"] = Python2Pickler.dumps({b"label_names": [b"airplane", b"automobile"], b"num_vis": 3072})
     return files, {k: (np.concatenate([x for x, _ in v]), np.concatenate([y for _, y in v])) for k, v in parts.items()}
 
 
