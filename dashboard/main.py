@@ -10,7 +10,7 @@ from dashboard import sidebar
 
 SCREENS = Path(__file__).parent / "screens"
 
-st.set_page_config(page_title="InitScope", page_icon=":material/vital_signs:", layout="wide")
+st.set_page_config(page_title="InitScope", page_icon=str(SCREENS.parent / "icon.png"), layout="wide")
 
 page = st.navigation(
     [

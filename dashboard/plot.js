@@ -2,6 +2,7 @@
 import { PLOTLY_URL, TOKENS } from "./settings.js"
 import { join } from "./live.js"
 
+const TITLE = 32 // pixels of a figure's upper margin that are meant for its title
 const NARROW = 560 // pixels; below, layout.meta.narrow applies
 const KEEP = 1600 // points a live curve is thinned to once it has grown to three times as many
 const charts = new Map() // parentElement -> chart
@@ -53,6 +54,9 @@ export function themeOf(element) {
   }
 }
 
+// Text that was escaped for Plotly's little HTML, as it was typed.
+const plain = (text) => (text ?? "").replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&").replaceAll("\u200b", "")
+
 const PAPER = { ...TOKENS.light, paper: "#FFFFFF" }
 
 // A copy in which every "var(--token)" has become a colour. Encoded arrays are shared, not copied.
@@ -92,20 +96,13 @@ function dressed(layout, theme, tokens, width) {
   const { title, ...rest } = dress
   return {
     ...rest,
-    annotations: [...(dress.annotations ?? []), ...heading(title, dress.margin, theme)],
+    margin: { ...dress.margin, t: Math.max(8, (dress.margin?.t ?? TITLE) - TITLE) }, // the title is HTML over the plot
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: theme.font, size: 13, color: tokens.ink, ...dress.font },
     hoverlabel: { bgcolor: tokens.panel, bordercolor: tokens.line, ...dress.hoverlabel, font: { family: theme.font, color: tokens.ink, size: 13 } },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: tokens.faint, activecolor: tokens.ink, orientation: "h" },
   }
-}
-
-// The title as a note over the plot: Plotly moves a real title out of the picture when a colour bar lies under it.
-function heading(title, margin, theme) {
-  if (!title?.text) return []
-  const place = { x: 0, xref: "paper", xanchor: "left", y: 1, yref: "paper", yanchor: "bottom", yshift: (margin?.t ?? 46) - 26 }
-  return [{ ...place, text: title.text, showarrow: false, align: "left", font: { family: theme.heading, size: title.font?.size ?? 15 } }]
 }
 
 // -- numbers
@@ -222,7 +219,8 @@ function paint(chart, printing = false) {
   chart.width = chart.parent.clientWidth
   chart.revision = (chart.revision ?? 0) + 1
   const layout = dressed(chart.layout, theme, tokens, width)
-  Object.assign(layout, { width, height: data.height, autosize: false, uirevision: data.key, datarevision: chart.revision })
+  const height = Math.max(120, data.height - chart.title.offsetHeight)
+  Object.assign(layout, { width, height, autosize: false, uirevision: data.key, datarevision: chart.revision })
   if (window.matchMedia("(pointer: coarse)").matches) layout.dragmode = false // a finger scrolls the page
   const png = {
     name: "png",
@@ -230,14 +228,22 @@ function paint(chart, printing = false) {
     icon: Plotly.Icons.camera,
     click: (graph) =>
       Plotly.downloadImage(
-        { data: graph.data, layout: { ...graph.layout, paper_bgcolor: theme.background } },
+        {
+          data: graph.data,
+          layout: {
+            ...graph.layout,
+            paper_bgcolor: theme.background,
+            height: data.height,
+            margin: { ...graph.layout.margin, t: graph.layout.margin.t + TITLE },
+            title: { text: data.figure.layout.title?.text, x: 0.01, xanchor: "left", y: 0.99, yanchor: "top", font: { family: theme.heading, size: 16 } },
+          },
+        },
         { format: "png", scale: 2, width, height: data.height, filename: data.file },
       ),
   }
   const config = {
     displaylogo: false,
-    displayModeBar: data.figure.layout.meta?.blank || data.still ? false : "hover",
-    staticPlot: Boolean(data.figure.layout.meta?.blank),
+    displayModeBar: data.still ? false : "hover",
     modeBarButtons: [["resetScale2d", png]],
     doubleClick: "reset+autosize",
     responsive: false,
@@ -273,10 +279,12 @@ function mount(parent) {
   const box = document.createElement("div")
   box.className = "initscope-plot"
   box.setAttribute("role", "img")
+  const title = document.createElement("div")
+  title.className = "title"
   const node = document.createElement("div")
-  box.append(node)
+  box.append(title, node)
   parent.append(box)
-  const chart = { parent, box, node }
+  const chart = { parent, box, title, node }
   chart.observer = new ResizeObserver(() => {
     if (parent.clientWidth && parent.clientWidth !== chart.width) soon(chart)
   })
@@ -293,6 +301,7 @@ export async function draw({ data, parentElement, setTriggerValue }) {
   chart.box.style.height = `${data.height}px`
   chart.box.setAttribute("aria-label", data.alt)
   chart.box.classList.toggle("clickable", Boolean(data.clicks))
+  chart.title.textContent = plain(data.figure.layout.title?.text)
   const leave = () => {
     chart.leave?.()
     chart.observer.disconnect()
@@ -300,13 +309,24 @@ export async function draw({ data, parentElement, setTriggerValue }) {
     if (chart.Plotly) chart.Plotly.purge(chart.node)
     chart.box.remove()
   }
+  const hint = data.figure.layout.meta?.blank
+  chart.node.classList.toggle("hint", Boolean(hint))
+  if (hint) {
+    if (chart.Plotly) chart.Plotly.purge(chart.node)
+    chart.traces = chart.data = null
+    chart.listening = false
+    chart.node.textContent = plain(hint)
+    return leave
+  }
   try {
     chart.Plotly = await plotly()
   } catch (error) {
+    chart.node.classList.add("hint")
     chart.node.textContent = error.message
     return leave
   }
   if (chart.data !== data || charts.get(parentElement) !== chart) return leave // a newer call draws
+  if (!chart.node.classList.contains("js-plotly-plot")) chart.node.replaceChildren()
   if (fresh) {
     chart.traces = prepared(data.figure, data.stream.length > 0)
     chart.layout = structuredClone(data.figure.layout)
@@ -334,7 +354,7 @@ function newest(chart, run) {
 window.addEventListener("beforeprint", () => {
   for (const chart of charts.values()) {
     paint(chart, true)
-    for (const svg of chart.node.querySelectorAll("svg.main-svg")) svg.setAttribute("viewBox", `0 0 ${chart.node._fullLayout.width} ${chart.data.height}`)
+    for (const svg of chart.node.querySelectorAll("svg.main-svg")) svg.setAttribute("viewBox", `0 0 ${chart.node._fullLayout.width} ${chart.node._fullLayout.height}`)
   }
 })
 window.addEventListener("afterprint", () => {

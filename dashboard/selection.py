@@ -70,12 +70,14 @@ def runs(infos: Sequence[RunInfo], default: Sequence[str], *, key: str, label: s
     return [by_id[run_id] for run_id in chosen]
 
 
-def run(infos: Sequence[RunInfo], default: str, *, key: str, label: str = "Run", param: str = "run") -> RunInfo:
+def run(
+    infos: Sequence[RunInfo], default: str, *, key: str, label: str = "Run", param: str = "run", width: int | str = "stretch"
+) -> RunInfo:
     """A selectbox of one run."""
     chosen = _settle(param, key, infos, [default], 1)
     st.session_state[key] = chosen[0] if chosen else default
     picked = st.selectbox(
-        label, [info.run for info in infos], key=key, format_func=_option(infos),
+        label, [info.run for info in infos], key=key, format_func=_option(infos), width=width,
         on_change=lambda: _show(param, key, [st.session_state[key]]),
     )
     return next(info for info in infos if info.run == picked)

@@ -121,16 +121,16 @@ def slabs(network: Sequence[Layer], image_size: int) -> list[Slab]:
         gap = 0.0 if before is None else 0.3 if layer.kind == "pool" or before == "pool" else 0.24
         at += gap
         result.append(Slab(at, thick, min(1.0, high), lean))
-        at += max(thick, 0.62)
+        at += max(thick, 0.3 if layer.kind == "pool" else 0.62)
         before = layer.kind
     return result
 
 
 def architecture(network: Sequence[Layer], *, title: str = "From image to answer", image_size: int = 224, height: int = 430) -> go.Figure:
-    """Slabs (maps and channels) over a bar for each layer's parameters. Wants 900 pixels: scroll sideways below."""
+    """Slabs (maps and channels) over a bar for each layer's parameters. Wants 760 pixels: scroll sideways below."""
     if not network:
         return base.blank(title, "Drawn for the VGG family; torchinfo's table below has every network.", height)
-    drawn = base.figure(text.escape(title), height, showlegend=False, hovermode="closest", margin={"l": 12, "r": 12, "t": 52, "b": 62})
+    drawn = base.figure(text.escape(title), height, showlegend=False, hovermode="closest", margin={"l": 12, "r": 12, "t": 40, "b": 62})
     places = slabs(network, image_size)
     fills = {"conv": theme.CONV, "pool": theme.POOL, "linear": theme.LINEAR}
     shapes = [shape for layer, slab in zip(network, places, strict=True) for shape in _slab(slab, fills[layer.kind])]
@@ -152,7 +152,7 @@ def architecture(network: Sequence[Layer], *, title: str = "From image to answer
         marker={"color": [theme.LINEAR if layer.kind == "linear" else theme.CONV for layer, _, _ in with_weights],
                 "line": {"color": theme.MUTED, "width": 0.8}},
         text=[short(layer.parameters) for layer, _, _ in with_weights], textposition="outside", textangle=0, cliponaxis=False,
-        textfont={"size": 11}, customdata=[words for _, _, words in with_weights], hovertemplate="%{customdata}<extra></extra>",
+        textfont={"size": 10}, customdata=[words for _, _, words in with_weights], hovertemplate="%{customdata}<extra></extra>",
     )
     for words, x, y in _captions(network, places):
         drawn.add_annotation(text=words, x=x, y=y, xanchor="center", yanchor="bottom", yshift=4, showarrow=False, font={"size": 12})

@@ -12,7 +12,7 @@ from core.diagnosis.statistics import p_text
 from core.errors import InitScopeError
 from core.schema import COLUMN
 from core.store import RunInfo
-from dashboard import loaders, selection, text, theme
+from dashboard import loaders, sides, text, theme
 from dashboard.figures import base, curves, depth, heatmap, ratio
 from dashboard.plot import plot
 
@@ -21,13 +21,13 @@ METRICS = ("grad_norm", "grad_rms", "update_ratio", "signal_std", "activation_gr
 
 def page() -> None:
     listed = loaders.listing()
-    choices = selection.choices(listed)
+    choices = sides.choices(listed)
     if len(choices) < 2:
         st.title("Compare two runs", anchor=False)
         st.markdown("There are not two runs yet. Launch `default` and `kaiming_normal` from the sidebar; when both have ended, come back here.")
         return
     above = st.container()
-    a, b = _choose(choices, selection.suggested_pair(listed))
+    a, b = _choose(choices, sides.suggested_pair(listed))
     try:
         result = loaders.comparison(a, b)
     except InitScopeError as error:

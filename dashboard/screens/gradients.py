@@ -16,11 +16,9 @@ if not infos:
     st.stop()
 
 head = st.container()
-where, what = st.columns([2, 3], vertical_alignment="bottom")
-with where:
-    info = selection.run(infos, selection.newest_or_live(infos)[0], key="gradients-run")
-with what:
-    metric = st.segmented_control(
+with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+    info = selection.run(infos, selection.newest_or_live(infos)[0], key="gradients-run", width=320)
+    metric = st.pills(
         "What", heatmap.METRICS, default="grad_norm", required=True, key="gradients-metric", format_func=lambda name: COLUMN[name].title,
         help="\n".join(f"- **{COLUMN[name].title}**: {COLUMN[name].help}" for name in heatmap.METRICS),
     )

@@ -25,7 +25,7 @@ title = catalog.MODELS[name].title
 
 if network:
     head.title(sentences.model(title, network))
-    plot(architecture.architecture(network, title=f"{title}, from image to answer", image_size=image_size), key="model-architecture", min_width=960,
+    plot(architecture.architecture(network, title=f"{title}, from image to answer", image_size=image_size), key="model-architecture", min_width=760,
          alt=f"{title}: five blocks of convolutions whose maps halve from {image_size} pixels, then three linear layers; bars show each layer's parameters.")
     with st.expander("Layers in numbers", expanded=False):
         st.dataframe(loaders.layer_table(config), hide_index=True, width="stretch", height="content", column_config={

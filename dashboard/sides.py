@@ -1,0 +1,75 @@
+"""What can be compared: every run, and every group of runs that differ only in their seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from core.catalog import init_title
+from core.schema import Outcome
+from core.store import RunInfo
+from dashboard import text, theme
+
+
+def choices(infos: Sequence[RunInfo]) -> dict[str, str]:
+    """{selection: title}: groups of a sweep first, then single runs, newest first.
+
+    A selection is what the command line takes: a run id, or ``init=NAME,sweep=ID``.
+    """
+    found: dict[str, str] = {}
+    for (sweep, init), members in groups(infos).items():
+        converged = sum(info.outcome == Outcome.CONVERGED for info in members)
+        found[f"init={init},sweep={sweep}"] = f"{init_title(init)} · {converged} of {len(members)} converged · sweep {text.shorten(sweep, 24)}"
+    for info in infos:
+        if info.status != "unreadable":
+            mark = theme.outcome_mark(info.outcome, info.status)
+            found[info.run] = f"{mark.shape} {info.name} · {info.run[:15]}"
+    return found
+
+
+def groups(infos: Sequence[RunInfo]) -> dict[tuple[str, str], list[RunInfo]]:
+    """Runs of one sweep with one initialization, where there are at least two."""
+    found: dict[tuple[str, str], list[RunInfo]] = {}
+    for info in infos:
+        sweep = info.config.get("sweep")
+        if sweep:
+            found.setdefault((str(sweep), info.init), []).append(info)
+    return {key: members for key, members in found.items() if len(members) > 1}
+
+
+RECENT = 60
+"""Runs that are looked at for a suggestion."""
+
+
+def suggested_pair(infos: Sequence[RunInfo]) -> tuple[str, str]:
+    """The pair a person most likely means: the newest sweep's worst and best initialization if they differ; else the
+    newest run that converged and the newest that did not but differs in initialization only; else the two newest."""
+    recent = [info for info in infos if info.status != "unreadable"][:RECENT]
+    if group_pair := _extremes_of_newest_sweep(recent):
+        return group_pair
+    good = [info for info in recent if info.outcome == Outcome.CONVERGED]
+    bad = [info for info in recent if info.outcome in (Outcome.NOT_CONVERGED, Outcome.DIVERGED)]
+    pairs = [(b, g) for g in good for b in bad if _differ_in_init_only(b, g)] or [(b, g) for g in good[:1] for b in bad[:1]]
+    if pairs:
+        b, g = max(pairs, key=lambda pair: min(pair[0].created, pair[1].created))
+        return b.run, g.run
+    newest = [info.run for info in recent[:2]]
+    return (newest[-1], newest[0]) if newest else ("", "")
+
+
+def _extremes_of_newest_sweep(infos: Sequence[RunInfo]) -> tuple[str, str] | None:
+    """(worst, best) group of the newest sweep, if the newest run belongs to one and the two differ."""
+    sweep = infos[0].config.get("sweep") if infos else None
+    rates = {
+        init: sum(info.outcome == Outcome.CONVERGED for info in members) / len(members)
+        for (name, init), members in groups(infos).items()
+        if name == sweep
+    }
+    if not sweep or len(rates) < 2:
+        return None
+    worst, best = min(rates, key=lambda init: (rates[init], init != "default")), max(rates, key=rates.__getitem__)
+    return (f"init={worst},sweep={sweep}", f"init={best},sweep={sweep}") if rates[worst] < rates[best] else None
+
+
+def _differ_in_init_only(a: RunInfo, b: RunInfo) -> bool:
+    ignored = ("init", "name", "tags", "sweep")
+    return a.init != b.init and all(a.config.get(key) == b.config.get(key) for key in {*a.config, *b.config} if key not in ignored)
