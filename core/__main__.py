@@ -93,6 +93,8 @@ def build_parser() -> Parser:
 
     train = add("train", train_command, "train one run here, or --detach it into the queue", configured)
     train.add_argument("--detach", action="store_true", help="queue the run and return at once")
+    probe = add("probe", probe_command, "one batch, no training: each layer measured and predicted, and a forecast", configured)
+    probe.add_argument("--seeds", type=int, default=1, metavar="N", help="measure so many init seeds and give the band (default 1)")
     sweep = add("sweep", sweep_command, "initializations x seeds, as many at once as the machine carries", configured)
     sweep.add_argument("--inits", required=True, metavar="A,B", help="initializations, with commas between")
     sweep.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds for each (default 5)")
@@ -200,6 +202,22 @@ def _sentence(info: RunInfo) -> str:
     chance = info.state.get("chance")
     numbers = f"validation accuracy {accuracy:.1%}, guessing gives {chance:.1%}" if isinstance(accuracy, float) and chance else f"loss {info.loss}"
     return f"{info.run}: {word} after {info.state.get('step')} steps ({numbers})"
+
+
+def probe_command(given: argparse.Namespace) -> dict[str, Any]:
+    config = config_from(given)
+    if not 1 <= given.seeds <= 1000:
+        raise ConfigError(f"seeds must be a whole number from 1 to 1000, not {given.seeds}")
+    from core.probe import report
+
+    result = report(config, given.seeds)
+    if not given.json:
+        print(f"{'layer':12} {'signal':>10} {'predicted':>10} {'error':>10} {'predicted':>10}")
+        for row in result["layers"]:
+            pairs = [row[side][metric] for metric in ("signal_std", "activation_grad_rms") for side in ("measured", "predicted")]
+            print(f"{row['layer']:12} " + " ".join(f"{'-' if value is None else format(value, '.2e'):>10}" for value in pairs))
+        print(f"{result['forecast']['outcome'].replace('_', ' ')}: {result['forecast']['reason']}")
+    return result
 
 
 def sweep_command(given: argparse.Namespace) -> dict[str, Any]:

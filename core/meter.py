@@ -12,7 +12,7 @@ order, because the same reductions over a channels-last tensor's logical order a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -43,7 +43,8 @@ class LayerMeter:
         self.layers: dict[str, nn.Module] = {name or "model": m for name, m in model.named_modules() if isinstance(m, LAYERS)}
         self.names = list(self.layers)
         self.kinds = [type(module).__name__.lower() for module in self.layers.values()]
-        self.weights = [module.weight for module in self.layers.values()]
+        # A computed weight (weight_norm, spectral_norm) is no parameter, and looking at it may change it: left unmeasured.
+        self.weights = {i: m._parameters["weight"] for i, m in enumerate(self.layers.values()) if m._parameters.get("weight") is not None}
         self.armed = True
         self.order: list[int] = []
         self.activations: dict[str, str] = {}
@@ -56,11 +57,20 @@ class LayerMeter:
     # -- hooks on and off
 
     def __enter__(self) -> LayerMeter:
+        try:
+            self._hang_hooks()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _hang_hooks(self) -> None:
         for i, module in enumerate(self.layers.values()):
             self._handles.append(module.register_forward_pre_hook(self._before_layer))
             self._handles.append(module.register_forward_hook(lambda m, inputs, output, i=i: self._after_layer(i, output)))
-            if module.weight.requires_grad:
-                self._handles.append(module.weight.register_post_accumulate_grad_hook(lambda p, i=i: self._after_gradient(i, p)))
+        for i, weight in self.weights.items():
+            if weight.requires_grad:
+                self._handles.append(weight.register_post_accumulate_grad_hook(lambda p, i=i: self._after_gradient(i, p)))
         for module in self.model.modules():
             if is_activation(module):
                 self._handles.append(module.register_forward_hook(self._after_activation))
@@ -69,7 +79,6 @@ class LayerMeter:
         if self.optimizer is not None:
             self._handles.append(self.optimizer.register_step_pre_hook(self._before_update))
             self._handles.append(self.optimizer.register_step_post_hook(self._after_update))
-        return self
 
     def __exit__(self, *exception: object) -> None:
         for handle in self._handles:
@@ -126,20 +135,21 @@ class LayerMeter:
 
     @torch.no_grad()
     def _before_update(self, *_: object) -> None:
-        if not self.armed:
+        if not self.armed or not self.weights:
             return
+        weights = list(self.weights.values())
         if self._before is None:
-            self._before = [torch.empty_like(weight) for weight in self.weights]
-        torch._foreach_copy_(self._before, self.weights)
-        for i, length in enumerate(torch._foreach_norm(self._before)):
+            self._before = [torch.empty_like(weight) for weight in weights]
+        torch._foreach_copy_(self._before, weights)
+        for i, length in zip(self.weights, norms(self._before), strict=True):
             self._values[i]["weight_norm"] = length
 
     @torch.no_grad()
     def _after_update(self, *_: object) -> None:
         if not self.armed or self._before is None:
             return
-        torch._foreach_sub_(self._before, self.weights)
-        for i, moved in enumerate(torch._foreach_norm(self._before)):
+        torch._foreach_sub_(self._before, list(self.weights.values()))
+        for i, moved in zip(self.weights, norms(self._before), strict=True):
             # A weight of exact zeros that stays so has moved by nothing, not by 0/0.
             ratio = moved / self._values[i]["weight_norm"]
             self._values[i]["update_ratio"] = torch.where(moved == 0, moved, ratio)
@@ -151,13 +161,13 @@ class LayerMeter:
         """One column a layer in execution order, one row a metric of ``LAYER_METRICS`` less ``nonfinite``; resets the step.
 
         Shape (metrics, layers), float32, on the model's device. What was not measured (a frozen weight, a layer that
-        did not run, no optimizer given) is marked by the value ``MISSING``.
+        did not run, no optimizer given, a weight that is computed) is marked by the value ``MISSING``.
         """
-        missing = torch.full((), MISSING, device=self.weights[0].device)
+        missing = torch.full((), MISSING, device=next(self.model.parameters()).device)
         columns = []
         for i in self._ordered():
             values = self._values[i]
-            if "weight_norm" not in values:
+            if "weight_norm" not in values and i in self.weights:
                 values["weight_norm"] = norm(self.weights[i].detach())
             columns.append(torch.stack([values.get(name, missing).to(torch.float32) for name in LAYER_METRICS[:-1]]))
         self._values = [{} for _ in self.names]
@@ -232,12 +242,20 @@ def norm(x: Tensor) -> Tensor:
     return length
 
 
+def norms(tensors: list[Tensor]) -> Sequence[Tensor]:
+    """L2 norms of several tensors, with few kernels where launching one costs."""
+    if tensors[0].device.type == "cpu":
+        return [norm(x) for x in tensors]
+    return torch._foreach_norm(tensors)
+
+
 def forward_statistics(output: Tensor) -> dict[str, Tensor]:
     """activation_mean, activation_std and signal_std of a layer's output (samples first).
 
     ``signal_std`` is the population standard deviation of each unit across the samples, root-mean-squared over units. It
     can be a millionth of the values themselves, so the first sample is subtracted before anything is squared: the
-    difference of two close floats is exact, and what is left has the size of the signal.
+    difference of two close floats is exact, and what is left has the size of the signal. The whole variance is that
+    across samples plus that of the units' means, which are few and are shifted before they are squared too.
     """
     x = by_sample(output)
     if x.dtype != torch.float32:
@@ -245,12 +263,13 @@ def forward_statistics(output: Tensor) -> dict[str, Tensor]:
     samples, units = x.shape
     count = max(1, x.numel())
     difference = x - x[:1]
-    moved = torch.mv(difference.t(), torch.ones(samples, device=x.device))
-    mean = (samples * x[0].sum().double() + moved.sum().double()) / count if x.device.type != "mps" else x.mean()
-    variance = norm(x) ** 2 / count - mean**2
-    signal = norm(difference) ** 2 / count - (norm(moved) / samples) ** 2 / max(1, units)
+    moved = torch.mv(difference.t(), torch.ones(samples, device=x.device)) / max(1, samples)
+    origin = x[0, 0]
+    means = (x[0] - origin) + moved
+    mean = means.mean()
+    signal = (norm(difference) ** 2 / count - norm(moved) ** 2 / max(1, units)).clamp(min=0)
     return {
-        "activation_mean": mean,
-        "activation_std": variance.clamp(min=0).sqrt(),
-        "signal_std": signal.clamp(min=0).sqrt(),
+        "activation_mean": origin + mean,
+        "activation_std": (signal + norm(means - mean) ** 2 / max(1, units)).sqrt(),
+        "signal_std": signal.sqrt(),
     }

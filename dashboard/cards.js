@@ -76,37 +76,76 @@ function showAll(board) {
   for (const card of board.data.cards) show(board, card)
 }
 
-export function cards({ data, parentElement, setTriggerValue }) {
+// Follow the runs of `data.stream` for a board; `behind(run)` is the last step it shows.
+function follow(board, notify) {
+  const key = board.data.stream.join()
+  if (key === board.key) return
+  board.leave?.()
+  board.key = key
+  board.leave = board.feed = null
+  const behind = (run) => board.data.states[run].step - 1
+  if (key) [board.feed, board.leave] = join(board.data.stream, behind, notify)
+}
+
+function enter(parent, tag, className) {
   style()
-  let board = boards.get(parentElement)
-  if (!board) {
-    board = { parent: parentElement, root: element("div", "initscope-cards", parentElement), cards: new Map() }
-    boards.set(parentElement, board)
+  if (!boards.has(parent)) boards.set(parent, { parent, root: element(tag, className, parent), cards: new Map() })
+  return boards.get(parent)
+}
+
+function leaving(board) {
+  return () => {
+    board.leave?.()
+    clearTimeout(board.timer)
+    boards.delete(board.parent)
+    board.root.remove()
   }
+}
+
+export function cards({ data, parentElement, setTriggerValue }) {
+  const board = enter(parentElement, "div", "initscope-cards")
   const ids = data.cards.map((card) => card.run + card.name).join()
-  Object.assign(board, { data, send: setTriggerValue })
+  const states = Object.fromEntries(data.cards.map((card) => [card.run, card.state]))
+  Object.assign(board, { data: { ...data, states }, send: setTriggerValue })
   if (ids !== board.ids) {
     board.root.replaceChildren()
     board.ids = ids
     board.cards = new Map(data.cards.map((card) => [card.run, build(board, card)]))
   }
-  const key = data.stream.join()
-  if (key !== board.key) {
-    board.leave?.()
-    board.key = key
-    board.leave = board.feed = null
-    const behind = (run) => data.cards.find((card) => card.run === run).state.step - 1
-    if (key) {
-      ;[board.feed, board.leave] = join(data.stream, behind, (runs, ended) => {
-        showAll(board)
-        if (ended) board.send("ended", runs)
-      })
-    }
-  }
+  follow(board, (runs, ended) => {
+    showAll(board)
+    if (ended) board.send("ended", runs)
+  })
   showAll(board)
-  return () => {
-    board.leave?.()
-    boards.delete(parentElement)
-    board.root.remove()
-  }
+  return leaving(board)
+}
+
+// -- the sentence over the page: as dashboard/sentences.py `live` says it, at most every two seconds
+
+function said(board) {
+  const now = board.data.runs.map(({ run, name, state }) => ({ name, ...(board.feed?.(run)?.state ?? state) }))
+  if (!now.length) return board.data.text
+  if (now.length <= 2) return `${now.map((run) => `${run.name} ${run.says}`).join("; ")}.`
+  const words = now.map((run) => run.standing)
+  return `Of ${now.length} runs: ${[...new Set(words)].map((word) => `${words.filter((w) => w === word).length} ${word}`).join(", ")}.`
+}
+
+function say(board) {
+  const text = said(board)
+  if (board.root.textContent !== text) board.root.textContent = text
+}
+
+export function headline({ data, parentElement }) {
+  const board = enter(parentElement, "h1", "initscope-headline")
+  const states = Object.fromEntries(data.runs.map((run) => [run.run, run.state]))
+  board.data = { ...data, states }
+  follow(board, (runs, ended) => {
+    if (ended) say(board)
+    else board.timer ??= setTimeout(() => {
+      board.timer = null
+      say(board)
+    }, 2000)
+  })
+  say(board)
+  return leaving(board)
 }

@@ -1,4 +1,7 @@
-"""Status cards: one a run, with word and shape, progress, loss, speed and time left, kept current by the event stream."""
+"""What runs are doing now: a headline, and a card a run with word and shape, progress, loss, speed and time left.
+
+Both are kept current by the page's event stream, without a rerun.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,19 @@ from typing import Any
 import streamlit as st
 
 from core.store import RunInfo
-from dashboard import text, theme
+from dashboard import sentences, text, theme
 from dashboard.server import assets_path
 
+_HEADLINE = st.components.v2.component(
+    "initscope_headline",
+    js="""
+export default async function (component) {
+  const { headline } = await import(new URL(component.data.assets + "/cards.js", location.origin))
+  return headline(component)
+}
+""",
+    isolate_styles=False,
+)
 _CARDS = st.components.v2.component(
     "initscope_cards",
     js="""
@@ -25,6 +38,20 @@ export default async function (component) {
 
 def _token(color: str) -> str:
     return color.removeprefix("var(--").removesuffix(")")
+
+
+def headline(runs: Sequence[RunInfo], progress: Mapping[str, Mapping[str, Any]], *, key: str) -> None:
+    """The page's sentence, as its title: what the runs are doing now."""
+    names = [text.shorten(info.name, 40) for info in runs]
+    _HEADLINE(
+        key=key,
+        data={
+            "assets": assets_path(),
+            "text": sentences.live(names, [progress[info.run] for info in runs]),
+            "runs": [{"run": info.run, "name": name, "state": dict(progress[info.run])} for info, name in zip(runs, names, strict=True)],
+            "stream": [info.run for info in runs if info.live],
+        },
+    )
 
 
 def cards(runs: Sequence[RunInfo], progress: Mapping[str, Mapping[str, Any]], *, key: str) -> bool:

@@ -9,11 +9,14 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import streamlit as st
 
 from core.config import RunConfig
@@ -127,10 +130,18 @@ def stop(run_id: str) -> None:
         Run(runs().root / run_id).request_stop()
 
 
+@st.cache_resource(max_entries=200, show_spinner=False)
+def _recent_steps(path: str, revision: tuple) -> pa.Table:
+    run = Run(path)
+    rows, _ = run.tail("steps", stream.near_end(run, "steps"))
+    rows = rows if rows.num_rows >= stream.PACE_STEPS else run.read("steps")
+    return rows.slice(max(0, rows.num_rows - stream.PACE_STEPS)).combine_chunks()
+
+
 def progress(run: RunInfo) -> dict[str, Any]:
-    """What a status card shows of a run before the event stream takes over."""
-    steps = Run(runs().root / run.run).read("steps")
-    return stream.progress({**run.state, "status": run.status}, steps, int(run.config.get("batch_size") or 1))
+    """What cards and headline say of a run before the event stream takes over."""
+    folder = Run(runs().root / run.run)
+    return stream.progress({**run.state, "status": run.status}, _recent_steps(str(folder.path), folder.revision()), run.config)
 
 
 def log_tail(run_id: str, lines: int = 30) -> str:
@@ -210,3 +221,34 @@ def sweep_members(name: str) -> list[RunInfo]:
 def sweeps() -> list[str]:
     """Names of all sweeps, the newest first."""
     return list(dict.fromkeys(str(run.config["sweep"]) for run in listing() if run.config.get("sweep")))
+
+
+# -- probes
+
+
+PROBE_SECONDS = 300
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def _probe(config_json: str, seeds: int) -> tuple[bool, Any]:
+    """(whether it worked, the probe's JSON or why there is none), measured in a process of its own: it needs torch."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(config_json)
+        file.flush()
+        command = [sys.executable, "-m", "core", "probe", "--config", file.name, "--seeds", str(seeds), "--json"]
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            return False, f"the probe took longer than {PROBE_SECONDS} seconds"
+    if done.returncode:
+        return False, (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1].removeprefix("error: ")
+    return True, json.loads(done.stdout.splitlines()[-1])
+
+
+def probes(config: RunConfig, inits: Sequence[str], seeds: int) -> tuple[dict[str, dict], dict[str, str]]:
+    """({initialization: probe}, {initialization: why it has none}); those not seen before are measured side by side."""
+    configs = [json.dumps(config.replace(init=init, name="", tags=()).to_dict(), sort_keys=True) for init in inits]
+    with st.spinner("Sending one batch through the network …"), ThreadPoolExecutor(max_workers=2) as pool:
+        results = list(pool.map(lambda text: _probe(text, seeds), configs))
+    good = {init: value for init, (worked, value) in zip(inits, results, strict=True) if worked}
+    return good, {init: value for init, (worked, value) in zip(inits, results, strict=True) if not worked}

@@ -7,10 +7,12 @@ in ``dashboard.server``, so a rerun sends a figure's data and nothing else.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 
@@ -26,6 +28,19 @@ export default async function (component) {
 """,
     isolate_styles=False,
 )
+
+
+def plain(value: Any) -> Any:
+    """A figure's dictionary as JSON: the few arrays that plotly.py leaves (empty ones) as lists, NaN and infinity as null."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def plot(
@@ -47,7 +62,7 @@ def plot(
     A point is ``{"x", "y", "run", "trace"}``. ``stream`` holds the ids of runs whose new rows extend the traces with
     ``meta["run"]`` without a rerun. Under ``min_width`` pixels the figure scrolls sideways. ``still``: no tool bar.
     """
-    drawn = figure.to_dict()
+    drawn = plain(figure.to_dict())
     drawn["layout"].pop("template", None)
     data = {
         "assets": assets_path(),

@@ -9,80 +9,72 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from core.schema import Outcome, Status
-from core.store import RunInfo
+from core.catalog import DATA
+from core.schema import LIVE, Outcome, Status
 from dashboard import text
 from dashboard.figures import base, heatmap
 from dashboard.figures.architecture import Layer, parameters
 
-RECENT = 30
-"""Steps whose mean loss says whether a live run learns: one batch alone is noise."""
-
-
-def classes(info: RunInfo) -> int:
-    """Classes of the run's data; ten if nothing says so."""
-    from core.catalog import DATA
-
-    entry = DATA.get(str(info.config.get("data")))
-    return int(info.config.get("num_classes") or (entry.classes if entry and entry.classes else 10))
+def classes(config: Mapping[str, Any]) -> int:
+    """Classes of a run's data; ten if nothing says so."""
+    entry = DATA.get(str(config.get("data")))
+    return int(config.get("num_classes") or (entry and entry.classes) or 10)
 
 
 # -- live
 
 
-def standing(info: RunInfo, steps: pd.DataFrame | None) -> str:
-    """One word for a run: 'waiting', 'learning', 'guessing', 'rising', 'broken', or how it ended."""
-    if info.status == Status.QUEUED or steps is None or steps.empty:
-        return "waiting" if info.live else "empty"
-    if info.status in (Status.CRASHED, Status.FAILED):
-        return str(info.status)
-    if not info.live and info.outcome:
-        return str(info.outcome)
-    recent = steps["loss"].to_numpy()[-RECENT:]
-    chance = math.log(classes(info))
-    if not np.isfinite(recent).all():
+def standing(status: str, outcome: str | None, losses: np.ndarray, chance: float) -> str:
+    """One word for a run by its newest losses: 'waiting', 'learning', 'guessing', 'rising', 'broken', or how it ended."""
+    if status in (Status.CRASHED, Status.FAILED):
+        return str(status)
+    if status not in LIVE and outcome:
+        return str(outcome)
+    if not losses.size:
+        return "waiting" if status in LIVE else "empty"
+    if not np.isfinite(losses).all():
         return "broken"
-    level = float(recent.mean())
+    level = float(losses.mean())
     return "learning" if level < 0.93 * chance else "rising" if level > 1.1 * chance else "guessing"
 
 
-def _said(word: str, info: RunInfo, steps: pd.DataFrame | None) -> str:
-    chance = f"ln {classes(info)} = {math.log(classes(info)):.3f}"
-    if word in ("waiting", "empty"):
-        return "waits to start" if word == "waiting" else "has no rows"
-    last = float(steps["loss"].to_numpy()[-RECENT:].mean())
-    at = f"after {text.count(int(steps['step'].iloc[-1]) + 1)} steps"
+def says(word: str, losses: np.ndarray, done: int, accuracy: float | None, count_of_classes: int) -> str:
+    """What a run is doing, to follow its name: 'is learning: loss 0.673 after 147 steps'."""
+    chance = f"ln\u00a0{count_of_classes}\u00a0=\u00a0{math.log(count_of_classes):.3f}"
+    loss = f"loss {text.fixed(float(losses.mean()))}" if losses.size else "no loss"
+    after = f"after {text.count(done)} steps"
     return {
-        "learning": f"is learning: loss {text.fixed(last)} {at}",
-        "guessing": f"guesses so far: loss {text.fixed(last)} {at}, and {chance} is a guess",
-        "rising": f"gets worse than a guess: loss {text.fixed(last)} {at}",
+        "waiting": "waits to start",
+        "empty": "has no rows",
+        "learning": f"is learning: {loss} {after}",
+        "guessing": f"guesses so far: {loss} {after}, and {chance} is a guess",
+        "rising": f"is worse than a guess: {loss} {after}",
         "broken": "has broken: its loss is not a number any more",
-        "crashed": "crashed",
-        "failed": "failed",
-        Outcome.CONVERGED: f"converged: accuracy {text.percent(info.accuracy)}, loss {text.fixed(info.loss)}",
-        Outcome.NOT_CONVERGED: f"did not converge: loss {text.fixed(info.loss)}, and {chance} is a guess",
+        "crashed": f"crashed {after}",
+        "failed": f"failed {after}",
+        Outcome.CONVERGED: f"converged: accuracy {text.percent(accuracy)}, {loss}",
+        Outcome.NOT_CONVERGED: f"did not converge: {loss}, and {chance} is a guess",
         Outcome.DIVERGED: "diverged: its loss left every bound",
-        Outcome.UNDECIDED: f"is undecided: loss {text.fixed(info.loss)} {at}",
+        Outcome.UNDECIDED: f"is undecided: {loss} {after}",
     }.get(word, f"is {word}")
 
 
-_PLURALS = {
-    "learning": "learning", "guessing": "guessing so far", "rising": "worse than a guess", "broken": "broken", "waiting": "waiting",
-    "crashed": "crashed", "failed": "failed", "empty": "without rows", Outcome.CONVERGED: "converged",
-    Outcome.NOT_CONVERGED: "did not converge", Outcome.DIVERGED: "diverged", Outcome.UNDECIDED: "undecided",
-}
+_IN_NUMBERS = {"guessing": "guessing so far", "rising": "worse than a guess", "empty": "without rows", Outcome.NOT_CONVERGED: "did not converge"}
 
 
-def live(infos: Sequence[RunInfo], steps: Mapping[str, pd.DataFrame]) -> str:
-    """What the chosen runs are doing: one or two by name, more in numbers."""
-    if not infos:
+def in_numbers(word: str) -> str:
+    """A standing after a number of runs: '3 guessing so far'."""
+    return _IN_NUMBERS.get(word, word)
+
+
+def live(names: Sequence[str], progress: Sequence[Mapping[str, Any]]) -> str:
+    """What the chosen runs are doing: one or two by name, more in numbers. ``cards.js`` says the same as they go on."""
+    if not names:
         return "Choose runs to watch."
-    words = [standing(info, steps.get(info.run)) for info in infos]
-    if len(infos) <= 2:
-        parts = [f"{text.shorten(info.name, 40)} {_said(word, info, steps.get(info.run))}" for info, word in zip(infos, words, strict=True)]
-        return "; ".join(parts) + "."
-    counted = ", ".join(f"{words.count(word)} {_PLURALS.get(word, word)}" for word in dict.fromkeys(words))
-    return f"Of {len(infos)} runs: {counted}."
+    if len(names) <= 2:
+        return "; ".join(f"{name} {run['says']}" for name, run in zip(names, progress, strict=True)) + "."
+    words = [run["standing"] for run in progress]
+    return f"Of {len(names)} runs: " + ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) + "."
 
 
 # -- gradients

@@ -32,6 +32,7 @@ from core.errors import InitScopeError
 from core.schema import LIVE
 from core.store import Cursor, Run, Runs
 from core.store.parts import holds_through, parts
+from dashboard import sentences
 
 POLL_SECONDS = 0.1
 HEARTBEAT_SECONDS = 15
@@ -43,6 +44,9 @@ CATCH_UP = 2000
 REMEMBERED = 256
 """Messages a run keeps for viewers that lag; who lags more catches up from the files."""
 PACE_STEPS = 50
+"""Steps that say how fast a run is."""
+RECENT = 30
+"""Steps whose mean loss says whether a run learns: one batch alone is noise."""
 
 
 @dataclass(frozen=True)
@@ -81,25 +85,30 @@ def pace(steps: pa.Table, batch_size: int) -> tuple[float | None, float | None]:
     return done * batch_size / took, took / done
 
 
-def progress(state: Mapping[str, Any], steps: pa.Table, batch_size: int) -> dict[str, Any]:
-    """What a status card shows, from ``status.json`` and the last rows of ``steps``."""
+def progress(state: Mapping[str, Any], steps: pa.Table, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What cards and headline say of a run, from ``status.json``, the last rows of ``steps`` and the saved configuration."""
     last = steps.slice(steps.num_rows - 1).to_pylist()[0] if steps.num_rows else {}
     step = max(int(state.get("step") or 0), last.get("step", -1) + 1)
-    total = state.get("total_steps")
-    speed, each = pace(steps, batch_size)
-    live = state.get("status") in LIVE
+    total, status, outcome = state.get("total_steps"), str(state.get("status")), state.get("outcome")
+    speed, each = pace(steps, int(config.get("batch_size") or 1))
+    live = status in LIVE
+    losses = steps["loss"].to_numpy()[-RECENT:] if steps.num_rows else np.empty(0)
+    classes = sentences.classes(config)
+    standing = sentences.standing(status, outcome, losses, math.log(classes))
+    accuracy = last.get("accuracy")
     return {
-        "status": str(state.get("status")),
-        "outcome": state.get("outcome"),
+        "status": status,
+        "outcome": outcome,
         "error": state.get("error"),
         "step": step,
         "total_steps": total,
-        "epoch": last.get("epoch"),
         "loss": finite([last.get("loss")])[0],
         "broken": bool(last) and not math.isfinite(last["loss"]),
-        "accuracy": finite([last.get("accuracy")])[0],
+        "accuracy": finite([accuracy])[0],
         "images_per_second": finite([speed])[0] if live else None,
         "seconds_left": finite([max(0, total - step) * each])[0] if live and total and each else None,
+        "standing": sentences.in_numbers(standing),
+        "says": sentences.says(standing, losses, step, accuracy, classes),
     }
 
 
@@ -132,7 +141,7 @@ class Feed:
         self._task: asyncio.Task | None = None
         self._cursors: dict[str, Cursor] = {}
         self._recent: pa.Table | None = None
-        self._batch = 1
+        self._config: Mapping[str, Any] = {}
         self._revision: tuple = ()
         self._looked = -math.inf
 
@@ -183,7 +192,7 @@ class Feed:
         state = self.run.state()  # before the rows: what an ended run wrote is all there then
         message = self._rows() if revision != self._revision else {}
         self._revision, self._looked = revision, now
-        shown = progress(state, self._recent if self._recent is not None else pa.table({}), self._batch)
+        shown = progress(state, self._recent if self._recent is not None else pa.table({}), self._config)
         if shown != self.state:
             self.state = message["state"] = shown
         return message, state.get("status") not in LIVE
@@ -191,7 +200,7 @@ class Feed:
     def _rows(self) -> dict[str, Any]:
         if not self._cursors:
             self._cursors = {table: near_end(self.run, table) for table in ("steps", "epochs", "layers")}
-            self._batch = self.run.config().batch_size
+            self._config = self.run.info().config
         steps, epochs, layers = (self._tail(table) for table in ("steps", "epochs", "layers"))
         joined = steps if self._recent is None else pa.concat_tables([self._recent, steps])
         self._recent = joined.slice(max(0, joined.num_rows - PACE_STEPS)).combine_chunks()

@@ -46,12 +46,12 @@ def fixed(value: float | None, digits: int = 3) -> str:
 
 
 def percent(share: float | None) -> str:
-    """'97.2 %', '10 %', '–' for None."""
+    """'97.2 %', '10 %' (the space does not break), '–' for None."""
     if share is None:
         return "–"
     if not math.isfinite(share):
         return number(share)
-    return number(100 * share) + " %"
+    return number(100 * share) + "\u00a0%"
 
 
 def count(value: int) -> str:

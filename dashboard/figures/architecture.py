@@ -162,7 +162,7 @@ def architecture(network: Sequence[Layer], *, title: str = "From image to answer
                        zeroline=False, anchor="y2", fixedrange=True, ticks="")
     hidden = {"showticklabels": False, "showgrid": False, "zeroline": False, "fixedrange": True, "ticks": "", "showline": False}
     drawn.update_layout(
-        yaxis={**hidden, "domain": [0.4, 1], "range": [-0.03, 1.5]},
+        yaxis={**hidden, "domain": [0.4, 1], "range": [-0.03, 1.66]},
         yaxis2={**hidden, "domain": [0, 0.27], "zeroline": True, "rangemode": "tozero", "anchor": "x"},
     )
     return drawn

@@ -145,5 +145,6 @@ def reference(drawn: go.Figure, level: float, words: str, log: bool, above: bool
     drawn.add_shape(type="line", x0=0, x1=1, xref="paper", y0=level, y1=level, line={"color": theme.MUTED, "width": 1, "dash": "dot"})
     drawn.add_annotation(
         text=words, x=1, xref="paper", xanchor="right", y=math.log10(level) if log else level,
-        yanchor="bottom" if above else "top", yshift=1 if above else -1, showarrow=False, font={"size": 12, "color": theme.MUTED},
+        yanchor="bottom", yshift=3 if above else 12, showarrow=False, font={"size": 12, "color": theme.MUTED}, bgcolor=theme.PAPER,
+        opacity=0.85, borderpad=1,
     )

@@ -53,15 +53,17 @@ def parameters(channels: int = 512, height: int = 330) -> go.Figure:
     title = f"Weights for the same view, {channels} channels in and out"
     drawn = base.figure(title, height, showlegend=False, margin={"l": 12, "r": 60, "t": 46, "b": 34}, bargap=0.35)
     stacks = [stack(2, channels), stack(3, channels)]
-    names, values, colors, words = [], [], [], []
+    names, values, colors, words, short = [], [], [], [], []
     for s in stacks:
         names += [f"one {s.field} × {s.field}", f"{'two' if s.layers == 2 else 'three'} 3 × 3"]
         values += [s.single, s.stacked]
         colors += [theme.LINE, theme.ACCENT]
         words += [f"{s.field**2} C² = {text.number(s.single)}", f"{9 * s.layers} C² = {text.number(s.stacked)} · {text.percent(round(s.saving, 2))} fewer"]
+        short += [f"{s.field**2} C²", f"{9 * s.layers} C² · {text.percent(round(s.saving, 2))} fewer"]
     drawn.add_bar(
         x=values[::-1], y=names[::-1], orientation="h", marker={"color": colors[::-1]}, text=words[::-1], textposition="auto",
         insidetextanchor="start", textfont={"size": 13}, hovertemplate="%{y}: %{x:,} weights<extra></extra>",
+        meta={"narrow": {"text": short[::-1]}},
     )
     drawn.update_xaxes(showgrid=False, zeroline=False, showticklabels=False, showline=False, ticks="", fixedrange=True)
     drawn.update_yaxes(automargin=True, fixedrange=True, showgrid=False, tickfont={"size": 13}, ticks="")

@@ -16,12 +16,11 @@ if not infos:
     st.stop()
 
 head = st.container()
-with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-    info = selection.run(infos, selection.newest_or_live(infos)[0], key="gradients-run", width=320)
-    metric = st.pills(
-        "What", heatmap.METRICS, default="grad_norm", required=True, key="gradients-metric", format_func=lambda name: COLUMN[name].title,
-        help="\n".join(f"- **{COLUMN[name].title}**: {COLUMN[name].help}" for name in heatmap.METRICS),
-    )
+info = selection.run(infos, selection.newest_or_live(infos)[0], key="gradients-run", width=360)
+metric = st.pills(
+    "What", heatmap.METRICS, default="grad_norm", required=True, key="gradients-metric", format_func=lambda name: COLUMN[name].title,
+    label_visibility="collapsed", help="\n".join(f"- **{COLUMN[name].title}**: {COLUMN[name].help}" for name in heatmap.METRICS),
+)
 
 
 def choose(point: dict) -> None:

@@ -1,11 +1,11 @@
-"""Live: what the chosen runs are doing now. Curves, cards and dots grow by the event stream; nothing here polls but the sentence."""
+"""Live: what the chosen runs are doing now. Curves, cards and dots grow by the event stream; nothing here polls."""
 
 from __future__ import annotations
 
 import streamlit as st
 
 from dashboard import loaders, selection, sentences, text
-from dashboard.cards import cards
+from dashboard.cards import cards, headline
 from dashboard.figures import base, curves, layer_bar
 from dashboard.plot import plot
 
@@ -17,21 +17,13 @@ if not infos:
 
 head = st.container()
 chosen = selection.runs(infos, selection.newest_or_live(infos), key="live-runs")
+ids = [info.run for info in chosen]
 live = [info.run for info in chosen if info.live]
-
-
-@st.fragment(run_every=3 if live else None)
-def sentence() -> None:
-    """The answer so far."""
-    now = loaders.listed(info.run for info in chosen)
-    st.title(text.markdown(sentences.live(now, loaders.frames([info.run for info in now], "steps"))))
-
-
+progress = {info.run: loaders.progress(info) for info in chosen}
 with head:
-    sentence()
-
+    headline(chosen, progress, key="live-headline")
 if chosen:
-    cards(chosen, {info.run: loaders.progress(info) for info in chosen}, key="live-cards")
+    cards(chosen, progress, key="live-cards")
 
 stoppable = [info for info in chosen if info.live and info.status != "stopping"]
 if stoppable:
@@ -48,9 +40,8 @@ for info in chosen:
             st.code(log, language=None, wrap_lines=True)
 
 subjects = [base.subject(info) for info in chosen]
-ids = [info.run for info in chosen]
 steps, epochs = loaders.frames(ids, "steps"), loaders.frames(ids, "epochs")
-classes = sentences.classes(chosen[0]) if chosen else 10
+classes = sentences.classes(chosen[0].config) if chosen else 10
 
 log = st.toggle("Logarithmic loss", key="live-log") if chosen else False
 left, right = st.columns(2)

@@ -35,7 +35,11 @@ def test_the_catalog_names_what_is_implemented():
         inits.initialize(nn.Linear(2, 2), "kaiming_nomal")
 
 
-@pytest.mark.parametrize("scheme", list(inits.SCHEMES))
+FORMULAS = [scheme for scheme in inits.SCHEMES if scheme != "lsuv"]
+"""Schemes whose spread is known before any data is seen."""
+
+
+@pytest.mark.parametrize("scheme", FORMULAS)
 @pytest.mark.parametrize("layer", list(LAYERS))
 def test_measured_spread_is_the_formulas(layer, scheme):
     module = made(layer, scheme, gain=1.7)
@@ -88,7 +92,7 @@ def test_orthogonal_is_orthonormal(layer):
 
 
 def test_gain_multiplies_and_seeds_decide():
-    for scheme in inits.SCHEMES:
+    for scheme in FORMULAS:
         torch.manual_seed(7)
         before = torch.get_rng_state()
         plain, loud, other = made("conv", scheme), made("conv", scheme, gain=3.0), made("conv", scheme, seed=1)
@@ -117,6 +121,40 @@ def test_tutorial_is_torchvisions_own_for_vgg():
     assert model.conv4_2.weight.std().item() == pytest.approx(math.sqrt(2 / (model.conv4_2.out_channels * 9)), rel=0.03)
     assert model.fc1.weight.std().item() == pytest.approx(0.01, rel=0.03)
     assert not any(m.bias.any() for m in model if isinstance(m, inits.LAYERS))
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_lsuv_gives_every_layer_unit_variance(batch_norm):
+    """Mishkin and Matas 2015: measured layer by layer, here by hand; the directions are those of `orthogonal`."""
+    x = torch.rand(32, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def model(scheme: str, gain: float = 1.0, seed: int = 3) -> nn.Sequential:
+        torch.manual_seed(0)
+        net = vgg(image_size=32, width=0.125, dropout=0.5, batch_norm=batch_norm)
+        return inits.initialize(net, scheme, gain=gain, seed=seed, sample=x)
+
+    net, orthogonal, loud = model("lsuv"), model("orthogonal"), model("lsuv", gain=2.0)
+    assert torch.equal(model("lsuv").fc2.weight, net.fc2.weight) and not torch.equal(model("lsuv", seed=4).fc2.weight, net.fc2.weight)
+    assert net.training and not any(m._forward_hooks for m in net.modules())
+    before, values = {k: v.clone() for k, v in net.state_dict().items()}, x
+    with torch.no_grad():
+        for name, module in net.eval().named_children():
+            values = module(values)
+            if isinstance(module, inits.LAYERS):
+                assert values.var(correction=0).item() == pytest.approx(1, abs=inits.LSUV_TOLERANCE + 1e-3), name
+                ratio = module.weight / orthogonal.get_submodule(name).weight
+                torch.testing.assert_close(ratio, ratio.flatten()[0].expand_as(ratio), rtol=1e-3, atol=0)
+                torch.testing.assert_close(loud.get_submodule(name).weight, 2 * module.weight)
+                assert not module.bias.any()
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items() if "running" in k)
+    with pytest.raises(ConfigError, match="batch of inputs"):
+        inits.initialize(vgg(image_size=32, width=0.05), "lsuv")
+
+
+def test_lsuv_leaves_a_silent_layer_alone():
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    inits.initialize(net, "lsuv", sample=torch.zeros(3, 4))
+    assert all(p.isfinite().all() for p in net.parameters())
 
 
 def test_the_point_of_it_all():

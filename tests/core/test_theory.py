@@ -1,5 +1,6 @@
 """Theory against independent computations: Monte Carlo, closed forms of the papers, wide random networks and the real VGG16."""
 
+import itertools
 import math
 import statistics
 import subprocess
@@ -228,7 +229,7 @@ def test_lenet(activation, pool):
 def test_wide_mlp(activation, scheme):
     torch.manual_seed(0)
     sizes = [100, *[1000] * 9]
-    hidden = [module for a, b in zip(sizes, sizes[1:], strict=False) for module in (nn.Linear(a, b), activation())]
+    hidden = [module for a, b in itertools.pairwise(sizes) for module in (nn.Linear(a, b), activation())]
     model = inits.initialize(nn.Sequential(*hidden, nn.Linear(1000, 10)), scheme, seed=3)
     inputs = 1 + torch.randn(32, 100, generator=torch.Generator().manual_seed(1))
     assert_close(factors(model, scheme, inputs, torch.arange(32) % 10), median=1.25, worst=1.6)

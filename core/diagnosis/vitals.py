@@ -1,0 +1,282 @@
+"""From recorded rows to the few numbers that rules compare: plain NumPy, no thresholds here.
+
+Layers are in order of execution. "First" is the first recorded step, before any update: what initialization and inputs
+did. Everything after that is what training did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from core.schema import LAYER_METRICS
+from core.store.files import number
+
+MOST_STEPS = 1500
+"""Layer rows are thinned to about so many steps: the first ones and an even choice of the others."""
+EARLY = 10
+"""Recorded steps that count as the beginning."""
+BOUNDED = {"Tanh": 1.0, "Sigmoid": 2.0, "Hardtanh": 0.5, "Hardsigmoid": 1.5, "Softsign": 2.0}
+"""Saturating nonlinearities, and by how much wider than tanh's their steep part is."""
+_REACH = np.finfo(np.float32).eps / 2
+"""A relative change below this is rounded away in float32."""
+
+Frame = Any
+"""A pyarrow table or pandas data frame."""
+
+
+@dataclass(frozen=True)
+class LayerRows:
+    """The layers table as arrays: ``values[metric]`` is (steps, layers), NaN where nothing was measured."""
+
+    names: tuple[str, ...]
+    steps: np.ndarray
+    values: Mapping[str, np.ndarray]
+
+    def first(self, metric: str) -> np.ndarray:
+        """A metric at the first recorded step, one number a layer."""
+        rows = self.values[metric]
+        return rows[0] if len(rows) else np.full(len(self.names), np.nan)
+
+
+def pandas_of(frame: Frame) -> Any:
+    """A pandas data frame, whatever came in."""
+    return frame.to_pandas() if hasattr(frame, "to_pandas") else frame
+
+
+def layer_rows(layers: Frame) -> LayerRows:
+    """Pivot the tidy layers table to (steps, layers) arrays, thinned to ``MOST_STEPS``."""
+    frame = pandas_of(layers)
+    steps = np.unique(frame["step"].to_numpy()) if len(frame) else np.array([], int)
+    if len(steps) > MOST_STEPS:
+        chosen = np.unique(np.linspace(2 * EARLY, len(steps) - 1, MOST_STEPS - 2 * EARLY).astype(int))
+        steps = steps[np.concatenate([np.arange(2 * EARLY), chosen])]
+        frame = frame[frame["step"].isin(steps)]
+    depth = frame["depth"].to_numpy()
+    # Layers that only run later change the order; the last row of each layer has the final depth.
+    name = frame["layer"].astype(str).to_numpy()
+    last_depth = dict(zip(name, depth, strict=True))
+    names = tuple(sorted(last_depth, key=lambda n: last_depth[n]))
+    column = np.array([names.index(n) for n in names])  # identity; kept for clarity of the lookup below
+    where = dict(zip(names, column, strict=True))
+    i, j = np.searchsorted(steps, frame["step"].to_numpy()), np.array([where[n] for n in name], int)
+    values = {}
+    for metric in LAYER_METRICS:
+        grid = np.full((len(steps), len(names)), np.nan)
+        grid[i, j] = frame[metric].to_numpy(dtype=float, na_value=np.nan)
+        values[metric] = grid
+    return LayerRows(names, steps, values)
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """A run's rows, facts and config, and the quantities that rules look at."""
+
+    rows: LayerRows
+    loss: np.ndarray
+    loss_steps: np.ndarray
+    learning_rate: np.ndarray
+    epochs: Any
+    state: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+    # -- facts
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return self.state.get("facts") or {}
+
+    def fact(self, *path: str) -> float | None:
+        """A number among the facts, None if it is not there."""
+        at: Any = self.facts
+        for key in path:
+            at = at.get(key) if isinstance(at, Mapping) else None
+        return number(at)
+
+    @property
+    def batch_size(self) -> int | None:
+        size = self.facts.get("batch_size") or self.config.get("batch_size")
+        return int(size) if size else None
+
+    @cached_property
+    def input_rms(self) -> float:
+        """Root mean square of the first batch's inputs; NaN if they were not numbers (token ids)."""
+        mean, std = self.fact("input", "mean"), self.fact("input", "std")
+        return float(np.hypot(mean, std)) if mean is not None and std is not None else float("nan")
+
+    @cached_property
+    def input_signal(self) -> float:
+        """Standard deviation of the inputs across samples, RMS over elements; NaN if not known."""
+        signal = self.fact("input", "signal")
+        return float("nan") if signal is None else signal
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """Autograd's operations from the loss down to the last layer; empty if not known."""
+        return tuple((self.facts.get("loss") or {}).get("chain") or ())
+
+    # -- layers
+
+    @cached_property
+    def executed(self) -> np.ndarray:
+        """Indices of the layers whose outputs were measured, in order of execution."""
+        return np.flatnonzero(~np.isnan(self.rows.values["activation_mean"]).all(0) | (self.rows.values["nonfinite"] > 0).any(0))
+
+    @property
+    def hidden(self) -> np.ndarray:
+        """Executed layers but the last, whose outputs are the network's."""
+        return self.executed[:-1]
+
+    @cached_property
+    def normalized(self) -> np.ndarray:
+        """Whether a normalization follows the layer: its scale is then made good."""
+        return np.isin(self.rows.names, self.facts.get("normalized") or [])
+
+    @cached_property
+    def rms(self) -> np.ndarray:
+        """RMS of pre-activations, (steps, layers); infinite where they were not finite."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            rms = np.hypot(self.rows.values["activation_mean"], self.rows.values["activation_std"])
+        broken = np.isnan(rms) & (self.rows.values["nonfinite"] > 0)
+        return np.where(broken, np.inf, rms)
+
+    @cached_property
+    def kept_by_layer(self) -> np.ndarray:
+        """(steps, layers): share of the input's signal left in each layer's pre-activations.
+
+        The smaller of two: signal_std over the signal of the input (or over one, after a normalization, which restores
+        it), and signal_std over RMS, how much of the layer's output depends on the input at all, over the input's own
+        share. NaN where it does not apply: one sample a batch, or a normalization right after the layer.
+        """
+        signal = self.rows.values["signal_std"]
+        kept = np.full(signal.shape, np.nan)
+        if not signal.size or (self.batch_size or 2) < 2:
+            return kept
+        scale, share = self.input_signal, self.input_signal / self.input_rms
+        if not (np.isfinite(scale) and scale > 0):
+            scale, share = float(signal[0, self.executed[0]]) if len(self.executed) else 1.0, 1.0
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            for layer in self.executed:
+                if self.normalized[layer]:
+                    scale, share = 1.0, 1.0
+                    continue
+                relative = np.where(self.rms[:, layer] > 0, signal[:, layer] / self.rms[:, layer], 0.0) / share
+                kept[:, layer] = np.minimum(signal[:, layer] / scale, relative)
+        return kept
+
+    @cached_property
+    def kept(self) -> np.ndarray:
+        """(steps,): the signal left at the last hidden layer; NaN for a network without one."""
+        return self.kept_by_layer[:, self.hidden[-1]] if len(self.hidden) else np.full(len(self.rows.steps), np.nan)
+
+    @cached_property
+    def grown_by_layer(self) -> np.ndarray:
+        """(steps, layers): pre-activation RMS over the inputs' (or over one, whichever is larger); NaN before a normalization."""
+        scale = max(1.0, self.input_rms) if np.isfinite(self.input_rms) else 1.0
+        return np.where(self.normalized, np.nan, self.rms / scale)
+
+    @cached_property
+    def dead(self) -> np.ndarray:
+        """(steps, layers): share of ReLU units at zero for the whole batch."""
+        return self.rows.values["dead_fraction"]
+
+    def saturated(self, from_input: float) -> np.ndarray:
+        """(steps, layers): estimated share of a bounded nonlinearity's inputs beyond ``from_input`` (tanh; wider for others).
+
+        From mean and standard deviation of the pre-activations as if they were Gaussian. NaN for other nonlinearities.
+        """
+        mean, std = self.rows.values["activation_mean"], self.rows.values["activation_std"]
+        share = np.full(mean.shape, np.nan)
+        activations = self.facts.get("activations") or {}
+        for j, name in enumerate(self.rows.names):
+            width = BOUNDED.get(activations.get(name, ""))
+            if width is not None and not self.normalized[j]:
+                share[:, j] = _outside(mean[:, j], std[:, j], from_input * width)
+        return share
+
+    @cached_property
+    def bounded(self) -> bool:
+        """Whether most hidden layers are followed by a saturating nonlinearity."""
+        activations = list((self.facts.get("activations") or {}).values())
+        return bool(activations) and sum(a in BOUNDED for a in activations) > len(activations) / 2
+
+    # -- updates
+
+    @cached_property
+    def update_total(self) -> np.ndarray:
+        """(steps,): |change of all weights| / |all weights|: a small layer counts little. NaN where not measured."""
+        ratio, length = self.rows.values["update_ratio"], self.rows.values["weight_norm"]
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            moved = np.where(np.isfinite(length) & (length > 0), ratio * length, np.nan)
+            total = np.sqrt(np.nansum(moved**2, 1) / np.nansum(length**2, 1))
+        return np.where(np.isnan(moved).all(1), np.nan, total)
+
+    @cached_property
+    def update_fastest(self) -> float:
+        """The usual (median over steps) update ratio of the layer that moves fastest; NaN if not measured."""
+        ratio = self.rows.values["update_ratio"][:, (self.rows.first("weight_norm") > 0)]
+        ratio = ratio[:, ~np.isnan(ratio).all(0)] if ratio.size else ratio
+        return float(np.nanmax(np.nanmedian(ratio, 0))) if ratio.size else float("nan")
+
+    @cached_property
+    def still(self) -> np.ndarray:
+        """(layers,): True where the weight never moved although something should have moved it.
+
+        A layer whose gradient is exactly zero, or too small for float32 at this learning rate, is blocked, not frozen.
+        """
+        ratio, length, gradient = (self.rows.values[m] for m in ("update_ratio", "weight_norm", "grad_norm"))
+        if not len(length):
+            return np.zeros(len(self.rows.names), bool)
+        unmoved = ~(np.nan_to_num(ratio, nan=0.0) > 0).any(0) & ((length == length[0]) | np.isnan(length)).all(0)
+        rate = np.nanmax(self.learning_rate) if len(self.learning_rate) and not np.isnan(self.learning_rate).all() else np.nan
+        adaptive = any(word in str(self.facts.get("optimizer", "")) for word in ("Ada", "RMS", "Lion", "Rprop", "Muon"))
+        count = self.weight_counts
+        with np.errstate(invalid="ignore", divide="ignore"):
+            push = rate * (np.sqrt(count) if adaptive else np.nanmax(gradient, 0, initial=0.0)) / length[0]
+        has_gradient = ~np.isnan(gradient).all(0)
+        unheld = np.isin(self.rows.names, [*(self.facts.get("unoptimized") or []), *(self.facts.get("frozen") or [])])
+        zero = has_gradient & (np.nanmax(gradient, 0, initial=0.0) == 0)
+        too_small = has_gradient & (push < _REACH)
+        return unmoved & (unheld | ~(zero | too_small)) & (len(length) > 1 or unheld)
+
+    @cached_property
+    def weight_counts(self) -> np.ndarray:
+        """(layers,): number of weights; one each if not known."""
+        counts = self.facts.get("weights") or {}
+        return np.array([float(counts.get(name, 1)) for name in self.rows.names])
+
+    @cached_property
+    def gains(self) -> np.ndarray:
+        """(layers,): initial weight std times sqrt(fan_in); NaN if not known."""
+        scales = self.facts.get("scales") or {}
+        return np.array([number((scales.get(name) or {}).get("gain")) or np.nan for name in self.rows.names])
+
+
+def _outside(mean: np.ndarray, std: np.ndarray, edge: float) -> np.ndarray:
+    """P(|x| > edge) for x ~ N(mean, std^2)."""
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        return _normal_cdf((-edge - mean) / std) + 1 - _normal_cdf((edge - mean) / std)
+
+
+def _normal_cdf(z: np.ndarray) -> np.ndarray:
+    """Normal distribution function by a logistic approximation good to 2e-4 (Bowling et al. 2009): no SciPy needed."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return 1 / (1 + np.exp(-(0.07056 * z**3 + 1.5976 * z)))
+
+
+def read_vitals(steps: Frame, epochs: Frame, layers: Frame, state: Mapping[str, Any], config: Mapping[str, Any]) -> Vitals:
+    """Frames as recorded to ``Vitals``."""
+    curve = pandas_of(steps)
+    return Vitals(
+        rows=layer_rows(layers),
+        loss=curve["loss"].to_numpy(dtype=float, na_value=np.nan),
+        loss_steps=curve["step"].to_numpy(),
+        learning_rate=curve["learning_rate"].to_numpy(dtype=float, na_value=np.nan),
+        epochs=pandas_of(epochs),
+        state=state,
+        config=config,
+    )

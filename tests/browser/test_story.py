@@ -1,0 +1,133 @@
+"""The whole story in a real browser: launch from the sidebar, watch, compare, read the verdict."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from core.store import Runs
+from tests.browser.conftest import Server, settle
+
+PAGES = ("/", "/live", "/gradients", "/compare", "/probe", "/diagnosis", "/sweep", "/model")
+FIRST_CURVE = "() => { const p = document.querySelector('.js-plotly-plot'); return p && p.data ? p.data[0].x.length : 0 }"
+HEATMAPS = "() => [...document.querySelectorAll('.js-plotly-plot')].filter(p => p.data && p.data.some(t => t.type === 'heatmap' && t.z.length === 16)).length"
+
+
+def wait_until(condition, seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return
+        time.sleep(0.2)
+    pytest.fail(f"not within {seconds} s: {what}")
+
+
+def wait_in_page(page: Page, script: str, good, seconds: float = 60) -> None:
+    """Poll ``script`` until ``good(value)``. (wait_for_function needs eval, which the page's security policy forbids.)"""
+    deadline = time.monotonic() + seconds
+    while not good(value := page.evaluate(script)):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {script} is {value}"
+        page.wait_for_timeout(200)
+
+
+def open_page(page: Page, server: Server, path: str) -> None:
+    page.goto(server.url + path)
+    settle(page)
+
+
+def test_launch_watch_compare(page: Page, server: Server) -> None:
+    open_page(page, server, "/")
+    expect(page.get_by_role("heading", name="Is it the initialization?")).to_be_visible()
+    expect(page.get_by_text("No runs yet")).to_be_visible()
+
+    page.get_by_role("button", name="Launch 2 runs").click()
+    page.wait_for_url(re.compile(r"/live\?run="))
+    page.evaluate("window.sameDocument = true")
+
+    # The curve of a live run grows, on the same document, and a zoom survives the data.
+    wait_in_page(page, FIRST_CURVE, lambda points: points > 2)
+    before = page.evaluate(FIRST_CURVE)
+    page.evaluate("() => Plotly.relayout(document.querySelector('.js-plotly-plot'), {'xaxis.range': [0, 50]})")
+    wait_in_page(page, FIRST_CURVE, lambda points: points > before + 5)
+    assert page.evaluate("window.sameDocument") is True
+    assert page.evaluate("() => document.querySelector('.js-plotly-plot').layout.xaxis.range") == [0, 50]
+
+    runs = Runs(server.runs)
+    assert sorted(info.init for info in runs.list()) == ["default", "kaiming_normal"]
+    wait_until(lambda: not any(info.live for info in runs.list()), 180, "both runs end")
+    outcomes = {info.init: info.outcome for info in runs.list()}
+    assert outcomes == {"default": "not_converged", "kaiming_normal": "converged"}
+
+    page.get_by_role("link", name="Compare").first.click()
+    settle(page)
+    expect(page.get_by_role("heading", level=1)).to_contain_text("fixed: 1 of 1 converge with kaiming_normal, 0 of 1 with default")
+    wait_in_page(page, HEATMAPS, lambda maps: maps >= 3)  # both runs and their ratio
+    ranges = page.evaluate(
+        "() => [...document.querySelectorAll('.js-plotly-plot')].flatMap(p => p.data).filter(t => t.type === 'heatmap').slice(0, 2).map(t => [t.zmin, t.zmax])"
+    )
+    assert ranges[0] == ranges[1], "both heatmaps share one colour scale"
+
+    # A link opens the same comparison, in another tab too.
+    address = page.url
+    assert "a=" in address and "b=" in address
+    page.get_by_role("button", name="Swap").click()
+    settle(page)
+    expect(page.get_by_role("heading", level=1)).to_contain_text("worse")
+    page.goto(address)
+    settle(page)
+    expect(page.get_by_role("heading", level=1)).to_contain_text("fixed")
+
+
+@pytest.mark.parametrize("width", [1280, 420])
+def test_every_page_stands(page: Page, server: Server, width: int) -> None:
+    """No exception box, no sideways scrolling, something to read; on a wide and a narrow window."""
+    page.set_viewport_size({"width": width, "height": 900})
+    for path in PAGES:
+        open_page(page, server, path)
+        expect(page.get_by_role("heading", level=1).first).to_be_visible()
+        overflow = page.evaluate("() => document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert overflow <= 1, f"{path} is {overflow} pixels too wide at {width}"
+
+
+def test_a_mistyped_value_is_refused_beside_its_field(page: Page, server: Server) -> None:
+    open_page(page, server, "/")
+    rate = page.get_by_label("Learning rate", exact=True)
+    rate.fill("fast")
+    rate.press("Enter")
+    expect(page.get_by_text("learning_rate must be a number above 0")).to_be_visible()
+    expect(page.get_by_role("button", name="Launch", exact=True)).to_be_disabled()
+    rate.fill("3e-4")
+    rate.press("Enter")
+    expect(page.get_by_role("button", name="Launch 2 runs")).to_be_enabled()
+
+
+def test_stop_from_the_sidebar_and_rename(page: Page, server: Server) -> None:
+    runs = Runs(server.runs)
+    known = {info.run for info in runs.list()}
+    open_page(page, server, "/")
+    page.get_by_label("Epochs", exact=True).fill("500")
+    page.get_by_label("Epochs", exact=True).press("Enter")
+    page.get_by_role("button", name="Launch 2 runs").click()
+    page.wait_for_url(re.compile(r"/live"))
+    wait_until(lambda: sum(info.status == "running" and info.state.get("step", 0) > 0 for info in runs.list()) == 2, 60, "both train")
+    for _ in range(2):
+        page.locator("[data-testid=stSidebar]").get_by_role("button", name="Stop").first.click()
+        page.wait_for_timeout(3000)
+    wait_until(lambda: not any(info.live for info in runs.list()), 60, "both stop")
+    fresh = [info for info in runs.list() if info.run not in known]
+    assert [info.status for info in fresh] == ["stopped", "stopped"]
+    assert all((server.runs / info.run / "checkpoint.pt").exists() for info in fresh)
+
+
+def test_names_are_shown_as_text(page: Page, server: Server) -> None:
+    runs = Runs(server.runs)
+    name = "<img src=x onerror=\"window.hit=1\"> **bold** <b>x</b>"
+    runs.get(runs.list()[0].run).edit(name=name)
+    for path in ("/", "/live", "/gradients", "/compare"):
+        open_page(page, server, path)
+        page.wait_for_timeout(500)
+        assert page.evaluate("window.hit") is None
+        assert page.locator("img[src=x]").count() == 0
