@@ -10,6 +10,7 @@ Recording changes nothing: the same losses to the bit, no random number drawn, n
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -89,6 +90,7 @@ class Recorder:
         self._pending: deque[_Pending] = deque()
         self._curve: list[float] = []
         self._curve_stride = 1
+        self._seen = 0
         self._first_batch: Any = None
         self._layer_columns: tuple[pa.Array, pa.Array, pa.Array] | None = None
         self._recent_accuracy: deque[float] = deque(maxlen=20)
@@ -98,15 +100,26 @@ class Recorder:
     def __enter__(self) -> Recorder:
         self._began = time.monotonic()
         self.meter.__enter__()
-        self.meter.armed = self.next_step % self.every == 0
-        if self.next_step == 0:
-            self._first_batch = self.model.register_forward_hook(self._look_at_first_batch)
-            self.writer.update(facts=weight_facts(self.model, self.meter))
+        try:
+            self.meter.armed = self.next_step % self.every == 0
+            if self.next_step == 0:
+                self._first_batch = self.model.register_forward_hook(self._look_at_first_batch)
+                self.writer.update(facts=weight_facts(self.model, self.meter))
+            else:
+                self._restore_curve()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         self.meter.__exit__()
         self._forget_first_batch()
+        # An exception that passes through must arrive as it is, whatever it did to the disk.
+        with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+            self._close(kind, error)
+
+    def _close(self, kind: type | None, error: BaseException | None) -> None:
         self._harvest(everything=True)
         self._add_facts(last_facts(self.meter))
         if not self.owns_run:
@@ -116,7 +129,7 @@ class Recorder:
         failed = error is not None and not isinstance(error, KeyboardInterrupt)
         status = Status.FAILED if failed else Status.STOPPED if error else Status.FINISHED
         outcome = Outcome.DIVERGED if not self.loss_finite else Outcome.UNDECIDED
-        message = f"{kind.__name__}: {error}" if failed else None
+        message = " ".join(f"{kind.__name__}: {error}".split())[:500] if failed else None
         self.writer.update(status=str(status), outcome=str(outcome), ended=time.time(), error=message)
 
     @property
@@ -137,6 +150,7 @@ class Recorder:
             self._record(loss, accuracy, epoch)
         self._forget_first_batch()
         self.next_step += 1
+        self.writer.note(step=self.next_step, epoch=epoch)
         self.meter.armed = self.next_step % self.every == 0
         self._harvest()
         self.writer.flush_if_due()
@@ -188,8 +202,6 @@ class Recorder:
         self._add_to_curve(loss)
         recent = [a for a in self._recent_accuracy if not math.isnan(a)]
         self.writer.note(
-            step=pending.step + 1,
-            epoch=pending.epoch,
             loss=loss,
             accuracy=sum(recent) / len(recent) if recent else None,
             curve=self._curve,
@@ -208,10 +220,16 @@ class Recorder:
 
     def _add_to_curve(self, loss: float) -> None:
         """Keep a sparkline of bounded length: every stride-th loss, the stride doubling when it is full."""
-        if self.writer.recorded % self._curve_stride == 0:
+        if self._seen % self._curve_stride == 0:
             self._curve.append(loss)
+        self._seen += 1
         if len(self._curve) > CURVE_POINTS:
             self._curve, self._curve_stride = self._curve[::2], self._curve_stride * 2
+
+    def _restore_curve(self) -> None:
+        """A resumed run's sparkline shows the whole run."""
+        for loss in self.run.read("steps", ["loss"])["loss"].to_pylist():
+            self._add_to_curve(loss)
 
     # -- the first batch
 

@@ -111,3 +111,22 @@ class Verdict(StrEnum):
     NOT_NEEDED = "not_needed"
     WORSE = "worse"
     UNDECIDED = "undecided"
+
+
+class Cause(StrEnum):
+    """Why a run went as it went."""
+
+    INIT_TOO_SMALL = "init_too_small"
+    INIT_TOO_LARGE = "init_too_large"
+    SYMMETRIC_INIT = "symmetric_init"
+    LR_TOO_HIGH = "lr_too_high"
+    LR_TOO_LOW = "lr_too_low"
+    DEAD_RELU = "dead_relu"
+    SATURATED_ACTIVATION = "saturated_activation"
+    NOT_UPDATING = "not_updating"
+    INPUT_SCALE = "input_scale"
+    LABELS_UNRELATED = "labels_unrelated"
+    LOSS_MISUSE = "loss_misuse"
+    OVERFITTING = "overfitting"
+    HEALTHY = "healthy"
+    UNKNOWN = "unknown"

@@ -59,11 +59,13 @@ def train(run: Run, progress: Callable[[Position, int], None] = lambda position,
     try:
         return _Training(run, writer, progress).go()
     except BaseException as error:
-        text = str(error) or type(error).__name__
-        if isinstance(error, torch.OutOfMemoryError):
-            text = f"out of memory: {text.splitlines()[0]}; a smaller batch_size, width or image_size needs less"
+        text = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
+        if is_out_of_memory(error):
+            text = f"out of memory: {text}; a smaller batch_size, width or image_size needs less"
         with contextlib.suppress(OSError):  # the disk may be the reason; the error itself is raised on below
-            RunWriter(run).update(status=str(Status.FAILED), error=text.splitlines()[0][:500], ended=time.time())
+            ended = RunWriter(run)
+            ended.compact()
+            ended.update(status=str(Status.FAILED), phase=None, error=text, ended=time.time())
         raise
 
 
@@ -129,6 +131,7 @@ class _Training:
             at.loss_sum, at.correct, at.samples = at.loss_sum + loss * len(labels), at.correct + correct, at.samples + len(labels)
             self.progress(at, self.total)
             if not math.isfinite(loss):
+                recorder.loss_finite = False  # also where this step was not to be recorded
                 return Status.STOPPED
             if at.step >= self.total:
                 break
@@ -248,6 +251,11 @@ class _Training:
 
 
 # ---------------------------------------------------------------- parts of the loop, each usable alone
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the GPU's, the CPU's or Python's memory ran out; torch's CPU allocator says so in words only."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def pick_device(name: str) -> torch.device:

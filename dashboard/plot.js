@@ -59,10 +59,10 @@ const plain = (text) => (text ?? "").replaceAll("&lt;", "<").replaceAll("&gt;", 
 
 const PAPER = { ...TOKENS.light, paper: "#FFFFFF" }
 
-// A copy in which every "var(--token)" has become a colour. Encoded arrays are shared, not copied.
+// A copy in which every "var(--token)" has become a colour. Arrays of numbers are shared, not copied.
 function resolved(value, tokens) {
   if (typeof value === "string") return value.startsWith("var(--") ? (tokens[value.slice(6, -1)] ?? value) : value
-  if (Array.isArray(value)) return value.map((item) => resolved(item, tokens))
+  if (Array.isArray(value)) return typeof value[0] === "number" || value[0] === null ? value : value.map((item) => resolved(item, tokens))
   if (value && typeof value === "object" && !ArrayBuffer.isView(value)) {
     return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, resolved(item, tokens)]))
   }
@@ -268,11 +268,14 @@ function paint(chart, printing = false) {
 function soon(chart) {
   if (chart.waiting) return
   chart.waiting = true
-  setTimeout(() => requestAnimationFrame(() => {
+  const next = () => requestAnimationFrame(() => {
     chart.waiting = false
     chart.drawnAt = performance.now()
     if (charts.get(chart.parent) === chart) paint(chart)
-  }), Math.max(0, (chart.drawnAt ?? 0) + 3 * (chart.cost ?? 0) - performance.now()))
+  })
+  const pause = (chart.drawnAt ?? 0) + 3 * (chart.cost ?? 0) - performance.now()
+  if (pause > 0) setTimeout(next, pause)
+  else next()
 }
 
 function mount(parent) {

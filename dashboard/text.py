@@ -120,3 +120,8 @@ def escape(name: str) -> str:
 def markdown(name: str) -> str:
     """A person's text for Streamlit markdown: every character that could mean something is escaped."""
     return "".join("\\" + char if char in r"\`*_{}[]()<>#+-.!|~$:&" else char for char in name)
+
+
+def heading(sentence: str) -> str:
+    """A sentence as a page's title: markdown-safe, and "p = 0.008" never broken over two lines."""
+    return markdown(sentence).replace("p = ", "p\u00a0=\u00a0")

@@ -29,7 +29,6 @@ class RunWriter:
         self._scalars: dict[str, list[tuple]] = {"steps": [], "epochs": []}
         self._next = {name: self._first_free(name) for name in TABLES}
         self._flushed = clock()
-        self.recorded = 0
 
     def _first_free(self, table: str) -> int:
         last = max((end for _, end, _ in parts(self.run.path / "parts", table)), default=-1)
@@ -38,7 +37,6 @@ class RunWriter:
     def step(self, *values: float) -> None:
         """One row of ``steps``, in the schema's column order."""
         self._scalars["steps"].append(values)
-        self.recorded += 1
 
     def epoch(self, *values: float) -> None:
         """One row of ``epochs``, in the schema's column order."""

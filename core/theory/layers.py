@@ -12,10 +12,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from core.errors import InitScopeError
 from core.theory import geometry, kernels
 from core.theory.fields import FLAT, Array, Field, InputStats, Profile, lag_mean, unequal_of
 
 Pair = tuple[int, int]
+
+
+class TheoryUnavailable(InitScopeError):
+    """Theory does not cover this network; the message says what it does not know."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,7 @@ class Pool:
         first, count = space[0, 0], math.prod(axis.kernel for axis in axes)
         result = replace(
             field,
-            coherence=coherence / coherence[0, 0],
+            coherence=coherence / coherence[0, 0] if coherence[0, 0] > 0 else np.ones_like(coherence),
             profile=tuple(axis.pool(p) for axis, p in zip(axes, field.profile, strict=True)),
             sample_profile=tuple(axis.pool(p) for axis, p in zip(axes, field.sample_profile, strict=True)),
             reach=field.reach + field.jump**2 * (math.prod(self.kernel) - 1) / 12,
@@ -240,6 +245,27 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class AdaptivePool:
+    """The mean of as many equal windows as make a map of ``outputs`` pixels."""
+
+    outputs: Pair
+
+    def _pool(self, field: Field) -> Pool:
+        if any(size % out for size, out in zip(field.space.shape, self.outputs, strict=True)):
+            raise TheoryUnavailable(
+                f"theory knows adaptive pooling to equal windows, not from {field.space.shape} to {self.outputs}"
+            )
+        windows = tuple(size // out for size, out in zip(field.space.shape, self.outputs, strict=True))
+        return Pool(windows, windows, maximum=False)
+
+    def forward(self, field: Field, stats: InputStats) -> Field:
+        return self._pool(field).forward(field, stats)
+
+    def backward(self, grads: Gradient, field: Field, stats: InputStats) -> Gradient:
+        return self._pool(field).backward(grads, field, stats)
+
+
+@dataclass(frozen=True)
 class Dropout:
     p: float
 
@@ -280,4 +306,4 @@ class BatchNorm:
         return Gradient(self._moments(field, stats)[1] * (grads.table - mean), grads.profile)
 
 
-Layer = Weighted | Activation | Pool | Flatten | Dropout | BatchNorm
+Layer = Weighted | Activation | Pool | AdaptivePool | Flatten | Dropout | BatchNorm

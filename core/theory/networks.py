@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from core.config import RunConfig
-from core.errors import ConfigError, InitScopeError
+from core.errors import ConfigError
 from core.theory import kernels
-from core.theory.layers import Activation, BatchNorm, Dropout, Flatten, Layer, Pool, Weighted
+from core.theory.layers import Activation, AdaptivePool, BatchNorm, Dropout, Flatten, Layer, Pool, TheoryUnavailable, Weighted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 _BLOCKS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 _CHANNELS = (64, 128, 256, 512, 512)
 _HIDDEN = 4096
-
-
-class TheoryUnavailable(InitScopeError):
-    """Theory does not cover this network; the message names the module that it does not know."""
 
 
 def weight_std(scheme: str, fan_in: int, fan_out: int, *, linear: bool, longest: int, gain: float = 1.0) -> float:
@@ -226,6 +222,7 @@ _READERS = {
     "Linear": _read_linear,
     "MaxPool2d": _read_pool(maximum=True),
     "AvgPool2d": _read_pool(maximum=False),
+    "AdaptiveAvgPool2d": lambda name, m, *_: [AdaptivePool(_pair(m.output_size))],
     "Flatten": lambda *_: [Flatten()],
     "Identity": lambda *_: [],
     "Dropout": lambda name, m, *_: [Dropout(m.p)] if m.p else [],

@@ -35,11 +35,12 @@ def profile(probes: Mapping[str, Mapping[str, Any]], metric: str = "signal_std")
     low, high = base.decade_limits(np.log10(everything[np.isfinite(everything) & (everything > 0)]))
     low -= bool((everything == 0).any())
     drawn = base.figure(title, 400, shapes=base.block_lines(layers, "x"), meta={"narrow": {"xaxis.tickangle": 90}})
+    drawn.update_layout(margin={"b": 96}, legend={"y": -0.36})
     for init, result in probes.items():
         color, symbol = theme.init_color(init), theme.init_symbol(init)
         names = [row["layer"] for row in result["layers"]]
         predicted = np.array([_number(row["predicted"][metric]) for row in result["layers"]])
-        measured = np.array([_number(row["measured"][metric]) for row in result["layers"]])
+        measured = _measured(result, metric)
         placed, symbols = base.pinned(np.where(np.isnan(measured), 0, measured), low, high)
         if not np.isnan(predicted).all():
             drawn.add_scatter(
@@ -54,6 +55,13 @@ def profile(probes: Mapping[str, Mapping[str, Any]], metric: str = "signal_std")
     drawn.update_xaxes(type="category", title={"text": "input → output"}, categoryorder="array", categoryarray=layers)
     drawn.update_yaxes(**base.log_axis("", low, high))
     return drawn
+
+
+def _measured(result: Mapping[str, Any], metric: str) -> np.ndarray:
+    """The median over seeds where several were measured, else the one measurement."""
+    band = result.get("band") or []
+    values = [row[metric]["median"] if row[metric] else None for row in band] or [row["measured"][metric] for row in result["layers"]]
+    return np.array([_number(value) for value in values])
 
 
 def _number(value: float | None) -> float:

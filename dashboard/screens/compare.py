@@ -13,7 +13,7 @@ from core.errors import InitScopeError
 from core.schema import COLUMN
 from core.store import RunInfo
 from dashboard import loaders, sides, text, theme
-from dashboard.figures import base, curves, depth, heatmap, ratio
+from dashboard.figures import bands, base, curves, depth, heatmap, ratio
 from dashboard.plot import plot
 
 METRICS = ("grad_norm", "grad_rms", "update_ratio", "signal_std", "activation_grad_rms")
@@ -70,7 +70,9 @@ def _swap() -> None:
 
 def _verdict(result: Comparison) -> None:
     mark = theme.VERDICTS[result.verdict]
-    st.title(f"{mark.shape} {text.markdown(result.headline)}", anchor=False)
+    st.title(f"{mark.shape} {text.heading(result.headline)}", anchor=False)
+    if evidence := _evidence(result):
+        st.markdown(evidence)
     if result.warning:
         st.warning(text.markdown(result.warning), icon=":material/balance:")
     (ka, na), (kb, nb) = result.converged["a"], result.converged["b"]
@@ -80,6 +82,19 @@ def _verdict(result: Comparison) -> None:
             f"Difference in convergence rate, B less A: {kb / max(nb, 1) - ka / max(na, 1):+.0%} (95 % interval {low:+.0%} to {high:+.0%}); "
             f"Fisher's exact test {p_text(result.p_value)}; effect size h = {result.effect:.2f}."
         )
+
+
+def _evidence(result: Comparison) -> str:
+    """What the gradients say, in one sentence: the layer whose first-step gradient differs most."""
+    told = [row for row in result.layers if row["log10_grad_ratio"] is not None]
+    if not told:
+        return ""
+    most = max(told, key=lambda row: abs(row["log10_grad_ratio"]))
+    last = told[-1]
+    return (
+        f"At the first step the gradient at {text.markdown(most['layer'])} is {text.decades(most['log10_grad_ratio'])} in B; "
+        f"at {text.markdown(last['layer'])}, the last layer, it is {text.decades(last['log10_grad_ratio'])}."
+    )
 
 
 def _pictures(result: Comparison) -> None:
@@ -126,6 +141,12 @@ def _curves(infos: list[RunInfo]) -> None:
     classes = next((info.state["num_classes"] for info in infos if info.state.get("num_classes")), 10)
     live = [info.run for info in infos if info.live]
     left, right = st.columns(2)
+    if len(infos) > 4:  # lines could not be told apart: median and range of each initialization
+        groups = {init: [steps[info.run] for info in infos if info.init == init] for init in dict.fromkeys(info.init for info in infos)}
+        for column, name in ((left, "loss"), (right, "accuracy")):
+            with column:
+                plot(bands.bands(groups, name, classes=classes), key=f"compare_{name}", alt=f"{COLUMN[name].title} over seeds of both sides")
+        return
     for column, name in ((left, "loss"), (right, "accuracy")):
         with column:
             plot(

@@ -63,7 +63,7 @@ def _sentence(members: list[RunInfo], rows: list[dict], name: str) -> None:
     pair = _extremes(rows)
     if pair and len(rows) == len({row["init"] for row in rows}):
         result = loaders.comparison(*[f"init={init},sweep={name}" for init in pair])
-        st.title(f"{theme.VERDICTS[result.verdict].shape} {text.markdown(result.headline)}", anchor=False)
+        st.title(f"{theme.VERDICTS[result.verdict].shape} {text.heading(result.headline)}", anchor=False)
         _how_sure(result)
         st.page_link("screens/compare.py", label="Compare these two", icon=":material/compare:",
                      query_params={"a": f"init={pair[0]},sweep={name}", "b": f"init={pair[1]},sweep={name}"})

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from core import data, models, trainer
 from core.config import RunConfig
 from core.forecast import FEATURES, features, forecast
-from core.outcome import CERTAIN_SKILL, converged_floor, judge
+from core.outcome import CERTAIN_SKILL, judge
 from core.probe import first_batch, predict, probe
 
 CELLS = 320

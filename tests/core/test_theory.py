@@ -245,6 +245,20 @@ def test_batch_norm_strides_and_dropout():
     assert_close(factors(model, "default", images(16, 3, 64), torch.arange(16) % 10))
 
 
+def test_adaptive_pooling():
+    torch.manual_seed(0)
+    head = (nn.Flatten(), nn.Linear(64 * 4, 10))
+    model = nn.Sequential(nn.Conv2d(1, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), *head)
+    assert_close(factors(model, "default", images(8, 1, 16), torch.arange(8)), median=1.4, worst=2)
+    with pytest.raises(theory.TheoryUnavailable, match="adaptive"):
+        factors(
+            nn.Sequential(*model[:2], nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(64 * 9, 10)),
+            "default",
+            images(8, 1, 16),
+            torch.arange(8),
+        )
+
+
 @pytest.mark.parametrize("size", [(512, 512), (40, 512)])
 def test_weights_read_off_the_model(size):
     """An initialization without a formula: two numbers a layer come from the weights themselves."""

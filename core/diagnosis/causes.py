@@ -1,0 +1,263 @@
+"""From findings and the loss symptom to one cause, by mechanism.
+
+Every cause states what must hold for it to be possible (``needs``: findings together with a loss symptom they can explain, and
+nothing further upstream that explains them better) and what else one would then expect to see (``evidence``, with weights). The
+possible cause with the largest share of its evidence is named; between equals the one further upstream (structure, loss, inputs,
+initialization, learning rate, labels) is, because what is upstream explains what is downstream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.diagnosis.curve import Curve
+from core.diagnosis.findings import Finding, last_scores
+from core.diagnosis.thresholds import Thresholds
+from core.diagnosis.vitals import Vitals
+from core.outcome import MIN_STEPS, chance_ceiling
+from core.schema import Cause
+
+MISUSES = ("loss_negated", "loss_of_raw_outputs", "outputs_are_probabilities", "loss_below_zero", "targets_broadcast")
+VERY_LOUD = 10.0
+"""A first loss this many times that of guessing is blamed even if the run then recovers."""
+NEARLY_PERFECT = 0.9
+"""Frozen weights are forgiven when this share of the loss of guessing is gone all the same."""
+SLOW = 0.1
+"""A run at a tiny learning rate that has lost less than this share of its loss is too slow, not learning."""
+LEAST_PUSH = 0.01
+"""|change| / |weight| a step per unit of learning rate, below which not the learning rate is what is small."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """All that a cause is judged by."""
+
+    vitals: Vitals
+    curve: Curve
+    findings: Mapping[str, Finding]
+
+    def has(self, *ids: str) -> bool:
+        return any(name in self.findings for name in ids)
+
+    def at_first(self, *ids: str) -> bool:
+        """Found at the first recorded step: before training could have done it."""
+        return any(name in self.findings and self.findings[name].first for name in ids)
+
+    def later(self, *ids: str) -> bool:
+        return any(name in self.findings and not self.findings[name].first for name in ids)
+
+    @property
+    def violent(self) -> bool:
+        """The loss shows that steps were too large: not finite, far above its beginning, or jumping."""
+        return self.curve.nonfinite or self.curve.spiked or self.curve.above_chance or self.has("loss_oscillates")
+
+    @property
+    def failing(self) -> bool:
+        return self.curve.nonfinite or self.curve.stuck or self.has("loss_oscillates")
+
+    @property
+    def validation_at_chance(self) -> bool:
+        """The last validation accuracy is within the noise of guessing (``core.outcome``)."""
+        scores = last_scores(self.vitals)
+        if scores is None or not self.curve.classes:
+            return False
+        chance = self.vitals.state.get("chance") or 1 / self.curve.classes
+        samples = self.vitals.state.get("validation_samples") or 400
+        return scores.validation <= chance_ceiling(chance, samples)
+
+    @property
+    def structure_at_fault(self) -> bool:
+        return self.has("identical_units", "weights_frozen")
+
+    @property
+    def start_at_fault(self) -> bool:
+        """Something was wrong at the first step already that outweighs whatever training did."""
+        return self.at_first("signal_explosion", "dead_units", "saturated_units") or self.structure_at_fault
+
+
+@dataclass(frozen=True)
+class Case:
+    """Whether a cause is possible, and the expected evidence: (weight, is it there)."""
+
+    possible: bool
+    evidence: Sequence[tuple[float, bool]] = ()
+
+    @property
+    def share(self) -> float:
+        total = sum(weight for weight, _ in self.evidence)
+        return sum(weight for weight, there in self.evidence if there) / total if total else 0.0
+
+
+def not_updating(p: Picture) -> Case:
+    """Most of the weights never move, though gradients should move them."""
+    frozen = p.findings.get("weights_frozen")
+    possible = frozen is not None and p.curve.progress < NEARLY_PERFECT
+    share = frozen.value if frozen and frozen.value else 0.0
+    return Case(possible, [(3, possible), (1, share > 0.9), (1, not p.curve.learned)])
+
+
+def symmetric_init(p: Picture) -> Case:
+    """Units of a hidden layer begin alike, so they stay alike, and the loss does not come far."""
+    ended = set((p.vitals.facts.get("end") or {}).get("identical_units") or ())
+    same = set(p.findings["identical_units"].layers) if p.has("identical_units") else set()
+    known = "end" in p.vitals.facts
+    possible = bool(same) and not p.curve.learned and not p.has("weights_frozen")
+    return Case(possible, [(3, possible), (1, p.failing), (1, bool(same & ended) or not known)])
+
+
+def loss_misuse(p: Picture) -> Case:
+    """Loss function and outputs do not fit together."""
+    possible = p.has(*MISUSES) and not p.structure_at_fault
+    return Case(possible, [(4, possible), (1, not p.curve.well)])
+
+
+def input_scale(p: Picture) -> Case:
+    """The inputs' size or offset, not the weights, makes the first layer loud, faint or constant."""
+    loud = p.has("initial_loss_off") or p.violent
+    possible = p.has("input_out_of_range") and (loud or not p.curve.learned) and not p.structure_at_fault
+    own = not p.at_first("signal_explosion")
+    return Case(possible, [(3, possible), (1, p.failing), (1, loud or p.curve.stuck), (1, own)])
+
+
+def dead_relu(p: Picture) -> Case:
+    """Nearly all ReLU units of a layer were off before any update."""
+    possible = p.at_first("dead_units") and not p.curve.well and not p.structure_at_fault and not _inputs_blamed(p)
+    return Case(possible, [(3, possible), (1, p.curve.stuck), (1, _biases_negative(p))])
+
+
+def saturated_activation(p: Picture) -> Case:
+    """Bounded units sat on their flat part before any update, in most layers and not by the inputs' size."""
+    possible = p.at_first("saturated_units") and not p.curve.well and not p.structure_at_fault and not _inputs_blamed(p)
+    layers = len(p.findings["saturated_units"].layers) if p.has("saturated_units") else 0
+    hidden = max(1, len(p.vitals.hidden))
+    return Case(possible, [(3, possible), (1, layers >= hidden / 2), (1, not p.curve.learned or p.has("initial_loss_off"))])
+
+
+def init_too_large(p: Picture) -> Case:
+    """Pre-activations grow from layer to layer: the first outputs are huge, whatever the inputs."""
+    loud = p.findings.get("initial_loss_off")
+    unforgiven = not p.curve.learned or (loud is not None and (not p.curve.well or (loud.value or 0) > VERY_LOUD))
+    possible = p.at_first("signal_explosion") and unforgiven and not p.structure_at_fault and not p.at_first("saturated_units")
+    gains = _gains(p)
+    return Case(
+        possible,
+        [(3, possible), (1, loud is not None or p.curve.chance is None), (1, p.at_first("exploding_gradient")), (1, gains is None or gains > 1.2)],
+    )
+
+
+def init_too_small(p: Picture) -> Case:
+    """The signal is gone before the last hidden layer at the first step, and the loss has not left its plateau."""
+    explained = p.structure_at_fault or p.at_first("dead_units", "saturated_units", "signal_explosion") or _inputs_blamed(p)
+    waiting = p.curve.stuck or p.curve.count < MIN_STEPS / 2
+    possible = p.at_first("signal_collapse") and waiting and not p.violent and not p.curve.learning and not explained
+    gains = _gains(p)
+    return Case(possible, [(3, possible), (1, p.curve.stuck), (1, p.has("vanishing_gradient")), (1, gains is None or gains < 0.85)])
+
+
+def lr_too_high(p: Picture) -> Case:
+    """The start was sound; then updates as large as the weights broke it."""
+    damage = p.later("dead_units", "signal_collapse", "signal_explosion", "saturated_units", "exploding_gradient")
+    shown = p.violent or (p.failing and damage)
+    unfit = p.start_at_fault or (p.has("input_out_of_range") and p.failing) or p.has(*MISUSES)
+    possible = p.has("update_too_large") and shown and not p.curve.well and not unfit
+    sound = not p.at_first("signal_collapse")
+    return Case(possible, [(2, possible), (2, p.violent), (1, damage), (1, sound)])
+
+
+def lr_too_low(p: Picture) -> Case:
+    """Sound signals and gradients, and weights that hardly move."""
+    rate = float(np.nanmedian(p.vitals.learning_rate)) if np.isfinite(p.vitals.learning_rate).any() else float("nan")
+    push = p.vitals.update_fastest / rate if rate > 0 else float("nan")
+    small = p.has("update_too_small") and not push < LEAST_PUSH
+    slow = not p.violent and p.curve.progress < SLOW
+    possible = small and slow and not p.start_at_fault and not p.has("input_out_of_range", *MISUSES)
+    return Case(possible, [(3, possible), (1, not p.at_first("signal_collapse")), (1, p.curve.stuck), (1, not p.has("vanishing_gradient"))])
+
+
+def labels_unrelated(p: Picture) -> Case:
+    """Everything works and nothing can be learned: loss at guessing, or labels memorised with validation at guessing."""
+    c = p.curve
+    memorised = c.learning and p.validation_at_chance
+    unmoved = c.stuck and not c.above_chance and c.count >= 0.8 * MIN_STEPS
+    sound = not p.has("signal_collapse", "input_out_of_range", "update_too_small", *MISUSES) and not p.start_at_fault
+    possible = (memorised or unmoved) and sound and not p.has("loss_oscillates") and not c.spiked
+    return Case(possible, [(2, possible), (1, memorised or c.chance is not None), (1, memorised or c.settled), (1, memorised or c.count >= MIN_STEPS)])
+
+
+def overfitting(p: Picture) -> Case:
+    """Training goes on improving, validation has stopped well above guessing."""
+    scores = last_scores(p.vitals)
+    possible = p.has("train_validation_gap") and not p.validation_at_chance and p.curve.learned
+    risen = scores is not None and scores.last_loss > 1.1 * scores.lowest_loss
+    return Case(possible, [(3, possible), (1, risen), (1, p.curve.well)])
+
+
+def healthy(p: Picture) -> Case:
+    """The loss falls, or too little was recorded for it to and nothing stands in its way."""
+    c = p.curve
+    early = c.count < MIN_STEPS and not p.at_first("signal_collapse", "update_too_large") and not p.violent
+    going = c.learning or (early and not p.has("update_too_small")) or (c.falling and not c.above_chance)
+    possible = going and not c.nonfinite and c.count > 0 and not p.start_at_fault
+    return Case(possible, [(2, c.learning), (1, c.learned), (1, not p.validation_at_chance)])
+
+
+CAUSES: dict[Cause, Callable[[Picture], Case]] = {
+    Cause.NOT_UPDATING: not_updating,
+    Cause.SYMMETRIC_INIT: symmetric_init,
+    Cause.LOSS_MISUSE: loss_misuse,
+    Cause.INPUT_SCALE: input_scale,
+    Cause.DEAD_RELU: dead_relu,
+    Cause.SATURATED_ACTIVATION: saturated_activation,
+    Cause.INIT_TOO_LARGE: init_too_large,
+    Cause.INIT_TOO_SMALL: init_too_small,
+    Cause.LR_TOO_HIGH: lr_too_high,
+    Cause.LR_TOO_LOW: lr_too_low,
+    Cause.LABELS_UNRELATED: labels_unrelated,
+    Cause.OVERFITTING: overfitting,
+}
+"""Faults, upstream first."""
+
+
+def choose(vitals: Vitals, curve: Curve, findings: Sequence[Finding], thresholds: Thresholds) -> tuple[Cause, float]:
+    """(cause, confidence).
+
+    Confidence is the share of the named cause's expected evidence that is present, 0 to 1, times how much of a run was
+    seen: sqrt(recorded steps / 50) up to 1, at least a half. For ``unknown`` it is 0.
+    """
+    picture = Picture(vitals, curve, {finding.id: finding for finding in findings})
+    seen = min(1.0, max(0.5, (curve.count / MIN_STEPS) ** 0.5))
+    cases = {cause: case(picture) for cause, case in CAUSES.items()}
+    possible = {cause: case.share for cause, case in cases.items() if case.possible}
+    if possible:
+        cause = max(possible, key=lambda name: possible[name])  # the first of equals: upstream
+        return cause, round(possible[cause] * seen, 2)
+    well = healthy(picture)
+    if well.possible:
+        return Cause.HEALTHY, round(well.share * seen, 2)
+    return Cause.UNKNOWN, 0.0
+
+
+def _inputs_blamed(p: Picture) -> bool:
+    return p.has("input_out_of_range") and not _biases_negative(p)
+
+
+def _biases_negative(p: Picture) -> bool:
+    """Whether the mean bias of a dead layer is negative and larger than what its weights add."""
+    dead = p.findings.get("dead_units")
+    if dead is None:
+        return False
+    scales = p.vitals.facts.get("scales") or {}
+    std = dict(zip(p.vitals.rows.names, p.vitals.rows.first("activation_std"), strict=True))
+    return any(scales.get(name, {}).get("bias_mean", 0.0) < -std.get(name, 0.0) for name in dead.layers)
+
+
+def _gains(p: Picture) -> float | None:
+    """Median of the hidden layers' initial gains over the one that keeps the signal (sqrt 2 for ReLU, 1 for tanh)."""
+    gains = p.vitals.gains[p.vitals.hidden] if len(p.vitals.hidden) else np.array([])
+    gains = gains[~np.isnan(gains)]
+    if not len(gains):
+        return None
+    return float(np.median(gains)) / (1.0 if p.vitals.bounded else 2**0.5)
