@@ -107,6 +107,7 @@ def build_parser() -> Parser:
     report.add_argument("a", metavar="A")
     report.add_argument("b", metavar="B", nargs="?")
     report.add_argument("--output", required=True, metavar="FILE.html")
+    add("diagnose", diagnose_command, "why did this run not train?").add_argument("run", metavar="RUN", help="a run id")
     for name, command, help in (
         ("stop", stop_command, "stop a run after its current step; it can be resumed"),
         ("resume", resume_command, "go on with a stopped, failed or crashed run, from its checkpoint"),
@@ -175,8 +176,7 @@ def _train_here(run: Run) -> dict[str, Any]:
     except (InitScopeError, KeyboardInterrupt):
         raise
     except Exception as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise TrainingFailed(f"run {run.id} failed: {first} (traceback in {run.path / 'log.txt'})") from error
+        raise TrainingFailed(f"run {run.id} failed: {run.info().error or one_line(error)} (traceback in {run.path / 'log.txt'})") from error
     finally:
         bar.close()
     result = train_result(run)
@@ -291,6 +291,18 @@ def compare_command(given: argparse.Namespace) -> dict[str, Any]:
             ratio = row["log10_grad_ratio"]
             print(f"  {row['layer']:12} first-step gradient B/A: {'undefined' if ratio is None else f'10^{ratio:+.1f}'}")
     return result.to_dict()
+
+
+def diagnose_command(given: argparse.Namespace) -> dict[str, Any]:
+    from core.diagnosis.diagnose import diagnose
+
+    found = diagnose(runs_of(given).get(given.run))
+    if not given.json:
+        print(f"{found.run}: {found.outcome.replace('_', ' ')}, {found.cause} (confidence {found.confidence:.0%})")
+        for finding in found.findings:
+            print(f"  {finding.id}: {finding.text}")
+        print(f"remedy: {found.remedy.text}")
+    return found.to_dict()
 
 
 def report_command(given: argparse.Namespace) -> dict[str, Any]:

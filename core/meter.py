@@ -232,7 +232,7 @@ def by_sample(x: Tensor) -> Tensor:
 
 def norm(x: Tensor) -> Tensor:
     """L2 norm as a scalar tensor, right also where float32 squares would vanish (below 1e-19) or overflow."""
-    if x.device.type == "cuda":
+    if x.device.type == "cuda" or x.dtype == torch.float64:
         return torch.linalg.vector_norm(x, dtype=torch.float64)
     length = torch.linalg.vector_norm(x, dtype=torch.float32)
     if x.device.type == "cpu":
@@ -258,12 +258,12 @@ def forward_statistics(output: Tensor) -> dict[str, Tensor]:
     across samples plus that of the units' means, which are few and are shifted before they are squared too.
     """
     x = by_sample(output)
-    if x.dtype != torch.float32:
+    if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
     samples, units = x.shape
     count = max(1, x.numel())
     difference = x - x[:1]
-    moved = torch.mv(difference.t(), torch.ones(samples, device=x.device)) / max(1, samples)
+    moved = torch.mv(difference.t(), torch.ones(samples, device=x.device, dtype=x.dtype)) / max(1, samples)
     origin = x[0, 0]
     means = (x[0] - origin) + moved
     mean = means.mean()

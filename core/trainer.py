@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from core import data, models
 from core.config import RunConfig
-from core.errors import ConfigError
+from core.errors import ConfigError, RunFolderError
 from core.outcome import certain, judge
 from core.recorder import Recorder
 from core.schema import Outcome, Status
@@ -62,7 +62,7 @@ def train(run: Run, progress: Callable[[Position, int], None] = lambda position,
         text = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
         if is_out_of_memory(error):
             text = f"out of memory: {text}; a smaller batch_size, width or image_size needs less"
-        with contextlib.suppress(OSError):  # the disk may be the reason; the error itself is raised on below
+        with contextlib.suppress(OSError, RunFolderError):  # the disk may be the reason; the error itself is raised on below
             ended = RunWriter(run)
             ended.compact()
             ended.update(status=str(Status.FAILED), phase=None, error=text, ended=time.time())

@@ -21,6 +21,8 @@ import streamlit as st
 
 from core.config import RunConfig
 from core.diagnosis.compare import Comparison, compare
+from core.diagnosis.diagnose import Diagnosis, diagnose
+from core.diagnosis.thresholds import Thresholds
 from core.errors import RunFolderError, RunStateError
 from core.schema import LIVE
 from core.store import Run, RunInfo, Runs
@@ -252,3 +254,17 @@ def probes(config: RunConfig, inits: Sequence[str], seeds: int) -> tuple[dict[st
         results = list(pool.map(lambda text: _probe(text, seeds), configs))
     good = {init: value for init, (worked, value) in zip(inits, results, strict=True) if worked}
     return good, {init: value for init, (worked, value) in zip(inits, results, strict=True) if not worked}
+
+
+# -- diagnosis
+
+
+@st.cache_resource(max_entries=128, show_spinner=False)
+def _diagnosis(path: str, thresholds: Thresholds, revision: tuple, status: str) -> Diagnosis:
+    return diagnose(Run(path), thresholds)
+
+
+def diagnosis(run_id: str, thresholds: Thresholds) -> Diagnosis:
+    """Why the run went as it went, by these thresholds. Raises RunFolderError if its rows cannot be read."""
+    run = Run(runs().root / run_id)
+    return _diagnosis(str(run.path), thresholds, run.revision(), info(run_id).status)

@@ -24,6 +24,8 @@ page = st.navigation(
                 help="Two runs side by side: did the initialization fix it?"),
         st.Page(SCREENS / "probe.py", title="Probe", icon=":material/network_check:", url_path="probe",
                 help="One batch, no training: will this initialization train?"),
+        st.Page(SCREENS / "diagnosis.py", title="Diagnosis", icon=":material/stethoscope:", url_path="diagnosis",
+                help="Why did this run not train, and what would help?"),
         st.Page(SCREENS / "sweep.py", title="Sweep", icon=":material/casino:", url_path="sweep",
                 help="Initializations over seeds: was it luck?"),
         st.Page(SCREENS / "model.py", title="Model", icon=":material/layers:", url_path="model",

@@ -254,12 +254,15 @@ function paint(chart, printing = false) {
   Plotly.react(node, traces, layout, config)
   if (!chart.listening) {
     chart.listening = true
+    node.on("plotly_hover", (event) => (chart.pointer = event.event))
+    node.on("plotly_unhover", () => (chart.pointer = null))
     node.on("plotly_click", (event) => {
       const point = event.points?.[0]
       if (!point || !chart.data.clicks) return
       chart.send("click", { x: point.x, y: point.y, run: point.data.meta?.run ?? null, trace: point.curveNumber })
     })
   }
+  if (chart.pointer?.isConnected !== false && chart.pointer) Plotly.Fx.hover(node, chart.pointer) // what the reader points at stays labelled
   node.dataset.drawn = String(chart.revision)
   chart.cost = performance.now() - began
 }
@@ -269,6 +272,7 @@ function soon(chart) {
   if (chart.waiting) return
   chart.waiting = true
   const next = () => requestAnimationFrame(() => {
+    if (chart.node._dragging) return setTimeout(next, 100) // a redraw would end the reader's zoom
     chart.waiting = false
     chart.drawnAt = performance.now()
     if (charts.get(chart.parent) === chart) paint(chart)

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 
 from core.catalog import DATA
-from core.schema import LIVE, Outcome, Status
+from core.diagnosis.diagnose import Diagnosis
+from core.schema import LIVE, Cause, Outcome, Status
 from dashboard import text
 from dashboard.figures import base, heatmap
 from dashboard.figures.architecture import Layer, parameters
+
 
 def classes(config: Mapping[str, Any]) -> int:
     """Classes of a run's data; ten if nothing says so."""
@@ -130,3 +132,28 @@ def model(title: str, network: Sequence[Layer]) -> str:
     biggest = max(weighted, key=lambda layer: layer.parameters)
     share = text.percent(biggest.parameters / total)
     return f"{title} has {text.count(total)} parameters in {len(weighted)} layers; {share} of them are in {biggest.name}."
+
+
+_CAUSES: dict[str, str] = {
+    Cause.INIT_TOO_SMALL: "The initial weights are too small: the signal dies on its way, and the gradient with it.",
+    Cause.INIT_TOO_LARGE: "The initial weights are too large: the signal grows from layer to layer until nothing sensible is left.",
+    Cause.SYMMETRIC_INIT: "The units of a layer begin identical, get identical gradients, and can never become different.",
+    Cause.LR_TOO_HIGH: "The learning rate is too high: the start was sound, and the updates destroyed it.",
+    Cause.LR_TOO_LOW: "The learning rate is too low: gradients arrive, but the weights hardly move.",
+    Cause.DEAD_RELU: "ReLU units are dead: they output zero for every sample, and no gradient passes through them.",
+    Cause.SATURATED_ACTIVATION: "Units are saturated: they sit on the flat part of their activation, where no gradient passes.",
+    Cause.NOT_UPDATING: "Weights are not updated: they are frozen, not in the optimizer, or the step is missing.",
+    Cause.INPUT_SCALE: "The inputs have the wrong scale; the weights are not to blame.",
+    Cause.LABELS_UNRELATED: "The labels have nothing to do with the inputs: there is nothing to learn but by heart.",
+    Cause.LOSS_MISUSE: "The loss is not given what it expects.",
+    Cause.OVERFITTING: "It trains, and learns the training data by heart.",
+    Cause.HEALTHY: "It trains: nothing needs mending.",
+    Cause.UNKNOWN: "It did not train, and nothing recorded says why.",
+}
+
+
+def cause(found: Diagnosis) -> str:
+    """The diagnosis in one sentence."""
+    if found.cause is Cause.UNKNOWN and found.outcome is Outcome.UNDECIDED:
+        return "It is too early to tell."
+    return _CAUSES[found.cause]

@@ -34,7 +34,7 @@ from core.store import Cursor, Run, Runs
 from core.store.parts import holds_through, parts
 from dashboard import sentences
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.08
 HEARTBEAT_SECONDS = 15
 STATE_SECONDS = 1.0
 """A crash changes no file, so the state is looked at this often even if none changed."""

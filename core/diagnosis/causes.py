@@ -52,7 +52,7 @@ class Picture:
     @property
     def violent(self) -> bool:
         """The loss shows that steps were too large: not finite, far above its beginning, or jumping."""
-        return self.curve.nonfinite or self.curve.spiked or self.curve.above_chance or self.has("loss_oscillates")
+        return self.curve.nonfinite or self.curve.spiked or self.curve.worsened or self.has("loss_oscillates")
 
     @property
     def failing(self) -> bool:

@@ -85,6 +85,11 @@ class Curve:
         return self.stuck and self.progress <= -ABOVE
 
     @property
+    def worsened(self) -> bool:
+        """The loss ended clearly above both guessing and where it began."""
+        return self.stuck and self.late > (1 + ABOVE) * max(self.first, self.reference)
+
+    @property
     def spiked(self) -> bool:
         """Some later loss was far above the first and above guessing."""
         return self.spike is not None and self.highest > self.spike * max(self.first, self.reference)

@@ -61,11 +61,9 @@ class Runs:
                 raise RunStateError(f"there is a run {run_id} already in {self.root}")
             os.rename(temporary, self.root / run_id)
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             raise RunFolderError(f"cannot write a run into {self.root}: {error.strerror or error}") from None
-        except RunStateError:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # gone already if all went well
         return Run(self.root / run_id)
 
     def ids(self) -> list[str]:

@@ -35,8 +35,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Replace a JSON file atomically. Non-finite floats are written as the strings "nan", "inf" and "-inf"."""
+    text = json.dumps(_jsonable(value), ensure_ascii=False, allow_nan=False)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(_jsonable(value), ensure_ascii=False, allow_nan=False))
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))  # a lone surrogate as JSON's own escape
 
 
 def _jsonable(value: Any) -> Any:
@@ -70,7 +71,7 @@ def stamp(path: Path) -> tuple[int, int] | None:
 def alive(state: Mapping[str, Any]) -> bool:
     """Whether the process that wrote this state still runs. A zombie, or another process of the same pid, is not it."""
     if state.get("host") not in (None, socket.gethostname()):
-        return time.time() - float(state.get("heartbeat") or 0) < FOREIGN_HEARTBEAT_SECONDS
+        return time.time() - (number(state.get("heartbeat")) or 0) < FOREIGN_HEARTBEAT_SECONDS
     return process_alive(state.get("pid"), state.get("pid_created"))
 
 

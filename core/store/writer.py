@@ -31,8 +31,15 @@ class RunWriter:
         self._flushed = clock()
 
     def _first_free(self, table: str) -> int:
-        last = max((end for _, end, _ in parts(self.run.path / "parts", table)), default=-1)
-        return max(last, holds_through(self.run.path / f"{table}.parquet")) + 1
+        """Number of the next part. Parts that a compaction wrote down but did not live to delete go first: merged with a
+        new one they would be read twice."""
+        last = holds_through(self.run.path / f"{table}.parquet")
+        for _, end, path in parts(self.run.path / "parts", table):
+            if end <= last:
+                path.unlink(missing_ok=True)
+            else:
+                last = end
+        return last + 1
 
     def step(self, *values: float) -> None:
         """One row of ``steps``, in the schema's column order."""

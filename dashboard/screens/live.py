@@ -25,28 +25,25 @@ with head:
 if chosen:
     cards(chosen, progress, key="live-cards")
 
-stoppable = [info for info in chosen if info.live and info.status != "stopping"]
-if stoppable:
-    with st.container(horizontal=True):
-        for info in stoppable:
-            if st.button(f"Stop {text.markdown(text.shorten(info.name))}", key=f"stop-{info.run}", icon=":material/stop_circle:"):
-                loaders.stop(info.run)
-                st.rerun()
-
+# Both are there even when empty: what follows keeps its place, so charts keep their zoom when a run ends.
+buttons, troubles = st.container(horizontal=True), st.container()
 for info in chosen:
+    if info.live and info.status != "stopping":
+        name = text.markdown(text.shorten(info.name))
+        buttons.button(f"Stop {name}", key=f"stop-{info.run}", icon=":material/stop_circle:", on_click=loaders.stop, args=(info.run,))
     if info.status in ("crashed", "failed"):
-        st.error(f"**{text.markdown(info.name)} {info.status}.** {text.markdown(info.error or '')}", icon=":material/error:")
+        troubles.error(f"**{text.markdown(info.name)} {info.status}.** {text.markdown(info.error or '')}", icon=":material/error:")
         if log := loaders.log_tail(info.run):
-            st.code(log, language=None, wrap_lines=True)
+            troubles.code(log, language=None, wrap_lines=True)
 
 subjects = [base.subject(info) for info in chosen]
 steps, epochs = loaders.frames(ids, "steps"), loaders.frames(ids, "epochs")
 classes = sentences.classes(chosen[0].config) if chosen else 10
 
-log = st.toggle("Logarithmic loss", key="live-log") if chosen else False
+logarithmic = st.toggle("Logarithmic loss", key="live-log")
 left, right = st.columns(2)
 with left:
-    plot(curves.curves(subjects, steps, epochs, "loss", classes=classes, log=log), key="live-loss", stream=live,
+    plot(curves.curves(subjects, steps, epochs, "loss", classes=classes, log=logarithmic), key="live-loss", stream=live,
          alt=f"Training loss over steps of {len(chosen)} runs with validation loss as markers; a guess is ln {classes}.")
 with right:
     plot(curves.curves(subjects, steps, epochs, "accuracy", classes=classes), key="live-accuracy", stream=live,

@@ -16,8 +16,7 @@ from core.__main__ import build_parser, config_from
 from core.config import OPTIONS, PRESETS, Option, RunConfig, changed_fields
 from core.errors import ConfigError
 
-FIELDS_OTHERS_RELY_ON = """model width image_size in_channels num_classes batch_norm dropout init gain init_seed data data_seed
-    optimizer learning_rate momentum weight_decay batch_size epochs max_steps precision device record_every name tags""".split()
+FIELDS_OTHERS_RELY_ON = ["model", "width", "image_size", "in_channels", "num_classes", "batch_norm", "dropout", "init", "gain", "init_seed", "data", "data_seed", "optimizer", "learning_rate", "momentum", "weight_decay", "batch_size", "epochs", "max_steps", "precision", "device", "record_every", "name", "tags"]
 
 
 def round_trip(config: RunConfig) -> RunConfig:

@@ -12,6 +12,7 @@ import struct
 import tarfile
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -205,7 +206,7 @@ def test_idx_files(name, kind, how, monkeypatch, capfd):
 class Python2Pickler(pickle._Pickler):
     """Bytes as Python 2 pickled its strings, which is how the CIFAR files were made."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar[dict] = dict(pickle._Pickler.dispatch)
 
     def save_bytes(self, value: bytes) -> None:
         self.write(pickle.BINSTRING + struct.pack("<i", len(value)) + value)

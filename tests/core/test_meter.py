@@ -134,6 +134,14 @@ def test_an_mlp_with_adam():
     assert_same(measured, reference)
 
 
+def test_float64():
+    model, (x, y) = mlp().double(), batch()
+    with torch.no_grad():
+        model[1].weight.mul_(1e-12)  # a signal of 1e-12 on biases of 1e-2: beyond float32, well within float64
+    reference = expected(model, x.double(), y)
+    assert_same(measure(model, x.double(), y), reference)
+
+
 def test_bfloat16():
     model, (x, y) = small_vgg().to(memory_format=torch.channels_last), batch()
     x = x.to(memory_format=torch.channels_last)

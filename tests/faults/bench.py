@@ -143,7 +143,7 @@ def default_vgg(runs: Path) -> Run:
 
 @case("deep mlp", "init_too_small")
 def default_deep_mlp(runs: Path) -> Run:
-    return record(runs, mlp([64] + [64] * 14 + [10], init="default"))
+    return record(runs, mlp([64] + [64] * 14 + [10], init="default"), optimizer=sgd(0.02))
 
 
 @case("deep mlp", "init_too_small")

@@ -1,0 +1,145 @@
+"""Diagnosis: why did this run not train? One cause, the evidence for it, and the remedy in one click."""
+
+from __future__ import annotations
+
+import math
+
+import streamlit as st
+
+from core import launcher as processes
+from core.catalog import init_title
+from core.config import OPTIONS
+from core.diagnosis.diagnose import Diagnosis
+from core.diagnosis.findings import Finding
+from core.diagnosis.thresholds import LIMITS, PRESETS, Limit, Thresholds
+from core.errors import InitScopeError
+from core.store import RunInfo
+from dashboard import loaders, selection, sentences, text, theme
+
+BLOCK_LIMIT = 6
+"""Layers named one by one in a finding; more are counted."""
+
+
+def page() -> None:
+    infos = [info for info in loaders.listing() if info.status != "unreadable"]
+    if not infos:
+        st.title("Why did it not train?", anchor=False)
+        st.markdown("There is no run to diagnose yet. Launch one from the sidebar.")
+        return
+    above = st.container()
+    info = selection.run(infos, selection.newest_or_live(infos)[0], key="diagnosis-run")
+    body = st.container()
+    thresholds = _replay()
+    try:
+        found = loaders.diagnosis(info.run, thresholds)
+    except InitScopeError as error:
+        above.error(text.markdown(str(error)))
+        return
+    with above:
+        _answer(info, found)
+    with body:
+        _remedy(info, found)
+        _findings(found)
+
+
+def _answer(info: RunInfo, found: Diagnosis) -> None:
+    st.title(text.markdown(sentences.cause(found)), anchor=False)
+    mark = theme.outcome_mark(str(found.outcome), "finished")
+    moved = "" if found.thresholds == Thresholds().name else f" · with {text.markdown(found.thresholds)} thresholds"
+    st.caption(
+        f"{text.markdown(info.name)} · {mark.text} · `{found.cause}` with {text.percent(found.confidence)} of its expected evidence"
+        f"{' · still running' if info.live else ''}{moved}"
+    )
+
+
+def _remedy(info: RunInfo, found: Diagnosis) -> None:
+    """What to do, and a button that does it: the same run, same seeds, same order of data, with the remedy."""
+    with st.container(border=True):
+        st.markdown(f"**What would help.** {text.markdown(found.remedy.text)}")
+        if not found.remedy.changes:
+            return
+        changes = ", ".join(f"{OPTIONS[key].title.lower()} {_value(key, value)}" for key, value in found.remedy.changes.items())
+        if st.button(f"Launch the same run with {text.markdown(changes)}", type="primary", icon=":material/healing:", key="remedy"):
+            _launch(info, found)
+
+
+def _launch(info: RunInfo, found: Diagnosis) -> None:
+    runs = loaders.runs()
+    try:
+        config = runs.get(info.run).config().replace(**found.remedy.changes, name="")
+        [made] = processes.submit(runs, [config])
+    except InitScopeError as error:
+        st.error(text.markdown(str(error)))
+        return
+    st.switch_page("screens/compare.py", query_params={"a": info.run, "b": made.id})
+
+
+def _value(key: str, value: object) -> str:
+    return init_title(str(value)) if key == "init" else text.number(value) if isinstance(value, float) else str(value)
+
+
+def _findings(found: Diagnosis) -> None:
+    shown, title = (found.findings, "What was found") if found.findings else (found.set_aside, "Noticed, and no reason to worry")
+    if not shown:
+        st.markdown("Nothing was found that lies outside the usual.")
+        return
+    st.subheader(title, anchor=False)
+    for finding in shown:
+        _finding(finding)
+
+
+def _finding(finding: Finding) -> None:
+    """Title, evidence, threshold and its source."""
+    with st.container(border=True):
+        st.markdown(f"**{finding.id.replace('_', ' ')}** · {text.markdown(finding.text)}")
+        parts = []
+        if finding.value is not None and finding.threshold is not None:
+            parts.append(f"{text.number(finding.value)} against a threshold of {text.number(finding.threshold)} ({finding.source})")
+        elif finding.source:
+            parts.append(finding.source)
+        if finding.layers:
+            few = ", ".join(finding.layers[:BLOCK_LIMIT])
+            parts.append(few + (f" and {len(finding.layers) - BLOCK_LIMIT} more" if len(finding.layers) > BLOCK_LIMIT else ""))
+        if finding.step is not None:
+            parts.append(f"step {finding.step}")
+        st.caption(text.markdown(" · ".join(parts)))
+
+
+def _replay() -> Thresholds:
+    """Thresholds to diagnose with: another tool's, or moved by hand. Defaults are marked on each slider."""
+    with st.expander("Move the thresholds", icon=":material/tune:"):
+        name = st.segmented_control("Whose thresholds", list(PRESETS), default=next(iter(PRESETS)), key="diagnosis_preset", required=True,
+                                    on_change=_forget_moves)
+        base = PRESETS[name]
+        moved = {}
+        columns = st.columns(2)
+        for i, limit in enumerate(LIMITS.values()):
+            usual = getattr(base, limit.name)
+            if usual is None:
+                continue
+            with columns[i % 2]:
+                value = _slider(limit, usual)
+            if not math.isclose(value, usual, rel_tol=1e-6):
+                moved[limit.name] = value
+        st.button("Back to the defaults", on_click=_forget_moves, disabled=not moved, key="diagnosis_reset")
+    return base.replace(**moved) if moved else base
+
+
+def _slider(limit: Limit, usual: float) -> float:
+    """One threshold; magnitudes move by powers of ten."""
+    key = f"limit_{limit.name}"
+    label = f"{limit.title} (default {text.number(usual)})"
+    help_text = f"{limit.help}. Source of the default: {limit.source}."
+    if not limit.log:
+        return st.slider(label, float(limit.low), float(max(limit.high, usual)), float(usual), key=key, help=help_text)
+    low, high = math.log10(limit.low), math.log10(max(limit.high, usual))
+    exponent = st.slider(label, low, high, math.log10(usual), step=0.1, format="10^%.1f", key=key, help=help_text)
+    return usual if abs(exponent - math.log10(usual)) < 0.05 else 10**exponent
+
+
+def _forget_moves() -> None:
+    for name in LIMITS:
+        st.session_state.pop(f"limit_{name}", None)
+
+
+page()
