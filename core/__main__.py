@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,8 +18,8 @@ from typing import Any, NoReturn
 from core import config as configs
 from core.config import OPTIONS, PRESETS, RunConfig
 from core.errors import ConfigError, InitScopeError, TrainingFailed, one_line
-from core.schema import LIVE
-from core.store import Run, RunInfo, Runs, default_root
+from core.schema import LIVE, Status
+from core.store import Run, RunInfo, Runs, default_root, own_process
 
 DEFAULT_PRESET = "quick"
 STOP_WAIT_SECONDS = 60
@@ -37,17 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = build_parser().parse_args(arguments)
         result = given.command(given)
         if given.json:
-            print(json.dumps(finite(result), ensure_ascii=False))
+            print(json.dumps(finite(result)))
+        sys.stdout.flush()
         return 0
     except InitScopeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # the reader has seen enough, as in `runs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
 
 
 def finite(value: Any) -> Any:
@@ -154,7 +159,8 @@ def train_command(given: argparse.Namespace) -> dict[str, Any]:
     from core.trainer import pick_device
 
     pick_device(config.device)  # refused before a folder is made
-    return _train_here(runs.create(config))
+    # Running from the first moment: a supervisor that looks at this folder now must not take it for one that waits.
+    return _train_here(runs.create(config, Status.RUNNING, **own_process()))
 
 
 def _train_here(run: Run) -> dict[str, Any]:
@@ -351,4 +357,6 @@ def delete_command(given: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  a name the terminal cannot show is no error
     sys.exit(main())

@@ -5,6 +5,7 @@ Kept small and plain (JSON in ``status.json``); measured once a run.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any
 
@@ -105,42 +106,95 @@ def input_facts(x: Tensor) -> dict[str, float]:
     return facts
 
 
-def first_step_facts(meter: LayerMeter, loss: Any) -> dict[str, Any]:
-    """Which nonlinearity and normalization follow each layer, and the operations between the last layer and the loss."""
+def first_step_facts(meter: LayerMeter, loss: Any, output: Tensor | None = None, gradient: Tensor | None = None) -> dict[str, Any]:
+    """Which nonlinearity and normalization follow each layer, the operations between the last layer and the loss, and the
+    loss of the best constant answer (from the first batch's outputs and the loss's gradient for them)."""
     facts: dict[str, Any] = {"activations": dict(meter.activations), "normalized": sorted(meter.normalized)}
     if isinstance(loss, Tensor) and loss.grad_fn is not None:
         facts["loss"] = loss_facts(loss)
+        if output is not None and gradient is not None:
+            constant = constant_answer(facts["loss"]["chain"], float(loss.detach()), output.float(), gradient.float())
+            if constant is not None:
+                facts["loss"]["constant_answer"] = constant
     return facts
 
 
 def loss_facts(loss: Tensor) -> dict[str, Any]:
-    """``chain``: autograd's operations from the loss down to the last layer (shortest path), such as
-    ["NllLoss", "LogSoftmax", "Softmax"] for a softmax before cross-entropy; ``classes``: what the softmax runs over.
+    """What autograd knows of the loss, from it down to the last layer (shortest path).
+
+    ``chain``: the operations, such as ["NllLoss", "LogSoftmax", "Softmax"] for a softmax before cross-entropy; ``classes``: the size of
+    what the first softmax runs over; ``across_batch``: whether that is the batch; ``broadcast``: whether n outputs became n x n.
     """
-    seen, waiting = {loss.grad_fn}, deque([(loss.grad_fn, ())])
-    while waiting and len(seen) < _CHAIN_LIMIT:
-        node, above = waiting.popleft()
-        path = (*above, node)
+    path = _path_to_last_layer(loss)
+    shapes = [_shape(node) for node in path]
+    pairs = zip(shapes, shapes[1:], strict=False)
+    facts: dict[str, Any] = {
+        "chain": [node.name().removesuffix("Backward0") for node in path[:-1]],
+        "classes": None,
+        "across_batch": False,
+        "broadcast": any(a and b and math.prod(b) > 1 and math.prod(a) == math.prod(b) ** 2 for a, b in pairs),
+    }
+    soft = next((node for node in path if "Softmax" in node.name()), None)
+    if soft is not None and (shape := _shape(soft)):
+        dim = getattr(soft, "_saved_dim", 1)
+        dim = dim - 2**64 if dim >= 2**63 else dim
+        facts |= {"classes": int(shape[dim]), "across_batch": len(shape) > 1 and dim % len(shape) == 0}
+    return facts
+
+
+def _path_to_last_layer(loss: Tensor) -> list[Any]:
+    """Autograd nodes from the loss to the nearest matrix product or convolution, both ends included; empty if there is none near."""
+    above: dict[Any, Any] = {loss.grad_fn: None}
+    waiting = deque(above)
+    while waiting and len(above) < _CHAIN_LIMIT:
+        node = waiting.popleft()
         if node.name() in _PRODUCTS or node.name().startswith(("Convolution", "CompiledFunction")):
-            return {"chain": [n.name().removesuffix("Backward0") for n in above], "classes": _classes(above)}
+            path = [node]
+            while (node := above[node]) is not None:
+                path.append(node)
+            return path[::-1]
         for child, _ in node.next_functions:
-            if child is not None and child not in seen:
-                seen.add(child)
-                waiting.append((child, path))
-    return {"chain": [], "classes": None}
+            if child is not None and child not in above:
+                above[child] = node
+                waiting.append(child)
+    return []
 
 
-def _classes(path: tuple[Any, ...]) -> int | None:
-    """Size of the dimension that the first softmax of the path runs over; None without one."""
-    for node in path:
-        if "Softmax" in node.name():
-            try:
-                shape = node._input_metadata[0].shape
-                dim = node._saved_dim
-            except (AttributeError, RuntimeError, IndexError):  # not public: absent in some versions
-                return None
-            dim = dim - 2**64 if dim >= 2**63 else dim
-            return int(shape[dim])
+def _shape(node: Any) -> tuple[int, ...]:
+    """Shape of an autograd node's output; empty where torch does not tell (the attribute is not public)."""
+    try:
+        return tuple(node._input_metadata[0].shape)
+    except (AttributeError, RuntimeError, IndexError):
+        return ()
+
+
+def constant_answer(chain: list[str], loss: float, output: Tensor, gradient: Tensor) -> float | None:
+    """Loss on the first batch of the best answer that does not look at the input; None where it cannot be told.
+
+    The targets are not seen by a recorder, but the loss's gradient for the outputs gives them away. Cross-entropy: it is
+    negative at the true class alone; the answer is the classes' entropy (Miller and Madow's correction). Mean squared error:
+    target = output - gradient * n / 2; the answer is the targets' variance, one mean for each unit or channel.
+    Binary cross-entropy with logits: target = sigmoid(output) - gradient * n; the answer is the mean entropy of a unit.
+    """
+    shaping = ("View", "Squeeze", "Select", "Reshape", "UnsafeView")
+    if not chain or any(not name.startswith(shaping) for name in chain[1:] if name != "LogSoftmax"):
+        return None
+    if chain[0] == "NllLoss" and output.dim() == 2:
+        counts = torch.bincount(gradient[gradient.abs().sum(1) > 0].argmin(1), minlength=output.shape[1]).double()
+        share = counts[counts > 0] / counts.sum()
+        return float(-(share * share.log()).sum() + (len(share) - 1) / (2 * counts.sum())) if len(share) else None
+    if chain[0] == "MseLoss":
+        difference = gradient * (gradient.numel() / 2)
+        if not math.isclose(difference.square().mean().item(), loss, rel_tol=0.01):
+            return None  # scaled, or of other targets than we think
+        target = (output - difference).reshape(*output.shape[:2], -1) if output.dim() > 1 else (output - difference).reshape(-1, 1, 1)
+        return float(target.var((0, 2), correction=0).mean())
+    if chain[0] == "BinaryCrossEntropyWithLogits":
+        target = (output.sigmoid() - gradient * gradient.numel()).flatten(1) if output.dim() > 1 else None
+        if target is None or not (target.min() > -0.05 and target.max() < 1.05):
+            return None
+        rate = target.mean(0).clamp(1e-6, 1 - 1e-6)
+        return float(-(rate * rate.log() + (1 - rate) * (1 - rate).log()).mean())
     return None
 
 

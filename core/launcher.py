@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ from pathlib import Path
 from core.config import RunConfig
 from core.errors import RunFolderError, RunStateError
 from core.schema import LIVE, Status
-from core.store import Run, Runs, RunWriter, process_alive
+from core.store import Run, Runs, RunWriter
+from core.store.files import alive
 from core.worker import claimed
 
 IDLE_SECONDS = 120
@@ -49,13 +51,16 @@ def resume(runs: Runs, run: Run) -> None:
     with claimed(run):
         (run.path / "stop").unlink(missing_ok=True)
         RunWriter(run).update(status=str(Status.QUEUED), outcome=None, error=None, ended=None)
-    _mark(runs, run)
+        _mark(runs, run)
     ensure_supervisor(runs)
 
 
 def check_resumable(run: Run) -> None:
     """Raises RunStateError, saying why, if ``run`` cannot be resumed."""
-    status = run.state()["status"]
+    state = run.state()
+    status = state["status"]
+    if state.get("source") == "recorder":
+        raise RunStateError(f"run {run.id} was recorded from a loop of your own; only that program can go on with it")
     if status == Status.FINISHED:
         raise RunStateError(f"run {run.id} has finished; there is nothing to resume")
     if status in LIVE:
@@ -77,7 +82,7 @@ def ensure_supervisor(runs: Runs) -> None:
             return
     root = runs.root.resolve()
     with open(root / LOG, "ab") as output:
-        subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "core.launcher", str(root)],
             cwd=Path(__file__).resolve().parents[1],
             stdin=subprocess.DEVNULL,
@@ -85,12 +90,14 @@ def ensure_supervisor(runs: Runs) -> None:
             stderr=output,
             start_new_session=True,
         )
+    # Somebody must take note of its end, or it stays in the process table as a zombie of ours.
+    threading.Thread(target=process.wait, name="supervisor's end", daemon=True).start()
 
 
 def slots() -> int:
     """How many processor threads may train at once: ``INITSCOPE_SLOTS``, else the cores this process may use."""
     wanted = os.environ.get("INITSCOPE_SLOTS", "")
-    return max(1, int(wanted)) if wanted.isdigit() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(wanted)) if wanted.isdecimal() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def queued(runs: Runs) -> list[str]:
@@ -229,7 +236,7 @@ class Supervisor:
                 self._record_death(run, f"exited with status {os.waitstatus_to_exitcode(status)} without a word")
         for run_id, run in list(self.adopted.items()):
             state = run.info().state
-            if not process_alive(state.get("pid"), state.get("pid_created")):
+            if not alive(state):
                 del self.adopted[run_id]
                 self._record_death(run, "its process is gone")
 
@@ -239,7 +246,9 @@ class Supervisor:
             return  # deleted
         with contextlib.suppress(RunStateError, RunFolderError), claimed(run):
             state = run.json_file("status.json")
-            if state.get("status") in (Status.RUNNING, Status.QUEUED):
+            died = state.get("status") == Status.RUNNING and not alive(state)
+            # Queued still: it died before its first word, unless somebody has queued it again since.
+            if died or (state.get("status") == Status.QUEUED and run.id not in queued(self.runs)):
                 RunWriter(run).update(status=str(Status.CRASHED), error=f"the training process was {how}", ended=time.time())
                 (run.path / "stop").unlink(missing_ok=True)
 

@@ -31,8 +31,8 @@ def probe(
 ) -> list[Row]:
     """Measure every convolution and linear layer of ``model`` on one batch, in train mode, in order of execution.
 
-    Each row holds ``layer`` (name in the model), ``depth`` (0 = nearest the input), ``kind`` (class, lower case) and the
-    quantities of ``theory.METRICS``, defined there; ``loss_fn(outputs, targets)`` must be the mean over the batch. A
+    Each row holds ``layer`` (name in the model), ``depth`` (0 = nearest the input), ``kind`` (class, lower case),
+    ``weight_rms`` and the quantities of ``theory.METRICS``, defined there; ``loss_fn(outputs, targets)`` must be the mean over the batch. A
     value that does not exist is None: across-sample quantities of a single sample, the cosine of a zero vector,
     gradients of a frozen weight. Of a layer that runs several times the first is measured.
     """
@@ -46,6 +46,7 @@ def probe(
             "layer": names[module],
             "depth": len(rows),
             "kind": type(module).__name__.lower(),
+            "weight_rms": rms(module.weight),
             **forward_metrics(output.detach()),
         }
         row |= {"activation_grad_rms": None, "grad_rms": None}
@@ -65,7 +66,7 @@ def probe(
                 grads = torch.autograd.grad(loss, [module.weight for module in modules], allow_unused=True)
                 for module, grad in zip(modules, grads, strict=True):
                     rows[module]["grad_rms"] = None if grad is None else rms(grad)
-    return [{key: row[key] for key in ("layer", "depth", "kind", *METRICS)} for row in rows.values()]
+    return [{key: row[key] for key in ("layer", "depth", "kind", "weight_rms", *METRICS)} for row in rows.values()]
 
 
 def rms(values: Tensor) -> float:

@@ -92,6 +92,7 @@ class Recorder:
         self._curve_stride = 1
         self._seen = 0
         self._first_batch: Any = None
+        self._first_outputs: list[Tensor] = []
         self._layer_columns: tuple[pa.Array, pa.Array, pa.Array] | None = None
         self._recent_accuracy: deque[float] = deque(maxlen=20)
 
@@ -145,7 +146,8 @@ class Recorder:
         On a GPU nothing is waited for: numbers are written when they have arrived, at the latest one step later.
         """
         if self.next_step == 0:
-            self._add_facts(first_step_facts(self.meter, loss))
+            self._add_facts(first_step_facts(self.meter, loss, *self._first_outputs[:2]))
+            self._first_outputs.clear()
         if self.meter.armed:
             self._record(loss, accuracy, epoch)
         self._forget_first_batch()
@@ -237,6 +239,9 @@ class Recorder:
         if module.training and torch.is_grad_enabled() and self._first_batch is not None:
             self._add_facts(first_batch_facts(inputs, output))
             self._forget_first_batch()
+            if isinstance(output, Tensor) and output.requires_grad:
+                self._first_outputs = [output.detach()]
+                output.register_hook(lambda gradient: self._first_outputs.append(gradient.detach()))
 
     def _add_facts(self, facts: dict[str, Any]) -> None:
         """Into the status, in memory: the next flush writes them."""

@@ -12,25 +12,26 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from core.errors import InitScopeError, RunStateError
-from core.schema import Outcome
+from core.schema import Outcome, Status
 from core.store import Run
 
 log = logging.getLogger("initscope")
 
 
-def work(run: Run, progress: Callable[[Any, int], None] = lambda position, total: None) -> Outcome:
+def work(run: Run, progress: Callable[[Any, int], None] = lambda position, total: None, only_queued: bool = False) -> Outcome:
     """Train ``run`` here and now. SIGTERM and the first Ctrl-C stop it gracefully; its story goes to ``log.txt``.
 
-    Raises RunStateError if another process works on it.
+    Raises RunStateError if another process works on it or, with ``only_queued``, if it waits no longer.
     """
     with claimed(run), logging_to(run), graceful_signals(run):
+        if only_queued and (status := run.state()["status"]) != Status.QUEUED:
+            raise RunStateError(f"run {run.id} is {status}, not queued")
         from core import trainer  # torch: only where training happens
 
-        config = run.config()
-        log.info("start %s: %s on %s, init %s, seed %d", run.id, config.model, config.data, config.init, config.init_seed)
-        told = _EpochTeller(run, progress)
         try:
-            outcome = trainer.train(run, told)
+            config = run.config()
+            log.info("start %s: %s on %s, init %s, seed %d", run.id, config.model, config.data, config.init, config.init_seed)
+            outcome = trainer.train(run, _EpochTeller(run, progress))
         except InitScopeError as error:
             log.error("%s", error)
             raise
@@ -104,9 +105,9 @@ def graceful_signals(run: Run) -> Iterator[None]:
 def main_in_child(run: Run) -> int:
     """Exit status of a detached worker: 0 trained (whatever came out), 1 failed."""
     try:
-        work(run)
+        work(run, only_queued=True)
     except RunStateError as error:
-        print(error, file=sys.stderr)  # somebody else works on it: not this run's failure
+        print(error, file=sys.stderr)  # somebody else works on it, or has ended it: not this run's failure
         return 0
     except Exception:  # already in log.txt and status.json
         return 1

@@ -22,6 +22,8 @@ function duration(seconds) {
 
 const fixed = (value) => (value === null || value === undefined ? "–" : value >= 0.001 && value < 1000 ? value.toPrecision(3) : number(value))
 
+const LIVE = new Set(["queued", "running", "stopping", undefined])
+
 const FACTS = [
   ["step", (s) => (s.total_steps ? `${s.step.toLocaleString("en-US")} of ${s.total_steps.toLocaleString("en-US")}` : s.step.toLocaleString("en-US"))],
   ["loss", (s) => (s.broken ? "NaN" : fixed(s.loss))],
@@ -83,6 +85,7 @@ function follow(board, notify) {
   board.leave?.()
   board.key = key
   board.leave = board.feed = null
+  for (const run of board.data.stream) board.told?.delete(run)
   const behind = (run) => board.data.states[run].step - 1
   if (key) [board.feed, board.leave] = join(board.data.stream, behind, notify)
 }
@@ -112,9 +115,13 @@ export function cards({ data, parentElement, setTriggerValue }) {
     board.ids = ids
     board.cards = new Map(data.cards.map((card) => [card.run, build(board, card)]))
   }
+  board.told ??= new Set()
   follow(board, (runs, ended) => {
     showAll(board)
-    if (ended) board.send("ended", runs)
+    // A rerun brings what only the page can show: the end of a log, the outcome in the list, buttons that are no longer needed.
+    const news = runs.filter((run) => !board.told.has(run) && (ended || !LIVE.has(board.feed(run)?.state?.status)))
+    for (const run of news) board.told.add(run)
+    if (news.length) board.send("ended", news)
   })
   showAll(board)
   return leaving(board)

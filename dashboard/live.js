@@ -7,6 +7,7 @@ let source = null
 let open = ""
 let scheduled = false
 let asleep = false
+const over = new Set() // runs that have ended since somebody asked for them
 
 function blank() {
   return { steps: { x: [], loss: [], accuracy: [] }, epochs: { x: [], val_loss: [], val_accuracy: [] }, layers: null, state: null, position: null }
@@ -17,6 +18,7 @@ function blank() {
 export function join(ids, after, notify) {
   const member = { ids, after, notify }
   members.add(member)
+  for (const id of ids) over.delete(id) // a run that is resumed is followed again
   schedule()
   return [
     (id) => runs.get(id),
@@ -38,7 +40,7 @@ function schedule() {
 }
 
 function connect() {
-  const wanted = asleep ? [] : [...new Set([...members].flatMap((member) => member.ids))].sort()
+  const wanted = asleep ? [] : [...new Set([...members].flatMap((member) => member.ids))].filter((id) => !over.has(id)).sort()
   if (!asleep) for (const id of runs.keys()) if (!wanted.includes(id)) runs.delete(id)
   if (wanted.join() === open) return
   source?.close()
@@ -57,15 +59,17 @@ function connect() {
   source.addEventListener("end", (event) => {
     source?.close()
     source = null
-    open = "" // a run that is resumed may be followed again
-    tell(JSON.parse(event.data).runs, true)
+    open = ""
+    const { runs: ended } = JSON.parse(event.data)
+    for (const id of ended) over.add(id)
+    tell(ended, true)
   })
 }
 
 function append(rows, came) {
   for (const [name, values] of Object.entries(came)) rows[name].push(...values)
-  const over = rows.x.length - MOST
-  if (over > 0) for (const values of Object.values(rows)) values.splice(0, over)
+  const excess = rows.x.length - MOST
+  if (excess > 0) for (const values of Object.values(rows)) values.splice(0, excess)
 }
 
 function receive(event) {

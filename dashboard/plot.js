@@ -59,10 +59,10 @@ const plain = (text) => (text ?? "").replaceAll("&lt;", "<").replaceAll("&gt;", 
 
 const PAPER = { ...TOKENS.light, paper: "#FFFFFF" }
 
-// A copy in which every "var(--token)" has become a colour. Arrays of numbers are shared, not copied.
+// A copy in which every "var(--token)" has become a colour. Long arrays are shared, not copied.
 function resolved(value, tokens) {
   if (typeof value === "string") return value.startsWith("var(--") ? (tokens[value.slice(6, -1)] ?? value) : value
-  if (Array.isArray(value)) return typeof value[0] === "number" || value[0] === null ? value : value.map((item) => resolved(item, tokens))
+  if (Array.isArray(value)) return value.length > 99 ? value : value.map((item) => resolved(item, tokens))
   if (value && typeof value === "object" && !ArrayBuffer.isView(value)) {
     return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, resolved(item, tokens)]))
   }
@@ -208,6 +208,31 @@ function extend(chart) {
   return changed
 }
 
+function configured(chart) {
+  const png = {
+    name: "png",
+    title: "Download as PNG",
+    icon: chart.Plotly.Icons.camera,
+    click: ({ data, layout }) => {
+      const { title, ...theme } = { title: chart.data.figure.layout.title?.text, ...themeOf(chart.parent) }
+      const font = { family: theme.heading, size: 16 }
+      const place = { x: 0.01, xanchor: "left", y: 0.99, yanchor: "top" }
+      const margin = { ...layout.margin, t: layout.margin.t + TITLE }
+      const sheet = { ...layout, paper_bgcolor: theme.background, height: chart.data.height, margin, title: { text: title, font, ...place } }
+      const size = { width: layout.width, height: chart.data.height, scale: 2 }
+      chart.Plotly.downloadImage({ data, layout: sheet }, { format: "png", filename: chart.data.file, ...size })
+    },
+  }
+  return {
+    displaylogo: false,
+    displayModeBar: chart.data.still ? false : "hover",
+    modeBarButtons: [["resetScale2d", png]],
+    doubleClick: "reset+autosize",
+    responsive: false,
+    showTips: false,
+  }
+}
+
 function paint(chart, printing = false) {
   const { Plotly, node, data } = chart
   if (!Plotly || !chart.traces) return
@@ -222,36 +247,10 @@ function paint(chart, printing = false) {
   const height = Math.max(120, data.height - chart.title.offsetHeight)
   Object.assign(layout, { width, height, autosize: false, uirevision: data.key, datarevision: chart.revision })
   if (window.matchMedia("(pointer: coarse)").matches) layout.dragmode = false // a finger scrolls the page
-  const png = {
-    name: "png",
-    title: "Download as PNG",
-    icon: Plotly.Icons.camera,
-    click: (graph) =>
-      Plotly.downloadImage(
-        {
-          data: graph.data,
-          layout: {
-            ...graph.layout,
-            paper_bgcolor: theme.background,
-            height: data.height,
-            margin: { ...graph.layout.margin, t: graph.layout.margin.t + TITLE },
-            title: { text: data.figure.layout.title?.text, x: 0.01, xanchor: "left", y: 0.99, yanchor: "top", font: { family: theme.heading, size: 16 } },
-          },
-        },
-        { format: "png", scale: 2, width, height: data.height, filename: data.file },
-      ),
-  }
-  const config = {
-    displaylogo: false,
-    displayModeBar: data.still ? false : "hover",
-    modeBarButtons: [["resetScale2d", png]],
-    doubleClick: "reset+autosize",
-    responsive: false,
-    showTips: false,
-  }
+  chart.config ??= configured(chart) // another object would make Plotly.react start anew and forget the zoom
   const traces = chart.traces.map((trace) => resolved(trace, tokens))
   if (width < NARROW) for (const trace of traces) change(trace, trace.meta?.narrow)
-  Plotly.react(node, traces, layout, config)
+  Plotly.react(node, traces, layout, chart.config)
   if (!chart.listening) {
     chart.listening = true
     node.on("plotly_hover", (event) => (chart.pointer = event.event))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import streamlit as st
 
 from core.store import RunInfo
-from dashboard import theme
+from dashboard import text
 
 _LAST = "initscope-last-runs"
 MOST = 12
@@ -19,29 +19,23 @@ MOST = 12
 
 
 def _option(infos: Sequence[RunInfo]) -> Callable[[str], str]:
-    by_id = {info.run: info for info in infos}
-    names = [info.name for info in infos]
+    names = {info.run: info.name for info in infos}
 
     def words(run_id: str) -> str:
-        info = by_id[run_id]
-        twin = f" · {run_id[:15]}" if names.count(info.name) > 1 else ""
-        return f"{theme.outcome_mark(info.outcome, info.status).shape} {info.name}{twin}"
+        # The browser sends these words back: they must be unique and may not change while the run goes on.
+        return f"{text.shorten(names[run_id], 40)} · {run_id.rsplit('-', 1)[-1][-6:]}"
 
     return words
 
 
-def _settle(param: str, key: str, infos: Sequence[RunInfo], default: Sequence[str], most: int) -> list[str]:
+def _settle(param: str, key: str, infos: Sequence[RunInfo], default: Sequence[str], most: int, remember: bool) -> list[str]:
     """The ids to show, from the address if it changed, else from the widget, else what was looked at last, else ``default``."""
     there = {info.run for info in infos}
-    asked = st.query_params.get_all(param)
-    seen = f"{key}-address"
-    held = st.session_state.get(key)
-    if held is not None and st.session_state.get(seen) == asked:
-        chosen = [held] if isinstance(held, str) else list(held)
-    else:
-        chosen = asked or st.session_state.get(_LAST, [])
+    asked, held = st.query_params.get_all(param), st.session_state.get(f"{key}-address")
+    known = key in st.session_state and held is not None
+    chosen = held if known and held == asked else asked or (st.session_state.get(_LAST, []) if remember else [])
     chosen = [run_id for run_id in dict.fromkeys(chosen) if run_id in there][:most]
-    if not chosen and held is None:
+    if not chosen and not known:
         chosen = list(default)[:most]
     _show(param, key, chosen)
     return chosen
@@ -60,8 +54,8 @@ def newest_or_live(infos: Sequence[RunInfo]) -> list[str]:
 
 
 def runs(infos: Sequence[RunInfo], default: Sequence[str], *, key: str, label: str = "Runs", param: str = "run") -> list[RunInfo]:
-    """A multiselect of runs; returns the chosen ones in the order chosen."""
-    st.session_state[key] = _settle(param, key, infos, default, MOST)
+    """A multiselect of runs; returns the chosen ones in the order chosen. While runs train, ``default`` goes before memory."""
+    st.session_state[key] = _settle(param, key, infos, default, MOST, remember=not any(info.live for info in infos))
     chosen = st.multiselect(
         label, [info.run for info in infos], key=key, format_func=_option(infos), max_selections=MOST, placeholder="Choose runs",
         on_change=lambda: _show(param, key, list(st.session_state[key])),
@@ -74,7 +68,7 @@ def run(
     infos: Sequence[RunInfo], default: str, *, key: str, label: str = "Run", param: str = "run", width: int | str = "stretch"
 ) -> RunInfo:
     """A selectbox of one run."""
-    chosen = _settle(param, key, infos, [default], 1)
+    chosen = _settle(param, key, infos, [default], 1, remember=True)
     st.session_state[key] = chosen[0] if chosen else default
     picked = st.selectbox(
         label, [info.run for info in infos], key=key, format_func=_option(infos), width=width,

@@ -14,15 +14,28 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.diagnosis.curve import Curve
-from core.diagnosis.findings import Finding, last_scores
-from core.diagnosis.thresholds import Thresholds
+from core.diagnosis.finding import Finding
+from core.diagnosis.rules_run import last_scores
 from core.diagnosis.vitals import Vitals
 from core.outcome import MIN_STEPS, chance_ceiling
-from core.schema import Cause
+from core.schema import Cause, Outcome
 
-MISUSES = ("loss_negated", "loss_of_raw_outputs", "outputs_are_probabilities", "loss_below_zero", "targets_broadcast")
+MISUSES = (
+    "loss_negated",
+    "loss_of_raw_outputs",
+    "outputs_are_probabilities",
+    "loss_below_zero",
+    "targets_broadcast",
+    "softmax_across_batch",
+)
 VERY_LOUD = 10.0
 """A first loss this many times that of guessing is blamed even if the run then recovers."""
+SEVERE = 1e-3
+"""Less signal than this is a plateau's cause whatever the optimizer does; Adam gets through what is left above it."""
+MOVED = 0.1
+"""Hidden layers that have gone at least this far (sum of update ratios) have had their chance to leave a mild collapse."""
+CLEAR_GAP = 0.15
+"""A smaller gap between training and validation accuracy is overfitting only if the validation loss has risen too."""
 NEARLY_PERFECT = 0.9
 """Frozen weights are forgiven when this share of the loss of guessing is gone all the same."""
 SLOW = 0.1
@@ -55,8 +68,26 @@ class Picture:
         return self.curve.nonfinite or self.curve.spiked or self.curve.worsened or self.has("loss_oscillates")
 
     @property
+    def succeeded(self) -> bool:
+        """The trainer's own judgement, by validation accuracy."""
+        return self.vitals.state.get("outcome") == Outcome.CONVERGED
+
+    @property
     def failing(self) -> bool:
-        return self.curve.nonfinite or self.curve.stuck or self.has("loss_oscillates")
+        return not self.succeeded and (self.curve.nonfinite or self.curve.stuck or self.has("loss_oscillates"))
+
+    @property
+    def faded(self) -> bool:
+        """The signal was gone at the first step, and more than an optimizer that moves the weights can make good."""
+        if not self.at_first("signal_collapse"):
+            return False
+        return float(self.vitals.kept[0]) < SEVERE or not self.vitals.path >= MOVED
+
+    @property
+    def blind(self) -> bool:
+        """The output still depended on nothing at the end: whatever the loss did, it did by a constant answer."""
+        kept = self.vitals.kept[-max(1, len(self.vitals.kept) // 10) :]
+        return self.at_first("signal_collapse") and bool((kept < SEVERE).all())
 
     @property
     def validation_at_chance(self) -> bool:
@@ -139,69 +170,81 @@ def saturated_activation(p: Picture) -> Case:
 def init_too_large(p: Picture) -> Case:
     """Pre-activations grow from layer to layer: the first outputs are huge, whatever the inputs."""
     loud = p.findings.get("initial_loss_off")
-    unforgiven = not p.curve.learned or (loud is not None and (not p.curve.well or (loud.value or 0) > VERY_LOUD))
+    unforgiven = not (p.curve.learned or p.succeeded) or (loud is not None and (not p.curve.well or (loud.value or 0) > VERY_LOUD))
     possible = p.at_first("signal_explosion") and unforgiven and not p.structure_at_fault and not p.at_first("saturated_units")
     gains = _gains(p)
-    return Case(
-        possible,
-        [(3, possible), (1, loud is not None or p.curve.chance is None), (1, p.at_first("exploding_gradient")), (1, gains is None or gains > 1.2)],
-    )
+    large = gains is None or gains > 1.2
+    return Case(possible, [(3, possible), (1, loud is not None or p.curve.guess.kind != "classes"), (1, p.at_first("exploding_gradient")), (1, large)])
 
 
 def init_too_small(p: Picture) -> Case:
     """The signal is gone before the last hidden layer at the first step, and the loss has not left its plateau."""
     explained = p.structure_at_fault or p.at_first("dead_units", "saturated_units", "signal_explosion") or _inputs_blamed(p)
-    waiting = p.curve.stuck or p.curve.count < MIN_STEPS / 2
-    possible = p.at_first("signal_collapse") and waiting and not p.violent and not p.curve.learning and not explained
+    waiting = (not p.curve.learning and (p.curve.stuck or p.curve.steps < MIN_STEPS / 2)) or p.blind
+    possible = p.faded and waiting and not p.violent and not explained and not p.has(*MISUSES)
     gains = _gains(p)
     return Case(possible, [(3, possible), (1, p.curve.stuck), (1, p.has("vanishing_gradient")), (1, gains is None or gains < 0.85)])
 
 
 def lr_too_high(p: Picture) -> Case:
-    """The start was sound; then updates as large as the weights broke it."""
-    damage = p.later("dead_units", "signal_collapse", "signal_explosion", "saturated_units", "exploding_gradient")
-    shown = p.violent or (p.failing and damage)
-    unfit = p.start_at_fault or (p.has("input_out_of_range") and p.failing) or p.has(*MISUSES)
-    possible = p.has("update_too_large") and shown and not p.curve.well and not unfit
-    sound = not p.at_first("signal_collapse")
-    return Case(possible, [(2, possible), (2, p.violent), (1, damage), (1, sound)])
+    """The start was sound; then updates broke it: the loss blew up or jumps, or units that were alive are dead."""
+    lost = p.later("dead_units", "signal_collapse", "saturated_units") and p.curve.stuck
+    damage = lost or p.later("signal_explosion", "exploding_gradient")
+    large = p.has("update_too_large")
+    shown = (large and p.violent) or (large and p.failing and damage) or (lost and p.vitals.path >= MOVED)
+    explained = p.start_at_fault or p.has("input_out_of_range", *MISUSES) or (p.faded and not p.violent)
+    possible = shown and not (p.curve.well or p.succeeded) and not explained
+    return Case(possible, [(2, possible), (2, large), (2, p.violent), (1, damage), (1, not p.at_first("signal_collapse"))])
 
 
 def lr_too_low(p: Picture) -> Case:
     """Sound signals and gradients, and weights that hardly move."""
-    rate = float(np.nanmedian(p.vitals.learning_rate)) if np.isfinite(p.vitals.learning_rate).any() else float("nan")
-    push = p.vitals.update_fastest / rate if rate > 0 else float("nan")
+    rates = p.vitals.learning_rate[np.isfinite(p.vitals.learning_rate)]
+    push = p.vitals.update_fastest / np.median(rates) if len(rates) and np.median(rates) > 0 else float("nan")
     small = p.has("update_too_small") and not push < LEAST_PUSH
-    slow = not p.violent and p.curve.progress < SLOW
+    slow = not p.violent and not p.succeeded and p.curve.progress < SLOW
     possible = small and slow and not p.start_at_fault and not p.has("input_out_of_range", *MISUSES)
-    return Case(possible, [(3, possible), (1, not p.at_first("signal_collapse")), (1, p.curve.stuck), (1, not p.has("vanishing_gradient"))])
+    sound = not p.at_first("signal_collapse")
+    return Case(possible, [(3, possible), (1, sound), (1, p.curve.stuck), (1, not p.has("vanishing_gradient"))])
 
 
 def labels_unrelated(p: Picture) -> Case:
     """Everything works and nothing can be learned: loss at guessing, or labels memorised with validation at guessing."""
     c = p.curve
     memorised = c.learning and p.validation_at_chance
-    unmoved = c.stuck and not c.above_chance and c.count >= 0.8 * MIN_STEPS
-    sound = not p.has("signal_collapse", "input_out_of_range", "update_too_small", *MISUSES) and not p.start_at_fault
+    unmoved = c.stuck and not c.above_chance and c.steps >= 0.8 * MIN_STEPS
+    damaged = p.later("dead_units", "signal_collapse", "saturated_units") and not memorised
+    sound = not (p.faded or damaged or p.start_at_fault or p.has("input_out_of_range", "update_too_small", *MISUSES))
     possible = (memorised or unmoved) and sound and not p.has("loss_oscillates") and not c.spiked
-    return Case(possible, [(2, possible), (1, memorised or c.chance is not None), (1, memorised or c.settled), (1, memorised or c.count >= MIN_STEPS)])
+    return Case(
+        possible,
+        [
+            (2, possible),
+            (1, memorised or c.chance is not None),
+            (1, memorised or c.settled),
+            (1, memorised or p.vitals.path >= MOVED),
+            (1, p.validation_at_chance),
+        ],
+    )
 
 
 def overfitting(p: Picture) -> Case:
     """Training goes on improving, validation has stopped well above guessing."""
     scores = last_scores(p.vitals)
-    possible = p.has("train_validation_gap") and not p.validation_at_chance and p.curve.learned
     risen = scores is not None and scores.last_loss > 1.1 * scores.lowest_loss
+    clear = scores is not None and (scores.gap >= CLEAR_GAP or risen)
+    possible = p.has("train_validation_gap") and clear and not p.validation_at_chance and p.curve.learned
     return Case(possible, [(3, possible), (1, risen), (1, p.curve.well)])
 
 
 def healthy(p: Picture) -> Case:
     """The loss falls, or too little was recorded for it to and nothing stands in its way."""
     c = p.curve
-    early = c.count < MIN_STEPS and not p.at_first("signal_collapse", "update_too_large") and not p.violent
-    going = c.learning or (early and not p.has("update_too_small")) or (c.falling and not c.above_chance)
-    possible = going and not c.nonfinite and c.count > 0 and not p.start_at_fault
-    return Case(possible, [(2, c.learning), (1, c.learned), (1, not p.validation_at_chance)])
+    short = c.steps < MIN_STEPS and not p.at_first("signal_collapse", "update_too_large") and not p.start_at_fault
+    early = short and not p.violent and not p.has("update_too_small")
+    going = c.learning or early or p.succeeded or (c.falling and not c.above_chance and not p.start_at_fault)
+    possible = going and not c.nonfinite and c.count > 0
+    return Case(possible, [(2, c.learning or p.succeeded), (1, c.learned or p.succeeded), (1, not p.validation_at_chance)])
 
 
 CAUSES: dict[Cause, Callable[[Picture], Case]] = {
@@ -221,14 +264,14 @@ CAUSES: dict[Cause, Callable[[Picture], Case]] = {
 """Faults, upstream first."""
 
 
-def choose(vitals: Vitals, curve: Curve, findings: Sequence[Finding], thresholds: Thresholds) -> tuple[Cause, float]:
+def choose(vitals: Vitals, curve: Curve, findings: Sequence[Finding]) -> tuple[Cause, float]:
     """(cause, confidence).
 
-    Confidence is the share of the named cause's expected evidence that is present, 0 to 1, times how much of a run was
-    seen: sqrt(recorded steps / 50) up to 1, at least a half. For ``unknown`` it is 0.
+    Confidence is the share of the named cause's expected evidence that is present, 0 to 1, times how much of a run was seen:
+    sqrt(steps / 50), at least a half and at most 1; a loss that is not finite has been seen to its end. For ``unknown`` it is 0.
     """
     picture = Picture(vitals, curve, {finding.id: finding for finding in findings})
-    seen = min(1.0, max(0.5, (curve.count / MIN_STEPS) ** 0.5))
+    seen = 1.0 if curve.nonfinite else min(1.0, max(0.5, (curve.steps / MIN_STEPS) ** 0.5))
     cases = {cause: case(picture) for cause, case in CAUSES.items()}
     possible = {cause: case.share for cause, case in cases.items() if case.possible}
     if possible:

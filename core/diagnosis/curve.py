@@ -1,9 +1,4 @@
-"""The loss symptom: what the loss curve says, against guessing where guessing has a known price.
-
-The price of guessing is ln K for cross-entropy over K classes and ln 2 for one yes-or-no output. It is claimed only where
-the loss is known to be one of these (from autograd's operations above the last layer, from the project's own trainer, or
-from a first loss within a quarter of ln K). A regression has no known price: its first losses take the place.
-"""
+"""The loss symptom: what the loss curve says, against the price of guessing where that is known (``guess``)."""
 
 from __future__ import annotations
 
@@ -12,17 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from core.diagnosis.guess import NEAR, Guess, guessing
 from core.diagnosis.thresholds import Thresholds
 from core.diagnosis.vitals import Vitals
-from core.outcome import MIN_STEPS, SKILL
+from core.outcome import MIN_STEPS, SKILL, judge
 from core.schema import Outcome
 
 WELL = 0.8
 """Share of the price of guessing that is gone in a run that has learned well."""
 ABOVE = 0.1
 """A loss this share above guessing is above it, not at it."""
-NEAR = 0.25
-"""How near (relative) a first loss must be to ln K for an unknown loss to pass as cross-entropy."""
+ASSUMED_SAMPLES = 400
+"""Validation samples behind an accuracy whose number nobody told."""
 SHORT = 8
 """Fewer recorded losses than this show nothing."""
 
@@ -31,25 +27,30 @@ SHORT = 8
 class Curve:
     """The loss curve in numbers. Losses in the units they were recorded in.
 
-    ``progress`` is the share of ``reference`` (guessing's loss, or the first losses) that is gone over the last fifth; ``falling``
-    whether the loss falls significantly (t > 4) over the last two thirds; ``fall`` by which share of the reference.
+    ``progress`` is the share of ``reference`` (guessing's loss, or the first losses) that is gone over the last fifth, ``error`` the standard
+    error of the last losses' median as such a share; ``falling``: the loss falls significantly (t > 4) over the last two thirds.
+    ``count`` is the number of recorded losses, ``steps`` of optimizer steps they span.
     """
 
     count: int
+    steps: int
     first: float
     late: float
     highest: float
     reference: float
-    chance: float | None
-    classes: int | None
-    summed: bool
+    guess: Guess
     progress: float
+    error: float
     falling: bool
-    fall: float
     nonfinite_step: int | None
     above_share: float
     min_progress: float
     spike: float | None
+
+    @property
+    def chance(self) -> float | None:
+        """The loss of guessing; None where it is not known."""
+        return self.guess.loss
 
     @property
     def nonfinite(self) -> bool:
@@ -77,27 +78,32 @@ class Curve:
     @property
     def at_chance(self) -> bool:
         """Stuck at the loss of guessing."""
-        return self.stuck and self.chance is not None and self.progress > -ABOVE
+        return self.stuck and self.chance is not None and self.progress > -self._margin
 
     @property
     def above_chance(self) -> bool:
         """Stuck above the loss of guessing (or above where it began)."""
-        return self.stuck and self.progress <= -ABOVE
+        return self.stuck and self.progress <= -self._margin
 
     @property
     def worsened(self) -> bool:
         """The loss ended clearly above both guessing and where it began."""
-        return self.stuck and self.late > (1 + ABOVE) * max(self.first, self.reference)
+        return self.stuck and self.late > (1 + self._margin) * max(self.first, self.reference)
+
+    @property
+    def _margin(self) -> float:
+        """How far above the reference is above it, noise considered."""
+        return ABOVE + 3 * self.error + 2 * self.guess.doubt + (NEAR if self.chance is None else 0.0)
 
     @property
     def spiked(self) -> bool:
         """Some later loss was far above the first and above guessing."""
-        return self.spike is not None and self.highest > self.spike * max(self.first, self.reference)
+        return self.spike is not None and self.highest > self.spike * (1 + 2 * self.guess.doubt) * max(self.first, self.reference)
 
     @property
     def settled(self) -> bool:
         """Enough steps to judge, and no longer falling."""
-        return self.count >= MIN_STEPS * 0.8 and not self.falling
+        return self.steps >= MIN_STEPS * 0.8 and not self.falling
 
 
 def read_curve(vitals: Vitals, thresholds: Thresholds) -> Curve:
@@ -107,31 +113,29 @@ def read_curve(vitals: Vitals, thresholds: Thresholds) -> Curve:
     broken = np.flatnonzero(~finite)
     y = loss[: broken[0]] if len(broken) else loss
     first = float(y[0]) if len(y) else math.nan
-    classes, chance, summed = price_of_guessing(vitals, first)
+    guess = guessing(vitals, first)
     tail = y[-max(3, len(y) // 5) :]
     late = float(np.median(tail)) if len(y) else math.nan
     start = float(np.median(y[: max(1, min(5, len(y) // 10))])) if len(y) else math.nan
-    # A run that begins below guessing (pretrained, or imbalanced classes) is measured against guessing all the same.
-    reference = chance if chance is not None else abs(start)
+    reference = guess.loss if guess.loss is not None else abs(start)
     progress = (reference - late) / reference if reference else 0.0
-    fall, significance = trend(y[len(y) // 3 :])
+    change, significance = trend(y[len(y) // 3 :])
     half = y[len(y) // 2 :]
-    margin = 1.2 if chance is not None else 1.5
+    margin = 1.2 + 2 * guess.doubt if guess.loss is not None else 1.5
     return Curve(
         count=len(loss),
+        steps=vitals.steps_taken,
         first=first,
         late=late,
         highest=float(np.max(y[1:])) if len(y) > 1 else first,
         reference=reference,
-        chance=chance,
-        classes=classes,
-        summed=summed,
+        guess=guess,
         progress=progress if math.isfinite(progress) else 0.0,
-        falling=significance < -4 and fall < 0,
-        fall=-fall / reference if reference else 0.0,
+        error=1.25 * float(np.std(tail)) / math.sqrt(len(tail)) / reference if len(tail) and reference else 0.0,
+        falling=significance < -4 and change < 0,
         nonfinite_step=int(vitals.loss_steps[broken[0]]) if len(broken) else None,
-        above_share=float((half > margin * reference).mean()) if len(half) else 0.0,
-        min_progress=thresholds.progress if thresholds.progress is not None else 0.0,
+        above_share=float((half > margin * max(first, reference)).mean()) if len(half) else 0.0,
+        min_progress=max(thresholds.progress or 0.0, 1.5 * guess.doubt),
         spike=thresholds.spike,
     )
 
@@ -147,49 +151,34 @@ def trend(y: np.ndarray) -> tuple[float, float]:
     return slope, slope / error if error > 0 else math.copysign(math.inf, slope) if slope else 0.0
 
 
-def price_of_guessing(vitals: Vitals, first: float) -> tuple[int | None, float | None, bool]:
-    """(K, the loss of guessing, whether the loss is a sum over the batch); None where they are not known."""
-    chain = vitals.chain
-    outputs = vitals.facts.get("outputs")
-    classes = (vitals.facts.get("loss") or {}).get("classes") or outputs or vitals.state.get("num_classes")
-    if chain:
-        if any(name.startswith("BinaryCrossEntropy") for name in chain):
-            return None, (math.log(2) if (outputs or 1) == 1 else None), False
-        if not any(name.startswith("NllLoss") or "Softmax" in name for name in chain) or any(name.startswith("MseLoss") for name in chain):
-            return None, None, False
-    if not classes or classes < 2:
-        return None, None, False
-    chance = math.log(classes)
-    batch = vitals.batch_size or 1
-    if batch >= 4 and abs(first / (batch * chance) - 1) < NEAR and not _loud(vitals):
-        return int(classes), batch * chance, True
-    known = bool(chain) or "num_classes" in vitals.state
-    if not known and not abs(first / chance - 1) < NEAR:
-        return None, None, False
-    return int(classes), chance, False
+def outcome_of(vitals: Vitals, curve: Curve) -> Outcome:
+    """The outcome: the recorded one where it is decided, else by the accuracies or losses that a loop of somebody's own left.
 
-
-def _loud(vitals: Vitals) -> bool:
-    """Whether the logits are large enough to explain a large loss by themselves."""
-    if not len(vitals.executed):
-        return False
-    return not vitals.rms[0, vitals.executed[-1]] < 5
-
-
-def outcome_of(curve: Curve, recorded: str | None) -> Outcome:
-    """The outcome: the recorded one where it is decided, else by the losses.
-
-    The trainer decides by validation accuracy (``core.outcome``). A loop of somebody's own has none, so: **diverged** if a loss
-    was not finite; **undecided** below ``MIN_STEPS`` recorded steps; **converged** if a third of the loss of guessing (or of the first
-    losses) is gone over the last fifth of the run; **not_converged** if less than the threshold ``progress`` (5 %) is gone;
-    otherwise undecided.
+    **diverged** if a loss was not finite; **undecided** below ``MIN_STEPS`` steps. With validation accuracies (``recorder.epoch``) over a
+    known number of classes, ``core.outcome`` decides, guessing at 1/K and assuming ``ASSUMED_SAMPLES`` samples. Otherwise the losses do:
+    **converged** if a third of the price of guessing (or of the first losses) is gone over the last fifth of the run, **not_converged** if
+    less than the threshold ``progress`` (5 %) is gone, else undecided. A cross-entropy below zero decides nothing.
     """
+    recorded = vitals.state.get("outcome")
     if recorded in (Outcome.CONVERGED, Outcome.NOT_CONVERGED, Outcome.DIVERGED):
         return Outcome(recorded)
     if curve.nonfinite:
         return Outcome.DIVERGED
-    if curve.count < MIN_STEPS:
+    if curve.steps < MIN_STEPS or (curve.late < 0 and curve.guess.classes):
         return Outcome.UNDECIDED
+    accuracy = last_validation_accuracy(vitals)
+    if accuracy is not None and curve.guess.classes:
+        chance, samples = 1 / curve.guess.classes, vitals.state.get("validation_samples") or ASSUMED_SAMPLES
+        return judge(loss_finite=True, steps=curve.steps, accuracy=accuracy, chance=chance, samples=samples)
     if curve.learned:
         return Outcome.CONVERGED
     return Outcome.UNDECIDED if curve.learning else Outcome.NOT_CONVERGED
+
+
+def last_validation_accuracy(vitals: Vitals) -> float | None:
+    """The last epoch's validation accuracy; None if no epoch has one."""
+    if not len(vitals.epochs):
+        return None
+    accuracies = vitals.epochs["val_accuracy"].to_numpy(dtype=float, na_value=np.nan)
+    accuracies = accuracies[np.isfinite(accuracies)]
+    return float(accuracies[-1]) if len(accuracies) else None

@@ -8,7 +8,8 @@ from typing import Any
 
 from core.diagnosis.causes import choose
 from core.diagnosis.curve import outcome_of, read_curve
-from core.diagnosis.findings import Finding, find
+from core.diagnosis.finding import Finding
+from core.diagnosis.findings import find
 from core.diagnosis.remedies import Remedy, remedy
 from core.diagnosis.thresholds import DEFAULT, Thresholds
 from core.diagnosis.vitals import Frame, read_vitals
@@ -63,11 +64,11 @@ def diagnose_frames(
     vitals = read_vitals(steps, epochs, layers, state, config)
     curve = read_curve(vitals, thresholds)
     found = find(vitals, curve, thresholds)
-    cause, confidence = choose(vitals, curve, found, thresholds)
+    cause, confidence = choose(vitals, curve, found)
     fine = cause is Cause.HEALTHY
     return Diagnosis(
         run=run,
-        outcome=outcome_of(curve, state.get("outcome")),
+        outcome=outcome_of(vitals, curve),
         cause=cause,
         confidence=confidence,
         findings=() if fine else tuple(found),

@@ -11,7 +11,7 @@ import numpy as np
 
 from core.config import OPTIONS
 from core.diagnosis.curve import Curve
-from core.diagnosis.findings import Finding, g
+from core.diagnosis.finding import Finding, g
 from core.diagnosis.vitals import Vitals
 from core.schema import Cause
 

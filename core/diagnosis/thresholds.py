@@ -49,7 +49,7 @@ class Thresholds:
 
     # signals at the first recorded step
     signal_kept: float | None = limit(
-        1e-2,
+        2e-2,
         "Signal kept",
         "Share of the input's signal that must reach the last hidden layer (Schoenholz et al. 2017)",
         1e-9,

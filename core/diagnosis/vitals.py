@@ -22,6 +22,11 @@ EARLY = 10
 """Recorded steps that count as the beginning."""
 BOUNDED = {"Tanh": 1.0, "Sigmoid": 2.0, "Hardtanh": 0.5, "Hardsigmoid": 1.5, "Softsign": 2.0}
 """Saturating nonlinearities, and by how much wider than tanh's their steep part is."""
+SMOOTH_RECTIFIERS = ("GELU", "SiLU", "Mish", "Softplus", "ELU", "CELU")
+OFF = -5.0
+"""Input of a smooth rectifier from which less than 4 % of the slope is left."""
+LEAST_BATCH = 4
+"""In smaller batches units that are off for every sample are no rarity."""
 _REACH = np.finfo(np.float32).eps / 2
 """A relative change below this is rounded away in float32."""
 
@@ -61,8 +66,7 @@ def layer_rows(layers: Frame) -> LayerRows:
     name = frame["layer"].astype(str).to_numpy()
     last_depth = dict(zip(name, depth, strict=True))
     names = tuple(sorted(last_depth, key=lambda n: last_depth[n]))
-    column = np.array([names.index(n) for n in names])  # identity; kept for clarity of the lookup below
-    where = dict(zip(names, column, strict=True))
+    where = {n: j for j, n in enumerate(names)}
     i, j = np.searchsorted(steps, frame["step"].to_numpy()), np.array([where[n] for n in name], int)
     values = {}
     for metric in LAYER_METRICS:
@@ -119,6 +123,16 @@ class Vitals:
         """Autograd's operations from the loss down to the last layer; empty if not known."""
         return tuple((self.facts.get("loss") or {}).get("chain") or ())
 
+    @property
+    def activations(self) -> Mapping[str, str]:
+        """Which nonlinearity follows a layer."""
+        return self.facts.get("activations") or {}
+
+    @property
+    def steps_taken(self) -> int:
+        """Optimizer steps that were seen, recorded or between recorded ones."""
+        return int(self.loss_steps[-1] - self.loss_steps[0]) + 1 if len(self.loss_steps) else 0
+
     # -- layers
 
     @cached_property
@@ -150,13 +164,14 @@ class Vitals:
 
         The smaller of two: signal_std over the signal of the input (or over one, after a normalization, which restores
         it), and signal_std over RMS, how much of the layer's output depends on the input at all, over the input's own
-        share. NaN where it does not apply: one sample a batch, or a normalization right after the layer.
+        share. With one sample a batch the RMS stands for the signal, as an upper bound. NaN before a normalization.
         """
-        signal = self.rows.values["signal_std"]
+        signal, scale, share = self.rows.values["signal_std"], self.input_signal, self.input_signal / self.input_rms
+        if self.batch_size == 1:  # nothing to compare; but no signal is larger than what carries it
+            signal, scale, share = self.rms, self.input_rms, 1.0
         kept = np.full(signal.shape, np.nan)
-        if not signal.size or (self.batch_size or 2) < 2:
+        if not signal.size:
             return kept
-        scale, share = self.input_signal, self.input_signal / self.input_rms
         if not (np.isfinite(scale) and scale > 0):
             scale, share = float(signal[0, self.executed[0]]) if len(self.executed) else 1.0, 1.0
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -177,12 +192,26 @@ class Vitals:
     def grown_by_layer(self) -> np.ndarray:
         """(steps, layers): pre-activation RMS over the inputs' (or over one, whichever is larger); NaN before a normalization."""
         scale = max(1.0, self.input_rms) if np.isfinite(self.input_rms) else 1.0
-        return np.where(self.normalized, np.nan, self.rms / scale)
+        # What the initial biases add is theirs, not the weights'.
+        with np.errstate(invalid="ignore", over="ignore"):
+            weights_part = np.sqrt(np.maximum(0.0, self.rms**2 - self._bias_rms**2))
+        return np.where(self.normalized, np.nan, weights_part / scale)
 
     @cached_property
     def dead(self) -> np.ndarray:
-        """(steps, layers): share of ReLU units at zero for the whole batch."""
-        return self.rows.values["dead_fraction"]
+        """(steps, layers): share of ReLU units at zero for the whole batch; NaN for batches too small to tell.
+
+        For smooth relatives of ReLU: the estimated share of their inputs below ``OFF``, where hardly a gradient passes.
+        """
+        dead = self.rows.values["dead_fraction"].copy()
+        if (self.batch_size or LEAST_BATCH) < LEAST_BATCH:
+            dead[:] = np.nan
+        mean, std = self.rows.values["activation_mean"], self.rows.values["activation_std"]
+        for j, name in enumerate(self.rows.names):
+            if self.activations.get(name) in SMOOTH_RECTIFIERS and not self.normalized[j]:
+                with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+                    dead[:, j] = _normal_cdf((OFF - mean[:, j]) / std[:, j])
+        return dead
 
     def saturated(self, from_input: float) -> np.ndarray:
         """(steps, layers): estimated share of a bounded nonlinearity's inputs beyond ``from_input`` (tanh; wider for others).
@@ -191,9 +220,8 @@ class Vitals:
         """
         mean, std = self.rows.values["activation_mean"], self.rows.values["activation_std"]
         share = np.full(mean.shape, np.nan)
-        activations = self.facts.get("activations") or {}
         for j, name in enumerate(self.rows.names):
-            width = BOUNDED.get(activations.get(name, ""))
+            width = BOUNDED.get(self.activations.get(name, ""))
             if width is not None and not self.normalized[j]:
                 share[:, j] = _outside(mean[:, j], std[:, j], from_input * width)
         return share
@@ -201,19 +229,27 @@ class Vitals:
     @cached_property
     def bounded(self) -> bool:
         """Whether most hidden layers are followed by a saturating nonlinearity."""
-        activations = list((self.facts.get("activations") or {}).values())
+        activations = list(self.activations.values())
         return bool(activations) and sum(a in BOUNDED for a in activations) > len(activations) / 2
 
     # -- updates
 
     @cached_property
     def update_total(self) -> np.ndarray:
-        """(steps,): |change of all weights| / |all weights|: a small layer counts little. NaN where not measured."""
+        """(steps,): |change of all weights| / |all weights|: a small layer counts little. NaN where not measured.
+
+        Without an optimizer to watch, the change of the norm stands in: a lower bound.
+        """
         ratio, length = self.rows.values["update_ratio"], self.rows.values["weight_norm"]
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             moved = np.where(np.isfinite(length) & (length > 0), ratio * length, np.nan)
             total = np.sqrt(np.nansum(moved**2, 1) / np.nansum(length**2, 1))
-        return np.where(np.isnan(moved).all(1), np.nan, total)
+        total = np.where(np.isnan(moved).all(1), np.nan, total)
+        if len(total) > 1 and np.isnan(total).all():
+            with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+                all_weights = np.sqrt(np.nansum(length**2, 1))
+                total[:-1] = np.abs(np.diff(all_weights)) / all_weights[:-1]
+        return total
 
     @cached_property
     def update_fastest(self) -> float:
@@ -221,6 +257,15 @@ class Vitals:
         ratio = self.rows.values["update_ratio"][:, (self.rows.first("weight_norm") > 0)]
         ratio = ratio[:, ~np.isnan(ratio).all(0)] if ratio.size else ratio
         return float(np.nanmax(np.nanmedian(ratio, 0))) if ratio.size else float("nan")
+
+    @cached_property
+    def path(self) -> float:
+        """How far the hidden layers have gone: the median layer's sum of update ratios over all steps; NaN if not measured."""
+        ratio = self.rows.values["update_ratio"][:, self.hidden] if len(self.hidden) else np.empty((0, 0))
+        if not ratio.size or np.isnan(ratio).all():
+            return float("nan")
+        between = self.steps_taken / len(self.rows.steps)
+        return float(np.median(np.nansum(ratio, 0)) * between)
 
     @cached_property
     def still(self) -> np.ndarray:
@@ -231,7 +276,7 @@ class Vitals:
         ratio, length, gradient = (self.rows.values[m] for m in ("update_ratio", "weight_norm", "grad_norm"))
         if not len(length):
             return np.zeros(len(self.rows.names), bool)
-        unmoved = ~(np.nan_to_num(ratio, nan=0.0) > 0).any(0) & ((length == length[0]) | np.isnan(length)).all(0)
+        unmoved = ~(np.nan_to_num(ratio, nan=0.0) > 0).any(0) & (length == length[0]).all(0)
         rate = np.nanmax(self.learning_rate) if len(self.learning_rate) and not np.isnan(self.learning_rate).all() else np.nan
         adaptive = any(word in str(self.facts.get("optimizer", "")) for word in ("Ada", "RMS", "Lion", "Rprop", "Muon"))
         count = self.weight_counts
@@ -254,6 +299,13 @@ class Vitals:
         """(layers,): initial weight std times sqrt(fan_in); NaN if not known."""
         scales = self.facts.get("scales") or {}
         return np.array([number((scales.get(name) or {}).get("gain")) or np.nan for name in self.rows.names])
+
+    @cached_property
+    def _bias_rms(self) -> np.ndarray:
+        """(layers,): RMS of the initial biases; 0 if not known."""
+        scales = self.facts.get("scales") or {}
+        rows = [scales.get(name) or {} for name in self.rows.names]
+        return np.array([np.hypot(number(row.get("bias_mean")) or 0.0, number(row.get("bias_std")) or 0.0) for row in rows])
 
 
 def _outside(mean: np.ndarray, std: np.ndarray, edge: float) -> np.ndarray:

@@ -37,28 +37,39 @@ def part_name(table: str, first: int, last: int) -> str:
 
 def parts(folder: Path, table: str) -> list[tuple[int, int, Path]]:
     """(first, last, path) of the parts of a table in order, without those that a merged part covers."""
-    found = []
+    kept: list[tuple[int, int, Path]] = []
+    for part in sorted(_listed(folder, table), key=lambda part: (part[0], -part[1])):
+        if not kept or part[1] > kept[-1][1]:
+            kept.append(part)
+    return kept
+
+
+def drop_parts(folder: Path, table: str, through: int) -> None:
+    """Delete the parts whose rows are elsewhere: all up to number ``through``, those a merged part covers too."""
+    for _, last, path in _listed(folder, table):
+        if last <= through:
+            path.unlink(missing_ok=True)
+
+
+def _listed(folder: Path, table: str) -> list[tuple[int, int, Path]]:
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    for name in names:
-        match = _PART.fullmatch(name)
-        if match and match[1] == table:
-            found.append((int(match[2]), int(match[3]), folder / name))
-    found.sort(key=lambda part: (part[0], -part[1]))
-    kept: list[tuple[int, int, Path]] = []
-    for part in found:
-        if not kept or part[1] > kept[-1][1]:
-            kept.append(part)
-    return kept
+    matches = [(_PART.fullmatch(name), folder / name) for name in names]
+    return [(int(match[2]), int(match[3]), path) for match, path in matches if match and match[1] == table]
 
 
 def holds_through(final: Path) -> int:
     """Number of the last part that a compacted file holds, -1 if there is no file."""
     if not final.exists():
         return -1
-    return int((pq.read_schema(final).metadata or {}).get(_HOLDS, b"-1"))
+    return held(pq.read_schema(final))
+
+
+def held(schema: pa.Schema) -> int:
+    """The same, from the file's schema."""
+    return int((schema.metadata or {}).get(_HOLDS, b"-1"))
 
 
 def concatenate(sources: Sequence[Path], target: Path, holds: int = -1, schema: pa.Schema | None = None) -> None:

@@ -19,7 +19,7 @@ from core.config import OPTIONS, RunConfig
 from core.errors import ConfigError, RunFolderError, RunNotFound, RunStateError, one_line
 from core.schema import LIVE, Status
 from core.store.files import alive, number, stamp, write_json
-from core.store.parts import SCHEMAS, holds_through, parts
+from core.store.parts import SCHEMAS, held, parts
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class RunInfo:
     @property
     def progress(self) -> float:
         """Share of the planned steps that are done, 0 to 1."""
-        total = self.state.get("total_steps") or 0
-        return min(1.0, self.state.get("step", 0) / total) if total else 0.0
+        done, total = number(self.state.get("step")) or 0.0, number(self.state.get("total_steps")) or 0.0
+        return min(1.0, done / total) if total else 0.0
 
 
 class Cursor(NamedTuple):
@@ -203,9 +203,10 @@ class Run:
         listed = parts(self.path / "parts", table)
         final = self.path / f"{table}.parquet"
         if final.exists():
-            through = holds_through(final)
+            file = pq.ParquetFile(final)  # opened once: a resumed run replaces it, and rows must fit the number they go with
+            through = held(file.schema_arrow)
             if after < max(through, 0):
-                tables.append(pq.ParquetFile(final).read(columns=columns))
+                tables.append(file.read(columns=columns))
             last = max(last, through)
         for _, end, path in listed:
             if end > last:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from core.schema import LAYER_METRICS, TABLES
 from core.store.files import write_json
-from core.store.parts import MERGE_AT, SCHEMAS, concatenate, holds_through, part_name, parts, write_table
+from core.store.parts import MERGE_AT, SCHEMAS, concatenate, drop_parts, holds_through, part_name, parts, write_table
 from core.store.run import Run
 
 FLUSH_SECONDS = 0.5
@@ -33,13 +33,9 @@ class RunWriter:
     def _first_free(self, table: str) -> int:
         """Number of the next part. Parts that a compaction wrote down but did not live to delete go first: merged with a
         new one they would be read twice."""
-        last = holds_through(self.run.path / f"{table}.parquet")
-        for _, end, path in parts(self.run.path / "parts", table):
-            if end <= last:
-                path.unlink(missing_ok=True)
-            else:
-                last = end
-        return last + 1
+        holds = holds_through(self.run.path / f"{table}.parquet")
+        drop_parts(self.run.path / "parts", table, holds)
+        return max([holds, *(end for _, end, _ in parts(self.run.path / "parts", table))]) + 1
 
     def step(self, *values: float) -> None:
         """One row of ``steps``, in the schema's column order."""
@@ -132,5 +128,4 @@ class RunWriter:
             sources = [final] if final.exists() else []
             covered = holds_through(final)
             concatenate(sources + [path for _, end, path in live if end > covered], final, holds, SCHEMAS[table])
-        for *_, path in live:
-            path.unlink(missing_ok=True)
+        drop_parts(self.run.path / "parts", table, holds)

@@ -18,6 +18,7 @@ from core.theory import kernels
 from core.theory.fields import Field, InputStats, input_stats
 from core.theory.layers import Activation, Gradient, Layer, Pool, Weighted
 from core.theory.networks import TheoryUnavailable, bias_std, has_formula, module_layers, vgg_layers, weight_std
+from core.theory.typical import typical_stats
 
 __all__ = [
     "METRICS",
@@ -28,6 +29,7 @@ __all__ = [
     "input_stats",
     "module_layers",
     "predict",
+    "typical_stats",
     "vgg_layers",
     "weight_std",
 ]
@@ -45,7 +47,8 @@ METRICS = ("activation_rms", "signal_std", "correlation", "activation_grad_rms",
 
 
 def predict(layers: Sequence[Layer], stats: InputStats) -> list[dict[str, float | str | int | None]]:
-    """One row a convolution or linear layer, in order: ``layer``, ``depth`` (0 = nearest the input), ``kind`` and METRICS.
+    """One row a convolution or linear layer, in order: ``layer``, ``depth`` (0 = nearest the input), ``kind``,
+    ``weight_rms`` (root mean square of the weight) and METRICS.
 
     The last weighted layer's outputs are taken as the logits of a softmax cross-entropy over its units. ``signal_std``
     and ``correlation`` are None for a batch of one.
@@ -59,7 +62,8 @@ def predict(layers: Sequence[Layer], stats: InputStats) -> list[dict[str, float 
     for layer, inputs, outputs in reversed(list(zip(layers, fields[:-1], fields[1:], strict=True))):
         if isinstance(layer, Weighted):
             square = layer.weight_grad_square(grads, inputs, stats)
-            rows.append({"layer": layer.name, "kind": layer.kind, **_row(outputs, grads, square, stats)})
+            row = {"layer": layer.name, "kind": layer.kind, "weight_rms": layer.weight_std}
+            rows.append(row | _row(outputs, grads, square, stats))
         grads = layer.backward(grads, inputs, stats)
     return [{"layer": row.pop("layer"), "depth": depth, **row} for depth, row in enumerate(reversed(rows))]
 

@@ -124,7 +124,7 @@ def curves(
     drawn.update_xaxes(title={"text": "step", "standoff": 6}, rangemode="tozero", automargin=True)
     if column == "loss":
         reference(drawn, math.log(classes), f"ln {classes} = {math.log(classes):.3f}: a guess", log, above=True)
-        drawn.update_yaxes(title={"text": "cross-entropy, nats", "standoff": 8}, automargin=True)
+        drawn.update_yaxes(title={"text": "cross-entropy, nats", "standoff": 8}, automargin=True, uirevision="log" if log else "linear")
         drawn.update_yaxes(**({"type": "log", "exponentformat": "power"} if log else {"range": [0, top]}))
     else:
         reference(drawn, 1 / classes, f"1/{classes} = {text.percent(1 / classes)}: a guess", False, above=False)

@@ -112,6 +112,8 @@ def _actions(chosen: list[RunInfo]) -> None:
             st.switch_page("screens/live.py", query_params={"run": ids})
         if len(chosen) == 1 and st.button("Gradients", icon=":material/grid_on:", key="gradients"):
             st.switch_page("screens/gradients.py", query_params={"run": ids[0]})
+        if len(chosen) == 1 and st.button("Diagnose", icon=":material/stethoscope:", key="diagnose"):
+            st.switch_page("screens/diagnosis.py", query_params={"run": ids[0]})
         if len(chosen) == 2 and st.button("Compare", icon=":material/compare:", type="primary", key="compare"):
             older, newer = sorted(chosen, key=lambda info: (info.outcome == "converged", info.created))
             st.switch_page("screens/compare.py", query_params={"a": older.run, "b": newer.run})

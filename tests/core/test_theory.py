@@ -386,6 +386,24 @@ def test_input_stats_of_nothing():
         assert np.isfinite(stats.field().sample).all()
 
 
+@pytest.mark.parametrize("size", [32, 64, 224])
+@pytest.mark.parametrize("init", ["default", "kaiming_normal"])
+def test_typical_stats_are_those_of_the_digits(init, size):
+    config = RunConfig(init=init, image_size=size, batch_size=64)
+    inputs, targets, _ = first_batch(config)
+    real, typical = (
+        theory.input_stats(inputs.numpy(), targets.numpy()),
+        theory.typical_stats(config.replace(batch_size=len(inputs))),
+    )
+    assert [len(getattr(real, name)) for name in ("within", "apart", "coherence", "unequal")] == [len(typical.within)] * 3 + [
+        len(typical.unequal)
+    ]
+    vgg = theory.vgg_layers(config, in_channels=1, num_classes=10)
+    for one, two in zip(theory.predict(vgg, real), theory.predict(vgg, typical), strict=True):
+        for metric in theory.METRICS:
+            assert two[metric] == pytest.approx(one[metric], rel=0.15 if size < 224 else 0.5), (one["layer"], metric)
+
+
 def test_digits_are_what_the_first_batch_says():
     config = RunConfig(image_size=32, batch_size=16)
     inputs, targets, classes = first_batch(config)

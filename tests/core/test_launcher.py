@@ -1,0 +1,232 @@
+"""The queue with real processes: order, slots, deaths of workers and supervisors, stop, resume, and the story itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+
+from core import launcher
+from core.config import RunConfig, preset
+from core.diagnosis.compare import compare
+from core.errors import RunStateError
+from core.schema import LIVE, Status, Verdict
+from core.store import Run, RunWriter
+from core.trainer import CHECKPOINT
+from core.worker import claimed, main_in_child
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def endless(tiny):
+    """Trains in small steps until somebody stops it."""
+    return lambda **changes: tiny(epochs=100_000, train_samples=1438, batch_size=8, **changes)
+
+
+def status(run: Run) -> str:
+    return run.state()["status"]
+
+
+def ended(*runs: Run) -> bool:
+    return all(status(run) not in LIVE for run in runs)
+
+
+def steps(run: Run) -> int:
+    return len(run.read("steps"))
+
+
+def starts(run: Run) -> int:
+    return (run.path / "log.txt").read_text().count(" start ")
+
+
+def test_more_runs_than_slots_wait_their_turn(runs, tiny, two_slots, until):
+    """In order, two at a time, each once; supervisors started beside the first change nothing."""
+    made = launcher.submit(runs, [tiny(init_seed=seed, epochs=8, train_samples=480) for seed in range(3)])
+    assert [status(run) for run in made] == ["queued"] * 3 and launcher.queued(runs) == [run.id for run in made]
+    made += launcher.submit(runs, [tiny(init_seed=3, threads=2), tiny(init_seed=4, threads=0)])  # each takes the whole machine
+    for _ in range(3):
+        launcher.ensure_supervisor(runs)
+    twin = subprocess.Popen([sys.executable, "-m", "core.launcher", str(runs.root)], cwd=launcher.Path(launcher.__file__).parents[1])
+
+    together, seen = 0, set()
+    while not ended(*made):
+        running = [run.config() for run in made if status(run) == "running"]
+        used = sum(config.threads or 2 for config in running)
+        assert used <= 2, "more than the machine carries"
+        together = max(together, len(running))
+        seen |= {len(launcher.queued(runs))}
+        time.sleep(0.01)
+    assert together == 2 and {1, 2} <= seen
+    assert twin.wait(60) == 0, "a second supervisor leaves at once"
+    assert [status(run) for run in made] == ["finished"] * 5 and [starts(run) for run in made] == [1] * 5
+    began = [run.state()["started"] for run in made]
+    assert began == sorted(began), "first come, first served"
+    assert [steps(run) for run in made] == [240] * 3 + [20] * 2
+    assert launcher.queued(runs) == []
+
+    until(lambda: len(two_slots()) == 1, what="one supervisor, no worker")
+    [supervisor] = two_slots()
+    assert all(child.status() != psutil.STATUS_ZOMBIE for child in psutil.Process().children() + supervisor.children())
+    pids = {run.state()["pid"] for run in made}
+    assert len(pids) == 5 and not pids & {os.getpid(), supervisor.pid}, "a process of its own for each"
+    supervisor.kill()
+    until(lambda: not psutil.pid_exists(supervisor.pid), what="our own zombie is collected")
+
+
+def test_workers_outlive_their_supervisor(runs, endless, tiny, two_slots, until, monkeypatch):
+    """A killed supervisor's worker trains on; the next one adopts it, and notices when it dies."""
+    monkeypatch.setenv("INITSCOPE_SLOTS", "1")
+    first, second = launcher.submit(runs, [endless(), endless(init_seed=1)])
+    until(lambda: steps(first) > 5)
+    worker = psutil.Process(first.state()["pid"])
+    assert os.getsid(worker.pid) == worker.pid, "a session of its own: no terminal takes it along"
+    [supervisor] = [process for process in two_slots() if process.pid != worker.pid]
+    supervisor.kill()
+    supervisor.wait(10)
+    before = steps(first)
+    until(lambda: steps(first) > before + 20)
+    assert status(first) == "running" and status(second) == "queued"
+
+    launcher.ensure_supervisor(runs)
+    until(lambda: {p.pid for p in two_slots()} - {worker.pid}, what="a new supervisor")
+    before = steps(first)
+    until(lambda: steps(first) > before + 100)
+    assert status(second) == "queued" and starts(first) == 1, "the adopted worker takes its slot"
+
+    worker.kill()
+    until(lambda: first.json_file("status.json")["status"] == "crashed", what="written down, not only guessed by readers")
+    assert "its process is gone" in first.state()["error"] and runs.info(first.id).error
+    until(lambda: steps(second) > 5)
+    os.kill(second.state()["pid"], signal.SIGKILL)
+    until(lambda: second.json_file("status.json")["status"] == "crashed")
+    assert "signal 9 (SIGKILL)" in second.state()["error"]
+    assert " start " in second.log_tail(), "the tail of its log tells the story"
+
+    # A crashed run can go on, through the queue.
+    launcher.resume(runs, second)
+    until(lambda: status(second) == "running" and starts(second) == 2)
+    launcher.stop(runs, second)
+    until(lambda: ended(second))
+    assert status(second) == "stopped" and second.state()["error"] is None
+
+
+def test_stop_and_resume_through_the_queue(runs, tiny, trained, two_slots, until, monkeypatch):
+    monkeypatch.setenv("INITSCOPE_SLOTS", "1")
+    config = tiny(epochs=60, dropout=0.5, batch_norm=True, schedule="cosine")
+    running, waiting = launcher.submit(runs, [config, config])
+    launcher.stop(runs, waiting)
+    assert status(waiting) == "stopped" and launcher.queued(runs) in ([running.id], []), "a queued run stops at once"
+    until(lambda: steps(running) > 30)
+    launcher.stop(runs, running)
+    until(lambda: ended(running))
+    state = running.state()
+    assert (state["status"], state["outcome"]) == ("stopped", "undecided") and (running.path / CHECKPOINT).exists()
+    assert 30 < state["step"] < 600 and steps(running) == state["step"] and (running.path / "layers.parquet").exists()
+    for run in (running, waiting):
+        with pytest.raises(RunStateError, match="is stopped; only a queued or running run"):
+            launcher.stop(runs, run)
+    assert steps(waiting) == 0 and starts(waiting) == 0
+
+    launcher.resume(runs, running)
+    assert status(running) in ("queued", "running")
+    with pytest.raises(RunStateError, match="already"):
+        launcher.resume(runs, running)
+    launcher.resume(runs, waiting)
+    until(lambda: ended(running, waiting))
+    whole = trained(config)
+    for run in (running, waiting):
+        assert status(run) == "finished" and run.read("steps").drop_columns("seconds") == whole.read("steps").drop_columns("seconds")
+        with pytest.raises(RunStateError, match="nothing to resume"):
+            launcher.resume(runs, run)
+    assert (starts(running), starts(waiting)) == (2, 1)
+
+
+def test_what_cannot_run_does_not_hold_up_the_others(runs, tiny, two_slots, until, tmp_path, monkeypatch):
+    """A run without its data, one whose config is torn, one deleted from the queue: the supervisor goes on."""
+    monkeypatch.setenv("INITSCOPE_SLOTS", "1")
+    configs = [tiny(data=f"image_folder:{tmp_path / 'none'}"), tiny(), tiny(), tiny(), tiny()]
+    made = [runs.create(config) for config in configs]
+    for run in made:
+        launcher._mark(runs, run)
+    no_data, torn, deleted, renamed, good = made
+    (torn.path / "config.json").write_text('{"config": {"init": "no such"}}')
+    deleted.path.rename(tmp_path / "deleted")
+    (runs.root / launcher.QUEUE / "0~..").touch()
+    (runs.root / launcher.QUEUE / "rubbish").touch()
+    renamed.path.rename(runs.root / "renamed")
+    launcher.ensure_supervisor(runs)
+    until(lambda: ended(no_data, good))
+    assert status(good) == "finished"
+    assert status(no_data) == "failed" and "no folder" in no_data.state()["error"] and "no folder" in no_data.log_tail()
+    until(lambda: status(torn) not in LIVE)
+    assert torn.state()["error"] and "init" in torn.log_tail(), "the log says what was wrong with the config"
+    until(lambda: launcher.queued(runs) == [])
+    assert any(process.pid for process in two_slots())
+
+
+def test_a_worker_does_not_begin_what_has_ended(runs, tiny):
+    """Between a supervisor's look and its worker's start a run may have been stopped, or finished by another worker."""
+    for given in (Status.STOPPED, Status.FINISHED, Status.FAILED):
+        run = runs.create(tiny(), given)
+        assert main_in_child(run) == 0
+        assert status(run) == given and steps(run) == 0
+    run = runs.create(tiny())
+    with claimed(run), pytest.raises(RunStateError, match="another process"), claimed(run):
+        raise AssertionError("two at once")
+    with claimed(run):
+        assert main_in_child(run) == 0 and status(run) == "queued"
+    assert main_in_child(run) == 0 and status(run) == "finished"
+
+
+def test_a_new_supervisor_finds_runs_that_lost_their_place(runs, tiny, two_slots, until):
+    """Queued without a mark (the launching process died in between), and crashed without a supervisor to write it down."""
+    lost = runs.create(tiny())
+    crashed = runs.create(tiny(), Status.RUNNING, pid=2**22 + 1, pid_created=1.0)
+    elsewhere = runs.create(tiny(), Status.RUNNING, pid=1, host="another-machine")
+    launcher.ensure_supervisor(runs)
+    until(lambda: status(lost) == "finished")
+    assert crashed.json_file("status.json")["status"] == "crashed"
+    assert elsewhere.json_file("status.json")["status"] == "running", "another machine's run is not ours to judge"
+
+
+def test_only_runs_of_ours_can_be_resumed(runs):
+    run = runs.create({"init": "custom", "model": "Net"}, Status.STOPPED, source="recorder")
+    with pytest.raises(RunStateError, match="a loop of your own"):
+        launcher.resume(runs, run)
+    assert status(run) == "stopped" and launcher.queued(runs) == []
+
+
+@pytest.mark.parametrize(("given", "expected"), [("3", 3), ("0", 1), ("²", None), ("", None), ("-1", None), ("many", None)])
+def test_slots(monkeypatch, given, expected):
+    monkeypatch.setenv("INITSCOPE_SLOTS", given)
+    assert launcher.slots() == (expected or len(os.sched_getaffinity(0)))
+    for config in ({"threads": 1}, {"threads": 0}, {"threads": 10**6}, {"threads": "x"}, {}, None):
+        assert 1 <= launcher.threads_of(config) <= launcher.slots()
+
+
+@pytest.mark.slow
+def test_the_story(runs, two_slots, until):
+    """Quick preset, two seeds: default weights stay at chance, Kaiming's converge, and the comparison says fixed."""
+    quick = preset("quick")
+    made = launcher.submit(runs, [quick.replace(init=init, init_seed=seed) for seed in (0, 1) for init in ("default", "kaiming_normal")])
+    until(lambda: ended(*made), seconds=280, what="four quick runs")
+    outcomes = {(run.config().init, run.config().init_seed): run.state()["outcome"] for run in made}
+    assert outcomes == {(init, seed): what for init, what in (("default", "not_converged"), ("kaiming_normal", "converged")) for seed in (0, 1)}
+
+    answer = compare(runs.select("init=default"), runs.select("init=kaiming_normal"))
+    assert answer.verdict == Verdict.FIXED and answer.converged == {"a": [0, 2], "b": [2, 2]} and answer.fair
+    assert answer.headline.startswith("fixed: 2 of 2 converge with kaiming_normal, 0 of 2 with default")
+    assert answer.changed_fields == {"init": ["default", "kaiming_normal"]}
+    ratios = {row["layer"]: row["log10_grad_ratio"] for row in answer.layers}
+    assert ratios["conv1_1"] > 6 > 3 > ratios["fc3"], "the further from the output, the more gradient came back"
+
+    silent = pd.read_parquet(runs.select("init=default")[0].path / "layers.parquet").query("step == 0").set_index("layer")
+    assert silent["grad_norm"]["conv1_1"] < 1e-6 < 1e-3 < silent["grad_norm"]["fc3"]
+    assert silent["activation_std"]["fc2"] > 1e-3 and silent["signal_std"]["fc2"] < 1e-6, "the RMS alone would hide the fault"
