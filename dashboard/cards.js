@@ -1,6 +1,6 @@
 // A card a run: state, progress, loss, speed, time left. Kept current by the page's event stream without a rerun.
 import { TOKENS } from "./settings.js"
-import { number, style, themeOf } from "./plot.js"
+import { number, style, themeOf } from "./ink.js"
 import { join } from "./live.js"
 
 const boards = new Map() // parentElement -> board

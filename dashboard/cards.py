@@ -57,7 +57,7 @@ def headline(runs: Sequence[RunInfo], progress: Mapping[str, Mapping[str, Any]],
 def cards(runs: Sequence[RunInfo], progress: Mapping[str, Mapping[str, Any]], *, key: str) -> bool:
     """Draw a card for each run. True in the rerun that follows the end of a live one.
 
-    ``progress`` holds ``stream.progress`` of every run; live runs update themselves from there on.
+    ``progress`` holds ``loaders.progress`` of every run; live runs update themselves from there on.
     """
     marks = {**theme.OUTCOMES, **theme.STATUSES}
     data = {

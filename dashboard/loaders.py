@@ -23,10 +23,11 @@ from core.config import RunConfig
 from core.diagnosis.compare import Comparison, compare
 from core.diagnosis.diagnose import Diagnosis, diagnose
 from core.diagnosis.thresholds import Thresholds
-from core.errors import RunFolderError, RunStateError
-from core.schema import LIVE
+from core.errors import InitScopeError, RunFolderError, RunStateError
+from core.schema import LIVE, Verdict
 from core.store import Run, RunInfo, Runs
-from dashboard import stream
+from dashboard import live_rows
+from dashboard import sides
 from dashboard.figures import architecture, heatmap
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,9 +122,9 @@ def last_layers(run_ids: Iterable[str]) -> dict[str, pd.DataFrame]:
 @st.cache_resource(max_entries=48, show_spinner=False)
 def _last_layers(path: str, revision: tuple) -> pd.DataFrame:
     run = Run(path)
-    rows, _ = run.tail("layers", stream.near_end(run, "layers"))
+    rows, _ = run.tail("layers", live_rows.near_end(run, "layers"))
     rows = rows if rows.num_rows else run.read("layers")
-    return stream.last_step(rows).to_pandas()
+    return live_rows.last_step(rows).to_pandas()
 
 
 def stop(run_id: str) -> None:
@@ -135,15 +136,15 @@ def stop(run_id: str) -> None:
 @st.cache_resource(max_entries=200, show_spinner=False)
 def _recent_steps(path: str, revision: tuple) -> pa.Table:
     run = Run(path)
-    rows, _ = run.tail("steps", stream.near_end(run, "steps"))
-    rows = rows if rows.num_rows >= stream.PACE_STEPS else run.read("steps")
-    return rows.slice(max(0, rows.num_rows - stream.PACE_STEPS)).combine_chunks()
+    rows, _ = run.tail("steps", live_rows.near_end(run, "steps"))
+    rows = rows if rows.num_rows >= live_rows.PACE_STEPS else run.read("steps")
+    return rows.slice(max(0, rows.num_rows - live_rows.PACE_STEPS)).combine_chunks()
 
 
 def progress(run: RunInfo) -> dict[str, Any]:
     """What cards and headline say of a run before the event stream takes over."""
     folder = Run(runs().root / run.run)
-    return stream.progress({**run.state, "status": run.status}, _recent_steps(str(folder.path), folder.revision()), run.config)
+    return live_rows.progress({**run.state, "status": run.status}, _recent_steps(str(folder.path), folder.revision()), run.config)
 
 
 def log_tail(run_id: str, lines: int = 30) -> str:
@@ -210,6 +211,18 @@ def comparison(a: str, b: str) -> Comparison:
     # Whether a live run still lives is not in its files: its state joins the key.
     seen = tuple((Run(path).revision(), info(Path(path).name).status) for side in sides for path in side)
     return _comparison(sides[0], sides[1], seen)
+
+
+def latest_comparison(infos: Sequence[RunInfo]) -> Comparison | None:
+    """The comparison a person most likely waits for, if its runs have come far enough to tell."""
+    a, b = sides.suggested_pair(infos)
+    if not a or a == b:
+        return None
+    try:
+        found = comparison(a, b)
+    except InitScopeError:
+        return None  # a run was deleted or is damaged: its row in the table says so
+    return found if found.verdict != Verdict.UNDECIDED else None
 
 
 # -- sweeps

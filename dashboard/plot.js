@@ -1,5 +1,6 @@
 // Draws Plotly figures for dashboard/plot.py. One module for all charts of a page; Plotly.react keeps node and zoom.
-import { PLOTLY_URL, TOKENS } from "./settings.js"
+import { PLOTLY_URL } from "./settings.js"
+import { axis, change, number, PAPER, plain, resolved, style, themeOf } from "./ink.js"
 import { join } from "./live.js"
 
 const TITLE = 32 // pixels of a figure's upper margin that are meant for its title
@@ -24,65 +25,7 @@ function plotly() {
   return library
 }
 
-export function style() {
-  if (document.getElementById("initscope-css")) return
-  const link = document.createElement("link")
-  Object.assign(link, { id: "initscope-css", rel: "stylesheet", href: new URL("./plot.css", import.meta.url) })
-  document.head.append(link)
-}
-
-// -- theme
-
-function luminance(color) {
-  const probe = document.createElement("canvas").getContext("2d")
-  probe.fillStyle = color
-  probe.fillRect(0, 0, 1, 1)
-  const [r, g, b] = probe.getImageData(0, 0, 1, 1).data
-  return 0.299 * r + 0.587 * g + 0.114 * b
-}
-
-export function themeOf(element) {
-  const css = getComputedStyle(element)
-  const read = (name, fallback) => css.getPropertyValue(name).trim() || fallback
-  const dark = luminance(read("--st-background-color", "#fff")) < 128
-  return {
-    dark,
-    tokens: TOKENS[dark ? "dark" : "light"],
-    font: read("--st-font", "sans-serif"),
-    heading: read("--st-heading-font", "serif"),
-    background: read("--st-background-color", "#fff"),
-  }
-}
-
-// Text that was escaped for Plotly's little HTML, as it was typed.
-const plain = (text) => (text ?? "").replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&").replaceAll("\u200b", "")
-
-const PAPER = { ...TOKENS.light, paper: "#FFFFFF" }
-
-// A copy in which every "var(--token)" has become a colour. Long arrays are shared, not copied.
-function resolved(value, tokens) {
-  if (typeof value === "string") return value.startsWith("var(--") ? (tokens[value.slice(6, -1)] ?? value) : value
-  if (Array.isArray(value)) return value.length > 99 ? value : value.map((item) => resolved(item, tokens))
-  if (value && typeof value === "object" && !ArrayBuffer.isView(value)) {
-    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, resolved(item, tokens)]))
-  }
-  return value
-}
-
-// Set {"xaxis.tickangle": 90} in a nested object.
-function change(object, changes) {
-  for (const [path, value] of Object.entries(changes ?? {})) {
-    const keys = path.split(".")
-    const last = keys.pop()
-    keys.reduce((at, key) => (at[key] ??= {}), object)[last] = value
-  }
-}
-
-function axis(given, tokens) {
-  const quiet = { gridcolor: tokens.grid, zerolinecolor: tokens.line, linecolor: tokens.line, tickcolor: tokens.line }
-  const title = given.title && { ...given.title, font: { size: 12, color: tokens.muted, ...given.title.font } }
-  return { ...quiet, ...given, title, tickfont: { size: 12, color: tokens.muted, ...given.tickfont } }
-}
+// -- the layout
 
 function dressed(layout, theme, tokens, width) {
   const dress = resolved(layout, tokens)
@@ -106,21 +49,6 @@ function dressed(layout, theme, tokens, width) {
 }
 
 // -- numbers
-
-const RAISED = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹" }
-
-// Three significant digits, as dashboard/text.py writes them.
-export function number(value, digits = 3) {
-  if (!Number.isFinite(value)) return "–"
-  if (value === 0) return "0"
-  const [mantissa, exponent] = Math.abs(value).toExponential(digits - 1).split("e")
-  const sign = value < 0 ? "−" : ""
-  const power = Number(exponent)
-  if (power >= -3 && power < 9) {
-    return sign + Number(`${mantissa}e${power}`).toLocaleString("en-US", { maximumFractionDigits: Math.max(0, digits - 1 - power) })
-  }
-  return `${sign}${Number(mantissa)} × 10${[...String(power)].map((char) => RAISED[char]).join("")}`
-}
 
 const WORDS = {
   log10: (z) => number(10 ** z),
@@ -197,7 +125,8 @@ function extend(chart) {
       const at = new Map(live.layers.names.map((name, i) => [name, live.layers[trace.meta.layers][i]]))
       const values = trace.y.map((name) => (at.has(name) ? at.get(name) : undefined))
       const known = values.filter((v) => v > 0).map(Math.log10)
-      chart.layout.xaxis.range = [Math.min(low, ...known.map((v) => Math.floor(v))), Math.max(high, ...known.map((v) => Math.ceil(v)))]
+      const range = [Math.min(low, ...known.map(Math.floor)), Math.max(high, ...known.map(Math.ceil))]
+      if (range[0] < low || range[1] > high) Object.assign(chart.layout.xaxis, { range, tickvals: undefined, ticktext: undefined })
       trace.x = values.map((v) => (v === 0 ? 10 ** chart.data.figure.layout.xaxis.range[0] : v === null ? 10 ** chart.layout.xaxis.range[1] : v))
       trace.marker = { ...trace.marker, symbol: values.map((v) => (v === 0 ? "circle-open" : v === null ? "x" : "circle")) }
       trace.text = values.map((v) => (v === null ? "NaN or infinite" : number(v)))

@@ -31,7 +31,7 @@ from dashboard.stream import Hub
 
 HERE = Path(__file__).parent
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-SCRIPTS = {"plot.js": "text/javascript", "live.js": "text/javascript", "cards.js": "text/javascript", "plot.css": "text/css"}
+SCRIPTS = {"plot.js": "text/javascript", "live.js": "text/javascript", "ink.js": "text/javascript", "cards.js": "text/javascript", "plot.css": "text/css"}
 YEAR = "public, max-age=31536000, immutable"
 
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import signal
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from starlette.requests import Request
@@ -31,22 +31,17 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from core.errors import InitScopeError
 from core.schema import LIVE
 from core.store import Cursor, Run, Runs
-from core.store.parts import holds_through, parts
-from dashboard import sentences
+from dashboard.live_rows import PACE_STEPS, epoch_rows, near_end, newest_layers, progress, step_rows, thin
 
 POLL_SECONDS = 0.08
 HEARTBEAT_SECONDS = 15
+SHUTDOWN_SECONDS = 1.0
+"""A server that is told to stop waits for open streams: each looks this often whether it should end."""
 STATE_SECONDS = 1.0
 """A crash changes no file, so the state is looked at this often even if none changed."""
 MOST_RUNS = 64
-CATCH_UP = 2000
-"""Points a viewer that comes late gets at once; more are thinned, the newest kept."""
 REMEMBERED = 256
 """Messages a run keeps for viewers that lag; who lags more catches up from the files."""
-PACE_STEPS = 50
-"""Steps that say how fast a run is."""
-RECENT = 30
-"""Steps whose mean loss says whether a run learns: one batch alone is noise."""
 
 
 @dataclass(frozen=True)
@@ -66,65 +61,6 @@ class Position:
 
     def text(self, run: str) -> str:
         return f"{run}:{self.step}:{self.epoch}"
-
-
-def finite(values: Any) -> list[float | None]:
-    """Numbers for JSON, seven digits: NaN and infinity become None."""
-    return [float(f"{v:.7g}") if v is not None and math.isfinite(v) else None for v in values]
-
-
-def pace(steps: pa.Table, batch_size: int) -> tuple[float | None, float | None]:
-    """(images a second, seconds a step) over the last rows, None while there are too few."""
-    if steps.num_rows < 2:
-        return None, None
-    tail = steps.slice(max(0, steps.num_rows - PACE_STEPS))
-    at, seconds = tail["step"].to_numpy(), tail["seconds"].to_numpy()
-    done, took = int(at[-1] - at[0]), float(seconds[-1] - seconds[0])
-    if done <= 0 or took <= 0:
-        return None, None
-    return done * batch_size / took, took / done
-
-
-def progress(state: Mapping[str, Any], steps: pa.Table, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What cards and headline say of a run, from ``status.json``, the last rows of ``steps`` and the saved configuration."""
-    last = steps.slice(steps.num_rows - 1).to_pylist()[0] if steps.num_rows else {}
-    step = max(int(state.get("step") or 0), last.get("step", -1) + 1)
-    total, status, outcome = state.get("total_steps"), str(state.get("status")), state.get("outcome")
-    speed, each = pace(steps, int(config.get("batch_size") or 1))
-    live = status in LIVE
-    losses = steps["loss"].to_numpy()[-RECENT:] if steps.num_rows else np.empty(0)
-    classes = sentences.classes(config)
-    standing = sentences.standing(status, outcome, losses, math.log(classes))
-    accuracy = last.get("accuracy")
-    return {
-        "status": status,
-        "outcome": outcome,
-        "error": state.get("error"),
-        "step": step,
-        "total_steps": total,
-        "loss": finite([last.get("loss")])[0],
-        "broken": bool(last) and not math.isfinite(last["loss"]),
-        "accuracy": finite([accuracy])[0],
-        "images_per_second": finite([speed])[0] if live else None,
-        "seconds_left": finite([max(0, total - step) * each])[0] if live and total and each else None,
-        "standing": sentences.in_numbers(standing),
-        "says": sentences.says(standing, losses, step, accuracy, classes),
-    }
-
-
-def thin(rows: pa.Table, most: int = CATCH_UP) -> pa.Table:
-    """At most ``most`` rows: the newest quarter whole, the older ones evenly."""
-    if rows.num_rows <= most:
-        return rows
-    newest = most // 4
-    older = np.linspace(0, rows.num_rows - newest - 1, most - newest).astype(np.int64)
-    return rows.take(np.concatenate([older, np.arange(rows.num_rows - newest, rows.num_rows)]))
-
-
-def near_end(run: Run, table: str) -> Cursor:
-    """A cursor before the newest part, so that following a long run does not begin with reading all of it."""
-    listed = parts(run.path / "parts", table)
-    return Cursor(listed[-2][1] if len(listed) > 1 else holds_through(run.path / f"{table}.parquet"))
 
 
 class Feed:
@@ -218,29 +154,6 @@ class Feed:
         return rows
 
 
-def step_rows(steps: pa.Table) -> dict[str, Any]:
-    return {"x": steps["step"].to_pylist(), "loss": finite(steps["loss"].to_pylist()), "accuracy": finite(steps["accuracy"].to_pylist())}
-
-
-def epoch_rows(run: Run, epochs: pa.Table) -> dict[str, Any]:
-    """Validation, at the step after each epoch's last one."""
-    steps = run.read("steps", ["step", "epoch"]).group_by("epoch").aggregate([("step", "max")])
-    last = dict(zip(steps["epoch"].to_pylist(), steps["step_max"].to_pylist(), strict=True))
-    rows = epochs.filter(pc.is_in(epochs["epoch"], pa.array(list(last), epochs["epoch"].type)))
-    values = {name: finite(rows[name].to_pylist()) for name in ("val_loss", "val_accuracy")}
-    return {"x": [last[epoch] + 1 for epoch in rows["epoch"].to_pylist()], **values}
-
-
-def last_step(layers: pa.Table) -> pa.Table:
-    """The rows of the last step, nearest the input first."""
-    return layers.filter(pc.equal(layers["step"], pc.max(layers["step"]))).sort_by("depth")
-
-
-def newest_layers(layers: pa.Table) -> dict[str, Any]:
-    rows = last_step(layers)
-    return {"step": rows["step"][0].as_py(), "names": rows["layer"].to_pylist(), "grad_norm": finite(rows["grad_norm"].to_pylist())}
-
-
 @dataclass
 class Viewer:
     """One connection's place in one run."""
@@ -279,11 +192,13 @@ class Hub:
     async def _events(self, runs: Mapping[str, Run], positions: Mapping[str, Position]) -> AsyncIterator[str]:
         """The text of the stream. Starlette cancels it when the viewer is gone."""
         viewers = {run: Viewer(self._feed(runs[run]), position) for run, position in positions.items()}
+        clock = asyncio.get_running_loop().time
+        quiet_since = clock()
         for viewer in viewers.values():
             viewer.feed.enter()
         try:
             yield "retry: 1000\n\n"
-            while True:
+            while not server_stops():
                 # Taken before looking, so that nothing that comes meanwhile is missed.
                 news = [viewer.feed.news for viewer in viewers.values() if not viewer.ended]
                 for run, viewer in viewers.items():
@@ -294,7 +209,12 @@ class Hub:
                 if all(viewer.ended for viewer in viewers.values()):
                     yield f"event: end\ndata: {json.dumps({'runs': list(viewers)})}\n\n"
                     return
-                if not await _any(news, HEARTBEAT_SECONDS):
+                if await _any(news, min(SHUTDOWN_SECONDS, HEARTBEAT_SECONDS)):
+                    quiet_since = clock()
+                elif server_stops():
+                    return
+                elif clock() - quiet_since >= HEARTBEAT_SECONDS:
+                    quiet_since = clock()
                     yield ": still here\n\n"
         finally:
             for run, viewer in viewers.items():
@@ -321,6 +241,12 @@ class Hub:
             viewer.sequence += len(came)
         viewer.ended = feed.ended and viewer.sequence == feed.sequence
         return [fresh for message in came if (fresh := _after(viewer, message))]
+
+
+def server_stops() -> bool:
+    """Whether Ctrl-C or a SIGTERM has reached uvicorn, which then waits for every open answer before it tells anybody."""
+    server = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
+    return bool(getattr(server, "should_exit", False))
 
 
 def _last_event(text: str) -> dict[str, Position]:

@@ -114,7 +114,7 @@ def until() -> Callable[..., object]:
         while time.monotonic() < deadline:
             if value := condition():
                 return value
-            time.sleep(0.02)
+            time.sleep(0.05)
         raise AssertionError(f"waited {seconds:g} s in vain{': ' + what if what else ''}")
 
     return wait

@@ -81,7 +81,15 @@ class Picture:
         """The signal was gone at the first step, and more than an optimizer that moves the weights can make good."""
         if not self.at_first("signal_collapse"):
             return False
-        return float(self.vitals.kept[0]) < SEVERE or not self.vitals.path >= MOVED
+        return float(self.vitals.kept[0]) < SEVERE or not (self.vitals.path >= MOVED or self.timid)
+
+    @property
+    def timid(self) -> bool:
+        """Updates are tiny because the learning rate is, not because the gradients are."""
+        rates = self.vitals.learning_rate[np.isfinite(self.vitals.learning_rate)]
+        rate = float(np.median(rates)) if len(rates) else 0.0
+        push = self.vitals.update_fastest / rate if rate > 0 else float("nan")
+        return self.has("update_too_small") and not push < LEAST_PUSH
 
     @property
     def blind(self) -> bool:
@@ -93,9 +101,9 @@ class Picture:
     def validation_at_chance(self) -> bool:
         """The last validation accuracy is within the noise of guessing (``core.outcome``)."""
         scores = last_scores(self.vitals)
-        if scores is None or not self.curve.classes:
+        if scores is None or not self.curve.guess.classes:
             return False
-        chance = self.vitals.state.get("chance") or 1 / self.curve.classes
+        chance = self.vitals.state.get("chance") or 1 / self.curve.guess.classes
         samples = self.vitals.state.get("validation_samples") or 400
         return scores.validation <= chance_ceiling(chance, samples)
 
@@ -199,11 +207,8 @@ def lr_too_high(p: Picture) -> Case:
 
 def lr_too_low(p: Picture) -> Case:
     """Sound signals and gradients, and weights that hardly move."""
-    rates = p.vitals.learning_rate[np.isfinite(p.vitals.learning_rate)]
-    push = p.vitals.update_fastest / np.median(rates) if len(rates) and np.median(rates) > 0 else float("nan")
-    small = p.has("update_too_small") and not push < LEAST_PUSH
     slow = not p.violent and not p.succeeded and p.curve.progress < SLOW
-    possible = small and slow and not p.start_at_fault and not p.has("input_out_of_range", *MISUSES)
+    possible = p.timid and slow and not p.faded and not p.start_at_fault and not p.has("input_out_of_range", *MISUSES)
     sound = not p.at_first("signal_collapse")
     return Case(possible, [(3, possible), (1, sound), (1, p.curve.stuck), (1, not p.has("vanishing_gradient"))])
 

@@ -120,7 +120,7 @@ def read_curve(vitals: Vitals, thresholds: Thresholds) -> Curve:
     reference = guess.loss if guess.loss is not None else abs(start)
     progress = (reference - late) / reference if reference else 0.0
     change, significance = trend(y[len(y) // 3 :])
-    half = y[len(y) // 2 :]
+    half, usual = y[len(y) // 2 :], float(np.median(y[: max(5, len(y) // 5)])) if len(y) else math.nan
     margin = 1.2 + 2 * guess.doubt if guess.loss is not None else 1.5
     return Curve(
         count=len(loss),
@@ -134,7 +134,7 @@ def read_curve(vitals: Vitals, thresholds: Thresholds) -> Curve:
         error=1.25 * float(np.std(tail)) / math.sqrt(len(tail)) / reference if len(tail) and reference else 0.0,
         falling=significance < -4 and change < 0,
         nonfinite_step=int(vitals.loss_steps[broken[0]]) if len(broken) else None,
-        above_share=float((half > margin * max(first, reference)).mean()) if len(half) else 0.0,
+        above_share=float((half > margin * max(first, reference, usual)).mean()) if len(half) else 0.0,
         min_progress=max(thresholds.progress or 0.0, 1.5 * guess.doubt),
         spike=thresholds.spike,
     )

@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from core.diagnosis.vitals import Vitals
 
 NEAR = 0.25
@@ -45,7 +47,7 @@ def guessing(v: Vitals, first: float) -> Guess:
         return Guess("binary", price)
     if any(name.startswith("MseLoss") for name in v.chain):
         usable = constant is not None and constant > 0 and batch >= LEAST_BATCH
-        return Guess("mean", constant, doubt=math.sqrt(2 / batch)) if usable else Guess("mean")
+        return Guess("mean", constant, doubt=max(math.sqrt(2 / batch), scatter(v.loss))) if usable else Guess("mean", doubt=scatter(v.loss))
     softmax = any(name.startswith("NllLoss") or "Softmax" in name for name in v.chain)
     classes = loss.get("classes") or outputs or v.state.get("num_classes")
     if (v.chain and not softmax) or not classes or classes < 2 or not first > 0:
@@ -61,3 +63,10 @@ def guessing(v: Vitals, first: float) -> Guess:
         return Guess("classes", first, classes, scaled=True)  # small outputs cost ln K, so the loss is scaled
     known = told or abs(first / price - 1) < NEAR or (size > LOUD and 0.3 < first / size < 3)
     return Guess("classes", price, classes) if known else Guess(classes=classes)
+
+
+def scatter(loss: np.ndarray) -> float:
+    """Relative scatter of a loss from batch to batch: the median step's |change| / sqrt 2 over the median loss, as a standard deviation."""
+    finite = loss[np.isfinite(loss)]
+    middle = float(np.median(np.abs(finite))) if len(finite) else 0.0
+    return min(1.0, 1.05 * float(np.median(np.abs(np.diff(finite)))) / middle) if len(finite) > 8 and middle > 0 else 0.0

@@ -52,7 +52,8 @@ def figure(title: str, height: int, **layout: Any) -> go.Figure:
         "title": {"text": title, "font": {"size": 15}},
         "height": height,
         "margin": {"l": 56, "r": 12, "t": TOP, "b": 44},
-        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top", "font": {"size": 12}},
+        "legend": {"orientation": "h", "x": 0, "xref": "container", "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom",
+                   "font": {"size": 12}},
         "hoverlabel": {"align": "left"},
         "xaxis": {"separatethousands": True, "exponentformat": "none"},
     }

@@ -56,5 +56,4 @@ def depth(
     drawn.update_xaxes(type="category", categoryorder="array", categoryarray=layers, dtick=1 if len(layers) <= 40 else None,
                        automargin=True, tickangle=-45, showgrid=False, title={"text": "input → output", "standoff": 4})
     drawn.update_yaxes(**base.log_axis(COLUMN[metric].title.lower(), low, high, zeros, bad))
-    drawn.update_layout(legend={"y": -0.42})
     return drawn

@@ -154,7 +154,6 @@ def finish(drawn: go.Figure, layers: list[str], steps: np.ndarray, per: int) -> 
     words = "step" if per == 1 else f"step · each column: median of {per} recorded steps"
     drawn.update_layout(
         shapes=base.block_lines(layers, "y", theme.PAPER, 2), hovermode="closest", margin={"l": 68, "t": 66, "r": 18},
-        legend={"y": -0.13},
     )
     drawn.update_xaxes(title={"text": words, "standoff": 14}, showgrid=False, zeroline=False, automargin=True, ticks="outside", ticklen=4)
     drawn.update_yaxes(type="category", categoryorder="array", categoryarray=layers, range=[-0.5, len(layers) - 0.5], dtick=1 if len(layers) <= 40 else None,

@@ -80,5 +80,4 @@ def layer_curve(
     drawn.update_xaxes(title={"text": "step", "standoff": 6}, automargin=True)
     axis = {"range": [-0.02, 1.02], "tickformat": ".0%"} if linear else base.log_axis(COLUMN[metric].title.lower(), low, high, zeros, bad)
     drawn.update_yaxes(**{**axis, "automargin": True})
-    drawn.update_layout(legend={"y": -0.24})
     return drawn

@@ -12,7 +12,7 @@ from core.diagnosis.statistics import p_text
 from core.errors import InitScopeError
 from core.schema import COLUMN
 from core.store import RunInfo
-from dashboard import loaders, sides, text, theme
+from dashboard import empty, loaders, sides, text, theme
 from dashboard.figures import bands, base, curves, depth, heatmap, ratio
 from dashboard.plot import plot
 
@@ -23,8 +23,7 @@ def page() -> None:
     listed = loaders.listing()
     choices = sides.choices(listed)
     if len(choices) < 2:
-        st.title("Compare two runs", anchor=False)
-        st.markdown("There are not two runs yet. Launch `default` and `kaiming_normal` from the sidebar; when both have ended, come back here.")
+        empty.nothing_yet("Did changing it fix it?", "There are not two runs to compare yet.")
         return
     above = st.container()
     a, b = _choose(choices, sides.suggested_pair(listed))
@@ -41,10 +40,12 @@ def page() -> None:
 
 def _choose(titles: dict[str, str], suggested: tuple[str, str]) -> tuple[str, str]:
     """The two sides; the address bar holds them, so a link opens the same comparison."""
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+    left, middle, right = st.columns([6, 2, 6], vertical_alignment="bottom")
+    with left:
         a = _side("A", "a", titles, suggested[0])
-        st.button("Swap", icon=":material/swap_horiz:", on_click=_swap, key="swap", help="Exchange A and B")
+    with right:
         b = _side("B", "b", titles, suggested[1])
+    middle.button("Swap", icon=":material/swap_horiz:", on_click=_swap, key="swap", help="Exchange A and B", width="stretch")
     return a, b
 
 

@@ -14,7 +14,7 @@ from core.diagnosis.findings import Finding
 from core.diagnosis.thresholds import LIMITS, PRESETS, Limit, Thresholds
 from core.errors import InitScopeError
 from core.store import RunInfo
-from dashboard import loaders, selection, sentences, text, theme
+from dashboard import empty, loaders, selection, sentences, text, theme
 
 BLOCK_LIMIT = 6
 """Layers named one by one in a finding; more are counted."""
@@ -23,8 +23,7 @@ BLOCK_LIMIT = 6
 def page() -> None:
     infos = [info for info in loaders.listing() if info.status != "unreadable"]
     if not infos:
-        st.title("Why did it not train?", anchor=False)
-        st.markdown("There is no run to diagnose yet. Launch one from the sidebar.")
+        empty.nothing_yet("Why did it not train?", "There is no run to diagnose yet.")
         return
     above = st.container()
     info = selection.run(infos, selection.newest_or_live(infos)[0], key="diagnosis-run")

@@ -8,21 +8,16 @@ import pandas as pd
 import streamlit as st
 
 from core.catalog import init_title
-from core.config import quick
 from core.schema import Status
 from core.store import RunInfo
-from dashboard import launch_form, loaders, run_actions, sidebar, text, theme
+from dashboard import empty, loaders, run_actions, sides, text, theme
 
 PAGE_ROWS = 200
 
 
 def page() -> None:
     infos = loaders.listing()
-    st.title("Is it the initialization?", anchor=False)
-    st.markdown(
-        "A deep network whose weights begin too small learns nothing: by the last layer two different images look the same, and no "
-        "gradient finds its way back. Launch a run from the sidebar, watch every layer, and compare it with one that begins right."
-    )
+    _answer(infos)
     if not infos:
         _first_time()
         return
@@ -32,15 +27,30 @@ def page() -> None:
     _unreadable(infos)
 
 
+def _answer(infos: list[RunInfo]) -> None:
+    """The question; once the newest runs answer it, the answer."""
+    result = loaders.latest_comparison(infos)
+    if result is None:
+        st.title("Is it the initialization?", anchor=False)
+        st.markdown(
+            "A deep network whose weights begin too small learns nothing: by the last layer two different images look the same, and no "
+            "gradient finds its way back. Launch a run from the sidebar, watch every layer, and compare it with one that begins right."
+        )
+        return
+    st.title(f"{theme.VERDICTS[result.verdict].shape} {text.heading(result.headline)}", anchor=False)
+    st.markdown("Is it the initialization, and did changing it fix it? That is the newest answer; the evidence is one click away.")
+    a, b = sides.suggested_pair(infos)
+    st.page_link("screens/compare.py", label="See the evidence", icon=":material/compare:", query_params={"a": a, "b": b})
+
+
 def _first_time() -> None:
     with st.container(border=True):
         st.subheader("No runs yet", anchor=False)
         st.markdown(
-            "The story takes about half a minute on two processor cores and needs no download: the same VGG16 on the same handwritten digits in "
-            "the same order, once with PyTorch's default weights and once with Kaiming's."
+            "The story: the same VGG16 on the same handwritten digits in the same order, once with PyTorch's default weights and once "
+            "with Kaiming's."
         )
-        if st.button("Run the story", type="primary", icon=":material/play_arrow:", key="story"):
-            sidebar.launch([quick().replace(init=init) for init in launch_form.STORY])
+        empty.story_button()
 
 
 def _filtered(infos: list[RunInfo]) -> list[RunInfo]:
@@ -73,7 +83,7 @@ def _table(infos: list[RunInfo]) -> list[str]:
             "Loss": [text.fixed(info.loss) for info in infos],
             "Accuracy": [text.percent(info.state.get("val_accuracy") or info.accuracy) for info in infos],
             "Loss over time": [_sparkline(info) for info in infos],
-            "Tags": [list(info.tags) for info in infos],
+            **({"Tags": [list(info.tags) for info in infos]} if any(info.tags for info in infos) else {}),
             "Age": [text.ago(info.created, now) for info in infos],
         }
     )
@@ -85,8 +95,10 @@ def _table(infos: list[RunInfo]) -> list[str]:
         selection_default={"selection": {"rows": [ids.index(run) for run in remembered]}},
         hide_index=True,
         column_config={
-            "Name": st.column_config.TextColumn(width="medium", pinned=True),
-            "Loss over time": st.column_config.LineChartColumn(help="Training loss from the first step to the last", y_min=0),
+            "Name": st.column_config.TextColumn(width=170, pinned=True),
+            "Loss": st.column_config.TextColumn(width=60),
+            "Accuracy": st.column_config.TextColumn(width=70),
+            "Loss over time": st.column_config.LineChartColumn(help="Training loss from the first step to the last", y_min=0, width=110),
             "Tags": st.column_config.ListColumn(),
         },
         alt="All runs, newest first: name, initialization, outcome, loss, accuracy and age",

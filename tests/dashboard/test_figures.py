@@ -239,7 +239,7 @@ def test_the_storys_network_has_134_300_362_parameters():
 
 
 @pytest.mark.parametrize("name", ["vgg11", "vgg13", "vgg16", "vgg19"])
-@pytest.mark.parametrize("changes", [{}, {"width": 0.25, "image_size": 32, "batch_norm": True}, {"data": "cifar10", "num_classes": 7, "width": 1.5}])
+@pytest.mark.parametrize("changes", [{}, {"width": 0.25, "image_size": 32, "batch_norm": True}, {"data": "cifar10", "num_classes": 17, "width": 1.5}])
 def test_shapes_and_counts_are_the_real_networks(name, changes):
     import torch
 
