@@ -26,8 +26,7 @@ from core.diagnosis.thresholds import Thresholds
 from core.errors import InitScopeError, RunFolderError, RunStateError
 from core.schema import LIVE, Verdict
 from core.store import Run, RunInfo, Runs
-from dashboard import live_rows
-from dashboard import sides
+from dashboard import live_rows, sides
 from dashboard.figures import architecture, heatmap
 
 ROOT = Path(__file__).resolve().parent.parent

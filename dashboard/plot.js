@@ -128,7 +128,7 @@ function extend(chart) {
       const range = [Math.min(low, ...known.map(Math.floor)), Math.max(high, ...known.map(Math.ceil))]
       if (range[0] < low || range[1] > high) Object.assign(chart.layout.xaxis, { range, tickvals: undefined, ticktext: undefined })
       trace.x = values.map((v) => (v === 0 ? 10 ** chart.data.figure.layout.xaxis.range[0] : v === null ? 10 ** chart.layout.xaxis.range[1] : v))
-      trace.marker = { ...trace.marker, symbol: values.map((v) => (v === 0 ? "circle-open" : v === null ? "x" : "circle")) }
+      trace.marker = { ...trace.marker, symbol: values.map((v) => (v === 0 ? "circle-open" : v === null ? "x" : trace.meta.symbol)) }
       trace.text = values.map((v) => (v === null ? "NaN or infinite" : number(v)))
       trace.seen = live.layers.step
       changed = true

@@ -40,6 +40,8 @@ NEARLY_PERFECT = 0.9
 """Frozen weights are forgiven when this share of the loss of guessing is gone all the same."""
 SLOW = 0.1
 """A run at a tiny learning rate that has lost less than this share of its loss is too slow, not learning."""
+TINY = 1e-4
+"""Updates below this are too small whatever the loss does; up to the threshold they are if the loss falls, only slowly."""
 LEAST_PUSH = 0.01
 """|change| / |weight| a step per unit of learning rate, below which not the learning rate is what is small."""
 
@@ -89,7 +91,8 @@ class Picture:
         rates = self.vitals.learning_rate[np.isfinite(self.vitals.learning_rate)]
         rate = float(np.median(rates)) if len(rates) else 0.0
         push = self.vitals.update_fastest / rate if rate > 0 else float("nan")
-        return self.has("update_too_small") and not push < LEAST_PUSH
+        tiny = self.vitals.update_fastest < TINY or self.curve.falling
+        return self.has("update_too_small") and tiny and not push < LEAST_PUSH
 
     @property
     def blind(self) -> bool:
@@ -219,7 +222,7 @@ def labels_unrelated(p: Picture) -> Case:
     memorised = c.learning and p.validation_at_chance
     unmoved = c.stuck and not c.above_chance and c.steps >= 0.8 * MIN_STEPS
     damaged = p.later("dead_units", "signal_collapse", "saturated_units") and not memorised
-    sound = not (p.faded or damaged or p.start_at_fault or p.has("input_out_of_range", "update_too_small", *MISUSES))
+    sound = not (p.faded or damaged or p.start_at_fault or p.timid or p.has("input_out_of_range", *MISUSES))
     possible = (memorised or unmoved) and sound and not p.has("loss_oscillates") and not c.spiked
     return Case(
         possible,

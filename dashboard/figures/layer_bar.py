@@ -60,9 +60,10 @@ def layer_bar(
         placed, symbols = base.pinned(run.values, low, high)
         drawn.add_scatter(
             x=placed, y=run.layers, mode="lines+markers", name=name, opacity=look.opacity,
-            line={"color": look.color, "width": 1, "dash": look.dash}, marker={"color": look.color, "size": 9, "symbol": symbols},
+            line={"color": look.color, "width": 1, "dash": look.dash},
+            marker={"color": look.color, "size": 9, "symbol": [look.symbol if s == "circle" else s for s in symbols]},
             hovertemplate="%{y}: %{text}<extra>%{fullData.name}</extra>", text=[f"{v:.3g}" for v in run.values],
-            meta={"run": run.subject.run, "layers": metric},
+            meta={"run": run.subject.run, "layers": metric, "symbol": look.symbol},
         )
     drawn.update_xaxes(**base.log_axis(COLUMN[metric].title.lower(), low, high, zeros, bad))
     drawn.update_yaxes(type="category", categoryorder="array", categoryarray=layers, range=[-0.6, len(layers) - 0.4], dtick=1, automargin=True)

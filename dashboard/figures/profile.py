@@ -35,7 +35,6 @@ def profile(probes: Mapping[str, Mapping[str, Any]], metric: str = "signal_std")
     low, high = base.decade_limits(np.log10(everything[np.isfinite(everything) & (everything > 0)]))
     low -= bool((everything == 0).any())
     drawn = base.figure(title, 400, shapes=base.block_lines(layers, "x"), meta={"narrow": {"xaxis.tickangle": 90}})
-    drawn.update_layout(margin={"b": 96}, legend={"y": -0.36})
     for init, result in probes.items():
         color, symbol = theme.init_color(init), theme.init_symbol(init)
         names = [row["layer"] for row in result["layers"]]

@@ -69,9 +69,9 @@ def _forecasts(config: RunConfig, probes: dict[str, dict]) -> None:
         mark = theme.OUTCOMES[result["forecast"]["outcome"]]
         with st.container(border=True, horizontal=True, vertical_alignment="center"):
             st.markdown(f":{mark.badge}[{mark.shape}] **{catalog.init_title(init)}** · {text.markdown(result['forecast']['reason'])}")
-            if result["forecast"]["outcome"] == Outcome.CONVERGED:
-                if st.button("Launch it", key=f"probe_launch_{init}", icon=":material/play_arrow:", type="primary"):
-                    sidebar.launch([config.replace(init=init)])
+            will_train = result["forecast"]["outcome"] == Outcome.CONVERGED
+            if will_train and st.button("Launch it", key=f"probe_launch_{init}", icon=":material/play_arrow:", type="primary"):
+                sidebar.launch([config.replace(init=init)])
 
 
 def _numbers(probes: dict[str, dict]) -> None:

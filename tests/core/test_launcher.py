@@ -54,7 +54,7 @@ def test_more_runs_than_slots_wait_their_turn(runs, tiny, two_slots, until):
     """In order, two at a time, each once; supervisors started beside the first change nothing."""
     made = launcher.submit(runs, [tiny(init_seed=seed, epochs=2, train_samples=1438) for seed in range(3)])
     assert [status(run) for run in made] == ["queued"] * 3 and launcher.queued(runs) == [run.id for run in made]
-    made += launcher.submit(runs, [tiny(init_seed=3, threads=2), tiny(init_seed=4, threads=0)])  # each takes the whole machine
+    made += launcher.submit(runs, [tiny(init_seed=seed, threads=threads, max_steps=2) for seed, threads in ((3, 2), (4, 0))])  # each takes the whole machine
     for _ in range(3):
         launcher.ensure_supervisor(runs)
     twin = subprocess.Popen([sys.executable, "-m", "core.launcher", str(runs.root)], cwd=launcher.Path(launcher.__file__).parents[1])
@@ -72,7 +72,7 @@ def test_more_runs_than_slots_wait_their_turn(runs, tiny, two_slots, until):
     assert [status(run) for run in made] == ["finished"] * 5 and [starts(run) for run in made] == [1] * 5
     began = [run.state()["started"] for run in made]
     assert began == sorted(began), "first come, first served"
-    assert [steps(run) for run in made] == [180] * 3 + [20] * 2
+    assert [steps(run) for run in made] == [180] * 3 + [2] * 2
     assert launcher.queued(runs) == []
 
     until(lambda: len(two_slots()) == 1, what="one supervisor, no worker")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from core import data
 from core.config import RunConfig, quick
-from core.inits import initialize
+from core.inits import LAYERS, initialize
 from core.models import vgg
 from core.recorder import Recorder
 from core.store import Run, Runs
@@ -146,14 +146,14 @@ def small_vgg(name: str = "vgg11", init: str = "kaiming_normal", gain: float = 1
 
 def with_bias(model: nn.Module, value: float, layers: slice = slice(None, -1)) -> nn.Module:
     """Set the biases of these layers (default: all but the last) to ``value``."""
-    for module in [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))][layers]:
+    for module in [m for m in model.modules() if isinstance(m, LAYERS)][layers]:
         nn.init.constant_(module.bias, value)
     return model
 
 
 def with_weights(model: nn.Module, value: float, layers: slice = slice(None)) -> nn.Module:
     """Set every weight of these layers to ``value``, and their biases to zero."""
-    for module in [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))][layers]:
+    for module in [m for m in model.modules() if isinstance(m, LAYERS)][layers]:
         nn.init.constant_(module.weight, value)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
