@@ -20,6 +20,7 @@ from core.config import OPTIONS, PRESETS, RunConfig
 from core.errors import ConfigError, InitScopeError, TrainingFailed, one_line
 from core.schema import LIVE, Status
 from core.store import Run, RunInfo, Runs, default_root, own_process
+from core.store.files import number
 
 DEFAULT_PRESET = "quick"
 STOP_WAIT_SECONDS = 60
@@ -194,10 +195,10 @@ def train_result(run: Run) -> dict[str, Any]:
     """The JSON of ``train`` and ``resume``."""
     state = run.state()
     final = {
-        "loss": state.get("train_loss", state.get("loss")),
-        "accuracy": state.get("train_accuracy", state.get("accuracy")),
-        "val_loss": state.get("val_loss"),
-        "val_accuracy": state.get("val_accuracy"),
+        "loss": number(state.get("train_loss", state.get("loss"))),
+        "accuracy": number(state.get("train_accuracy", state.get("accuracy"))),
+        "val_loss": number(state.get("val_loss")),
+        "val_accuracy": number(state.get("val_accuracy")),
     }
     return {"run": run.id, "status": state["status"], "outcome": state["outcome"], "final": final, "seconds": state.get("seconds")}
 

@@ -262,8 +262,8 @@ def threads_of(config: object) -> int:
 def _load_for_workers() -> None:
     """Load once what a forked worker would wait for: torch, and what its first optimizer (torch._dynamo) and pyarrow's
     first array (pandas) load behind their backs, 1.3 and 0.7 s."""
-    import pandas
-    import torch._dynamo
+    import pandas  # noqa: F401
+    import torch._dynamo  # noqa: F401
 
     import core.trainer  # noqa: F401
 

@@ -40,8 +40,10 @@ NEARLY_PERFECT = 0.9
 """Frozen weights are forgiven when this share of the loss of guessing is gone all the same."""
 SLOW = 0.1
 """A run at a tiny learning rate that has lost less than this share of its loss is too slow, not learning."""
-TINY = 1e-4
-"""Updates below this are too small whatever the loss does; up to the threshold they are if the loss falls, only slowly."""
+STANDING = 0.03
+"""A network whose fastest layer has not even gone this far (sum of update ratios) has hardly moved yet."""
+CREEPING = 0.02
+"""A loss that falls and has lost this share of guessing's is learning something, however slowly."""
 LEAST_PUSH = 0.01
 """|change| / |weight| a step per unit of learning rate, below which not the learning rate is what is small."""
 
@@ -67,7 +69,8 @@ class Picture:
     @property
     def violent(self) -> bool:
         """The loss shows that steps were too large: not finite, far above its beginning, or jumping."""
-        return self.curve.nonfinite or self.curve.spiked or self.curve.worsened or self.has("loss_oscillates")
+        spiked = self.curve.spiked and not self.curve.learned
+        return self.curve.nonfinite or spiked or self.curve.worsened or self.has("loss_oscillates")
 
     @property
     def succeeded(self) -> bool:
@@ -91,8 +94,8 @@ class Picture:
         rates = self.vitals.learning_rate[np.isfinite(self.vitals.learning_rate)]
         rate = float(np.median(rates)) if len(rates) else 0.0
         push = self.vitals.update_fastest / rate if rate > 0 else float("nan")
-        tiny = self.vitals.update_fastest < TINY or self.curve.falling
-        return self.has("update_too_small") and tiny and not push < LEAST_PUSH
+        standing = self.vitals.update_fastest * self.curve.steps < STANDING
+        return self.has("update_too_small") and standing and not push < LEAST_PUSH
 
     @property
     def blind(self) -> bool:
@@ -158,8 +161,10 @@ def loss_misuse(p: Picture) -> Case:
 
 def input_scale(p: Picture) -> Case:
     """The inputs' size or offset, not the weights, makes the first layer loud, faint or constant."""
+    shout = p.has("initial_loss_off") and (p.findings["initial_loss_off"].value or 0) > VERY_LOUD
     loud = p.has("initial_loss_off") or p.violent
-    possible = p.has("input_out_of_range") and (loud or not p.curve.learned) and not p.structure_at_fault
+    harm = shout or p.violent or not (p.curve.learned or p.succeeded)
+    possible = p.has("input_out_of_range") and harm and not p.structure_at_fault
     own = not p.at_first("signal_explosion")
     return Case(possible, [(3, possible), (1, p.failing), (1, loud or p.curve.stuck), (1, own)])
 
@@ -220,7 +225,8 @@ def labels_unrelated(p: Picture) -> Case:
     """Everything works and nothing can be learned: loss at guessing, or labels memorised with validation at guessing."""
     c = p.curve
     memorised = c.learning and p.validation_at_chance
-    unmoved = c.stuck and not c.above_chance and c.steps >= 0.8 * MIN_STEPS
+    creeping = c.falling and c.progress > CREEPING
+    unmoved = c.stuck and not c.above_chance and not creeping and c.steps >= 0.8 * MIN_STEPS
     damaged = p.later("dead_units", "signal_collapse", "saturated_units") and not memorised
     sound = not (p.faded or damaged or p.start_at_fault or p.timid or p.has("input_out_of_range", *MISUSES))
     possible = (memorised or unmoved) and sound and not p.has("loss_oscillates") and not c.spiked
@@ -251,7 +257,8 @@ def healthy(p: Picture) -> Case:
     short = c.steps < MIN_STEPS and not p.at_first("signal_collapse", "update_too_large") and not p.start_at_fault
     early = short and not p.violent and not p.has("update_too_small")
     going = c.learning or early or p.succeeded or (c.falling and not c.above_chance and not p.start_at_fault)
-    possible = going and not c.nonfinite and c.count > 0
+    guesses = p.validation_at_chance and c.steps >= MIN_STEPS
+    possible = going and not c.nonfinite and c.count > 0 and not guesses
     return Case(possible, [(2, c.learning or p.succeeded), (1, c.learned or p.succeeded), (1, not p.validation_at_chance)])
 
 

@@ -95,7 +95,7 @@ class Thresholds:
     frozen_share: float | None = limit(0.5, "Frozen weights", "Share of the weights that never move", 0.01, 1.0)
 
     # inputs
-    input_high: float | None = limit(10.0, "Inputs too large", "RMS of the inputs", 1, 1e4, log=True)
+    input_high: float | None = limit(3.0, "Inputs too large", "RMS of the inputs", 1, 1e4, log=True)
     input_low: float | None = limit(0.03, "Inputs too small", "Largest |input|", 1e-6, 1, log=True)
     input_offset: float | None = limit(5.0, "Inputs off centre", "|mean| of the inputs over their standard deviation", 1, 1e3, log=True)
     input_mean: float | None = limit(None, "Input mean", "|mean| of the inputs (off: harmless by itself)", 0.01, 1e3, log=True)

@@ -65,7 +65,7 @@ def _remedy(info: RunInfo, found: Diagnosis) -> None:
 def _launch(info: RunInfo, found: Diagnosis) -> None:
     runs = loaders.runs()
     try:
-        config = runs.get(info.run).config().replace(**found.remedy.changes, name="")
+        config = runs.get(info.run).config().replace(**found.remedy.changes, name="", sweep="")
         [made] = processes.submit(runs, [config])
     except InitScopeError as error:
         st.error(text.markdown(str(error)))

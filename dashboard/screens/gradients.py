@@ -5,14 +5,13 @@ from __future__ import annotations
 import streamlit as st
 
 from core.schema import COLUMN
-from dashboard import loaders, selection, sentences, text
+from dashboard import empty, loaders, selection, sentences, text
 from dashboard.figures import base, heatmap, layer_curve
 from dashboard.plot import plot
 
 infos = loaders.listing()
 if not infos:
-    st.title("No run yet.")
-    st.markdown("Start one from the sidebar: this page then shows every layer's gradient at every step.")
+    empty.nothing_yet("Where does the gradient die?", "No run yet. This page shows every layer's gradient at every step.")
     st.stop()
 
 head = st.container()

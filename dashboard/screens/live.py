@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import loaders, selection, sentences, text
+from dashboard import empty, loaders, selection, sentences, text
 from dashboard.cards import cards, headline
 from dashboard.figures import base, curves, layer_bar
 from dashboard.plot import plot
 
 infos = loaders.listing()
 if not infos:
-    st.title("No run yet.")
-    st.markdown("Start one from the sidebar: the quick preset trains in about ten seconds and needs no download. It appears here at once.")
+    empty.nothing_yet("Is it learning, now?", "No run yet. One that you launch appears here at once.")
     st.stop()
 
 head = st.container()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from core import outcome
-from core.outcome import chance_ceiling, converged_floor, judge
+from core.outcome import CERTAIN_SIGNAL, MIN_STEPS, certain, chance_ceiling, converged_floor, judge
 from core.schema import Outcome
 
 
@@ -66,3 +66,24 @@ def test_guessing_is_not_called_convergence(samples, classes):
     chances = stats.binom.pmf(hits, samples, 1 / classes)
     assert sum(p for p, found in zip(chances, outcomes, strict=True) if found is Outcome.CONVERGED) < 0.002
     assert sum(p for p, found in zip(chances, outcomes, strict=True) if found is Outcome.NOT_CONVERGED) > 0.98
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "changes", "expected"),
+    [
+        ([], {}, False),
+        ([0.1, 0.1], {}, True),  # at chance twice, and the output ignores the input
+        ([0.1], {}, False),
+        ([0.2, 0.1], {}, False),
+        ([0.1, 0.1], {"relative_signal": 10 * CERTAIN_SIGNAL}, False),  # at chance, but something still arrives
+        ([0.1, 0.1], {"steps": MIN_STEPS - 1}, False),
+        ([0.65], {"relative_signal": 1.0}, True),  # 61 % of the way
+        ([0.6], {"relative_signal": 1.0}, False),
+        ([0.95], {"steps": MIN_STEPS - 1}, False),
+    ],
+)
+def test_when_a_run_may_end_early(accuracies, changes, expected):
+    given = {"accuracies": accuracies, "steps": 1000, "chance": 0.1, "samples": 359, "relative_signal": 1e-8, **changes}
+    assert certain(**given) is expected
+    if expected:
+        assert judged(accuracy=accuracies[-1]) in (Outcome.CONVERGED, Outcome.NOT_CONVERGED), "an early end has an outcome"

@@ -1,0 +1,112 @@
+"""Probe, Diagnosis, Sweep and the report in a real browser, on runs that were really trained."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from core import launcher
+from core.config import quick
+from core.store import Runs
+from core.sweep import plan, watch
+from tests.browser.conftest import ROOT, Server, settle
+
+SWEEP = "short-sweep"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A dashboard on a finished sweep: both initializations of the story, two seeds each, three epochs."""
+    started = Server(tmp_path_factory.mktemp("answers") / "runs")
+    runs = Runs(started.runs)
+    made = launcher.submit(runs, plan(quick().replace(epochs=4), ["default", "kaiming_normal"], 2, SWEEP))
+    for _ in watch(runs, [run.id for run in made]):
+        pass
+    yield started
+    started.close()
+
+
+def test_sweep_answers_with_numbers_and_launches_more(page: Page, server: Server) -> None:
+    page.goto(f"{server.url}/sweep?sweep={SWEEP}")
+    settle(page)
+    expect(page.get_by_role("heading", level=1)).to_contain_text("fixed: 2 of 2 converge with kaiming_normal, 0 of 2 with default")
+    expect(page.get_by_text("Share of runs that converged")).to_be_visible()
+    page.get_by_role("link", name="Compare these two").click()
+    page.wait_for_url(re.compile("/compare"))
+    settle(page)
+    expect(page.get_by_role("heading", level=1)).to_contain_text("fixed: 2 of 2 converge with kaiming_normal")
+
+
+def test_sweep_refuses_an_unknown_axis_in_one_line(page: Page, server: Server) -> None:
+    page.goto(f"{server.url}/sweep")
+    settle(page)
+    page.get_by_text("Launch a sweep").click()
+    page.get_by_label("Also vary", exact=True).fill("gian=1,2")
+    before = len(Runs(server.runs).ids())
+    page.get_by_role("button", name="Launch the sweep").click()
+    expect(page.get_by_text('did you mean "gain"?')).to_be_visible()
+    assert len(Runs(server.runs).ids()) == before
+
+
+def test_diagnosis_names_the_cause_and_its_remedy_leads_to_compare(page: Page, server: Server) -> None:
+    runs = Runs(server.runs)
+    stuck = next(info for info in runs.list() if info.init == "default")
+    page.goto(f"{server.url}/diagnosis?run={stuck.run}")
+    settle(page)
+    expect(page.get_by_role("heading", level=1)).to_contain_text("The initial weights are too small")
+    expect(page.get_by_text("signal collapse")).to_be_visible()
+
+    # Replay: with a line that nothing crosses, the finding goes; back at the defaults it returns.
+    page.get_by_text("Move the thresholds").click()
+    page.get_by_role("radio", name="AUTOTRAINER").click()
+    settle(page)
+    expect(page.get_by_text("signal collapse")).to_have_count(0)
+    expect(page.get_by_text("vanishing gradient", exact=True)).to_be_visible()
+    page.get_by_role("radio", name="InitScope").click()
+    settle(page)
+    expect(page.get_by_text("signal collapse")).to_be_visible()
+
+    page.get_by_role("button", name=re.compile("Launch the same run with initialization Kaiming normal")).click()
+    page.wait_for_url(re.compile(rf"/compare\?a={stuck.run}"))
+    settle(page)
+    made = next(info for info in runs.list() if info.run in page.url and info.run != stuck.run)
+    assert made.config["init"] == "kaiming_normal"
+    assert (made.config["init_seed"], made.config["data_seed"]) == (stuck.config["init_seed"], stuck.config["data_seed"])
+    for _ in watch(runs, [made.run]):
+        pass
+    # The page turns to the verdict by itself.
+    expect(page.get_by_role("heading", level=1)).to_contain_text("fixed: 1 of 1 converge with kaiming_normal", timeout=30_000)
+
+
+def test_probe_forecasts_before_training(page: Page, server: Server) -> None:
+    page.goto(f"{server.url}/probe")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("kaiming_normal", timeout=90_000)
+    settle(page)
+    heading = page.get_by_role("heading", level=1).inner_text()
+    assert re.search(r"kaiming_normal will train; .*default.* will not", heading), heading
+    traces = page.evaluate("() => [...document.querySelectorAll('.js-plotly-plot')].map(p => p.data.map(t => t.mode))")
+    assert any("lines" in modes and "markers" in modes for modes in traces), "measured dots on predicted lines"
+    expect(page.get_by_role("button", name="Launch it").first).to_be_visible()
+
+
+def test_report_opens_offline(browser: Browser, server: Server, tmp_path: Path) -> None:
+    output = tmp_path / "report.html"
+    command = [sys.executable, "-m", "core", "report", f"init=default,sweep={SWEEP}", f"init=kaiming_normal,sweep={SWEEP}"]
+    subprocess.run([*command, "--output", str(output), "--runs", str(server.runs)], cwd=ROOT, check=True, capture_output=True)
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(output.as_uri())
+    expect(page.get_by_role("heading", level=1)).to_contain_text("fixed: 2 of 2 converge with kaiming_normal, 0 of 2 with default")
+    maps = page.evaluate("() => [...document.querySelectorAll('.js-plotly-plot')].filter(p => p.data.some(t => t.type === 'heatmap')).length")
+    assert maps == 3
+    expect(page.get_by_text("Initialization", exact=True).first).to_be_visible()
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    context.close()
