@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,9 +16,23 @@ from torch import Tensor, nn
 from core.inits import fans
 from core.meter import LayerMeter, is_normalization
 
+FIRST_STEPS = 8
+"""Steps whose outputs are looked at for what the targets are like."""
 IDENTICAL = 1e-3
 """Units whose incoming weights differ by at most this share of the weights' size count as identical."""
-_PRODUCTS = ("AddmmBackward0", "MmBackward0", "BmmBackward0", "AddmvBackward0", "MvBackward0", "BaddbmmBackward0", "LinearBackward0")
+_PRODUCTS = (
+    "AddmmBackward0",
+    "MmBackward0",
+    "BmmBackward0",
+    "AddmvBackward0",
+    "MvBackward0",
+    "BaddbmmBackward0",
+    "LinearBackward0",
+)
+_SHAPING = ("View", "Squeeze", "Select", "Reshape", "UnsafeView")
+"""Autograd operations that only change a shape."""
+_SCALING = ("Mul", "Div", "Add")
+"""Autograd operations by which a loss is scaled or joined by a penalty: they leave the sign of its gradient alone."""
 _CHAIN_LIMIT = 400
 """Autograd nodes looked at between the loss and the last layer."""
 
@@ -106,16 +121,11 @@ def input_facts(x: Tensor) -> dict[str, float]:
     return facts
 
 
-def first_step_facts(meter: LayerMeter, loss: Any, output: Tensor | None = None, gradient: Tensor | None = None) -> dict[str, Any]:
-    """Which nonlinearity and normalization follow each layer, the operations between the last layer and the loss, and the
-    loss of the best constant answer (from the first batch's outputs and the loss's gradient for them)."""
+def first_step_facts(meter: LayerMeter, loss: Any) -> dict[str, Any]:
+    """Which nonlinearity and normalization follow each layer, and the operations between the last layer and the loss."""
     facts: dict[str, Any] = {"activations": dict(meter.activations), "normalized": sorted(meter.normalized)}
     if isinstance(loss, Tensor) and loss.grad_fn is not None:
         facts["loss"] = loss_facts(loss)
-        if output is not None and gradient is not None:
-            constant = constant_answer(facts["loss"]["chain"], float(loss.detach()), output.float(), gradient.float())
-            if constant is not None:
-                facts["loss"]["constant_answer"] = constant
     return facts
 
 
@@ -168,34 +178,56 @@ def _shape(node: Any) -> tuple[int, ...]:
         return ()
 
 
-def constant_answer(chain: list[str], loss: float, output: Tensor, gradient: Tensor) -> float | None:
-    """Loss on the first batch of the best answer that does not look at the input; None where it cannot be told.
+@torch.no_grad()
+def constant_answer(chain: Sequence[str], loss: float, output: Tensor, gradient: Tensor) -> tuple[float, float] | None:
+    """(loss on a batch of the best answer that does not look at the input, its standard error); None if it cannot be told.
 
     The targets are not seen by a recorder, but the loss's gradient for the outputs gives them away. Cross-entropy: it is
     negative at the true class alone; the answer is the classes' entropy (Miller and Madow's correction). Mean squared error:
     target = output - gradient * n / 2; the answer is the targets' variance, one mean for each unit or channel.
     Binary cross-entropy with logits: target = sigmoid(output) - gradient * n; the answer is the mean entropy of a unit.
     """
-    shaping = ("View", "Squeeze", "Select", "Reshape", "UnsafeView")
-    if not chain or any(not name.startswith(shaping) for name in chain[1:] if name != "LogSoftmax"):
+    output, gradient = output.float(), gradient.float()
+    kind = next((name for name in chain if not name.startswith(_SCALING)), "")
+    below = chain[chain.index(kind) + 1 :] if kind else []
+    if output.dim() < 2 or any(not name.startswith((*_SHAPING, "LogSoftmax")) for name in below):
         return None
-    if chain[0] == "NllLoss" and output.dim() == 2:
+    if kind == "NllLoss" and output.dim() == 2:
         counts = torch.bincount(gradient[gradient.abs().sum(1) > 0].argmin(1), minlength=output.shape[1]).double()
-        share = counts[counts > 0] / counts.sum()
-        return float(-(share * share.log()).sum() + (len(share) - 1) / (2 * counts.sum())) if len(share) else None
-    if chain[0] == "MseLoss":
+        return _entropy(counts[counts > 0])
+    if kind == "MseLoss":
         difference = gradient * (gradient.numel() / 2)
         if not math.isclose(difference.square().mean().item(), loss, rel_tol=0.01):
             return None  # scaled, or of other targets than we think
-        target = (output - difference).reshape(*output.shape[:2], -1) if output.dim() > 1 else (output - difference).reshape(-1, 1, 1)
-        return float(target.var((0, 2), correction=0).mean())
-    if chain[0] == "BinaryCrossEntropyWithLogits":
-        target = (output.sigmoid() - gradient * gradient.numel()).flatten(1) if output.dim() > 1 else None
-        if target is None or not (target.min() > -0.05 and target.max() < 1.05):
+        target = (output - difference).reshape(*output.shape[:2], -1)
+        squares = (target - target.mean((0, 2), keepdim=True)).square().mean((1, 2)).double() * (
+            len(target) / max(1, len(target) - 1)
+        )
+        return squares.mean().item(), squares.std(correction=0).item() / math.sqrt(len(squares))
+    if kind == "BinaryCrossEntropyWithLogits":
+        target = (output.sigmoid() - gradient * gradient.numel()).flatten(1)
+        if not (target.min() > -0.05 and target.max() < 1.05):
             return None
-        rate = target.mean(0).clamp(1e-6, 1 - 1e-6)
-        return float(-(rate * rate.log() + (1 - rate) * (1 - rate).log()).mean())
+        units = [_entropy(torch.stack([rate, 1 - rate]).double() * len(target)) for rate in target.mean(0).clamp(1e-6, 1 - 1e-6)]
+        return sum(u[0] for u in units) / len(units), max(u[1] for u in units)
     return None
+
+
+def _entropy(counts: Tensor) -> tuple[float, float] | None:
+    """(entropy in nats with Miller and Madow's correction, its standard error) of classes seen ``counts`` times; None if none was."""
+    total = float(counts.sum())
+    if not total:
+        return None
+    share = counts / total
+    entropy = float(-(share * share.log()).sum())
+    spread = float((share * share.log().square()).sum()) - entropy**2
+    return entropy + (len(share) - 1) / (2 * total), math.sqrt(max(0.0, spread) / total)
+
+
+def pooled(answers: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Mean of independent (value, standard error) pairs, and its standard error."""
+    count = len(answers)
+    return sum(value for value, _ in answers) / count, math.sqrt(sum(error**2 for _, error in answers)) / count
 
 
 def last_facts(meter: LayerMeter) -> dict[str, Any]:

@@ -191,7 +191,7 @@ class Supervisor:
                 _unmark(self.runs, run_id)  # deleted, stopped, or started by hand meanwhile
                 continue
             if run.stop_requested():
-                with contextlib.suppress(RunStateError), claimed(run):
+                with contextlib.suppress(RunStateError, OSError), claimed(run):
                     _end_queued(self.runs, run)
                 continue
             if not self._fits(threads_of(state.config)):
@@ -201,7 +201,10 @@ class Supervisor:
         return len(queued(self.runs))
 
     def _fits(self, threads: int) -> bool:
-        busy = [threads_of(run.info().config) for run in [*self.children.values(), *self.adopted.values()]]
+        infos = [run.info() for run in [*self.children.values(), *self.adopted.values()]]
+        busy = [
+            threads_of(info.config) for info in infos if info.state.get("source") != "recorder"
+        ]  # a notebook may stay open for days
         return not busy or sum(busy) + threads <= slots()
 
     def _start(self, run: Run) -> None:
@@ -244,7 +247,7 @@ class Supervisor:
         """Write ``crashed`` for a run whose process ended without writing an end."""
         if not (run.path / "status.json").exists():
             return  # deleted
-        with contextlib.suppress(RunStateError, RunFolderError), claimed(run):
+        with contextlib.suppress(RunStateError, RunFolderError, OSError), claimed(run):
             state = run.json_file("status.json")
             died = state.get("status") == Status.RUNNING and not alive(state)
             # Queued still: it died before its first word, unless somebody has queued it again since.
@@ -279,7 +282,6 @@ def _drop_inherited_lock() -> None:
 
 def main(root: str) -> int:
     """Supervise ``root`` until idle; returns at once if another supervisor is there."""
-    _load_for_workers()
     runs = Runs(root)
     while True:
         with open(runs.root / LOCK, "a") as file:
@@ -288,6 +290,7 @@ def main(root: str) -> int:
             except BlockingIOError:
                 return 0
             _inherited[:] = [file.fileno()]
+            _load_for_workers()  # with the lock held, so that nobody else loads it all in vain
             Supervisor(runs).serve()
         # A run queued between the last look and the lock's release would wait for ever: look once more.
         if not runs.root.exists() or not queued(runs):

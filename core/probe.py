@@ -32,7 +32,7 @@ def probe(
     """Measure every convolution and linear layer of ``model`` on one batch, in train mode, in order of execution.
 
     Each row holds ``layer`` (name in the model), ``depth`` (0 = nearest the input), ``kind`` (class, lower case),
-    ``weight_rms`` and the quantities of ``theory.METRICS``, defined there; ``loss_fn(outputs, targets)`` must be the mean over the batch. A
+    ``fan_in``, ``weight_rms`` and the quantities of ``theory.METRICS``, defined there; ``loss_fn(outputs, targets)`` must be the mean over the batch. A
     value that does not exist is None: across-sample quantities of a single sample, the cosine of a zero vector,
     gradients of a frozen weight. Of a layer that runs several times the first is measured.
     """
@@ -46,6 +46,7 @@ def probe(
             "layer": names[module],
             "depth": len(rows),
             "kind": type(module).__name__.lower(),
+            "fan_in": inits.fans(module)[0],
             "weight_rms": rms(module.weight),
             **forward_metrics(output.detach()),
         }
@@ -66,7 +67,7 @@ def probe(
                 grads = torch.autograd.grad(loss, [module.weight for module in modules], allow_unused=True)
                 for module, grad in zip(modules, grads, strict=True):
                     rows[module]["grad_rms"] = None if grad is None else rms(grad)
-    return [{key: row[key] for key in ("layer", "depth", "kind", "weight_rms", *METRICS)} for row in rows.values()]
+    return [{key: row[key] for key in ("layer", "depth", "kind", "fan_in", "weight_rms", *METRICS)} for row in rows.values()]
 
 
 def rms(values: Tensor) -> float:
@@ -106,6 +107,8 @@ def _untouched(model: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
+NORMALIZATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+"""Layers that take the scale out of what they are given."""
 MOST_PIXELS = 2**18
 """Pixels of a probe's batch (samples x height x width): 5 samples at 224x224, 256 at 32x32. A CPU takes seconds for it."""
 
@@ -180,9 +183,10 @@ def report(config: RunConfig, seeds: int = 1) -> dict[str, Any]:
     images, labels, classes = first_batch(config)
     runs = []
     predicted: list[Row] | None = None
-    reason = None
+    reason, normalized = None, False
     for model, rows in _probes(config, seeds, images, labels, classes):
         if not runs:
+            normalized = any(isinstance(module, NORMALIZATIONS) for module in model.modules())
             try:
                 predicted = predict(model, config, images, labels)
             except theory.TheoryUnavailable as error:
@@ -198,7 +202,8 @@ def report(config: RunConfig, seeds: int = 1) -> dict[str, Any]:
         }
         for row in runs[0]
     ]
-    result = {"layers": layers, "forecast": forecast(runs[0], config), "seeds": seeds, "samples": len(images)}
+    said = forecast(runs[0], config, samples=len(images), normalized=normalized)
+    result = {"layers": layers, "forecast": said, "seeds": seeds, "samples": len(images)}
     if seeds > 1:
         result["band"] = band(runs)
     if reason:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import ConfigError
-from core.facts import first_batch_facts, first_step_facts, last_facts, weight_facts
+from core.facts import FIRST_STEPS, constant_answer, first_batch_facts, first_step_facts, last_facts, pooled, weight_facts
 from core.meter import MISSING, LayerMeter
 from core.schema import LAYER_METRICS, Outcome, Status
 from core.store import Run, Runs, RunWriter, own_process
@@ -92,7 +92,8 @@ class Recorder:
         self._curve_stride = 1
         self._seen = 0
         self._first_batch: Any = None
-        self._first_outputs: list[Tensor] = []
+        self._outputs: list[Tensor] = []
+        self._answers: list[tuple[float, float]] = []
         self._layer_columns: tuple[pa.Array, pa.Array, pa.Array] | None = None
         self._recent_accuracy: deque[float] = deque(maxlen=20)
 
@@ -146,12 +147,13 @@ class Recorder:
         On a GPU nothing is waited for: numbers are written when they have arrived, at the latest one step later.
         """
         if self.next_step == 0:
-            self._add_facts(first_step_facts(self.meter, loss, *self._first_outputs[:2]))
-            self._first_outputs.clear()
+            self._add_facts(first_step_facts(self.meter, loss))
+        self._look_at_outputs(loss)
         if self.meter.armed:
             self._record(loss, accuracy, epoch)
-        self._forget_first_batch()
         self.next_step += 1
+        if self.next_step >= FIRST_STEPS:
+            self._forget_first_batch()
         self.writer.note(step=self.next_step, epoch=epoch)
         self.meter.armed = self.next_step % self.every == 0
         self._harvest()
@@ -233,15 +235,25 @@ class Recorder:
         for loss in self.run.read("steps", ["loss"])["loss"].to_pylist():
             self._add_to_curve(loss)
 
-    # -- the first batch
+    # -- the first batches
 
     def _look_at_first_batch(self, module: nn.Module, inputs: tuple, output: Any) -> None:
-        if module.training and torch.is_grad_enabled() and self._first_batch is not None:
+        if not module.training or not torch.is_grad_enabled():
+            return
+        if "batch_size" not in self.writer.state.get("facts", {}):
             self._add_facts(first_batch_facts(inputs, output))
-            self._forget_first_batch()
-            if isinstance(output, Tensor) and output.requires_grad:
-                self._first_outputs = [output.detach()]
-                output.register_hook(lambda gradient: self._first_outputs.append(gradient.detach()))
+        if isinstance(output, Tensor) and output.requires_grad:
+            self._outputs = outputs = [output.detach()]
+            output.register_hook(lambda gradient: outputs.append(gradient.detach()))
+
+    def _look_at_outputs(self, loss: Any) -> None:
+        """What the loss of the best constant answer is, over the batches so far."""
+        outputs, self._outputs = self._outputs[:2], []
+        chain = self.writer.state.get("facts", {}).get("loss", {}).get("chain")
+        if len(outputs) == 2 and chain and (answer := constant_answer(chain, float(torch.as_tensor(loss).detach()), *outputs)):
+            self._answers.append(answer)
+            facts = dict(zip(("constant_answer", "constant_answer_error"), pooled(self._answers), strict=True))
+            self._add_facts({"loss": {**self.writer.state["facts"]["loss"], **facts}})
 
     def _add_facts(self, facts: dict[str, Any]) -> None:
         """Into the status, in memory: the next flush writes them."""

@@ -32,7 +32,7 @@ CHECKPOINT = "checkpoint.pt"
 
 @dataclass
 class Position:
-    """Where in the run training stands, and the running sums of the epoch."""
+    """Where in the run training stands, the running sums of the epoch, and the signal last seen at the output."""
 
     step: int = 0
     epoch: int = 0
@@ -41,6 +41,7 @@ class Position:
     correct: float = 0.0
     samples: int = 0
     seconds: float = 0.0
+    relative_signal: float = math.inf
 
     def next_epoch(self) -> None:
         self.epoch, self.batch, self.loss_sum, self.correct, self.samples = self.epoch + 1, 0, 0.0, 0.0, 0
@@ -112,6 +113,7 @@ class _Training:
             seconds=self.position.seconds,
             writer=self.writer,
         )
+        recorder.relative_signal = self.position.relative_signal
         status = Status.FINISHED
         with recorder:
             while status is Status.FINISHED and self.position.step < self.total and not self._certain(recorder):
@@ -206,6 +208,7 @@ class _Training:
         """Replace the checkpoint: rows first, so that a checkpoint never stands for rows that are not on disk."""
         self.position.seconds = recorder.seconds
         recorder.sync()
+        self.position.relative_signal = recorder.relative_signal
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

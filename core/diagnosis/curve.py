@@ -15,6 +15,8 @@ from core.schema import Outcome
 
 WELL = 0.8
 """Share of the price of guessing that is gone in a run that has learned well."""
+DOUBTS = 1.5
+"""Progress within so many standard errors of guessing's price counts only if the loss is still falling."""
 ABOVE = 0.1
 """A loss this share above guessing is above it, not at it."""
 ASSUMED_SAMPLES = 400
@@ -59,7 +61,8 @@ class Curve:
     @property
     def learning(self) -> bool:
         """The loss has left guessing (or its beginning) behind."""
-        return not self.nonfinite and self.count > 1 and self.progress >= self.min_progress
+        clear = self.progress >= DOUBTS * self.guess.doubt or self.falling
+        return not self.nonfinite and self.count > 1 and self.progress >= self.min_progress and clear
 
     @property
     def learned(self) -> bool:
@@ -135,7 +138,7 @@ def read_curve(vitals: Vitals, thresholds: Thresholds) -> Curve:
         falling=significance < -4 and change < 0,
         nonfinite_step=int(vitals.loss_steps[broken[0]]) if len(broken) else None,
         above_share=float((half > margin * max(first, reference, usual)).mean()) if len(half) else 0.0,
-        min_progress=max(thresholds.progress or 0.0, 1.5 * guess.doubt),
+        min_progress=thresholds.progress or 0.0,
         spike=thresholds.spike,
     )
 

@@ -38,31 +38,46 @@ class Guess:
 
 
 def guessing(v: Vitals, first: float) -> Guess:
-    """The price of guessing for this run's loss, as far as it is known."""
-    loss = v.facts.get("loss") or {}
-    constant = v.fact("loss", "constant_answer")
-    outputs, batch = v.facts.get("outputs"), v.batch_size or 1
-    if any(name.startswith("BinaryCrossEntropy") for name in v.chain):
-        price = constant if constant is not None else math.log(2) if (outputs or 1) == 1 else None
-        return Guess("binary", price)
-    if any(name.startswith("MseLoss") for name in v.chain):
-        usable = constant is not None and constant > 0 and batch >= LEAST_BATCH
-        return Guess("mean", constant, doubt=max(math.sqrt(2 / batch), scatter(v.loss))) if usable else Guess("mean", doubt=scatter(v.loss))
-    softmax = any(name.startswith("NllLoss") or "Softmax" in name for name in v.chain)
-    classes = loss.get("classes") or outputs or v.state.get("num_classes")
-    if (v.chain and not softmax) or not classes or classes < 2 or not first > 0:
-        return Guess(classes=int(classes) if classes and classes > 1 else None)
-    if any(name.startswith("NllLoss") for name in v.chain) and not any("Log" in name for name in v.chain if not name.startswith("NllLoss")):
-        return Guess(classes=int(classes))  # not a cross-entropy: it was given no logarithms
-    classes, price = int(classes), math.log(classes)
-    if constant is not None and batch >= LEAST_BATCH and constant < UNBALANCED * price:
-        price = constant
+    """The price of guessing for this run's loss, as far as it is known; ``first`` is the first loss."""
+    constant, error, batch = v.fact("loss", "constant_answer"), v.fact("loss", "constant_answer_error") or 0.0, v.batch_size or 1
+    usable = constant is not None and constant > 0 and batch >= LEAST_BATCH
+    outputs = v.facts.get("outputs")
+    if _in_chain(v, "BinaryCrossEntropy"):
+        return (
+            Guess("binary", constant, doubt=error / constant)
+            if usable
+            else Guess("binary", math.log(2) if (outputs or 1) == 1 else None)
+        )
+    if _in_chain(v, "MseLoss"):
+        noise = scatter(v.loss)
+        return Guess("mean", constant, doubt=max(error / constant, noise)) if usable else Guess("mean", doubt=noise)
+    classes = (v.facts.get("loss") or {}).get("classes") or outputs or v.state.get("num_classes")
+    if not classes or classes < 2:
+        return Guess()
+    likelihood = _in_chain(v, "NllLoss", "LogSoftmax") and _in_chain(v, "Log")
+    if (v.chain and not likelihood) or not first > 0:
+        return Guess(classes=int(classes))
+    return _of_classes(v, first, int(classes), (constant, error / constant) if usable else None)
+
+
+def _in_chain(v: Vitals, *words: str) -> bool:
+    return any(name.startswith(words) for name in v.chain)
+
+
+def _of_classes(v: Vitals, first: float, classes: int, seen: tuple[float, float] | None) -> Guess:
+    """Guessing among ``classes``: ln K, or the entropy ``seen`` (with its relative error) where that is clearly lower."""
+    price, doubt = math.log(classes), 0.0
     size = float(v.rms[0, v.executed[-1]]) if len(v.executed) else math.nan
     told = bool(v.chain) or "num_classes" in v.state
-    if told and size < QUIET and abs(first / math.log(classes) - 1) > NEAR + batch**-0.5:
-        return Guess("classes", first, classes, scaled=True)  # small outputs cost ln K, so the loss is scaled
-    known = told or abs(first / price - 1) < NEAR or (size > LOUD and 0.3 < first / size < 3)
-    return Guess("classes", price, classes) if known else Guess(classes=classes)
+    # Independent outputs of variance s^2 cost ln K + s^2/2 to second order.
+    quiet = price + size**2 / 2
+    if told and size < QUIET and abs(first / quiet - 1) > NEAR + (v.batch_size or 1) ** -0.5:
+        return Guess("classes", first * price / quiet, classes, scaled=True)
+    if not (told or abs(first / price - 1) < NEAR or (size > LOUD and 0.3 < first / size < 3)):
+        return Guess(classes=classes)
+    if seen is not None and seen[0] < UNBALANCED * price:
+        price, doubt = seen
+    return Guess("classes", price, classes, doubt)
 
 
 def scatter(loss: np.ndarray) -> float:

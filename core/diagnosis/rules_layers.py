@@ -7,10 +7,12 @@ import numpy as np
 from core.diagnosis.curve import Curve
 from core.diagnosis.finding import Finding, g, moment, names_of, percent, plural, since, source_of, start_of
 from core.diagnosis.thresholds import Thresholds
-from core.diagnosis.vitals import EARLY, Vitals
+from core.diagnosis.vitals import Vitals
 
 LOST_LATER = 0.1
 """A signal that was faint from the start has been lost in training only if it fell to less than this share of its first value."""
+NORM_ONLY = 0.01
+"""Of a small update, the share by which the weight's norm changes at least."""
 GROWN_LATER = 10.0
 """Trained networks answer louder than fresh ones: later growth counts from this many times the threshold."""
 
@@ -116,7 +118,7 @@ def saturated_units(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
 def update_too_large(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
     if t.update_high is None or np.isnan(v.update_total).all():
         return None
-    total = np.nan_to_num(v.update_total[: 2 * EARLY], nan=0.0, posinf=np.inf)
+    total = np.nan_to_num(v.update_total, nan=0.0, posinf=np.inf)
     value, at = float(total.max()), int(total.argmax())
     if value <= t.update_high:
         return None
@@ -125,7 +127,8 @@ def update_too_large(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
 
 
 def update_too_small(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
-    if t.update_low is None or not v.update_fastest < t.update_low or v.still.all():
+    limit = t.update_low if v.updates_measured else (t.update_low or 0.0) * NORM_ONLY
+    if t.update_low is None or not v.update_fastest < limit or v.still.all():
         return None
     text = f"Even the fastest layer usually changes by {g(v.update_fastest)} of its size a step; about 0.001 is usual."
-    return Finding("update_too_small", (), v.update_fastest, t.update_low, source_of("update_low", t), text)
+    return Finding("update_too_small", (), v.update_fastest, limit, source_of("update_low", t), text)

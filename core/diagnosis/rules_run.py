@@ -21,13 +21,21 @@ def loss_nonfinite(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
         return None
     began = f" (it began at {g(c.first)})" if math.isfinite(c.first) else ""
     text = f"The loss is not finite from step {c.nonfinite_step} on{began}."
-    return Finding("loss_nonfinite", (), float(c.nonfinite_step), None, "IEEE 754", text, c.nonfinite_step, c.nonfinite_step == start_of(v))
+    return Finding(
+        "loss_nonfinite", (), float(c.nonfinite_step), None, "IEEE 754", text, c.nonfinite_step, c.nonfinite_step == start_of(v)
+    )
 
 
 def loss_plateau_at_chance(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
     if not c.at_chance or c.guess.kind == "mean":
         return None
-    what = "its scale at the start" if c.guess.scaled else f"guessing among {c.guess.classes} classes" if c.guess.classes else "guessing yes or no"
+    what = (
+        "its scale at the start"
+        if c.guess.scaled
+        else f"guessing among {c.guess.classes} classes"
+        if c.guess.classes
+        else "guessing yes or no"
+    )
     text = f"After {c.steps} steps the loss is {g(c.late)}; {what} costs {g(c.chance)}."
     return Finding("loss_plateau_at_chance", (), c.late, c.chance * (1 - c.min_progress), source_of("progress", t), text)
 
@@ -35,7 +43,9 @@ def loss_plateau_at_chance(v: Vitals, c: Curve, t: Thresholds) -> Finding | None
 def loss_not_decreasing(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
     if not c.stuck or (c.at_chance and c.guess.kind != "mean"):
         return None
-    base = {"classes": "guessing", "binary": "guessing", "mean": "always answering the targets' mean"}.get(c.guess.kind, "its beginning")
+    base = {"classes": "guessing", "binary": "guessing", "mean": "always answering the targets' mean"}.get(
+        c.guess.kind, "its beginning"
+    )
     text = f"The loss is {'above' if c.above_chance else 'no lower than'} that of {base}: {g(c.late)} over the last steps against {g(c.reference)}."
     return Finding("loss_not_decreasing", (), c.progress, c.min_progress, source_of("progress", t), text)
 
@@ -62,7 +72,9 @@ def initial_loss_off(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
     if t.initial_loss is None or c.chance is None or c.guess.kind == "mean" or not c.first > t.initial_loss * c.chance:
         return None
     ratio = c.first / c.chance
-    text = f"The first loss is {g(c.first)}, {g(ratio)} times that of guessing ({g(c.chance)}): confident and wrong before any step."
+    text = (
+        f"The first loss is {g(c.first)}, {g(ratio)} times that of guessing ({g(c.chance)}): confident and wrong before any step."
+    )
     return Finding("initial_loss_off", (), ratio, t.initial_loss, source_of("initial_loss", t), text, start_of(v))
 
 
@@ -81,14 +93,14 @@ def weights_frozen(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
 
 
 def _why_still(v: Vitals, names: Sequence[str]) -> str:
-    ratio, gradient = v.rows.values["update_ratio"], v.rows.values["grad_norm"]
+    gradient = v.rows.values["grad_norm"]
     if set(v.facts.get("frozen") or ()) & set(names):
         return "requires_grad is False"
     if set(v.facts.get("unoptimized") or ()) & set(names):
         return "the optimizer does not hold them"
     if np.isnan(gradient[:, np.isin(v.rows.names, names)]).all():
         return "no gradient reaches them; is the graph cut by detach() or no_grad(), or backward() missing?"
-    if np.isnan(ratio).all():
+    if not v.updates_measured:
         return "optimizer.step() was never called"
     return "gradients arrive, yet the optimizer's step changes nothing; is zero_grad() called between backward() and step()?"
 
@@ -109,6 +121,7 @@ def identical_units(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
 Misuse = tuple[str, str, float | None, float | None]
 """(finding id, sentence, value, threshold)"""
 SQUASHERS = {"Softmax": "softmax", "Sigmoid": "sigmoid", "Relu": "ReLU", "Tanh": "tanh", "Softplus": "softplus"}
+_SHAPING = ("View", "Squeeze", "Select", "Reshape", "UnsafeView", "Permute", "Transpose")
 
 
 def outputs_misused(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
@@ -123,31 +136,52 @@ def outputs_misused(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
 def _misuse_by_chain(v: Vitals, c: Curve) -> Misuse | None:
     chain, loss = v.chain, v.facts.get("loss") or {}
     if loss.get("broadcast"):
-        return "targets_broadcast", "Outputs and targets differ in shape, so every output is compared with every target.", None, None
+        return (
+            "targets_broadcast",
+            "Outputs and targets differ in shape, so every output is compared with every target.",
+            None,
+            None,
+        )
     nll = next((i for i, name in enumerate(chain) if name.startswith("NllLoss")), None)
     if nll is not None:
-        below = chain[nll + 1 :]
-        soft = next((i for i, name in enumerate(below) if name == "LogSoftmax"), None)
-        squashed = next((SQUASHERS[name] for name in below[(soft or -1) + 1 :] if name in SQUASHERS), None)
         if "Neg" in chain[:nll]:
             return "loss_negated", "The loss is the negative of a cross-entropy: training makes it worse.", c.late, 0.0
         if loss.get("across_batch"):
             return "softmax_across_batch", "The softmax runs over the samples of the batch instead of the classes.", None, None
-        if not any(name.startswith("Log") for name in below):
-            given = f"a {squashed}'s outputs" if squashed else "raw outputs"
-            return "loss_of_raw_outputs", f"NLLLoss was given {given} where it needs log-probabilities (log_softmax).", c.late, 0.0
-        # A second LogSoftmax changes nothing: log_softmax(log_softmax(x)) = log_softmax(x).
-        if soft is not None and squashed and "LogSoftmax" not in below[soft + 1 :]:
-            return _squashed(c, squashed)
-    if any(name.startswith("BinaryCrossEntropyWithLogits") for name in chain):
-        squashed = next((SQUASHERS[name] for name in chain if name in SQUASHERS), None)
-        return _squashed(c, squashed) if squashed else None
-    return None
+        below = chain[nll + 1 :]
+        if "LogSoftmax" in below:
+            return _squashed(c, _squasher(below[below.index("LogSoftmax") + 1 :]))
+        cheap = c.first < 0.5 * math.log(c.guess.classes or 2) or np.nanmin(v.loss) < 0
+        if not any(name.startswith("Log") for name in below) and not v.facts.get("outputs_log_probabilities") and cheap:
+            what = _squasher(below)
+            given = f"a {what}'s outputs" if what else "raw outputs"
+            return (
+                "loss_of_raw_outputs",
+                f"NLLLoss was given {given} where it needs log-probabilities (log_softmax).",
+                c.late,
+                0.0,
+            )
+    logits = next((i for i, name in enumerate(chain) if name.startswith("BinaryCrossEntropyWithLogits")), None)
+    return _squashed(c, _squasher(chain[logits + 1 :])) if logits is not None else None
 
 
-def _squashed(c: Curve, what: str) -> Misuse:
-    floor = f" The loss cannot fall below {g(softmax_floor(c.guess.classes))} however sure the network is." if what == "softmax" and c.guess.classes else ""
-    return "outputs_are_probabilities", f"A {what} stands between the last layer and a loss that expects raw outputs.{floor}", 1.0, 0.0
+def _squasher(below: Sequence[str]) -> str | None:
+    """The squashing function right below; None if the first operation that is more than a reshaping is another. A second
+    LogSoftmax changes nothing, a scaled tanh or a pooled ReLU may be meant."""
+    first = next((name for name in below if not name.startswith(_SHAPING)), "")
+    return SQUASHERS.get(first)
+
+
+def _squashed(c: Curve, what: str | None) -> Misuse | None:
+    if what is None:
+        return None
+    kind = "outputs_rectified" if what in ("ReLU", "softplus") else "outputs_are_probabilities"
+    floor = (
+        f" The loss cannot fall below {g(softmax_floor(c.guess.classes))} however sure the network is."
+        if what == "softmax" and c.guess.classes
+        else ""
+    )
+    return kind, f"A {what} stands between the last layer and a loss that expects raw outputs.{floor}", None, None
 
 
 def softmax_floor(classes: int) -> float:
@@ -163,7 +197,13 @@ def _misuse_by_numbers(v: Vitals, c: Curve) -> Misuse | None:
     low, high = v.facts.get("output_range") or (math.nan, math.nan)
     unit = v.facts.get("outputs_sum_to_one") or (isinstance(low, float) and low >= 0 and high <= 1)
     # The floor is what tells a softmax too many from the log of one softmax.
-    if unit and c.chance is not None and c.guess.kind == "classes" and c.guess.classes > 2 and lowest >= 0.98 * softmax_floor(c.guess.classes):
+    if (
+        unit
+        and c.chance is not None
+        and c.guess.kind == "classes"
+        and c.guess.classes > 2
+        and lowest >= 0.98 * softmax_floor(c.guess.classes)
+    ):
         return _squashed(c, "softmax" if v.facts.get("outputs_sum_to_one") else "sigmoid")
     return None
 
@@ -186,9 +226,17 @@ def input_out_of_range(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
     if v.input_signal == 0 and (v.batch_size or 1) > 1:
         return finding(0.0, None, "All samples of the first batch are the same: the inputs carry nothing.")
     if t.input_high is not None and v.input_rms > t.input_high:
-        return finding(v.input_rms, "input_high", f"The inputs have an RMS of {g(v.input_rms)} (mean {g(mean)}, standard deviation {g(std)}).")
+        return finding(
+            v.input_rms,
+            "input_high",
+            f"The inputs have an RMS of {g(v.input_rms)} (mean {g(mean)}, standard deviation {g(std)}).",
+        )
     if t.input_offset is not None and abs(mean) > t.input_offset * std:
-        return finding(abs(mean) / std if std else math.inf, "input_offset", f"The inputs' mean is {g(mean)}, their standard deviation only {g(std)}.")
+        return finding(
+            abs(mean) / std if std else math.inf,
+            "input_offset",
+            f"The inputs' mean is {g(mean)}, their standard deviation only {g(std)}.",
+        )
     peak = max(abs(v.fact("input", "low") or 0.0), abs(v.fact("input", "high") or 0.0))
     if t.input_low is not None and peak < t.input_low:
         return finding(peak, "input_low", f"No input is larger than {g(peak)}.")

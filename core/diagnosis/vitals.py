@@ -234,34 +234,42 @@ class Vitals:
 
     # -- updates
 
+    @property
+    def updates_measured(self) -> bool:
+        """Whether the optimizer's steps were watched."""
+        return not np.isnan(self.rows.values["update_ratio"]).all()
+
+    @cached_property
+    def update_ratio(self) -> np.ndarray:
+        """(steps, layers): |change| / |weight| of a step. Where no optimizer was watched, the change of the norm stands in: a
+        lower bound, since a change across the weight leaves its norm."""
+        ratio, length = self.rows.values["update_ratio"], self.rows.values["weight_norm"]
+        if self.updates_measured or len(length) < 2:
+            return ratio
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            lower = np.abs(np.diff(length, axis=0)) / length[:-1] / np.diff(self.rows.steps)[:, None]
+        return np.vstack([lower, np.full((1, length.shape[1]), np.nan)])
+
     @cached_property
     def update_total(self) -> np.ndarray:
-        """(steps,): |change of all weights| / |all weights|: a small layer counts little. NaN where not measured.
-
-        Without an optimizer to watch, the change of the norm stands in: a lower bound.
-        """
-        ratio, length = self.rows.values["update_ratio"], self.rows.values["weight_norm"]
+        """(steps,): |change of all weights| / |all weights|: a small layer counts little. NaN where not measured."""
+        ratio, length = self.update_ratio, self.rows.values["weight_norm"]
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             moved = np.where(np.isfinite(length) & (length > 0), ratio * length, np.nan)
             total = np.sqrt(np.nansum(moved**2, 1) / np.nansum(length**2, 1))
-        total = np.where(np.isnan(moved).all(1), np.nan, total)
-        if len(total) > 1 and np.isnan(total).all():
-            with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-                all_weights = np.sqrt(np.nansum(length**2, 1))
-                total[:-1] = np.abs(np.diff(all_weights)) / all_weights[:-1]
-        return total
+        return np.where(np.isnan(moved).all(1), np.nan, total)
 
     @cached_property
     def update_fastest(self) -> float:
         """The usual (median over steps) update ratio of the layer that moves fastest; NaN if not measured."""
-        ratio = self.rows.values["update_ratio"][:, (self.rows.first("weight_norm") > 0)]
+        ratio = self.update_ratio[:, (self.rows.first("weight_norm") > 0)]
         ratio = ratio[:, ~np.isnan(ratio).all(0)] if ratio.size else ratio
         return float(np.nanmax(np.nanmedian(ratio, 0))) if ratio.size else float("nan")
 
     @cached_property
     def path(self) -> float:
         """How far the hidden layers have gone: the median layer's sum of update ratios over all steps; NaN if not measured."""
-        ratio = self.rows.values["update_ratio"][:, self.hidden] if len(self.hidden) else np.empty((0, 0))
+        ratio = self.update_ratio[:, self.hidden] if len(self.hidden) else np.empty((0, 0))
         if not ratio.size or np.isnan(ratio).all():
             return float("nan")
         between = self.steps_taken / len(self.rows.steps)
@@ -287,6 +295,14 @@ class Vitals:
         zero = has_gradient & (np.nanmax(gradient, 0, initial=0.0) == 0)
         too_small = has_gradient & (push < _REACH)
         return unmoved & (unheld | ~(zero | too_small)) & (len(length) > 1 or unheld)
+
+    @cached_property
+    def pull(self) -> float:
+        """The largest |gradient| / |weight| of a layer at the first step: what a learning rate of one would do; NaN if not measured."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            pull = self.rows.first("grad_norm") / self.rows.first("weight_norm")
+        pull = pull[np.isfinite(pull)]
+        return float(pull.max()) if len(pull) else float("nan")
 
     @cached_property
     def weight_counts(self) -> np.ndarray:

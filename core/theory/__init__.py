@@ -48,7 +48,7 @@ METRICS = ("activation_rms", "signal_std", "correlation", "activation_grad_rms",
 
 def predict(layers: Sequence[Layer], stats: InputStats) -> list[dict[str, float | str | int | None]]:
     """One row a convolution or linear layer, in order: ``layer``, ``depth`` (0 = nearest the input), ``kind``,
-    ``weight_rms`` (root mean square of the weight) and METRICS.
+    ``fan_in``, ``weight_rms`` (root mean square of the weight) and METRICS.
 
     The last weighted layer's outputs are taken as the logits of a softmax cross-entropy over its units. ``signal_std``
     and ``correlation`` are None for a batch of one.
@@ -62,7 +62,7 @@ def predict(layers: Sequence[Layer], stats: InputStats) -> list[dict[str, float 
     for layer, inputs, outputs in reversed(list(zip(layers, fields[:-1], fields[1:], strict=True))):
         if isinstance(layer, Weighted):
             square = layer.weight_grad_square(grads, inputs, stats)
-            row = {"layer": layer.name, "kind": layer.kind, "weight_rms": layer.weight_std}
+            row = {"layer": layer.name, "kind": layer.kind, "fan_in": layer.fan_in, "weight_rms": layer.weight_std}
             rows.append(row | _row(outputs, grads, square, stats))
         grads = layer.backward(grads, inputs, stats)
     return [{"layer": row.pop("layer"), "depth": depth, **row} for depth, row in enumerate(reversed(rows))]

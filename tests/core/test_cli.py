@@ -37,7 +37,7 @@ def said(capsys):
 # ---------------------------------------------------------------- a whole story
 
 
-def test_train_runs_compare_resume_delete(cli, runs):
+def test_train_runs_compare_resume_delete(cli, said, runs):
     trained = [cli("train", *TINY, "--init", init, "--json", "--name", f"mein Läufer {init}") for init in ("default", "kaiming_normal")]
     for answer, init in zip(trained, ("default", "kaiming_normal"), strict=True):
         assert answer.status == 0, answer.err
@@ -61,12 +61,12 @@ def test_train_runs_compare_resume_delete(cli, runs):
     assert keys <= set(compared.json) and compared.json["fair"] and compared.json["changed_fields"] == {"init": ["default", "kaiming_normal"]}
     ratios = compared.json["layers"]
     assert [row["layer"] for row in ratios][::10] == ["conv1_1", "fc3"] and ratios[0]["log10_grad_ratio"] > 2
-    groups = cli("compare", "init=default", "init=kaiming_normal")
-    assert groups.status == 0 and groups.out.splitlines()[0] == compared.json["headline"] and "conv1_1" in groups.out
+    status, out, _ = said("compare", "init=default", "init=kaiming_normal")
+    assert status == 0 and out.splitlines()[0] == compared.json["headline"] and "conv1_1" in out
 
     for refused, why in ((("stop", a["run"]), "only a queued or running run"), (("resume", a["run"]), "nothing to resume")):
-        answer = cli(*refused, "--json")
-        assert (answer.status, answer.out) == (2, "") and why in answer.err and len(answer.err.splitlines()) == 1
+        status, out, err = said(*refused, "--json")
+        assert (status, out) == (2, "") and why in err and len(err.splitlines()) == 1
     deleted = cli("delete", a["run"], "--json")
     assert deleted.status == 0 and deleted.json == {"run": a["run"], "deleted": True} and runs.ids() == [b["run"]]
 

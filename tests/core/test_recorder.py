@@ -19,6 +19,8 @@ from core.recorder import CURVE_POINTS, Recorder
 from core.schema import EPOCHS, LAYERS, STEPS, Status
 from core.store import Runs
 
+pytestmark = pytest.mark.filterwarnings("error")  # a warning in somebody's loop is a change, too
+
 
 def net(**options) -> nn.Module:
     torch.manual_seed(0)

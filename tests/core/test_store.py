@@ -146,16 +146,17 @@ def test_the_number_of_parts_grows_as_a_logarithm(run, monkeypatch):
 WRITER = """
 import sys
 sys.path.insert(0, "tests/core")
-from core.store import Run, RunWriter
+from core.store import Run, RunWriter, writer as writing
 from test_store import write_step
+writing.MERGE_AT = 8
 run = Run(sys.argv[1])
 writer, step = RunWriter(run), 0
-while step < 1060:  # small parts, merged twice over, one compaction at the end
+while step < 600:  # small parts, merged three times over, one compaction at the end
     write_step(writer, step)
     writer.flush()
     step += 1
 writer.compact()
-for _ in range(48):  # a run that goes on after its files were compacted, again and again
+for _ in range(40):  # a run that goes on after its files were compacted, again and again
     writer = RunWriter(run)
     for _ in range(5):
         write_step(writer, step)
@@ -172,7 +173,7 @@ def test_a_reader_in_another_process_sees_a_live_run_whole(run, runs, python):
     process = python(WRITER, run.path)
     looks, most, cursor, followed = 0, {"steps": 0, "layers": 0, "epochs": 0}, None, []
     deadline = time.monotonic() + 120
-    while (running := process.poll() is None) or looks == 0 or most["steps"] < 1300:
+    while (running := process.poll() is None) or looks == 0 or most["steps"] < 800:
         for table, key in (("steps", "step"), ("layers", "step"), ("epochs", "epoch")):
             rows = run.read(table, [key])[key].to_pylist()
             width = 2 if table == "layers" else 1
@@ -184,8 +185,8 @@ def test_a_reader_in_another_process_sees_a_live_run_whole(run, runs, python):
         assert next(info.status for info in runs.list()) in ("running", "finished", "crashed")
         looks += 1
         assert time.monotonic() < deadline and (running or process.returncode == 0), process.stderr.read()
-    assert looks > 50 and followed == list(range(1300))
-    assert_whole(run, 1300)
+    assert looks > 50 and followed == list(range(800))
+    assert_whole(run, 800)
 
 
 def test_rows_wait_at_most_half_a_second_and_one_step(run):

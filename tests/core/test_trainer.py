@@ -82,15 +82,6 @@ def test_recording_changes_no_bit(tiny, trained):
     assert all(run.state()["step"] == 20 for run in (watched, seldom, hardly))
 
 
-def test_another_process_takes_the_same_curve(tiny, trained, runs, python):
-    config = tiny(**MOVING)
-    here = trained(config)
-    there = runs.create(config)
-    process = python("import sys; from core.store import Run; from core.trainer import train; train(Run(sys.argv[1]))", there.path)
-    assert process.wait(120) == 0, process.stderr.read()
-    assert_same_curves(here, there)
-
-
 def test_seeds_are_apart(tiny, trained):
     """With zero weights the loss depends on the order of the labels alone, so it is that order's fingerprint."""
     order = [losses(trained(tiny(init="zeros", epochs=1, init_seed=seed, data_seed=other))) for seed, other in ((0, 0), (1, 0), (0, 1))]
@@ -146,26 +137,33 @@ import os, signal, sys
 from core.store import Run, writer
 from core.trainer import train
 writer.FLUSH_SECONDS = 0  # every row is on disk at once
-def progress(position, total):
-    if position.step == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-train(Run(sys.argv[1]), progress)
+for path, last in zip(sys.argv[1::2], map(int, sys.argv[2::2])):
+    def progress(position, total):
+        if position.step == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+    if not os.fork():
+        train(Run(path), progress)
+        os._exit(0)
+    os.wait()
 """
 
 
-@pytest.mark.parametrize("step", [6, 17])
-def test_killed_in_the_middle_of_an_epoch(tiny, trained, runs, python, step):
-    """Rows after the last checkpoint are on disk when the process dies; resumed, they are dropped and made again."""
+def test_another_process_takes_the_same_curve_and_may_die_on_the_way(tiny, trained, runs, python):
+    """One trains to its end; two are killed within an epoch, with rows on disk that no checkpoint stands for. Resumed, those
+    are dropped and made again."""
     config = tiny(epochs=2, **MOVING)
-    run = runs.create(config)
-    process = python(KILLED, run.path, step)
-    assert process.wait(120) == -9, process.stderr.read()
-    state = run.state()
-    assert state["status"] == Status.CRASHED and state["error"]
-    assert len(losses(run)) == step and (run.path / CHECKPOINT).exists() == (step > 10)
-    train(run)
-    assert_same_curves(run, trained(config))
-    assert run.state()["status"] == Status.FINISHED and run.state()["error"] is None
+    whole, early, late = made = [runs.create(config) for _ in range(3)]
+    process = python(KILLED, *[argument for run, step in zip(made, (0, 6, 17), strict=True) for argument in (run.path, step)])
+    assert process.wait(200) == 0, process.stderr.read()
+    here = trained(config)
+    assert_same_curves(whole, here)
+    for run, step in ((early, 6), (late, 17)):
+        state = run.state()
+        assert state["status"] == Status.CRASHED and state["error"]
+        assert len(losses(run)) == step and (run.path / CHECKPOINT).exists() == (run is late)
+        train(run)
+        assert_same_curves(run, here)
+        assert run.state()["status"] == Status.FINISHED and run.state()["error"] is None
 
 
 def test_an_error_marks_the_run_and_arrives(tiny, runs, trained):
@@ -298,7 +296,7 @@ def test_odd_configs_train_all_the_same(tiny, trained, changes, steps):
     assert all(v is None or math.isfinite(v) for v in losses(run))
 
 
-def test_stop_when_certain(tiny, trained):
+def test_stop_when_certain(tiny, trained, runs):
     """A network that learns ends as soon as that is settled; one at chance with no signal after two epochs."""
     learns = {"init": "kaiming_normal", "batch_norm": True, "train_samples": 800, "epochs": 30, "stop_when_certain": True}
     run = trained(tiny(**learns))
@@ -306,6 +304,12 @@ def test_stop_when_certain(tiny, trained):
     assert 50 <= run.state()["step"] < 30 * 50
     silent = trained(tiny(model="vgg19", train_samples=480, epochs=9, stop_when_certain=True))
     assert silent.state()["outcome"] == Outcome.NOT_CONVERGED and len(silent.read("epochs")) == 2
+
+    # Resumed where nothing is recorded any more, it still knows what it saw.
+    run = runs.create(silent.config().replace(record_every=10**6))
+    train(run, stopping_at(run, 40))
+    train(run)
+    assert (run.state()["outcome"], run.state()["step"]) == (Outcome.NOT_CONVERGED, 60)
 
 
 # ---------------------------------------------------------------- optimizers, schedules, clipping
