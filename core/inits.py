@@ -5,7 +5,8 @@ model: weights by the scheme times ``gain``, biases zero (``default`` keeps the 
 each scheme's formula on its own, for theory and for tests that hold measurement and formula together.
 
 fan_in is the number of inputs a unit sums over, fan_out the number of units an input reaches:
-for a convolution ``in_channels / groups * kernel area`` and ``out_channels * kernel area`` (He et al. 2015, section 2.2).
+for a convolution ``in_channels / groups * kernel area`` and, as torch counts it, ``out_channels * kernel area`` (He et al. 2015,
+section 2.2).
 """
 
 from __future__ import annotations

@@ -58,15 +58,18 @@ CERTAIN_SIGNAL = 1e-4
 """Signal over size of the output below which the output does not depend on the input: 1/1000 of what bfloat16 resolves."""
 CERTAIN_EPOCHS = 2
 """So many epochs in a row must have ended at chance."""
+CERTAIN_SHARE = 0.5
+"""Share of the planned steps that must be done. PyTorch's default weights do escape from chance now and then, late and after a
+slow climb of the signal; one that shows nothing at half time has not been seen to (tests/benchmarks/LOG.md)."""
 
 
-def certain(*, accuracies: list[float], steps: int, chance: float, samples: int, relative_signal: float) -> bool:
+def certain(*, accuracies: list[float], steps: int, planned: int, chance: float, samples: int, relative_signal: float) -> bool:
     """Whether training on would not change the outcome; for sweeps that want outcomes, not final accuracies.
 
-    ``accuracies``: validation accuracy of every epoch so far; ``relative_signal``: the last layer's signal_std over the RMS
-    of its pre-activation at the latest recorded step. Certain to have converged: the accuracy has come ``CERTAIN_SKILL``
-    of the way. Certain not to: ``CERTAIN_EPOCHS`` epochs in a row ended at chance, and the output still does not depend
-    on the input, so there is no error signal that could change that.
+    ``accuracies``: validation accuracy of every epoch so far; ``steps`` of ``planned`` are done; ``relative_signal``: the last
+    layer's signal_std over the RMS of its pre-activation at the latest recorded step. Certain to have converged: the accuracy
+    has come ``CERTAIN_SKILL`` of the way. Certain not to: ``CERTAIN_SHARE`` of the run is over, ``CERTAIN_EPOCHS`` epochs in a
+    row ended at chance, and the output still does not depend on the input.
     """
     if not accuracies or steps < MIN_STEPS:
         return False
@@ -74,4 +77,4 @@ def certain(*, accuracies: list[float], steps: int, chance: float, samples: int,
         return True
     recent = accuracies[-CERTAIN_EPOCHS:]
     at_chance = len(recent) == CERTAIN_EPOCHS and max(recent) <= chance_ceiling(chance, samples)
-    return at_chance and relative_signal < CERTAIN_SIGNAL
+    return at_chance and steps >= CERTAIN_SHARE * planned and relative_signal < CERTAIN_SIGNAL

@@ -188,6 +188,7 @@ class _Training:
         return certain(
             accuracies=accuracies,
             steps=self.position.step,
+            planned=self.total,
             chance=self.data.chance,
             samples=len(self.data.validation),
             relative_signal=recorder.relative_signal,

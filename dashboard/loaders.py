@@ -24,6 +24,7 @@ from core.diagnosis.compare import Comparison, compare
 from core.diagnosis.diagnose import Diagnosis, diagnose
 from core.diagnosis.thresholds import Thresholds
 from core.errors import InitScopeError, RunFolderError, RunStateError
+from core.forecast import boundary
 from core.schema import LIVE, Verdict
 from core.store import Run, RunInfo, Runs
 from dashboard import live_rows, sides
@@ -280,3 +281,20 @@ def diagnosis(run_id: str, thresholds: Thresholds) -> Diagnosis:
     """Why the run went as it went, by these thresholds. Raises RunFolderError if its rows cannot be read."""
     run = Run(runs().root / run_id)
     return _diagnosis(str(run.path), thresholds, run.revision(), info(run_id).status)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _boundary(config_json: str, x: str, xs: tuple, y: str, ys: tuple) -> list[list[tuple[float, Any]]]:
+    return boundary(RunConfig.from_json(config_json), x, xs, y, ys)
+
+
+def theory_boundary(members: Sequence[RunInfo], init: str, x: str, y: str) -> list[list[tuple[float, Any]]]:
+    """Where theory, asked for this initialization, sees training begin in the plane of a sweep's two fields; x is numeric."""
+    mine = [run for run in members if run.init == init]
+    xs, ys = (tuple(sorted({run.config[field] for run in mine})) for field in (x, y))
+    if len(xs) < 2 or x == "model":
+        return []
+    try:
+        return _boundary(json.dumps(dict(mine[0].config), sort_keys=True), x, xs, y, ys)
+    except InitScopeError:
+        return []  # a network that theory does not cover has no boundary to draw

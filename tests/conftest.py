@@ -44,7 +44,15 @@ def tiny() -> Callable[..., RunConfig]:
     """A config that trains in a second: VGG11 at a sixteenth of its width, 160 digits, one thread."""
 
     def make(**changes: object) -> RunConfig:
-        small = {"model": "vgg11", "width": 0.0625, "image_size": 32, "train_samples": 160, "batch_size": 16, "epochs": 2, "threads": 1}
+        small = {
+            "model": "vgg11",
+            "width": 0.0625,
+            "image_size": 32,
+            "train_samples": 160,
+            "batch_size": 16,
+            "epochs": 2,
+            "threads": 1,
+        }
         return RunConfig(**{**small, **changes})  # type: ignore[arg-type]
 
     return make

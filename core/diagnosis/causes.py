@@ -121,7 +121,7 @@ def init_too_small(p: Picture) -> Case:
 def lr_too_high(p: Picture) -> Case:
     """The start was sound; then updates broke it: the loss blew up or jumps, or units that were alive are dead."""
     c = p.curve
-    lost = p.later("dead_units", "signal_collapse", "saturated_units")
+    lost = p.broke_later
     damage = (lost and c.stuck) or p.later("signal_explosion", "exploding_gradient")
     large = p.has("update_too_large")
     large_and_shown = large and (p.violent or (lost and c.spiked) or (damage and p.failing))
@@ -146,7 +146,7 @@ def labels_unrelated(p: Picture) -> Case:
     memorised = c.learning and p.validation_at_chance
     creeping = c.falling and c.progress > CREEPING and not p.vitals.path >= MOVED
     unmoved = c.stuck and not (c.above_chance or creeping or p.waking) and c.steps >= 0.8 * MIN_STEPS and p.seen_inside
-    damaged = p.later("dead_units", "signal_collapse", "saturated_units") and not memorised
+    damaged = p.broke_later and not memorised
     sound = not (damaged or p.faded or p.timid or p.start_at_fault or p.has("input_out_of_range", *MISUSES))
     possible = (memorised or unmoved) and sound and not p.has("loss_oscillates") and not c.spiked
     gone_far = memorised or p.vitals.path >= MOVED

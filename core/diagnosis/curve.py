@@ -15,8 +15,8 @@ from core.schema import Outcome
 
 WELL = 0.8
 """Share of the price of guessing that is gone in a run that has learned well."""
-DOUBTS = 1.5
-"""Progress within so many standard errors of guessing's price counts only if the loss is still falling."""
+DOUBTS = 2.0
+"""Against an estimated price of guessing, progress within so many standard errors counts only if the loss still falls."""
 ABOVE = 0.1
 """A loss this share above guessing is above it, not at it."""
 ASSUMED_SAMPLES = 400
@@ -61,7 +61,8 @@ class Curve:
     @property
     def learning(self) -> bool:
         """The loss has left guessing (or its beginning) behind."""
-        clear = self.progress >= DOUBTS * self.guess.doubt or self.falling
+        doubt = math.hypot(self.guess.doubt, self.error) if self.guess.doubt else 0.0
+        clear = self.progress >= DOUBTS * doubt or self.falling
         return not self.nonfinite and self.count > 1 and self.progress >= self.min_progress and clear
 
     @property

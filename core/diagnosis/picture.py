@@ -123,6 +123,13 @@ class Picture:
         return self.at_first("signal_collapse") and bool((self._last_kept < SEVERE).all())
 
     @property
+    def broke_later(self) -> bool:
+        """Training itself cut the signal: units died or saturated, or what reaches the last hidden layer fell to next to nothing.
+        (That it becomes fainter is no damage: a network that finds nothing to learn turns its signal down.)"""
+        cut = self.later("signal_collapse") and bool(np.median(self._last_kept) < SEVERE)
+        return self.later("dead_units", "saturated_units") or cut
+
+    @property
     def waking(self) -> bool:
         """A faint signal has grown since: updates agree on something, the plateau is ending."""
         return self.at_first("signal_collapse") and float(np.median(self._last_kept)) > WAKING * float(self.vitals.kept[0])

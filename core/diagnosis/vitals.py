@@ -25,6 +25,8 @@ BOUNDED = {"Tanh": 1.0, "Sigmoid": 2.0, "Hardtanh": 0.5, "Hardsigmoid": 1.5, "So
 SMOOTH_RECTIFIERS = ("GELU", "SiLU", "Mish", "Softplus", "ELU", "CELU")
 OFF = -5.0
 """Input of a smooth rectifier from which less than 4 % of the slope is left."""
+NORM_EPS = 1e-5
+"""Torch's eps of batch, layer and group norm: a signal whose square is far below it is not restored."""
 LEAST_BATCH = 4
 """In smaller batches units that are off for every sample are no rarity."""
 _REACH = np.finfo(np.float32).eps / 2
@@ -164,7 +166,7 @@ class Vitals:
 
         The smaller of two: signal_std over the signal of the input (or over one, after a normalization, which restores
         it), and signal_std over RMS, how much of the layer's output depends on the input at all, over the input's own
-        share. With one sample a batch the RMS stands for the signal, as an upper bound. NaN before a normalization.
+        share. With one sample a batch the RMS stands for the signal, as an upper bound. Before a normalization: what that makes of it.
         """
         signal, scale, share = self.rows.values["signal_std"], self.input_signal, self.input_signal / self.input_rms
         if self.batch_size == 1:  # nothing to compare; but no signal is larger than what carries it
@@ -177,6 +179,7 @@ class Vitals:
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             for layer in self.executed:
                 if self.normalized[layer]:
+                    kept[:, layer] = signal[:, layer] / np.sqrt(signal[:, layer] ** 2 + NORM_EPS)
                     scale, share = 1.0, 1.0
                     continue
                 relative = np.where(self.rms[:, layer] > 0, signal[:, layer] / self.rms[:, layer], 0.0) / share

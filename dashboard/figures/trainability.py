@@ -27,11 +27,11 @@ def trainability(
     y: str,
     *,
     title: str = "",
-    boundary: Sequence[tuple[Any, Any]] = (),
+    boundary: Sequence[Sequence[tuple[Any, Any]]] = (),
 ) -> go.Figure:
     """Rows of ``core.sweep.table`` over the fields ``x`` and ``y`` as a map of rates; cells not yet run stay empty.
 
-    ``boundary``: (x value, y value) pairs where theory sees training begin, drawn as a line, y as on the axis.
+    ``boundary``: lines of (x, y) pairs where theory sees training begin or end (``core.forecast.boundary``).
     """
     title = title or "Share of seeds that converged"
     told = [row for row in rows if row["runs"]]
@@ -52,15 +52,16 @@ def trainability(
         hovertemplate=f"{axis_title(x)} %{{x}}, {axis_title(y)} %{{y}}<br>%{{text}} converged<extra></extra>",
         colorbar={"thickness": 10, "tickvals": ticks, "ticktext": [text.percent(t) for t in ticks], "outlinewidth": 0},
     )
-    if boundary:
+    for i, line in enumerate(boundary):
         drawn.add_scatter(
-            x=[_position(value, columns) for value, _ in boundary], y=[_label(value) for _, value in boundary], mode="lines+markers",
-            line={"color": theme.NONFINITE, "width": 2.5}, marker={"size": 7}, name="theory's boundary", xaxis="x2",
-            hovertemplate="theory's boundary<extra></extra>",
+            x=[_position(value, columns) for value, _ in line], y=[_label(value) for _, value in line], mode="lines+markers", xaxis="x2",
+            line={"color": theme.NONFINITE, "width": 2.5}, marker={"size": 8}, name="theory's boundary", legendgroup="theory", showlegend=i == 0,
+            customdata=[text.number(value) for value, _ in line], hovertemplate="theory's boundary: %{customdata}<extra></extra>",
         )
+    if boundary:
         # A second, linear axis over the first: the boundary falls between the map's columns.
         drawn.update_layout(xaxis2={"overlaying": "x", "range": [-0.5, len(columns) - 0.5], "visible": False, "fixedrange": True})
-    drawn.update_xaxes(title={"text": axis_title(x)}, type="category", selector={"overlaying": None})
+    drawn.update_layout(xaxis={"title": {"text": axis_title(x)}, "type": "category", "range": [-0.5, len(columns) - 0.5]})
     drawn.update_yaxes(title={"text": axis_title(y)}, type="category", automargin=True)
     return drawn
 

@@ -34,7 +34,7 @@ def page() -> None:
     with above:
         _sentence(members, rows, name)
     if fields:
-        _map(rows, fields)
+        _map(members, rows, fields)
     else:
         _seeds(members, rows)
     with st.expander("Numbers"):
@@ -113,7 +113,7 @@ def _seeds(members: list[RunInfo], rows: list[dict]) -> None:
         plot(bands.bands(groups, "accuracy", classes=classes), key="band_accuracy", alt="Training accuracy over seeds: median and range")
 
 
-def _map(rows: list[dict], fields: list[str]) -> None:
+def _map(members: list[RunInfo], rows: list[dict], fields: list[str]) -> None:
     """The trainability map of each initialization; with one field, initializations are the other axis."""
     if len(fields) == 1:
         plot(trainability.trainability(rows, fields[0], "init"), key="map", alt=f"Convergence rate by {fields[0]} and initialization")
@@ -121,7 +121,8 @@ def _map(rows: list[dict], fields: list[str]) -> None:
     for init in dict.fromkeys(row["init"] for row in rows):
         mine = [row for row in rows if row["init"] == init]
         x, y = fields if fields[0] != "model" else (fields[1], fields[0])
-        plot(trainability.trainability(mine, x, y, title=f"{catalog.init_title(init)}: share of seeds that converged"),
+        boundary = loaders.theory_boundary(members, init, x, y)
+        plot(trainability.trainability(mine, x, y, title=f"{catalog.init_title(init)}: share of seeds that converged", boundary=boundary),
              key=f"map_{init}", alt=f"Convergence rate by {x} and {y} with {init}")
 
 

@@ -33,7 +33,7 @@ def stopped_at(run: Run) -> tuple[int, Outcome] | None:
         size = math.hypot(at["activation_mean"], at["activation_std"])
         relative = at["signal_std"] / size if size else 0.0
         accuracies = [epoch["val_accuracy"] for epoch in epochs[: i + 1]]
-        if certain(accuracies=accuracies, steps=done + 1, relative_signal=relative, **facts):
+        if certain(accuracies=accuracies, steps=done + 1, planned=state["total_steps"], relative_signal=relative, **facts):
             return i + 1, judge(loss_finite=True, steps=done + 1, accuracy=accuracies[-1], **facts)
     return None
 

@@ -14,7 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 TORCHLESS = sorted(
     {
-        *(f"core/{name}.py" for name in ("__init__", "schema", "config", "catalog", "errors", "outcome", "launcher", "worker", "__main__")),
+        *(
+            f"core/{name}.py"
+            for name in ("__init__", "schema", "config", "catalog", "errors", "outcome", "launcher", "worker", "__main__")
+        ),
         *(str(path.relative_to(ROOT)) for folder in ("core/store", "core/diagnosis") for path in (ROOT / folder).glob("*.py")),
     }
 )
@@ -85,7 +88,9 @@ def test_the_store_is_the_only_reader_and_writer_of_tables():
 
 def test_modules_that_write_are_not_imported_by_those_that_read():
     reading = [*files("core/store"), *files("core/diagnosis"), ROOT / "core/outcome.py", ROOT / "core/schema.py"]
-    writing = tuple(f"core.{name}" for name in ("trainer", "recorder", "meter", "models", "inits", "data", "worker", "launcher", "probe"))
+    writing = tuple(
+        f"core.{name}" for name in ("trainer", "recorder", "meter", "models", "inits", "data", "worker", "launcher", "probe")
+    )
     assert not offenders(reading, writing)
 
 
@@ -102,7 +107,11 @@ def test_loading_the_reading_side_loads_no_torch():
 
 def test_loading_the_dashboard_loads_no_torch():
     """Every module that is not a page by itself: what stands at a module's top decides what the process carries."""
-    names = [p for p in files("dashboard") if "main" not in p.stem.lower() and p.stem != "Home" and "screens" not in p.parts and "pages" not in p.parts]
+    names = [
+        p
+        for p in files("dashboard")
+        if "main" not in p.stem.lower() and p.stem != "Home" and "screens" not in p.parts and "pages" not in p.parts
+    ]
     if not names:
         pytest.skip("no dashboard here")
     done = loads_torch([".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in names])

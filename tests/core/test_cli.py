@@ -17,7 +17,20 @@ from core.config import RunConfig
 from core.schema import Status
 from core.store import Runs, RunWriter, own_process
 
-TINY = ["--preset", "quick", "--model", "vgg11", "--width", "0.0625", "--train-samples", "320", "--batch-size", "16", "--epochs", "3"]
+TINY = [
+    "--preset",
+    "quick",
+    "--model",
+    "vgg11",
+    "--width",
+    "0.0625",
+    "--train-samples",
+    "320",
+    "--batch-size",
+    "16",
+    "--epochs",
+    "3",
+]
 """Sixty steps: enough for an outcome."""
 
 pytestmark = pytest.mark.timeout(240)
@@ -38,14 +51,26 @@ def said(capsys):
 
 
 def test_train_runs_compare_resume_delete(cli, said, runs):
-    trained = [cli("train", *TINY, "--init", init, "--json", "--name", f"mein Läufer {init}") for init in ("default", "kaiming_normal")]
+    trained = [
+        cli("train", *TINY, "--init", init, "--json", "--name", f"mein Läufer {init}") for init in ("default", "kaiming_normal")
+    ]
     for answer, init in zip(trained, ("default", "kaiming_normal"), strict=True):
         assert answer.status == 0, answer.err
         found = answer.json
-        assert set(found) == {"run", "status", "outcome", "final", "seconds"} and set(found["final"]) == {"loss", "accuracy", "val_loss", "val_accuracy"}
-        assert found["status"] == "finished" and found["seconds"] > 0 and all(isinstance(v, float) for v in found["final"].values())
+        assert set(found) == {"run", "status", "outcome", "final", "seconds"} and set(found["final"]) == {
+            "loss",
+            "accuracy",
+            "val_loss",
+            "val_accuracy",
+        }
+        assert (
+            found["status"] == "finished" and found["seconds"] > 0 and all(isinstance(v, float) for v in found["final"].values())
+        )
         assert "step" in answer.err and "Traceback" not in answer.err, "progress goes to standard error"
-        assert len(answer.out.splitlines()) == 2 and f"after 60 steps (validation accuracy {found['final']['val_accuracy']:.1%}" in answer.out
+        assert (
+            len(answer.out.splitlines()) == 2
+            and f"after 60 steps (validation accuracy {found['final']['val_accuracy']:.1%}" in answer.out
+        )
         assert runs.get(found["run"]).config().init == init
     a, b = (answer.json for answer in trained)
     assert a["outcome"] == "not_converged"
@@ -58,7 +83,11 @@ def test_train_runs_compare_resume_delete(cli, said, runs):
     compared = cli("compare", a["run"], b["run"], "--json")
     assert compared.status == 0
     keys = {"verdict", "headline", "converged", "p_value", "interval", "changed_fields", "fair", "layers"}
-    assert keys <= set(compared.json) and compared.json["fair"] and compared.json["changed_fields"] == {"init": ["default", "kaiming_normal"]}
+    assert (
+        keys <= set(compared.json)
+        and compared.json["fair"]
+        and compared.json["changed_fields"] == {"init": ["default", "kaiming_normal"]}
+    )
     ratios = compared.json["layers"]
     assert [row["layer"] for row in ratios][::10] == ["conv1_1", "fc3"] and ratios[0]["log10_grad_ratio"] > 2
     status, out, _ = said("compare", "init=default", "init=kaiming_normal")
@@ -112,7 +141,19 @@ def test_a_run_that_fails_ends_with_status_one(runs, cli):
     def limit():
         resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
 
-    arguments = ["--preset", "quick", "--width", "4", "--image-size", "1024", "--train-samples", "1", "--max-steps", "1", "--json"]
+    arguments = [
+        "--preset",
+        "quick",
+        "--width",
+        "4",
+        "--image-size",
+        "1024",
+        "--train-samples",
+        "1",
+        "--max-steps",
+        "1",
+        "--json",
+    ]
     command = [sys.executable, "-m", "core", "train", *arguments]
     environment = {**os.environ, "INITSCOPE_RUNS": str(runs.root)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, preexec_fn=limit, timeout=200)
@@ -182,7 +223,9 @@ def test_mistakes_about_the_runs_folder(said, tmp_path):
 
 def test_missing_data_is_bad_input_and_says_what_to_do(said, runs, tmp_path):
     status, out, err = said("train", *TINY, "--data", f"image_folder:{tmp_path / 'none'}", "--json")
-    assert (status, out) == (2, "") and "one sub-folder of images for each class" in err.splitlines()[-1] and "Traceback" not in err
+    assert (
+        (status, out) == (2, "") and "one sub-folder of images for each class" in err.splitlines()[-1] and "Traceback" not in err
+    )
     [info] = runs.list()
     assert info.status == "failed" and info.error in err, "the run says why, too"
 

@@ -91,7 +91,10 @@ def test_the_contracts_keys_and_sentence(made):
 
 def test_one_seed_is_called_an_anecdote(made):
     answer = compare([made("not_converged")], [made("converged", init="kaiming_normal")])
-    assert answer.headline == "fixed: 1 of 1 converge with kaiming_normal, 0 of 1 with default (one seed each: an anecdote, not yet evidence)"
+    assert (
+        answer.headline
+        == "fixed: 1 of 1 converge with kaiming_normal, 0 of 1 with default (one seed each: an anecdote, not yet evidence)"
+    )
 
 
 def test_runs_that_say_nothing_are_not_counted(made):
@@ -101,8 +104,12 @@ def test_runs_that_say_nothing_are_not_counted(made):
         made(None, init_seed=3, status=Status.FAILED),
         made("converged", init_seed=4, status=Status.QUEUED),
     ]
-    answer = compare(decided + silent, [made("converged", init="kaiming_normal"), made("converged", init="kaiming_normal", init_seed=1)])
-    assert answer.converged == {"a": [0, 2], "b": [2, 2]}, "diverged counts as not converged; undecided, failed and live as nothing"
+    answer = compare(
+        decided + silent, [made("converged", init="kaiming_normal"), made("converged", init="kaiming_normal", init_seed=1)]
+    )
+    assert answer.converged == {"a": [0, 2], "b": [2, 2]}, (
+        "diverged counts as not converged; undecided, failed and live as nothing"
+    )
     assert "2 of 2 converge with kaiming_normal, 0 of 2 with default" in answer.headline
 
     waiting = compare([made(None, status=Status.QUEUED)], [made("converged", init="zeros")])
@@ -115,14 +122,32 @@ def test_fairness(made):
     def answer(a: dict, b: dict):
         return compare([made("not_converged", **a)], [made("converged", **b)])
 
-    for changes in ({"init": "zeros"}, {"gain": 2}, {"init_seed": 9}, {"name": "x"}, {"tags": "x"}, {"record_every": 5}, {"sweep": "s"}):
+    for changes in (
+        {"init": "zeros"},
+        {"gain": 2},
+        {"init_seed": 9},
+        {"name": "x"},
+        {"tags": "x"},
+        {"record_every": 5},
+        {"sweep": "s"},
+    ):
         assert answer({}, changes).fair, changes
-    for field, value in {"learning_rate": 0.1, "epochs": 3, "batch_norm": True, "data": "mnist", "data_seed": 5, "max_steps": 7}.items():
+    for field, value in {
+        "learning_rate": 0.1,
+        "epochs": 3,
+        "batch_norm": True,
+        "data": "mnist",
+        "data_seed": 5,
+        "max_steps": 7,
+    }.items():
         unfair = answer({}, {"init": "zeros", field: value})
         assert not unfair.fair and field in unfair.warning and unfair.changed_fields[field][1] == value
     assert answer({}, {}).headline.startswith("fixed: 1 of 1 converge with default · seed 0")
     assert "converge with learning_rate 0.1, 0 of 1 with learning_rate 0.001" in answer({}, {"learning_rate": 0.1}).headline
-    groups = compare([made("converged", init_seed=s) for s in (0, 1)], [made("converged", init_seed=s, learning_rate=0.1 * (s + 1)) for s in (0, 1)])
+    groups = compare(
+        [made("converged", init_seed=s) for s in (0, 1)],
+        [made("converged", init_seed=s, learning_rate=0.1 * (s + 1)) for s in (0, 1)],
+    )
     assert groups.changed_fields == {"learning_rate": [0.001, [0.1, 0.2]]}
 
 

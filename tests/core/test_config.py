@@ -16,7 +16,32 @@ from core.__main__ import build_parser, config_from
 from core.config import OPTIONS, PRESETS, Option, RunConfig, changed_fields
 from core.errors import ConfigError
 
-FIELDS_OTHERS_RELY_ON = ["model", "width", "image_size", "in_channels", "num_classes", "batch_norm", "dropout", "init", "gain", "init_seed", "data", "data_seed", "optimizer", "learning_rate", "momentum", "weight_decay", "batch_size", "epochs", "max_steps", "precision", "device", "record_every", "name", "tags"]
+FIELDS_OTHERS_RELY_ON = [
+    "model",
+    "width",
+    "image_size",
+    "in_channels",
+    "num_classes",
+    "batch_norm",
+    "dropout",
+    "init",
+    "gain",
+    "init_seed",
+    "data",
+    "data_seed",
+    "optimizer",
+    "learning_rate",
+    "momentum",
+    "weight_decay",
+    "batch_size",
+    "epochs",
+    "max_steps",
+    "precision",
+    "device",
+    "record_every",
+    "name",
+    "tags",
+]
 
 
 def round_trip(config: RunConfig) -> RunConfig:
@@ -128,7 +153,9 @@ def test_bad_values(field, value, said):
     assert_one_clear_line(caught.value)
 
 
-@pytest.mark.parametrize("values", [{"num_classes": 9}, {"data": "cifar10", "in_channels": 2}, {"data": "mnist", "num_classes": 2}])
+@pytest.mark.parametrize(
+    "values", [{"num_classes": 9}, {"data": "cifar10", "in_channels": 2}, {"data": "mnist", "num_classes": 2}]
+)
 def test_what_the_data_cannot_be_is_refused_before_a_run_is_made(values):
     with pytest.raises(ConfigError) as caught:
         RunConfig.from_dict(values)
@@ -150,8 +177,30 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=8,
 )
-typed = st.text() | st.from_regex(r"-?[0-9._]*(e-?[0-9]+)?", fullmatch=True) | st.sampled_from(
-    ["none", "auto", "nan", "inf", "-inf", "1e999", "9" * 5000, "0x10", "١٢", "½", "−1", "-0", "True", "\x00", "\udcff", "a\u2028b", " 5 "]
+typed = (
+    st.text()
+    | st.from_regex(r"-?[0-9._]*(e-?[0-9]+)?", fullmatch=True)
+    | st.sampled_from(
+        [
+            "none",
+            "auto",
+            "nan",
+            "inf",
+            "-inf",
+            "1e999",
+            "9" * 5000,
+            "0x10",
+            "١٢",
+            "½",
+            "−1",
+            "-0",
+            "True",
+            "\x00",
+            "\udcff",
+            "a\u2028b",
+            " 5 ",
+        ]
+    )
 )
 
 
@@ -219,7 +268,7 @@ def test_any_bytes_are_a_config_or_one_line(text):
         assert_one_clear_line(error)
 
 
-@pytest.mark.parametrize("opening", ['[', '{"name":', '{"tags":['])
+@pytest.mark.parametrize("opening", ["[", '{"name":', '{"tags":['])
 def test_deep_json_is_refused_in_one_line(opening):
     close = {"[": "]", "{": "}"}
     for depth in (50, 500, 990, 100_000):
@@ -269,7 +318,9 @@ def test_a_bad_config_file_is_one_line(tmp_path, written, said):
 def test_preset_file_and_flags_each_go_over_the_one_before(tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"config": {"init": "zeros", "epochs": 3}, "git": None}))  # a run's own config.json is welcome
-    config = config_from(build_parser().parse_args(["train", "--preset", "quick", "--config", str(file), "--epochs", "2", "--batch-norm"]))
+    config = config_from(
+        build_parser().parse_args(["train", "--preset", "quick", "--config", str(file), "--epochs", "2", "--batch-norm"])
+    )
     assert config == configs.quick().replace(init="zeros", epochs=2, batch_norm=True)
     for missing in (tmp_path / "no.json", tmp_path):
         with pytest.raises(ConfigError, match="cannot read"):

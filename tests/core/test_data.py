@@ -48,8 +48,17 @@ def test_digits_are_scikit_learns_split_once_and_for_all():
     assert raw.train.images.shape[1:] == (entry.channels, 8, 8) and raw.white == theirs.images.max()
 
     both = [(part.images.reshape(-1, 64).numpy(), part.labels.numpy()) for part in (raw.train, raw.validation)]
-    have = sorted([*map(bytes, np.column_stack([np.vstack([both[0][0], both[1][0]]), np.concatenate([both[0][1], both[1][1]])]).astype("u1"))])
-    assert have == sorted(map(bytes, np.column_stack([theirs.data, theirs.target]).astype("u1"))), "every digit once, with its label"
+    have = sorted(
+        [
+            *map(
+                bytes,
+                np.column_stack([np.vstack([both[0][0], both[1][0]]), np.concatenate([both[0][1], both[1][1]])]).astype("u1"),
+            )
+        ]
+    )
+    assert have == sorted(map(bytes, np.column_stack([theirs.data, theirs.target]).astype("u1"))), (
+        "every digit once, with its label"
+    )
 
     shares = torch.bincount(raw.validation.labels) / torch.bincount(torch.cat([raw.train.labels, raw.validation.labels]))
     assert ((shares - 0.2).abs() < 0.005).all(), "each class gives a fifth to validation"
@@ -115,7 +124,9 @@ def test_input_scale():
     raw = data.read("digits", 32)
     pixels = (raw.train.images - raw.train.images.mean()) / raw.train.images.std(correction=0)
     prepared = loaded.prepare(raw.train.images[:5])
-    torch.testing.assert_close(prepared, torch.nn.functional.interpolate(pixels[:5], size=(32, 32), mode="bilinear", antialias=True))
+    torch.testing.assert_close(
+        prepared, torch.nn.functional.interpolate(pixels[:5], size=(32, 32), mode="bilinear", antialias=True)
+    )
 
 
 def test_a_last_batch_of_one_sample_is_left_out_only_for_batch_norm():
@@ -174,7 +185,9 @@ def assert_holds(loaded: data.Data, arrays: dict[str, tuple[np.ndarray, np.ndarr
     for split, (images, labels) in zip((loaded.train, loaded.validation), arrays.values(), strict=True):
         assert torch.equal(split.labels, torch.from_numpy(labels))
         padded = torch.from_numpy(images / 255).float().unsqueeze(1)
-        torch.testing.assert_close(split.images, padded if loaded.image_size == 28 else loaded.prepare(torch.from_numpy(images).unsqueeze(1)))
+        torch.testing.assert_close(
+            split.images, padded if loaded.image_size == 28 else loaded.prepare(torch.from_numpy(images).unsqueeze(1))
+        )
 
 
 @pytest.mark.parametrize(("name", "kind"), [("fashion_mnist", tv.FashionMNIST), ("mnist", tv.MNIST)])
@@ -267,7 +280,8 @@ def test_cifar_files(how, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "folder"), [("fashion_mnist", "FashionMNIST/raw"), ("mnist", "MNIST/raw"), ("cifar10", "."), ("cifar10", "cifar-10-batches-py")]
+    ("name", "folder"),
+    [("fashion_mnist", "FashionMNIST/raw"), ("mnist", "MNIST/raw"), ("cifar10", "."), ("cifar10", "cifar-10-batches-py")],
 )
 def test_offline_names_the_folder_and_a_way_out(name, folder, unreachable):
     with pytest.raises(DataUnavailable) as caught:
@@ -349,7 +363,9 @@ def image_folder(folder: Path, classes: dict[str, int], size: tuple[int, int] = 
     for level, (name, count) in enumerate(classes.items()):
         (folder / name).mkdir(parents=True)
         for i in range(count):
-            Image.new("RGB" if colour else "L", size, (40 * level, i, 255) if colour else 40 * level).save(folder / name / f"{i} ö.png")
+            Image.new("RGB" if colour else "L", size, (40 * level, i, 255) if colour else 40 * level).save(
+                folder / name / f"{i} ö.png"
+            )
     return {name: 40 * level for level, name in enumerate(classes)}
 
 

@@ -60,7 +60,9 @@ def test_measured_spread_is_the_formulas(layer, scheme):
             assert kurtosis == pytest.approx(3, abs=0.4)
     if module.bias is not None:
         if scheme == "default":
-            assert module.bias.std().item() == pytest.approx(inits.bias_std(scheme, module), rel=5 / math.sqrt(2 * len(module.bias)))
+            assert module.bias.std().item() == pytest.approx(
+                inits.bias_std(scheme, module), rel=5 / math.sqrt(2 * len(module.bias))
+            )
             assert inits.bias_std(scheme, module) == pytest.approx(expected / 1.7), "gain multiplies weights, not biases"
         else:
             assert not module.bias.any() and inits.bias_std(scheme, module) == 0
@@ -134,7 +136,9 @@ def test_lsuv_gives_every_layer_unit_variance(batch_norm):
         return inits.initialize(net, scheme, gain=gain, seed=seed, sample=x)
 
     net, orthogonal, loud = model("lsuv"), model("orthogonal"), model("lsuv", gain=2.0)
-    assert torch.equal(model("lsuv").fc2.weight, net.fc2.weight) and not torch.equal(model("lsuv", seed=4).fc2.weight, net.fc2.weight)
+    assert torch.equal(model("lsuv").fc2.weight, net.fc2.weight) and not torch.equal(
+        model("lsuv", seed=4).fc2.weight, net.fc2.weight
+    )
     assert net.training and not any(m._forward_hooks for m in net.modules())
     before, values = {k: v.clone() for k, v in net.state_dict().items()}, x
     with torch.no_grad():

@@ -54,10 +54,14 @@ def test_more_runs_than_slots_wait_their_turn(runs, tiny, two_slots, until):
     """In order, two at a time, each once; supervisors started beside the first change nothing."""
     made = launcher.submit(runs, [tiny(init_seed=seed, epochs=1, train_samples=1438) for seed in range(3)])
     assert [status(run) for run in made] == ["queued"] * 3 and launcher.queued(runs) == [run.id for run in made]
-    made += launcher.submit(runs, [tiny(init_seed=seed, threads=threads, max_steps=2) for seed, threads in ((3, 2), (4, 0))])  # each takes the whole machine
+    made += launcher.submit(
+        runs, [tiny(init_seed=seed, threads=threads, max_steps=2) for seed, threads in ((3, 2), (4, 0))]
+    )  # each takes the whole machine
     for _ in range(3):
         launcher.ensure_supervisor(runs)
-    twin = subprocess.Popen([sys.executable, "-m", "core.launcher", str(runs.root)], cwd=launcher.Path(launcher.__file__).parents[1])
+    twin = subprocess.Popen(
+        [sys.executable, "-m", "core.launcher", str(runs.root)], cwd=launcher.Path(launcher.__file__).parents[1]
+    )
 
     together, seen = 0, set()
     while not ended(*made):
@@ -146,7 +150,9 @@ def test_stop_and_resume_through_the_queue(runs, tiny, trained, two_slots, until
     until(lambda: ended(running, waiting))
     whole = trained(config)
     for run in (running, waiting):
-        assert status(run) == "finished" and run.read("steps").drop_columns("seconds") == whole.read("steps").drop_columns("seconds")
+        assert status(run) == "finished" and run.read("steps").drop_columns("seconds") == whole.read("steps").drop_columns(
+            "seconds"
+        )
         with pytest.raises(RunStateError, match="nothing to resume"):
             launcher.resume(runs, run)
     assert (starts(running), starts(waiting)) == (2, 1)
@@ -220,10 +226,14 @@ def test_slots(monkeypatch, given, expected):
 def test_the_story(runs, two_slots, until):
     """Quick preset, two seeds: default weights stay at chance, Kaiming's converge, and the comparison says fixed."""
     quick = preset("quick")
-    made = launcher.submit(runs, [quick.replace(init=init, init_seed=seed) for seed in (0, 1) for init in ("default", "kaiming_normal")])
+    made = launcher.submit(
+        runs, [quick.replace(init=init, init_seed=seed) for seed in (0, 1) for init in ("default", "kaiming_normal")]
+    )
     until(lambda: ended(*made), seconds=280, what="four quick runs")
     outcomes = {(run.config().init, run.config().init_seed): run.state()["outcome"] for run in made}
-    assert outcomes == {(init, seed): what for init, what in (("default", "not_converged"), ("kaiming_normal", "converged")) for seed in (0, 1)}
+    assert outcomes == {
+        (init, seed): what for init, what in (("default", "not_converged"), ("kaiming_normal", "converged")) for seed in (0, 1)
+    }
 
     answer = compare(runs.select("init=default"), runs.select("init=kaiming_normal"))
     assert answer.verdict == Verdict.FIXED and answer.converged == {"a": [0, 2], "b": [2, 2]} and answer.fair

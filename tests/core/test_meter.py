@@ -38,7 +38,9 @@ def batch(samples: int = 6) -> tuple[Tensor, Tensor]:
     return torch.rand(samples, 1, 32, 32, generator=generator), torch.randint(10, (samples,), generator=generator)
 
 
-def measure(model: nn.Module, x: Tensor, y: Tensor, optimizer=None, autocast: bool = False, clip: float | None = None) -> dict[str, dict]:
+def measure(
+    model: nn.Module, x: Tensor, y: Tensor, optimizer=None, autocast: bool = False, clip: float | None = None
+) -> dict[str, dict]:
     """{layer: {metric: value}} of one real step under the meter; what was not measured is left out."""
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
     with LayerMeter(model, optimizer) as meter:
@@ -164,7 +166,14 @@ def test_the_collapse_of_the_story_in_float32():
 
 # ---------------------------------------------------------------- numbers at the edges of float32
 
-SHAPES = {"samples": (200,), "linear": (64, 300), "sequence": (16, 20, 30), "conv": (32, 8, 6, 6), "channels last": (32, 8, 6, 6), "conv3d": (16, 4, 3, 3, 3)}
+SHAPES = {
+    "samples": (200,),
+    "linear": (64, 300),
+    "sequence": (16, 20, 30),
+    "conv": (32, 8, 6, 6),
+    "channels last": (32, 8, 6, 6),
+    "conv3d": (16, 4, 3, 3, 3),
+}
 
 
 @pytest.mark.parametrize("shape", list(SHAPES))
@@ -201,10 +210,16 @@ def test_forward_statistics_at_the_ends():
     def found(x):
         return {name: value.item() for name, value in forward_statistics(x).items()}
 
-    assert found(torch.full((5, 3), 0.7)) == {"activation_mean": pytest.approx(0.7), "activation_std": pytest.approx(0, abs=1e-7), "signal_std": 0}
+    assert found(torch.full((5, 3), 0.7)) == {
+        "activation_mean": pytest.approx(0.7),
+        "activation_std": pytest.approx(0, abs=1e-7),
+        "signal_std": 0,
+    }
     assert found(torch.zeros(4, 2, 3, 3)) == {"activation_mean": 0, "activation_std": 0, "signal_std": 0}
     one = found(torch.tensor([[1.0, 3.0]]))
-    assert one == {"activation_mean": 2, "activation_std": pytest.approx(1), "signal_std": 0}, "one sample has no spread across samples"
+    assert one == {"activation_mean": 2, "activation_std": pytest.approx(1), "signal_std": 0}, (
+        "one sample has no spread across samples"
+    )
     for bad in (math.nan, math.inf):
         x = torch.ones(3, 4)
         x[1, 2] = bad
@@ -269,7 +284,10 @@ def test_dead_fraction_is_exact():
 def test_the_norm_is_taken_before_clipping():
     model, (x, y) = small_vgg(), batch()
     assert_same(
-        {k: {m: v for m, v in row.items() if m != "update_ratio"} for k, row in measure(copy.deepcopy(model), x, y, clip=1e-4).items()},
+        {
+            k: {m: v for m, v in row.items() if m != "update_ratio"}
+            for k, row in measure(copy.deepcopy(model), x, y, clip=1e-4).items()
+        },
         {k: {m: v for m, v in row.items() if m != "update_ratio"} for k, row in expected(model, x, y).items()},
     )
 
@@ -381,7 +399,9 @@ def test_shared_and_parametrized_weights():
         assert measured[name]["grad_norm"] == pytest.approx(gradient.norm().item(), rel=1e-4)
     for name, module in (("0", shared), ("4", tied), ("8", model[8])):
         assert measured[name]["weight_norm"] == pytest.approx(before[name].norm().item(), rel=1e-4)
-        assert measured[name]["update_ratio"] == pytest.approx(((module.weight - before[name]).norm() / before[name].norm()).item(), rel=1e-3)
+        assert measured[name]["update_ratio"] == pytest.approx(
+            ((module.weight - before[name]).norm() / before[name].norm()).item(), rel=1e-3
+        )
     assert set(measured["6"]) == {"activation_mean", "activation_std", "signal_std", "activation_grad_rms", "dead_fraction"}
 
 
@@ -403,7 +423,9 @@ def hooks(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[object]:
     """Everything that hangs on any hook dictionary of the model, its parameters and the optimizer."""
     found: list[object] = []
     for owner in (*model.modules(), *model.parameters(), optimizer):
-        names = [name for name in dir(type(owner)) + list(vars(owner) if hasattr(owner, "__dict__") else ()) if "hook" in name.lower()]
+        names = [
+            name for name in dir(type(owner)) + list(vars(owner) if hasattr(owner, "__dict__") else ()) if "hook" in name.lower()
+        ]
         for name in names:
             value = getattr(owner, name, None)
             if isinstance(value, dict):
@@ -454,8 +476,12 @@ def test_the_model_is_as_it_was(where):
     assert not hooks(net, optimizer) and net.training is mode
     assert torch.equal(torch.get_rng_state(), random)
     after = model.state_dict()
-    assert list(before) == list(after) and all(torch.equal(before[k], after[k]) for k in before if "running" not in k and "tracked" not in k)
-    assert len(pickle.dumps(model)) - pickled <= sum(p.numel() for p in model.parameters()) * 4 + 20_000  # gradients, nothing else
+    assert list(before) == list(after) and all(
+        torch.equal(before[k], after[k]) for k in before if "running" not in k and "tracked" not in k
+    )
+    assert (
+        len(pickle.dumps(model)) - pickled <= sum(p.numel() for p in model.parameters()) * 4 + 20_000
+    )  # gradients, nothing else
     pickle.loads(pickle.dumps(model))
     gone = weakref.ref(meter)
     del meter

@@ -77,13 +77,14 @@ def test_guessing_is_not_called_convergence(samples, classes):
         ([0.2, 0.1], {}, False),
         ([0.1, 0.1], {"relative_signal": 10 * CERTAIN_SIGNAL}, False),  # at chance, but something still arrives
         ([0.1, 0.1], {"steps": MIN_STEPS - 1}, False),
+        ([0.1, 0.1], {"planned": 2001}, False),  # before half time it may still escape
         ([0.65], {"relative_signal": 1.0}, True),  # 61 % of the way
         ([0.6], {"relative_signal": 1.0}, False),
         ([0.95], {"steps": MIN_STEPS - 1}, False),
     ],
 )
 def test_when_a_run_may_end_early(accuracies, changes, expected):
-    given = {"accuracies": accuracies, "steps": 1000, "chance": 0.1, "samples": 359, "relative_signal": 1e-8, **changes}
+    given = {"accuracies": accuracies, "steps": 1000, "planned": 2000, "chance": 0.1, "samples": 359, "relative_signal": 1e-8, **changes}
     assert certain(**given) is expected
     if expected:
         assert judged(accuracy=accuracies[-1]) in (Outcome.CONVERGED, Outcome.NOT_CONVERGED), "an early end has an outcome"

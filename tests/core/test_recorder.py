@@ -36,10 +36,13 @@ loss_fn = nn.CrossEntropyLoss()
 
 
 def the_contract(model, optimizer, runs, **options) -> Recorder:
-    """Word for word what DESIGN.md promises."""
+    """What DESIGN.md promises, statement for statement."""
     with Recorder(model, optimizer, name="my net", runs=runs, **options) as recorder:
         for inputs, targets in loader():
-            optimizer.zero_grad(); loss = loss_fn(model(inputs), targets); loss.backward(); optimizer.step()  # noqa: E702
+            optimizer.zero_grad()
+            loss = loss_fn(model(inputs), targets)
+            loss.backward()
+            optimizer.step()
             recorder.step(loss)
     return recorder
 
@@ -56,8 +59,14 @@ def plain(model, optimizer) -> list[float]:
 
 
 def hooks_of(model: nn.Module, optimizer) -> int:
-    count = sum(len(h) for m in model.modules() for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks))
-    count += sum(len(p._backward_hooks or ()) + len(getattr(p, "_post_accumulate_grad_hooks", None) or ()) for p in model.parameters())
+    count = sum(
+        len(h)
+        for m in model.modules()
+        for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
+    )
+    count += sum(
+        len(p._backward_hooks or ()) + len(getattr(p, "_post_accumulate_grad_hooks", None) or ()) for p in model.parameters()
+    )
     return count + len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
 
 
@@ -71,7 +80,11 @@ def test_two_lines_write_a_whole_run(tmp_path):
         assert list(frame.columns) == [column.name for column in columns]
     steps, layers = pd.read_parquet(run.path / "steps.parquet"), frame
     assert list(steps["step"]) == list(range(6)) and steps["accuracy"].isna().all() and set(steps["learning_rate"]) == {0.1}
-    assert list(layers["layer"]) == ["0", "4"] * 6 and list(layers["depth"]) == [0, 1] * 6 and list(layers["kind"][:2]) == ["conv2d", "linear"]
+    assert (
+        list(layers["layer"]) == ["0", "4"] * 6
+        and list(layers["depth"]) == [0, 1] * 6
+        and list(layers["kind"][:2]) == ["conv2d", "linear"]
+    )
     assert not layers.drop(columns="dead_fraction").isna().any().any()
 
     info = Runs(tmp_path / "my runs").info(run.id)
@@ -130,7 +143,9 @@ def test_every_so_many_steps(tmp_path):
     assert recorder.run.state()["step"] == 6, "progress is told at every step"
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("first\nsecond \ud800"), KeyboardInterrupt(), torch.OutOfMemoryError("gone")])
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("first\nsecond \ud800"), KeyboardInterrupt(), torch.OutOfMemoryError("gone")]
+)
 def test_an_exception_ends_the_run_and_arrives_unchanged(tmp_path, error):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

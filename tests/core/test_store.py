@@ -57,7 +57,12 @@ def run(runs: Runs) -> Run:
 operations = st.lists(
     st.one_of(
         st.tuples(st.just("write"), st.integers(1, 5)),
-        st.sampled_from([(name, 0) for name in ("flush", "flush", "flush", "tail", "compact", "die", "die while compacting", "die while merging")]),
+        st.sampled_from(
+            [
+                (name, 0)
+                for name in ("flush", "flush", "flush", "tail", "compact", "die", "die while compacting", "die while merging")
+            ]
+        ),
     ),
     max_size=60,
 )
@@ -123,7 +128,9 @@ def test_no_row_is_lost_or_doubled(runs, operations):
                     for table in TABLES:
                         limit = safe // 10 if table == "epochs" else safe
                         seen[table] = [key for key in seen[table] if key < limit]
-                        cursors[table] = Cursor(cursors[table].part, min(cursors[table].key, limit - 1)) if cursors[table] else None
+                        cursors[table] = (
+                            Cursor(cursors[table].part, min(cursors[table].key, limit - 1)) if cursors[table] else None
+                        )
                 written = safe
             assert_whole(run, safe)
         tail()
@@ -250,13 +257,17 @@ def test_json_is_written_whole_and_without_nan(tmp_path):
     assert [files.number(value) for value in ("nan", "inf", 3, None, True, "x")][1:] == [float("inf"), 3.0, None, None, None]
     with pytest.raises(TypeError):
         write_json(file, {"a": object()})
-    assert json.loads(file.read_bytes())["b"] and list(tmp_path.iterdir()) == [file], "a failed write leaves the old file and no other"
+    assert json.loads(file.read_bytes())["b"] and list(tmp_path.iterdir()) == [file], (
+        "a failed write leaves the old file and no other"
+    )
 
 
 def test_a_run_is_complete_from_the_moment_it_is_seen(runs):
     run = runs.create(RunConfig(init="zeros", init_seed=7, name="ä · 名"), status=Status.QUEUED, source="test")
     assert {p.name for p in run.path.iterdir()} == {"config.json", "status.json", "log.txt", "parts"}
-    assert "-zeros-s7-" in run.id and runs.ids() == [run.id] and run.config() == RunConfig(init="zeros", init_seed=7, name="ä · 名")
+    assert (
+        "-zeros-s7-" in run.id and runs.ids() == [run.id] and run.config() == RunConfig(init="zeros", init_seed=7, name="ä · 名")
+    )
     assert (run.state()["status"], run.state()["outcome"], run.state()["source"]) == ("queued", None, "test")
     saved = run.json_file("config.json")
     assert {"python", "torch", "numpy"} <= set(saved["versions"]) and (saved["git"] is None or len(saved["git"]) == 40)
@@ -294,11 +305,17 @@ def test_broken_runs_are_listed_with_a_reason_and_harm_no_other(runs):
         "status empty": ("status.json", b""),
         "status number": ("status.json", b"3"),
         "status binary": ("status.json", b"\xff\xfe\x00"),
-        "status odd": ("status.json", b'{"status": "running", "pid": "x", "heartbeat": "y", "host": "elsewhere", "created": [], "tags": 1}'),
+        "status odd": (
+            "status.json",
+            b'{"status": "running", "pid": "x", "heartbeat": "y", "host": "elsewhere", "created": [], "tags": 1}',
+        ),
         "status deep": ("status.json", b"[" * 100_000),
         "meta torn": ("meta.json", b"{"),
         "meta odd": ("meta.json", b'{"tags": 5}'),
-        "numbers odd": ("status.json", b'{"status": "finished", "loss": {}, "accuracy": "high", "created": "1e999", "step": "x", "total_steps": "y"}'),
+        "numbers odd": (
+            "status.json",
+            b'{"status": "finished", "loss": {}, "accuracy": "high", "created": "1e999", "step": "x", "total_steps": "y"}',
+        ),
     }
     broken = {}
     for what, (name, content) in damages.items():
@@ -342,7 +359,9 @@ def test_damaged_tables_are_an_error_in_one_line(run):
     assert len(run.read("steps")) == 1
 
 
-@pytest.mark.parametrize("name", ["..", ".", "", "../x", "a/b", "/etc", "a b", "-a", ".hidden", "a\n", "ä", "x" * 121, "a\x00b", "*", "~"])
+@pytest.mark.parametrize(
+    "name", ["..", ".", "", "../x", "a/b", "/etc", "a b", "-a", ".hidden", "a\n", "ä", "x" * 121, "a\x00b", "*", "~"]
+)
 def test_ids_that_are_no_ids(runs, name):
     outside = runs.root.parent / "x"
     outside.mkdir()
