@@ -184,6 +184,9 @@ def _healthy(found: Signs) -> str:
     reach = f"the gradient reaches every layer (smallest {_power(found.smallest_gradient)} in {found.weakest})"
     if found.relative_signal is None:
         return f"{reach}, and a step changes the weights by {100 * found.first_step:.2g} % of their size"
+    if found.relative_signal < NO_SIGNAL:
+        share = _power(found.relative_signal)
+        return f"the output hardly depends on the input ({share} of its size at {found.output}), but {reach}: it can be made to"
     return f"two different images still differ by {_power(found.relative_signal)} of the output's size at {found.output}, and {reach}"
 
 
@@ -196,7 +199,9 @@ def _power(value: float) -> str:
     return f"{value:.2g}" if 1e-3 <= value < 1e4 or value == 0 else f"{value:.0e}"
 
 
-def boundary(base: RunConfig, x: str, xs: Sequence[float], y: str, ys: Sequence[Any], points: int = 25) -> list[list[tuple[float, Any]]]:
+def boundary(
+    base: RunConfig, x: str, xs: Sequence[float], y: str, ys: Sequence[Any], points: int = 25
+) -> list[list[tuple[float, Any]]]:
     """Where theory sees training begin or end in the plane of two config fields: lines of (x, y) pairs, one pair a ``y``.
 
     Along each ``y`` the forecast from theory is taken at ``points`` values of ``x`` (evenly on a log scale where they are

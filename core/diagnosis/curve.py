@@ -21,6 +21,8 @@ ABOVE = 0.1
 """A loss this share above guessing is above it, not at it."""
 ASSUMED_SAMPLES = 400
 """Validation samples behind an accuracy whose number nobody told."""
+NOISE = 1.5
+"""A batch's loss may be this many times another's by chance."""
 SHORT = 8
 """Fewer recorded losses than this show nothing."""
 
@@ -121,7 +123,8 @@ def read_curve(vitals: Vitals, thresholds: Thresholds) -> Curve:
     tail = y[-max(3, len(y) // 5) :]
     late = float(np.median(tail)) if len(y) else math.nan
     start = float(np.median(y[: max(1, min(5, len(y) // 10))])) if len(y) else math.nan
-    reference = guess.loss if guess.loss is not None else abs(start)
+    beginning = abs(start if start < NOISE * first else first)  # first losses that blew up are no beginning
+    reference = guess.loss if guess.loss is not None else beginning
     progress = (reference - late) / reference if reference else 0.0
     change, significance = trend(y[len(y) // 3 :])
     half, usual = y[len(y) // 2 :], float(np.median(y[: max(5, len(y) // 5)])) if len(y) else math.nan

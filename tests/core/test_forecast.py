@@ -45,6 +45,11 @@ def test_collapsed_output():
     )
 
 
+def test_little_signal_with_gradients_everywhere():
+    answer = said(rows(signal=1e-6))
+    assert answer["outcome"] == Outcome.CONVERGED and "hardly depends on the input (2e-06 of its size at fc3)" in answer["reason"]
+
+
 def test_gradients_below_adams_epsilon():
     answer = said(rows(grad=1e-12))
     assert answer["outcome"] == Outcome.NOT_CONVERGED and "below Adam's epsilon" in answer["reason"]
