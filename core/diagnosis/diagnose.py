@@ -47,7 +47,9 @@ class Diagnosis:
 def diagnose(run: Run, thresholds: Thresholds = DEFAULT) -> Diagnosis:
     """Diagnose a run from its folder, live or ended."""
     info = run.info()
-    return diagnose_frames(run.read("steps"), run.read("epochs"), run.read("layers"), info.state, info.config, thresholds, run=run.id)
+    return diagnose_frames(
+        run.read("steps"), run.read("epochs"), run.read("layers"), info.state, info.config, thresholds, run=run.id
+    )
 
 
 def diagnose_frames(

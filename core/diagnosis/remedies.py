@@ -90,7 +90,10 @@ def _loss(v: Vitals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]]:
         return "Give targets the outputs' shape (targets.unsqueeze(1) or outputs.squeeze(1)).", {}
     if "loss_of_raw_outputs" in f or "loss_below_zero" in f:
         return "Use nn.CrossEntropyLoss on raw outputs, or put log_softmax before nn.NLLLoss.", {}
-    return "Give the loss the raw outputs of the last layer: cross_entropy and binary_cross_entropy_with_logits apply softmax or sigmoid themselves.", {}
+    return (
+        "Give the loss the raw outputs of the last layer: cross_entropy and binary_cross_entropy_with_logits apply softmax or sigmoid themselves.",
+        {},
+    )
 
 
 def _fixed(text: str, **changes: Any) -> Any:
@@ -116,7 +119,9 @@ _REMEDIES: dict[Cause, Any] = {
     ),
     Cause.LOSS_MISUSE: _loss,
     Cause.OVERFITTING: _fixed(
-        "Use more training data or augmentation, dropout or weight decay, or stop at the lowest validation loss.", dropout=0.5, weight_decay=1e-4
+        "Use more training data or augmentation, dropout or weight decay, or stop at the lowest validation loss.",
+        dropout=0.5,
+        weight_decay=1e-4,
     ),
     Cause.HEALTHY: _fixed("Nothing to change."),
     Cause.UNKNOWN: _fixed("No known cause fits. Record more steps, or compare with a run that works."),

@@ -28,8 +28,12 @@ def signal_collapse(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
         return None
     hidden = np.isin(np.arange(len(v.rows.names)), v.hidden)
     names, kept = names_of(v, (v.kept_by_layer[at] < t.signal_kept) & hidden), float(v.kept[at])
-    text = f"{moment(v, at)} {percent(kept)} of the input's signal is left at {names[-1]}: the output hardly depends on the input."
-    return Finding("signal_collapse", names, kept, t.signal_kept, source_of("signal_kept", t), text, int(v.rows.steps[at]), at == 0)
+    text = (
+        f"{moment(v, at)} {percent(kept)} of the input's signal is left at {names[-1]}: the output hardly depends on the input."
+    )
+    return Finding(
+        "signal_collapse", names, kept, t.signal_kept, source_of("signal_kept", t), text, int(v.rows.steps[at]), at == 0
+    )
 
 
 def signal_explosion(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
@@ -41,7 +45,9 @@ def signal_explosion(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
         return None
     names, value = names_of(v, grown[at] > t.signal_grown), float(grown[at].max())
     text = f"{moment(v, at)} pre-activations reach {g(value)} times the size of the inputs, at {names[-1]}."
-    return Finding("signal_explosion", names, value, t.signal_grown, source_of("signal_grown", t), text, int(v.rows.steps[at]), at == 0)
+    return Finding(
+        "signal_explosion", names, value, t.signal_grown, source_of("signal_grown", t), text, int(v.rows.steps[at]), at == 0
+    )
 
 
 def vanishing_gradient(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
@@ -51,10 +57,17 @@ def vanishing_gradient(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
     norm, rms = v.rows.first("grad_norm")[layers], v.rows.first("grad_rms")[layers]
     first, last = v.rows.names[layers[0]], v.rows.names[layers[-1]]
     ratio = norm[0] / norm[-1] if norm[-1] > 0 else np.nan
-    if t.vanishing_ratio is not None and t.vanishing_norm is not None and ratio < t.vanishing_ratio and norm[0] < t.vanishing_norm:
+    if (
+        t.vanishing_ratio is not None
+        and t.vanishing_norm is not None
+        and ratio < t.vanishing_ratio
+        and norm[0] < t.vanishing_norm
+    ):
         names = tuple(v.rows.names[i] for i, n in zip(layers, norm, strict=True) if n < t.vanishing_norm)
         text = f"The gradient at {first} is {g(ratio)} of the one at {last} ({g(norm[0])} against {g(norm[-1])})."
-        return Finding("vanishing_gradient", names, float(ratio), t.vanishing_ratio, source_of("vanishing_ratio", t), text, start_of(v))
+        return Finding(
+            "vanishing_gradient", names, float(ratio), t.vanishing_ratio, source_of("vanishing_ratio", t), text, start_of(v)
+        )
     highest = float(np.nanmax(rms[:-1], initial=0.0))
     if t.vanishing_rms is not None and highest < t.vanishing_rms and not np.isnan(rms[:-1]).all():
         text = f"No hidden layer's gradient is above {g(highest)} a weight."
@@ -75,13 +88,22 @@ def exploding_gradient(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
             names, value = tuple(v.rows.names[i] for i in layers[norm[at] > t.exploding_norm]), float(norm[at].max())
             text = f"{moment(v, at)} the gradient reaches {g(value)} at {plural(names)}."
             return Finding(
-                "exploding_gradient", names, value, t.exploding_norm, source_of("exploding_norm", t), text, int(v.rows.steps[at]), at == 0
+                "exploding_gradient",
+                names,
+                value,
+                t.exploding_norm,
+                source_of("exploding_norm", t),
+                text,
+                int(v.rows.steps[at]),
+                at == 0,
             )
     first, last = norm[0, 0], norm[0, -1]
     if t.exploding_ratio is not None and last > 0 and first / last > t.exploding_ratio:
         name, ratio = v.rows.names[layers[0]], float(first / last)
         text = f"The gradient at {name} is {g(ratio)} times the one at {v.rows.names[layers[-1]]}."
-        return Finding("exploding_gradient", (name,), ratio, t.exploding_ratio, source_of("exploding_ratio", t), text, start_of(v))
+        return Finding(
+            "exploding_gradient", (name,), ratio, t.exploding_ratio, source_of("exploding_ratio", t), text, start_of(v)
+        )
     return None
 
 
@@ -109,7 +131,9 @@ def saturated_units(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
         return None
     names, value = names_of(v, share[at] >= t.saturated_share), float(share[at].max())
     text = f"{moment(v, at)} about {percent(value)} of the units after {plural(names)} sit where their nonlinearity is flat: little gradient passes."
-    return Finding("saturated_units", names, value, t.saturated_share, source_of("saturated_share", t), text, int(v.rows.steps[at]), at == 0)
+    return Finding(
+        "saturated_units", names, value, t.saturated_share, source_of("saturated_share", t), text, int(v.rows.steps[at]), at == 0
+    )
 
 
 # ---------------------------------------------------------------- updates
@@ -123,7 +147,9 @@ def update_too_large(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
     if value <= t.update_high:
         return None
     text = f"At step {int(v.rows.steps[at])} one update changes the weights by {g(value)} of their size; about 0.001 is usual."
-    return Finding("update_too_large", (), value, t.update_high, source_of("update_high", t), text, int(v.rows.steps[at]), at == 0)
+    return Finding(
+        "update_too_large", (), value, t.update_high, source_of("update_high", t), text, int(v.rows.steps[at]), at == 0
+    )
 
 
 def update_too_small(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:

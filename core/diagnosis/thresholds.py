@@ -35,9 +35,27 @@ class Limit:
     source: str
 
 
-def limit(default: float | None, title: str, help: str, low: float, high: float, log: bool = False, unit: str = "", source: str = OURS_NAME) -> Any:
+def limit(
+    default: float | None,
+    title: str,
+    help: str,
+    low: float,
+    high: float,
+    log: bool = False,
+    unit: str = "",
+    source: str = OURS_NAME,
+) -> Any:
     """Declare one threshold; ``source`` says whose default it is."""
-    spec = {"title": title, "help": help, "default": default, "low": low, "high": high, "log": log, "unit": unit, "source": source}
+    spec = {
+        "title": title,
+        "help": help,
+        "default": default,
+        "low": low,
+        "high": high,
+        "log": log,
+        "unit": unit,
+        "source": source,
+    }
     return dataclasses.field(default=default, metadata=spec)
 
 
@@ -78,9 +96,15 @@ class Thresholds:
 
     # units
     dead_share: float | None = limit(
-        0.9, "Dead units", "Share of a layer's ReLU units at zero for the whole batch; half is normal once signals agree", 0.3, 1.0
+        0.9,
+        "Dead units",
+        "Share of a layer's ReLU units at zero for the whole batch; half is normal once signals agree",
+        0.3,
+        1.0,
     )
-    saturated_share: float | None = limit(0.5, "Saturated units", "Share of a layer's outputs on the flat part", 0.1, 1.0, source=SAGEMAKER_NAME)
+    saturated_share: float | None = limit(
+        0.5, "Saturated units", "Share of a layer's outputs on the flat part", 0.1, 1.0, source=SAGEMAKER_NAME
+    )
     saturated_input: float | None = limit(
         2.0, "Saturated from", "|input| of tanh from which it is flat (slope under 7 %); twice that for sigmoid", 1, 25
     )
@@ -97,18 +121,29 @@ class Thresholds:
     # inputs
     input_high: float | None = limit(3.0, "Inputs too large", "RMS of the inputs", 1, 1e4, log=True)
     input_low: float | None = limit(0.03, "Inputs too small", "Largest |input|", 1e-6, 1, log=True)
-    input_offset: float | None = limit(5.0, "Inputs off centre", "|mean| of the inputs over their standard deviation", 1, 1e3, log=True)
+    input_offset: float | None = limit(
+        5.0, "Inputs off centre", "|mean| of the inputs over their standard deviation", 1, 1e3, log=True
+    )
     input_mean: float | None = limit(None, "Input mean", "|mean| of the inputs (off: harmless by itself)", 0.01, 1e3, log=True)
 
     # the loss
     progress: float | None = limit(
-        0.05, "Progress", "Share of the loss of guessing that must be gone before a run counts as learning", 0.001, 0.5, source="TheDeepChecker"
+        0.05,
+        "Progress",
+        "Share of the loss of guessing that must be gone before a run counts as learning",
+        0.001,
+        0.5,
+        source="TheDeepChecker",
     )
-    spike: float | None = limit(2.0, "Loss spike", "Highest loss over the first one (or guessing)", 1.1, 1e3, log=True, source="TheDeepChecker")
+    spike: float | None = limit(
+        2.0, "Loss spike", "Highest loss over the first one (or guessing)", 1.1, 1e3, log=True, source="TheDeepChecker"
+    )
     oscillation: float | None = limit(
         0.1, "Oscillation", "Share of the last steps with a loss well above guessing, or swings of an accuracy", 0.01, 1.0
     )
-    overfit_gap: float | None = limit(0.1, "Overfitting", "Training accuracy less validation accuracy", 0.01, 1.0, source=SAGEMAKER_NAME + " (ratio 0.1)")
+    overfit_gap: float | None = limit(
+        0.1, "Overfitting", "Training accuracy less validation accuracy", 0.01, 1.0, source=SAGEMAKER_NAME + " (ratio 0.1)"
+    )
 
     def replace(self, **changes: float | None) -> Thresholds:
         """A copy with some lines moved; named as moved."""

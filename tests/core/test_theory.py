@@ -1,5 +1,6 @@
 """Theory against the papers' special cases, wide random networks and the real VGG16; its parts: test_theory_kernels.py."""
 
+import dataclasses
 import itertools
 import math
 import statistics
@@ -289,10 +290,11 @@ def test_typical_stats_are_those_of_the_digits(init, size):
     assert [len(getattr(real, name)) for name in ("within", "apart", "coherence", "unequal")] == [len(typical.within)] * 3 + [
         len(typical.unequal)
     ]
+    real = dataclasses.replace(real, same_label=0.1)  # this batch happens to have 0.094, the other is balanced
     vgg = theory.vgg_layers(config, in_channels=1, num_classes=10)
     for one, two in zip(theory.predict(vgg, real), theory.predict(vgg, typical), strict=True):
         for metric in theory.METRICS:
-            assert two[metric] == pytest.approx(one[metric], rel=0.25 if size < 224 else 0.5), (one["layer"], metric)
+            assert two[metric] == pytest.approx(one[metric], rel=0.15 if size < 224 else 0.5), (one["layer"], metric)
 
 
 def test_digits_are_what_the_first_batch_says():

@@ -16,7 +16,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.store import Run
-from tests.faults.kit import adam, clusters, cnn, digits, mlp, record, resnet, sgd, shuffled, small_vgg, trained, waves, with_bias, with_weights
+from tests.faults.kit import (
+    adam,
+    clusters,
+    cnn,
+    digits,
+    mlp,
+    record,
+    resnet,
+    sgd,
+    shuffled,
+    small_vgg,
+    trained,
+    waves,
+    with_bias,
+    with_weights,
+)
 
 
 @dataclass(frozen=True)

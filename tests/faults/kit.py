@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -38,7 +39,9 @@ def digits(size: int = 8) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @cache
-def clusters(classes: int = 10, features: int = 20, samples: int = 1000, spread: float = 0.5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def clusters(
+    classes: int = 10, features: int = 20, samples: int = 1000, spread: float = 0.5
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gaussian clusters round random centres: (train x, train y, validation x, validation y), x about unit variance."""
     generator = torch.Generator().manual_seed(7)
     centres = torch.randn(classes, features, generator=generator)
@@ -83,7 +86,7 @@ def mlp(
     torch.manual_seed(seed)
     widths = list(widths)
     modules: list[nn.Module] = [nn.Flatten()]
-    for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (a, b) in enumerate(pairwise(widths)):
         modules.append(nn.Linear(a, b))
         if i < len(widths) - 2:
             modules += [nn.BatchNorm1d(b)] if norm else []
@@ -130,7 +133,9 @@ class Block(nn.Module):
         return self.relu(x + self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
 
 
-def resnet(blocks: int = 3, channels: int = 16, init: str = "default", gain: float = 1.0, classes: int = 10, seed: int = 0) -> nn.Sequential:
+def resnet(
+    blocks: int = 3, channels: int = 16, init: str = "default", gain: float = 1.0, classes: int = 10, seed: int = 0
+) -> nn.Sequential:
     """A residual network with batch norm for 8x8 images."""
     torch.manual_seed(seed)
     stem = [nn.Conv2d(1, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
@@ -138,7 +143,9 @@ def resnet(blocks: int = 3, channels: int = 16, init: str = "default", gain: flo
     return initialize(nn.Sequential(*stem, *(Block(channels) for _ in range(blocks)), *head), init, gain=gain, seed=seed)
 
 
-def small_vgg(name: str = "vgg11", init: str = "kaiming_normal", gain: float = 1.0, width: float = 0.125, batch_norm: bool = False) -> nn.Module:
+def small_vgg(
+    name: str = "vgg11", init: str = "kaiming_normal", gain: float = 1.0, width: float = 0.125, batch_norm: bool = False
+) -> nn.Module:
     """The story's family on 32x32 images, an eighth as wide."""
     torch.manual_seed(0)
     return initialize(vgg(name, image_size=32, width=width, batch_norm=batch_norm), init, gain=gain, seed=0)
@@ -175,7 +182,7 @@ def record(
     runs: Path,
     model: nn.Module,
     samples: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
-    optimizer: Callable | torch.optim.Optimizer = adam(),
+    optimizer: Callable | torch.optim.Optimizer = torch.optim.Adam,
     loss_fn: LossFn = F.cross_entropy,
     steps: int = 80,
     batch: int = 64,
