@@ -40,7 +40,7 @@ def test_every_initialization_is_described() -> None:
 
 
 def test_every_page_preset_and_data_set_is_named() -> None:
-    pages = re.findall(r'title="(\w+)"', (ROOT / "dashboard/main.py").read_text(encoding="utf-8"))
+    pages = re.findall(r', title="(\w+)"', (ROOT / "dashboard/main.py").read_text(encoding="utf-8"))
     table = re.findall(r"^\| (\w+) \| .*\|$", README.split("## What you will see")[1].split("\n## ")[0], re.MULTILINE)
     assert set(pages) == set(table) - {"page"}
     for name in (*PRESETS, *catalog.DATA):
