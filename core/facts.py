@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -137,12 +138,11 @@ def loss_facts(loss: Tensor) -> dict[str, Any]:
     """
     path = _path_to_last_layer(loss)
     shapes = [_shape(node) for node in path]
-    pairs = zip(shapes, shapes[1:], strict=False)
     facts: dict[str, Any] = {
         "chain": [node.name().removesuffix("Backward0") for node in path[:-1]],
         "classes": None,
         "across_batch": False,
-        "broadcast": any(a and b and math.prod(b) > 1 and math.prod(a) == math.prod(b) ** 2 for a, b in pairs),
+        "broadcast": any(a and b and math.prod(b) > 1 and math.prod(a) == math.prod(b) ** 2 for a, b in pairwise(shapes)),
     }
     soft = next((node for node in path if "Softmax" in node.name()), None)
     if soft is not None and (shape := _shape(soft)):
@@ -200,10 +200,9 @@ def constant_answer(chain: Sequence[str], loss: float, output: Tensor, gradient:
         if not math.isclose(difference.square().mean().item(), loss, rel_tol=0.01):
             return None  # scaled, or of other targets than we think
         target = (output - difference).reshape(*output.shape[:2], -1)
-        squares = (target - target.mean((0, 2), keepdim=True)).square().mean((1, 2)).double() * (
-            len(target) / max(1, len(target) - 1)
-        )
-        return squares.mean().item(), squares.std(correction=0).item() / math.sqrt(len(squares))
+        count = len(target)
+        squares = (target - target.mean((0, 2), keepdim=True)).square().mean((1, 2)).double() * (count / max(1, count - 1))
+        return squares.mean().item(), squares.std(correction=0).item() / math.sqrt(count)
     if kind == "BinaryCrossEntropyWithLogits":
         target = (output.sigmoid() - gradient * gradient.numel()).flatten(1)
         if not (target.min() > -0.05 and target.max() < 1.05):

@@ -25,7 +25,7 @@ from core.schema import LAYER_METRICS
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
 _FUNCTIONS = {"ReluBackward0": "ReLU", "TanhBackward0": "Tanh", "SigmoidBackward0": "Sigmoid", "GeluBackward0": "GELU", "SiluBackward0": "SiLU"}
 """Nonlinearities called as functions, by the name of their autograd node."""
-_SHAPING = ("View", "Pool", "Dropout", "Reshape", "Squeeze", "Permute", "Transpose")
+_SHAPING = ("View", "Pool", "Dropout", "Mul", "Reshape", "Squeeze", "Permute", "Transpose")
 """Autograd nodes that may stand between a nonlinearity and the next layer."""
 _SAFE_NORM = (1e-13, 1e15)
 """Outside this range float32 squares may underflow or overflow, and the norm is taken again in float64."""
@@ -208,10 +208,11 @@ def is_normalization(module: nn.Module) -> bool:
 
 
 def _function_before(x: Tensor) -> str | None:
-    """The nonlinearity whose output ``x`` is, perhaps pooled or reshaped since; None if the last operation was another."""
+    """The nonlinearity whose output ``x`` is, perhaps pooled, reshaped or dropped out since; None if the last operation was another."""
     node = x.grad_fn
     while node is not None and any(word in node.name() for word in _SHAPING):
-        node = node.next_functions[0][0]
+        inputs = [child for child, _ in node.next_functions if child is not None]
+        node = inputs[0] if len(inputs) == 1 else None  # a product of two is a gate
     return None if node is None else _FUNCTIONS.get(node.name())
 
 

@@ -74,7 +74,7 @@ def diagnose_frames(
         cause=cause,
         confidence=confidence,
         findings=() if fine else tuple(found),
-        remedy=remedy(cause, vitals, curve, {finding.id: finding for finding in found}),
+        remedy=remedy(cause, vitals, {finding.id: finding for finding in found}),
         set_aside=tuple(found) if fine else (),
         thresholds=thresholds.name,
     )

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from core.config import OPTIONS
-from core.diagnosis.curve import Curve
 from core.diagnosis.finding import Finding, g
 from core.diagnosis.vitals import Vitals
 from core.schema import Cause
@@ -29,7 +28,7 @@ class Remedy:
     changes: dict[str, Any] = field(default_factory=dict)
 
 
-def remedy(cause: Cause, vitals: Vitals, curve: Curve, findings: Mapping[str, Finding]) -> Remedy:
+def remedy(cause: Cause, vitals: Vitals, findings: Mapping[str, Finding]) -> Remedy:
     """The remedy for ``cause``. ``changes`` is empty for a loop of somebody's own, and never repeats what the config has."""
     text, changes = _REMEDIES[cause](vitals, findings)
     ours = "learning_rate" in vitals.config
@@ -55,13 +54,17 @@ def _symmetric(v: Vitals, f: object) -> tuple[str, dict[str, Any]]:
 
 
 def suggested_rate(v: Vitals) -> float | None:
-    """A power of ten near the learning rate whose first updates would be ``USUAL_UPDATE``, within the optimizer's usual range."""
+    """A power of ten near the learning rate whose updates would be ``USUAL_UPDATE``, within the optimizer's usual range.
+
+    Judged by the first recorded step, which the rate has not spoiled yet; SGD's momentum m makes later ones 1 / (1 - m) times as large.
+    """
     rates, total = v.learning_rate[np.isfinite(v.learning_rate)], v.update_total
     if not len(rates) or not len(total) or not total[0] > 0:
         return None
-    optimizer = str(v.facts.get("optimizer") or v.config.get("optimizer") or "").lower()
-    low, high = USUAL_RATE["sgd" if optimizer.startswith("sgd") else "adam"]
-    wanted = rates[0] * USUAL_UPDATE / total[0] if math.isfinite(total[0]) else low
+    sgd = str(v.facts.get("optimizer") or v.config.get("optimizer") or "").lower().startswith("sgd")
+    low, high = USUAL_RATE["sgd" if sgd else "adam"]
+    build_up = 1 - float(v.config.get("momentum") or 0.0) if sgd else 1.0
+    wanted = rates[0] * USUAL_UPDATE / total[0] * build_up if math.isfinite(total[0]) else low
     return float(10.0 ** round(math.log10(min(high, max(low, wanted)))))
 
 

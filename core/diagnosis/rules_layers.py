@@ -98,7 +98,7 @@ def exploding_gradient(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
                 at == 0,
             )
     first, last = norm[0, 0], norm[0, -1]
-    if t.exploding_ratio is not None and last > 0 and first / last > t.exploding_ratio:
+    if t.exploding_ratio is not None and 0 < last < np.inf and first / last > t.exploding_ratio:
         name, ratio = v.rows.names[layers[0]], float(first / last)
         text = f"The gradient at {name} is {g(ratio)} times the one at {v.rows.names[layers[-1]]}."
         return Finding(

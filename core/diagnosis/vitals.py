@@ -64,7 +64,7 @@ def layer_rows(layers: Frame) -> LayerRows:
         steps = steps[np.concatenate([np.arange(2 * EARLY), chosen])]
         frame = frame[frame["step"].isin(steps)]
     depth = frame["depth"].to_numpy()
-    # Layers that only run later change the order; the last row of each layer has the final depth.
+    # A layer that first runs later changes the order: the last row of each has the final depth.
     name = frame["layer"].astype(str).to_numpy()
     last_depth = dict(zip(name, depth, strict=True))
     names = tuple(sorted(last_depth, key=lambda n: last_depth[n]))
@@ -111,8 +111,11 @@ class Vitals:
     @cached_property
     def input_rms(self) -> float:
         """Root mean square of the first batch's inputs; NaN if they were not numbers (token ids)."""
-        mean, std = self.fact("input", "mean"), self.fact("input", "std")
-        return float(np.hypot(mean, std)) if mean is not None and std is not None else float("nan")
+        return (
+            float(np.hypot(self.fact("input", "mean") or 0.0, self.fact("input", "std") or 0.0))
+            if self.facts.get("input")
+            else np.nan
+        )
 
     @cached_property
     def input_signal(self) -> float:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = [
@@ -80,8 +80,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
+    """One Chromium for all browser tests; closed before others begin, because Playwright keeps an event loop running."""
     path = os.environ.get("INITSCOPE_CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         pytest.fail("no Chromium found: install it, or set INITSCOPE_CHROMIUM to its path")
@@ -109,6 +110,16 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
     yield tab
     context.close()
     assert not problems, problems
+
+
+def follow(page: Page, link: str, address: str) -> None:
+    """Click a link of the navigation until its page opens: a click that falls into a rerun of the page may be lost."""
+    for _ in range(5):
+        page.get_by_role("link", name=link).first.click()
+        with contextlib.suppress(TimeoutError):
+            page.wait_for_url(address, timeout=5_000)
+            return
+    pytest.fail(f"{link} did not open")
 
 
 def settle(page: Page) -> None:

@@ -15,7 +15,7 @@ from core import launcher
 from core.config import quick
 from core.store import Runs
 from core.sweep import plan, watch
-from tests.browser.conftest import ROOT, Server, settle
+from tests.browser.conftest import ROOT, Server, follow, settle
 
 SWEEP = "short-sweep"
 
@@ -37,8 +37,7 @@ def test_sweep_answers_with_numbers_and_launches_more(page: Page, server: Server
     settle(page)
     expect(page.get_by_role("heading", level=1)).to_contain_text("fixed: 2 of 2 converge with kaiming_normal, 0 of 2 with default")
     expect(page.get_by_text("Share of runs that converged")).to_be_visible()
-    page.get_by_role("link", name="Compare these two").click()
-    page.wait_for_url(re.compile("/compare"))
+    follow(page, "Compare these two", "**/compare?*")
     settle(page)
     expect(page.get_by_role("heading", level=1)).to_contain_text("fixed: 2 of 2 converge with kaiming_normal")
 

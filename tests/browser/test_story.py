@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from core.store import Runs
-from tests.browser.conftest import Server, settle
+from tests.browser.conftest import Server, follow, settle
 
 PAGES = ("/", "/live", "/gradients", "/compare", "/probe", "/diagnosis", "/sweep", "/model")
 FIRST_CURVE = "() => { const p = document.querySelector('.js-plotly-plot'); return p && p.data ? p.data[0].x.length : 0 }"
@@ -80,7 +80,7 @@ def test_launch_watch_compare(page: Page, server: Server) -> None:
     outcomes = {info.init: info.outcome for info in runs.list()}
     assert outcomes == {"default": "not_converged", "kaiming_normal": "converged"}
 
-    page.get_by_role("link", name="Compare").first.click()
+    follow(page, "Compare", "**/compare?*")
     settle(page)
     expect(page.get_by_role("heading", level=1)).to_contain_text("fixed: 1 of 1 converge with kaiming_normal, 0 of 1 with default")
     wait_in_page(page, HEATMAPS, lambda maps: maps >= 3)  # both runs and their ratio

@@ -1,0 +1,64 @@
+"""Every planted fault is called by its name, healthy runs are left alone, and the remedy works."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.diagnosis.diagnose import diagnose
+from core.schema import Cause, Outcome
+from core.store import Runs
+from core.trainer import train
+from tests.faults.bench import CASES
+from tests.faults.kit import trained
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="Using a target size")  # planted
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cause_is_named(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    found = diagnose(case.make(tmp_path))
+    evidence = "\n".join(f"{finding.id}: {finding.text}" for finding in (*found.findings, *found.set_aside))
+    assert str(found.cause) in case.causes, f"{found.cause} ({found.confidence}) for {name}\n{evidence}"
+    assert 0 < found.confidence <= 1
+    assert (not found.findings) == (found.cause is Cause.HEALTHY)
+    assert found.remedy.text
+
+
+def test_bench_is_wide_enough() -> None:
+    expected = [cause for case in CASES.values() for cause in case.causes]
+    assert len(CASES) >= 30
+    assert len({case.architecture for case in CASES.values()}) >= 6
+    assert expected.count("healthy") >= 8
+    assert {cause for cause in Cause if expected.count(cause) < 2} <= {Cause.UNKNOWN}
+    assert sum(len(case.causes) > 1 for case in CASES.values()) == 0, "a case with two names proves half as much"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"model": "vgg13", "init": "normal_0.01"},
+        {"init": "zeros"},
+        {"init": "kaiming_normal", "gain": 6.0},
+        {"init": "kaiming_normal", "learning_rate": 0.3},
+        {"init": "kaiming_normal", "learning_rate": 1e-7},
+        {"init": "kaiming_normal", "learning_rate": 1e-7, "optimizer": "sgd"},
+    ],
+    ids=lambda fault: "-".join(map(str, fault.values())),
+)
+def test_remedy_fixes_the_run(fault: dict, tmp_path: Path) -> None:
+    """The same run, seeds and order of data with the remedy's changes converges."""
+    broken = trained(tmp_path, **{"epochs": 5, **fault})
+    found = diagnose(broken)
+    assert found.cause is not Cause.HEALTHY and found.remedy.changes
+    repaired = Runs(tmp_path).create(broken.config().replace(**found.remedy.changes))
+    assert train(repaired) is Outcome.CONVERGED, (found.cause, found.remedy)
+    assert diagnose(repaired).cause is Cause.HEALTHY
