@@ -11,8 +11,9 @@ from core.diagnosis.curve import outcome_of, read_curve
 from core.diagnosis.finding import Finding
 from core.diagnosis.findings import find
 from core.diagnosis.remedies import Remedy, remedy
+from core.diagnosis.rows import Frame
 from core.diagnosis.thresholds import DEFAULT, Thresholds
-from core.diagnosis.vitals import Frame, read_vitals
+from core.diagnosis.vitals import read_vitals
 from core.schema import Cause, Outcome
 from core.store import Run
 

@@ -105,11 +105,11 @@ def test_gain_is_kaimings() -> None:
 
 def test_functional_nonlinearities_are_noticed(tmp_path: Path) -> None:
     class Net(nn.Module):
-        def __init__() -> None:
+        def __init__(self) -> None:
             super().__init__()
             self.a, self.b, self.c = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 3)
 
-        def forward(x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.c(torch.tanh(self.b(F.dropout(F.relu(self.a(x)), 0.1))))
 
     net = Net()
