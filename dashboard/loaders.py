@@ -92,12 +92,12 @@ def frames(run_ids: Iterable[str], table: str, columns: Iterable[str] | None = N
 
 def layer_frame(run_id: str, metric: str) -> pd.DataFrame:
     """The ``layers`` rows with one metric: the columns a map needs."""
-    return frame(run_id, "layers", ("step", "layer", "depth", metric))
+    return frame(run_id, "layers", ("step", "layer", "depth", metric, "nonfinite"))
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
 def _cells(path: str, metric: str, columns: int, revision: tuple) -> heatmap.Cells | None:
-    rows = Run(path).read("layers", ["step", "layer", "depth", metric]).to_pandas()
+    rows = Run(path).read("layers", ["step", "layer", "depth", metric, "nonfinite"]).to_pandas()
     return heatmap.heatmap_data(rows, metric, columns)
 
 

@@ -52,7 +52,9 @@ def matrix(frame: pd.DataFrame, metric: str) -> tuple[list[str], np.ndarray, np.
     values = np.full((len(layers), len(steps)), np.nan, np.float32)
     present = np.zeros(values.shape, bool)
     values[row, column] = frame[metric].to_numpy(dtype=np.float32)
-    present[row, column] = True
+    # pandas reads "not measured" (null) as NaN too: it is one only where the row says that something was not finite.
+    broken = frame["nonfinite"].to_numpy() > 0 if "nonfinite" in frame else np.full(len(frame), metric not in LINEAR)
+    present[row, column] = ~np.isnan(values[row, column]) | broken
     return layers, steps, values, present
 
 

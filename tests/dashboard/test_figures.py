@@ -386,3 +386,15 @@ def test_names_are_shown_as_typed():
     assert text.escape("<b>a</b> & %{x}") == "&lt;b&gt;a&lt;/b&gt; &amp; %\u200b{x}"
     assert len(text.shorten("x" * 100)) == 30
     assert text.markdown("a_b [c](d) $e$") == r"a\_b \[c\]\(d\) \$e\$"
+
+
+def test_not_measured_is_not_called_not_a_number() -> None:
+    """The last layer has no ReLU after it: its dead share is missing, not NaN; a gradient that is NaN is one."""
+    rows = pd.DataFrame(
+        {
+            "step": [0, 0, 0], "layer": ["conv1", "fc1", "fc2"], "depth": [0, 1, 2],
+            "dead_fraction": [0.5, 0.4, np.nan], "grad_norm": [1.0, np.nan, np.nan], "nonfinite": [0, 1, 0],
+        }
+    )  # fmt: skip
+    assert heatmap.heatmap_data(rows, "dead_fraction").bad.sum() == 0
+    assert heatmap.heatmap_data(rows, "grad_norm").bad[:, 0].tolist() == [False, True, False]
