@@ -34,7 +34,7 @@ def profile(probes: Mapping[str, Mapping[str, Any]], metric: str = "signal_std")
                            if (v := row[side][metric]) is not None], float)
     low, high = base.decade_limits(np.log10(everything[np.isfinite(everything) & (everything > 0)]))
     low -= bool((everything == 0).any())
-    drawn = base.figure(title, 400, shapes=base.block_lines(layers, "x"), meta={"narrow": {"xaxis.tickangle": 90}})
+    drawn = base.figure(title, 440, shapes=base.block_lines(layers, "x"), meta={"narrow": {"xaxis.tickangle": 90}})
     for init, result in probes.items():
         color, symbol = theme.init_color(init), theme.init_symbol(init)
         names = [row["layer"] for row in result["layers"]]
@@ -51,7 +51,10 @@ def profile(probes: Mapping[str, Mapping[str, Any]], metric: str = "signal_std")
             marker={"color": color, "size": 8, "symbol": [symbol if s == "circle" else s for s in symbols], "line": {"color": theme.PAPER, "width": 1}},
             customdata=[f"{v:.2g}" for v in measured], hovertemplate="%{x}: measured %{customdata}<extra>" + init + "</extra>",
         )
-    drawn.update_xaxes(type="category", title={"text": "input → output"}, categoryorder="array", categoryarray=layers)
+    drawn.update_xaxes(
+        type="category", title={"text": "input → output", "standoff": 8}, categoryorder="array", categoryarray=layers, tickangle=90, automargin=True
+    )
+    drawn.update_layout(margin={"b": 124})  # upright layer names, the axis title and the legend, one below the other
     drawn.update_yaxes(**base.log_axis("", low, high))
     return drawn
 
