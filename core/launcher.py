@@ -28,6 +28,8 @@ from core.worker import claimed
 IDLE_SECONDS = 120
 """An idle supervisor leaves after so long; the next launch starts another."""
 POLL_SECONDS = 0.1
+NICENESS = 10
+"""Training yields to whoever looks at it: on two cores two runs would leave none to the browser and the dashboard."""
 LOCK = ".supervisor.lock"
 LOG = ".supervisor.log"
 QUEUE = ".queue"
@@ -216,6 +218,7 @@ class Supervisor:
         status = 1
         try:
             os.setsid()
+            os.nice(NICENESS)
             _drop_inherited_lock()
             with open(run.path / "log.txt", "ab") as log:
                 os.dup2(log.fileno(), 1)

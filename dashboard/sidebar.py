@@ -49,12 +49,12 @@ def launch(configs: list) -> None:
 
 
 def in_progress() -> None:
-    """Each live run with its progress, the time left and a stop button; reloads the page whenever one has ended."""
+    """Each live run with its progress, the time left and a stop button; reloads the page whenever one has begun or ended."""
     live = [info for info in loaders.listing() if info.live]
-    ids = {info.run for info in live}
+    now = {(info.run, bool(info.state.get("step"))) for info in live}
     before = st.session_state.get("live_runs", set())
-    st.session_state["live_runs"] = ids
-    if before - ids:
+    st.session_state["live_runs"] = now
+    if before - now:
         st.rerun()
     if not live:
         return
