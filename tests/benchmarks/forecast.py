@@ -124,7 +124,7 @@ def train(config: RunConfig) -> dict:
                 break
         if not math.isfinite(loss):
             break
-        accuracy = trainer.evaluate(model, loaded, config)[1]
+        accuracy = trainer.evaluate(model, loaded)[1]
         best = max(best, accuracy)
         if steps >= 50 and accuracy >= loaded.chance + CERTAIN_SKILL * (1 - loaded.chance):
             break

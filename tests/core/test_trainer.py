@@ -417,6 +417,12 @@ def test_bfloat16(tiny, trained):
         np.testing.assert_allclose(first[metric], reference[metric], rtol=0.1, err_msg=metric)
 
 
+def test_automatic_precision_is_one_of_the_two(tiny, trained):
+    automatic = trained(tiny(precision="auto"))
+    chosen = automatic.state()["precision"]
+    assert losses(automatic) == losses(trained(tiny(precision=chosen)))
+
+
 def test_devices():
     assert training.pick_device("cpu").type == "cpu"
     if not torch.cuda.is_available():
