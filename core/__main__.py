@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from core import config as configs
+from core import factories
 from core.config import OPTIONS, PRESETS, RunConfig
 from core.errors import ConfigError, InitScopeError, TrainingFailed, one_line
 from core.schema import LIVE, Status
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     try:
         given = build_parser().parse_args(arguments)
-        result = given.command(given)
+        with factories.trusted():
+            result = given.command(given)
         if given.json:
             print(json.dumps(finite(result)))
         sys.stdout.flush()
@@ -124,9 +126,10 @@ def build_parser() -> Parser:
 
 
 def config_from(given: argparse.Namespace) -> RunConfig:
-    """The config that preset, file and flags make together, each over the one before. Raises ConfigError."""
+    """The config that preset, file and flags make together, each over the one before, with its own files pinned. Raises ConfigError."""
     base = configs.preset(given.preset or DEFAULT_PRESET)
     values = base.to_dict()
+    stated: set[str] = set()
     if given.config:
         try:
             saved = json.loads(Path(given.config).read_bytes())
@@ -137,9 +140,14 @@ def config_from(given: argparse.Namespace) -> RunConfig:
         if not isinstance(saved, dict):
             raise ConfigError(f"{given.config} must hold a JSON object, not {one_line(saved)}")
         # A run's own config.json is welcome as it is.
-        values.update(saved["config"] if isinstance(saved.get("config"), dict) else saved)
-    values.update({name: value for name in OPTIONS if (value := getattr(given, f"field_{name}")) is not None})
-    return RunConfig.from_dict(values)
+        saved = saved["config"] if isinstance(saved.get("config"), dict) else saved
+        values.update(saved)
+        stated |= {name for name, value in saved.items() if name in OPTIONS and value != OPTIONS[name].default}
+    typed = {name: value for name in OPTIONS if (value := getattr(given, f"field_{name}")) is not None}
+    for role in factories.ROLES:
+        if role in typed:
+            values[f"{role}_sha256"] = ""  # the file's digest belonged to the other model or data
+    return factories.pin(RunConfig.from_dict({**values, **typed}), stated | set(typed))
 
 
 def runs_of(given: argparse.Namespace) -> Runs:
@@ -235,6 +243,9 @@ def sweep_command(given: argparse.Namespace) -> dict[str, Any]:
     axes = [sweep.parse_axis(text) for text in given.vary]
     inits = [name.strip() for name in given.inits.split(",") if name.strip()]
     base = config_from(given)
+    for axis in axes:  # every value of an axis must be able to reach a factory of one's own
+        for value in axis.values:
+            factories.pin(base.replace(**{axis.field: value}), (axis.field,))
     if given.field_stop_when_certain is None:
         base = base.replace(stop_when_certain=True)
     name = base.sweep or sweep.name_of(base)
@@ -251,7 +262,14 @@ def sweep_command(given: argparse.Namespace) -> dict[str, Any]:
         print(f"the sweep goes on in the background; repeat the command to watch it again, or stop its runs ({name})", file=sys.stderr)
         raise
     by = ("init", *[axis.field for axis in axes])
-    rows = sweep.table([runs.get(run_id).info() for run_id in wanted], by)
+    infos = [runs.get(run_id).info() for run_id in wanted]
+    failed = [info for info in infos if info.status in (Status.FAILED, Status.CRASHED)]
+    if failed:
+        told = f"{len(failed)} of {len(infos)} runs failed; {failed[0].run}: {failed[0].error}"
+        if len(failed) == len(infos):
+            raise TrainingFailed(told)
+        print(told, file=sys.stderr)
+    rows = sweep.table(infos, by)
     if not given.json:
         for row in rows:
             cell = "  ".join(f"{field} {row[field]}" for field in by)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from core import factories
+
 
 @dataclass(frozen=True)
 class ModelEntry:
@@ -92,5 +94,9 @@ def init_title(name: str) -> str:
     return INITS[name].title if name in INITS else name
 
 
+def model_title(name: str) -> str:
+    return MODELS[name].title if name in MODELS else factories.title(name)
+
+
 def data_title(name: str) -> str:
-    return DATA[name].title if name in DATA else name
+    return DATA[name].title if name in DATA else factories.title(name)

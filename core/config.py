@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from core import catalog
+from core import catalog, factories
 from core.errors import ConfigError, choose_from, one_line
 
 MAX_NAME = 120
 MAX_TAGS = 20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _TAG = re.compile(r"[^\s,][^,\n]{0,39}")
 
 
@@ -39,6 +40,8 @@ class Option:
     optional: bool = False
     group: str = "more"
     check: Callable[[Any], str | None] | None = None
+    own: bool = False
+    """Whether a factory of one's own (``FILE.py:FACTORY``) is a value too."""
 
     @property
     def flag(self) -> str:
@@ -50,7 +53,7 @@ class Option:
         """The bounds in words, as in an error message: 'a number above 0, at most 1000'."""
         noun = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list of words"}[self.kind]
         if self.choices:
-            return "one of " + ", ".join(self.choices)
+            return "one of " + ", ".join(self.choices) + (f", or {factories.FORM}" if self.own else "")
         parts = []
         if self.above is not None:
             parts.append(f"above {self.above:g}")
@@ -70,8 +73,8 @@ class Option:
                 return None
             raise self._wrong(value)
         parsed = self._convert(value)
-        if self.choices and parsed not in self.choices:
-            raise ConfigError(choose_from(self.name, parsed, self.choices), self.name)
+        if self.choices and parsed not in self.choices and not (self.own and factories.parse(parsed)):
+            raise ConfigError(choose_from(self.name, parsed, (*self.choices, factories.FORM) if self.own else self.choices), self.name)
         if self.kind in (int, float):
             too_low = (self.above is not None and parsed <= self.above) or (self.low is not None and parsed < self.low)
             if too_low or (self.high is not None and parsed > self.high):
@@ -134,14 +137,16 @@ def option(default: Any, kind: type, title: str, help: str, **extra: Any) -> Any
     return dataclasses.field(default=default, metadata=spec)
 
 
-def _check_image_size(value: int) -> str | None:
-    return None if value % 32 == 0 else f"must be a multiple of 32 (five 2x2 poolings), not {value}"
-
-
 def _check_data(value: str) -> str | None:
     if value in catalog.DATA or (value.startswith(catalog.IMAGE_FOLDER) and len(value) > len(catalog.IMAGE_FOLDER)):
         return None
-    return choose_from("data set", value, [*catalog.DATA, catalog.IMAGE_FOLDER + "DIR"])
+    if factories.parse(value):
+        return factories.refusal(value)
+    return choose_from("data set", value, [*catalog.DATA, catalog.IMAGE_FOLDER + "DIR", factories.FORM])
+
+
+def _check_sha256(value: str) -> str | None:
+    return None if not value or _SHA256.fullmatch(value) else f"expected 64 hexadecimal digits, not {one_line(value)}"
 
 
 def _check_name(value: str) -> str | None:
@@ -159,10 +164,10 @@ def _check_tags(value: tuple[str, ...]) -> str | None:
 class RunConfig:
     """Everything that decides how a run goes. Two equal configs give the same loss curve on the same machine."""
 
-    model: str = option("vgg16", str, "Model", "The network", choices=tuple(catalog.MODELS))
+    model: str = option("vgg16", str, "Model", "The network", choices=tuple(catalog.MODELS), check=factories.refusal, own=True)
     width: float = option(1.0, float, "Width", "Multiplies every channel and hidden-unit count", above=0, high=4)
     image_size: int = option(
-        224, int, "Image size", "Images are resized to this", unit="pixels", low=32, high=1024, check=_check_image_size
+        224, int, "Image size", "Images are resized to this", unit="pixels", low=1, high=1024
     )
     in_channels: int | None = option(
         None, int, "Input channels", "1 turns colour to grey, 3 repeats grey; empty: as the data has", low=1, high=4, optional=True
@@ -235,11 +240,23 @@ class RunConfig:
     name: str = option("", str, "Name", "A name for people; empty: made from initialization and seed", check=_check_name)
     tags: tuple[str, ...] = option((), tuple, "Tags", "Words to find the run by, with commas between", check=_check_tags)
     sweep: str = option("", str, "Sweep", "The group of runs this one belongs to", check=_check_name)
+    model_sha256: str = option(
+        "", str, "Model's file", "SHA-256 of the file of a model of your own: no other is run; empty: filled in", check=_check_sha256
+    )
+    data_sha256: str = option(
+        "", str, "Data's file", "SHA-256 of the file of data of your own: no other is run; empty: filled in", check=_check_sha256
+    )
 
     def __post_init__(self) -> None:
         for spec in OPTIONS.values():
             object.__setattr__(self, spec.name, spec.parse(getattr(self, spec.name)))
+        self._check_model_fits()
         self._check_data_fits()
+
+    def _check_model_fits(self) -> None:
+        """The registered networks halve the image five times; one of your own may take any size."""
+        if self.model in catalog.MODELS and self.image_size % 32:
+            raise ConfigError(f"image_size: must be a multiple of 32 (five 2x2 poolings), not {self.image_size}", "image_size")
 
     def _check_data_fits(self) -> None:
         """Refuse now what the data could never take, so that no run is made of it."""
@@ -320,4 +337,10 @@ def preset(name: str) -> RunConfig:
 def changed_fields(a: Mapping[str, Any], b: Mapping[str, Any], ignore: tuple[str, ...] = ("name", "tags", "sweep")) -> dict[str, list]:
     """Fields in which two config mappings differ: {field: [value in a, value in b]}."""
     keys = [*a, *(key for key in b if key not in a)]
-    return {key: [a.get(key), b.get(key)] for key in keys if key not in ignore and a.get(key) != b.get(key)}
+    pairs = {key: [_value(side, key) for side in (a, b)] for key in keys if key not in ignore}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    """A field's value; one that a whole config of an older version lacks has its default."""
+    return config.get(key, OPTIONS[key].default if key in OPTIONS and "data" in config else None)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core import catalog
+from core import catalog, factories
 from core.config import RunConfig
 from core.errors import ConfigError, DataUnavailable, one_line
 
@@ -35,7 +35,7 @@ DOWNLOAD_TIMEOUT_SECONDS = 20
 
 @dataclass(frozen=True)
 class Split:
-    """``images``: (N, C, H, W) uint8 or float32, as read; ``labels``: (N,) int64 in 0..classes-1."""
+    """``images``: (N, C, H, W) uint8 or float32, as read, or samples (N, ...) that are no images; ``labels``: (N,) int64 in 0..classes-1."""
 
     images: Tensor
     labels: Tensor
@@ -58,14 +58,18 @@ class Data:
     """Training and validation batches for one configuration, on one device.
 
     ``channels`` and ``classes`` are what the model must take and give. Batches are (images float32
-    (N, channels, image_size, image_size), labels int64 (N,)).
+    (N, channels, image_size, image_size), labels int64 (N,)). Samples of a data set of one's own that are no images (vectors,
+    sequences, tokens) stay as they are; their last dimension counts as channels.
     """
 
     def __init__(self, raw: RawData, config: RunConfig, device: torch.device | str = "cpu"):
         train, validation = raw.train, raw.validation
         if config.train_samples is not None:
             train = Split(train.images[: config.train_samples], train.labels[: config.train_samples])
-        self.channels = config.in_channels or train.images.shape[1]
+        self.are_images = train.images.dim() == 4
+        if config.in_channels and not self.are_images:
+            raise ConfigError(f"in_channels {config.in_channels} is for images; samples of {config.data} are {tuple(train.images.shape[1:])}", "in_channels")
+        self.channels = config.in_channels or train.images.shape[1 if self.are_images else -1]
         self.classes = config.num_classes or raw.classes
         if self.classes < raw.classes:
             raise ConfigError(f"num_classes {self.classes} is too small: {config.data} has {raw.classes} classes", "num_classes")
@@ -74,13 +78,16 @@ class Data:
         self.batch_size = config.batch_size
         self.data_seed = config.data_seed
         self._drop_single = config.batch_norm  # batch norm cannot take the statistics of one sample at 1x1 maps
-        self._offset, self._scale = _normalization(train, raw.white, self.channels, config.normalize)
+        if self.are_images:
+            self._offset, self._scale = _normalization(train, raw.white, self.channels, config.normalize)
         self.train, self.train_ready = self._hold(train)
         self.validation, self.validation_ready = self._hold(validation)
         self.chance = float(torch.bincount(validation.labels).max()) / max(1, len(validation)) if len(validation) else 1 / self.classes
         self.chance = max(self.chance, 1 / self.classes)
 
     def _hold(self, split: Split) -> tuple[Split, bool]:
+        if not self.are_images:
+            return Split(split.images.to(self.device), split.labels.to(self.device)), True
         needed = len(split) * self.channels * self.image_size**2 * 4
         ready = needed <= HOLD_RESIZED_BYTES
         images = torch.cat([self.prepare(part) for part in split.images.split(1024)]) if ready else split.images
@@ -132,7 +139,17 @@ def load(config: RunConfig, device: torch.device | str = "cpu", progress: Callab
 
     Raises DataUnavailable naming the folder for the files, ConfigError where config and data do not fit.
     """
-    return Data(read(config.data, config.image_size, progress), config, device)
+    return Data(raw(config, progress), config, device)
+
+
+def raw(config: RunConfig, progress: Callable[[str], None] = lambda text: None) -> RawData:
+    """The raw data set of a configuration, somebody's own too. Raises DataUnavailable, ConfigError or FactoryFailed."""
+    if factories.parse(config.data):
+        from core.factories import data as own  # it stands on this module
+
+        progress(f"reading {factories.title(config.data)}")
+        return own.read(config, progress)
+    return read(config.data, config.image_size, progress)
 
 
 def read(name: str, image_size: int, progress: Callable[[str], None] = lambda text: None) -> RawData:

@@ -46,6 +46,12 @@ class TrainingFailed(InitScopeError):
     exit_status = 1
 
 
+class FactoryFailed(InitScopeError):
+    """Code of one's own (``file.py:factory``) raised an exception; the message is ``file.py:LINE: Type: text``."""
+
+    exit_status = 1
+
+
 def one_line(value: object, limit: int = 120) -> str:
     """``repr`` of a value for use in a message: one line, at most ``limit`` characters."""
     try:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from core import factories
 from core.config import RunConfig
 from core.errors import RunFolderError, RunStateError
 from core.schema import LIVE, Status
@@ -39,8 +40,8 @@ QUEUE = ".queue"
 
 
 def submit(runs: Runs, configs: Sequence[RunConfig]) -> list[Run]:
-    """Queue one run a config, in order, and make sure that somebody starts them."""
-    made = [runs.create(config) for config in configs]
+    """Queue one run a config, in order, and make sure that somebody starts them. Raises ConfigError before any is made."""
+    made = [runs.create(config) for config in [factories.pin(config) for config in configs]]
     for run in made:
         _mark(runs, run)
     ensure_supervisor(runs)
@@ -67,6 +68,8 @@ def check_resumable(run: Run) -> None:
         raise RunStateError(f"run {run.id} has finished; there is nothing to resume")
     if status in LIVE:
         raise RunStateError(f"run {run.id} is {status} already")
+    with factories.trusted():  # a saved run's files were taken when it was made
+        factories.check_unchanged(run.config())
 
 
 def stop(runs: Runs, run: Run) -> None:
@@ -294,7 +297,8 @@ def main(root: str) -> int:
                 return 0
             _inherited[:] = [file.fileno()]
             _load_for_workers()  # with the lock held, so that nobody else loads it all in vain
-            Supervisor(runs).serve()
+            with factories.trusted():  # whoever made the runs has answered for their files
+                Supervisor(runs).serve()
         # A run queued between the last look and the lock's release would wait for ever: look once more.
         if not runs.root.exists() or not queued(runs):
             return 0

@@ -115,7 +115,7 @@ MOST_PIXELS = 2**18
 
 def first_batch(config: RunConfig) -> tuple[Tensor, Tensor, int]:
     """(images, labels, classes): the batch that training starts with, cut to ``MOST_PIXELS`` (at least two samples)."""
-    batches = _Unresized(data.read(config.data, config.image_size), config)
+    batches = _Unresized(data.raw(config), config)
     images, labels = next(batches.epoch(0))
     count = max(2, MOST_PIXELS // config.image_size**2)
     return images[:count], labels[:count], batches.classes
@@ -125,7 +125,7 @@ class _Unresized(data.Data):
     """Data that resizes only the batches that are asked for."""
 
     def _hold(self, split: data.Split) -> tuple[data.Split, bool]:
-        return split, False
+        return split, not self.are_images
 
 
 def probe_config(config: RunConfig, seeds: int = 1) -> list[list[Row]]:
@@ -138,7 +138,8 @@ def _probes(config: RunConfig, seeds: int, images: Tensor, labels: Tensor, class
     with _threads(config.threads):
         for seed in range(config.init_seed, config.init_seed + seeds):
             seeded = config.replace(init_seed=seed)
-            model = models.build(seeded, in_channels=images.shape[1], num_classes=classes)
+            channels = images.shape[1 if images.dim() == 4 else -1]
+            model = models.build(seeded, in_channels=channels, num_classes=classes, sample=images)
             yield model, probe(model, images, labels)
 
 

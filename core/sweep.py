@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core import factories
 from core.config import OPTIONS, RunConfig, changed_fields
 from core.diagnosis.statistics import wilson
 from core.errors import ConfigError, choose_from, one_line
@@ -46,6 +48,8 @@ def parse_axis(text: str) -> Axis:
         raise ConfigError(f"{one_line(text)}: expected {name}=1,2,…")
     prefix, field = ("vgg", "model") if name == "depth" else ("", name)
     parsed = tuple(dict.fromkeys(OPTIONS[field].parse(prefix + value.strip()) for value in values.split(",") if value.strip()))
+    if name == "depth" and (wrong := [value for value in parsed if factories.parse(value)]):
+        raise ConfigError(choose_from("model", wrong[0], OPTIONS["model"].choices or ()), "model")
     if not parsed:
         raise ConfigError(f"{name}: no values given; expected {name}=1,2,…", name)
     return Axis(field, parsed)
@@ -55,7 +59,7 @@ def name_of(base: RunConfig) -> str:
     """A sweep's name made from what its runs share, so that the same command, or more seeds of it, is the same sweep."""
     shared = {key: value for key, value in base.to_dict().items() if key not in ("init", "init_seed", "sweep", *_COSMETIC)}
     digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:6]
-    return f"{base.model}-{base.data.replace('/', '-')[:20]}-{digest}"
+    return "-".join(re.sub(r"[^\w.:-]", "-", factories.title(name))[:20] for name in (base.model, base.data)) + f"-{digest}"
 
 
 def plan(

@@ -86,7 +86,8 @@ class _Training:
         self.model = models.build(
             self.config, in_channels=self.data.channels, num_classes=self.data.classes, sample=self.data.sample().cpu()
         )
-        self.model.to(self.device, memory_format=torch.channels_last)
+        self.model.to(self.device)
+        channels_last(self.model)
         self.optimizer = build_optimizer(self.config, self.model)
         self.total = planned_steps(self.config, self.data.steps_per_epoch)
         self.position = Position()
@@ -164,7 +165,7 @@ class _Training:
         at, config = self.position, self.config
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, at.step, self.total)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = in_layout(images)
         self.optimizer.zero_grad(set_to_none=True)
         with precision(self.precision, self.device):
             logits = self.model(images)
@@ -270,6 +271,18 @@ class _Training:
 # ---------------------------------------------------------------- parts of the loop, each usable alone
 
 
+def channels_last(model: nn.Module) -> None:
+    """Lay the weights of 2-d convolutions out as these kernels like them; other weights have no such layout."""
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def in_layout(inputs: Tensor) -> Tensor:
+    """Images in the layout of the weights; other inputs as they are."""
+    return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the GPU's, the CPU's or Python's memory ran out; torch's CPU allocator says so in words only."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
@@ -355,7 +368,7 @@ def evaluate(model: nn.Module, loaded: data.Data, how: str = "float32") -> tuple
     try:
         for images, labels in loaded.validate():
             with precision(how, loaded.device):
-                logits = model(images.contiguous(memory_format=torch.channels_last)).float()
+                logits = model(in_layout(images)).float()
             sums.append(torch.stack([F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()]))
     finally:
         model.train(training)

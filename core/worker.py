@@ -33,7 +33,7 @@ def work(run: Run, progress: Callable[[Any, int], None] = lambda position, total
             log.info("start %s: %s on %s, init %s, seed %d", run.id, config.model, config.data, config.init, config.init_seed)
             outcome = trainer.train(run, _EpochTeller(run, progress))
         except InitScopeError as error:
-            log.error("%s", error)
+            log.error("%s", error, exc_info=error.__cause__)  # the traceback of somebody's own code
             raise
         except Exception:
             log.exception("failed")

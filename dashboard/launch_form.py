@@ -6,14 +6,14 @@ from typing import Any
 
 import streamlit as st
 
-from core import catalog
+from core import catalog, factories
 from core.config import OPTIONS, PRESETS, Option, RunConfig, preset
 from core.errors import ConfigError
 
 MAIN = ("init_seed", "epochs", "learning_rate", "optimizer", "data")
 """Always visible, below preset and initializations; every other field is under "more"."""
-HIDDEN = ("init", "sweep")
-"""Chosen elsewhere: initializations several at once, the sweep by the Sweep page."""
+HIDDEN = ("init", "sweep", "model_sha256", "data_sha256")
+"""Chosen elsewhere: initializations several at once, the sweep by the Sweep page, the files of own factories by model and data."""
 MORE = tuple(name for name in OPTIONS if name not in MAIN + HIDDEN)
 STORY = ("default", "kaiming_normal")
 PRESET_TITLES = {
@@ -86,7 +86,8 @@ def fields() -> tuple[list[RunConfig], list[str]]:
         return [], problems
     try:
         return [RunConfig.from_dict({**values, "init": init}) for init in inits], []
-    except ConfigError as error:
+    except ConfigError as error:  # values that are right one by one and do not fit together
+        st.caption(f":red[{_plain(str(error))}]")
         return [], [str(error)]
 
 
@@ -104,12 +105,12 @@ def _collect(name: str, values: dict[str, Any], problems: list[str]) -> None:
 def _widget(spec: Option) -> Any:
     key, label = field_key(spec.name), spec.title + (f" ({spec.unit})" if spec.unit else "")
     if spec.name == "data":
-        return st.selectbox(label, list(catalog.DATA), key=key, format_func=catalog.data_title, help=spec.help)
+        return st.selectbox(label, [*catalog.DATA, *factories.offered("data")], key=key, format_func=catalog.data_title, help=spec.help)
     if spec.kind is bool:
         return st.toggle(label, key=key, help=spec.help)
     if spec.choices:
-        titles = {name: entry.title for name, entry in catalog.MODELS.items()}
-        return st.selectbox(label, spec.choices, key=key, format_func=lambda name: titles.get(name, name), help=spec.help)
+        choices = [*spec.choices, *(factories.offered(spec.name) if spec.own else ())]
+        return st.selectbox(label, choices, key=key, format_func=catalog.model_title if spec.name == "model" else str, help=spec.help)
     return st.text_input(label, key=key, help=f"{spec.help}: {spec.expected}.", placeholder="auto" if spec.optional else "")
 
 
