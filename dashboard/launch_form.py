@@ -29,7 +29,8 @@ def field_key(name: str) -> str:
 
 
 def begin() -> None:
-    """Fill the fields from the first preset, once a session."""
+    """Fill the fields from the first preset, once a session. Each field has ``persist_state="session"``: a page switch in
+    the middle of a script run (a launch does one) would else forget what was typed."""
     if field_key("init_seed") not in st.session_state:
         st.session_state[field_key("preset")] = next(iter(PRESETS))
         st.session_state[field_key("inits")] = list(STORY)
@@ -59,6 +60,7 @@ def fields() -> tuple[list[RunConfig], list[str]]:
         "Preset",
         list(PRESETS),
         key=field_key("preset"),
+        persist_state="session",
         format_func=lambda name: PRESET_TITLES.get(name, name),
         on_change=lambda: fill(preset(st.session_state[field_key("preset")])),
         help="Fills in every field below.",
@@ -67,6 +69,7 @@ def fields() -> tuple[list[RunConfig], list[str]]:
         "Initialization",
         list(catalog.INITS),
         key=field_key("inits"),
+        persist_state="session",
         format_func=catalog.init_title,
         help="One run each, with the same seed and the same order of data. "
         + " ".join(f"**{entry.title}**: {entry.formula}." for entry in catalog.INITS.values()),
@@ -105,13 +108,13 @@ def _collect(name: str, values: dict[str, Any], problems: list[str]) -> None:
 def _widget(spec: Option) -> Any:
     key, label = field_key(spec.name), spec.title + (f" ({spec.unit})" if spec.unit else "")
     if spec.name == "data":
-        return st.selectbox(label, [*catalog.DATA, *factories.offered("data")], key=key, format_func=catalog.data_title, help=spec.help)
+        return st.selectbox(label, [*catalog.DATA, *factories.offered("data")], key=key, persist_state="session", format_func=catalog.data_title, help=spec.help)
     if spec.kind is bool:
-        return st.toggle(label, key=key, help=spec.help)
+        return st.toggle(label, key=key, persist_state="session", help=spec.help)
     if spec.choices:
         choices = [*spec.choices, *(factories.offered(spec.name) if spec.own else ())]
-        return st.selectbox(label, choices, key=key, format_func=catalog.model_title if spec.name == "model" else str, help=spec.help)
-    return st.text_input(label, key=key, help=f"{spec.help}: {spec.expected}.", placeholder="auto" if spec.optional else "")
+        return st.selectbox(label, choices, key=key, persist_state="session", format_func=catalog.model_title if spec.name == "model" else str, help=spec.help)
+    return st.text_input(label, key=key, persist_state="session", help=f"{spec.help}: {spec.expected}.", placeholder="auto" if spec.optional else "")
 
 
 def _plain(text: str) -> str:

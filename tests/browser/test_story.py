@@ -131,6 +131,8 @@ def test_stop_from_the_sidebar_and_rename(page: Page, server: Server) -> None:
     page.get_by_label("Epochs", exact=True).press("Enter")
     page.get_by_role("button", name="Launch 2 runs").click()
     page.wait_for_url(re.compile(r"/live"))
+    settle(page)
+    expect(page.get_by_label("Epochs", exact=True)).to_have_value("500")  # what was typed stays
     wait_until(lambda: sum(info.status == "running" and info.state.get("step", 0) > 0 for info in runs.list()) == 2, 60, "both train")
     for _ in range(2):
         page.locator("[data-testid=stSidebar]").get_by_role("button", name="Stop").first.click()
