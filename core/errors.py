@@ -32,6 +32,10 @@ class RunNotFound(InitScopeError):
     """No run of that id, or no run that fits a group selection."""
 
 
+class NotAllowed(InitScopeError):
+    """Whoever asks may only look: the dashboard is read-only, or the sign-in is one for readers."""
+
+
 class RunStateError(InitScopeError):
     """The run is in a state that does not allow this (resume a running run, delete a live one)."""
 

@@ -10,30 +10,42 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from core import factories
 from core.config import RunConfig
-from core.errors import RunFolderError, RunStateError
+from core.errors import InitScopeError, RunFolderError, RunNotFound, RunStateError
+from core.permission import require
 from core.schema import LIVE, Status
-from core.store import Run, Runs, RunWriter
+from core.store import RUN_ID, Run, Runs, claimed
 from core.store.files import alive
-from core.worker import claimed
+from core.store.run import CLAIM_SECONDS
+from core.store.writer import set_status
 
 IDLE_SECONDS = 120
 """An idle supervisor leaves after so long; the next launch starts another."""
 POLL_SECONDS = 0.1
 NICENESS = 10
 """Training yields to whoever looks at it: on two cores two runs would leave none to the browser and the dashboard."""
+TROUBLE_SECONDS = 2.0
+"""Pause after the disk refused something."""
+LEFT_SECONDS = 60
+"""A run folder that is not complete after so long never will be."""
+LOG_BYTES = 1_000_000
+"""The supervisor's log begins anew, the old one kept, when it is longer than this."""
 LOCK = ".supervisor.lock"
 LOG = ".supervisor.log"
 QUEUE = ".queue"
+_MARK = re.compile(r"(\d{20})~" + RUN_ID.pattern)
 
 
 # ---------------------------------------------------------------- what others call
@@ -41,6 +53,7 @@ QUEUE = ".queue"
 
 def submit(runs: Runs, configs: Sequence[RunConfig]) -> list[Run]:
     """Queue one run a config, in order, and make sure that somebody starts them. Raises ConfigError before any is made."""
+    require("launch a run")
     made = [runs.create(config) for config in [factories.pin(config) for config in configs]]
     for run in made:
         _mark(runs, run)
@@ -50,10 +63,12 @@ def submit(runs: Runs, configs: Sequence[RunConfig]) -> list[Run]:
 
 def resume(runs: Runs, run: Run) -> None:
     """Queue an ended run again; it goes on from its checkpoint. Raises RunStateError if it has finished or is live."""
+    require("resume a run")
     check_resumable(run)
-    with claimed(run):
+    with claimed(run, wait=CLAIM_SECONDS):
+        check_resumable(run)  # somebody else may have resumed it meanwhile
         (run.path / "stop").unlink(missing_ok=True)
-        RunWriter(run).update(status=str(Status.QUEUED), outcome=None, error=None, ended=None)
+        set_status(run, status=str(Status.QUEUED), outcome=None, error=None, ended=None)
         _mark(runs, run)
     ensure_supervisor(runs)
 
@@ -65,9 +80,9 @@ def check_resumable(run: Run) -> None:
     if state.get("source") == "recorder":
         raise RunStateError(f"run {run.id} was recorded from a loop of your own; only that program can go on with it")
     if status == Status.FINISHED:
-        raise RunStateError(f"run {run.id} has finished; there is nothing to resume")
+        raise RunStateError(f"run {run.id} has finished; there is nothing to resume. Launch a new run with more epochs")
     if status in LIVE:
-        raise RunStateError(f"run {run.id} is {status} already")
+        raise RunStateError(f"run {run.id} is {status} already; there is nothing to resume")
     with factories.trusted():  # a saved run's files were taken when it was made
         factories.check_unchanged(run.config())
 
@@ -76,8 +91,15 @@ def stop(runs: Runs, run: Run) -> None:
     """Ask a run to stop: a running one after its current step, a queued one at once. Raises RunStateError if it has ended."""
     run.request_stop()
     if run.state()["status"] == Status.QUEUED:
-        with contextlib.suppress(RunStateError), claimed(run):  # a worker that got it first will see the request
-            _end_queued(runs, run)
+        with contextlib.suppress(RunStateError, RunNotFound), claimed(run):  # a worker that got it first will see the request
+            if run.state()["status"] == Status.QUEUED:
+                _end_queued(runs, run)
+
+
+def keep_going(runs: Runs) -> None:
+    """Start a supervisor if runs wait and none is there: it was killed, or the machine has been started anew."""
+    if _marks(runs):
+        ensure_supervisor(runs)
 
 
 def ensure_supervisor(runs: Runs) -> None:
@@ -86,6 +108,9 @@ def ensure_supervisor(runs: Runs) -> None:
         if not ours:
             return
     root = runs.root.resolve()
+    with contextlib.suppress(OSError):
+        if os.path.getsize(root / LOG) > LOG_BYTES:
+            os.replace(root / LOG, root / f"{LOG}.1")
     with open(root / LOG, "ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "core.launcher", str(root)],
@@ -107,30 +132,37 @@ def slots() -> int:
 
 def queued(runs: Runs) -> list[str]:
     """Ids of the runs that wait, first come first."""
-    try:
-        names = os.listdir(runs.root / QUEUE)
-    except FileNotFoundError:
-        return []
-    return [name.split("~", 1)[1] for name in sorted(names) if "~" in name]
+    return [name.partition("~")[2] for name in _marks(runs)]
 
 
 # ---------------------------------------------------------------- the queue on disk
 
 
+def _marks(runs: Runs) -> list[str]:
+    """Names of the queue's markers in order: a time in nanoseconds, "~", the run's id. Anything else is not ours."""
+    try:
+        return sorted(name for name in os.listdir(runs.root / QUEUE) if _MARK.fullmatch(name))
+    except OSError:
+        return []
+
+
 def _mark(runs: Runs, run: Run) -> None:
     folder = runs.root / QUEUE
     folder.mkdir(exist_ok=True)
-    (folder / f"{time.time_ns():020d}~{run.id}").touch()
+    # Behind the last one, even if the clock has been set back since.
+    last = max((int(name.split("~")[0]) for name in os.listdir(folder) if _MARK.fullmatch(name)), default=0)
+    (folder / f"{max(time.time_ns(), last + 1):020d}~{run.id}").touch()
 
 
 def _unmark(runs: Runs, run_id: str) -> None:
-    for path in (runs.root / QUEUE).glob(f"*~{run_id}"):
-        path.unlink(missing_ok=True)
+    for name in _marks(runs):
+        if name.partition("~")[2] == run_id:
+            (runs.root / QUEUE / name).unlink(missing_ok=True)
 
 
 def _end_queued(runs: Runs, run: Run) -> None:
     (run.path / "stop").unlink(missing_ok=True)
-    RunWriter(run).update(status=str(Status.STOPPED), outcome="undecided", ended=time.time())
+    set_status(run, status=str(Status.STOPPED), outcome="undecided", ended=time.time())
     _unmark(runs, run.id)
 
 
@@ -141,7 +173,7 @@ def _lock(root: Path) -> Iterator[bool]:
         root.mkdir(parents=True, exist_ok=True)
         file = open(root / LOCK, "a")  # noqa: SIM115 (closed below)
     except OSError as error:
-        raise RunFolderError(f"cannot write into {root}: {error.strerror or error}") from None
+        raise RunFolderError(f"cannot write into the folder of runs: {error.strerror or error}; free space, or check who may write there") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -168,7 +200,12 @@ class Supervisor:
         last_busy = time.monotonic()
         while True:
             self._reap()
-            waiting = self._start_what_fits()
+            try:
+                waiting = self._start_what_fits()
+            except (OSError, InitScopeError) as error:  # a full or unreadable disk: it may come back
+                print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} ERROR {error}", file=sys.stderr, flush=True)
+                waiting = 0
+                time.sleep(TROUBLE_SECONDS)
             if self.children or self.adopted or waiting:
                 last_busy = time.monotonic()
             elif time.monotonic() - last_busy > IDLE_SECONDS or not self.runs.root.exists():
@@ -177,6 +214,7 @@ class Supervisor:
 
     def _take_over(self) -> None:
         """After a supervisor that died: adopt its workers, and mark again what was queued."""
+        _sweep_up(self.runs.root)
         marked = set(queued(self.runs))
         for info in reversed(self.runs.list()):
             if info.status == Status.QUEUED and info.run not in marked:
@@ -196,7 +234,7 @@ class Supervisor:
                 _unmark(self.runs, run_id)  # deleted, stopped, or started by hand meanwhile
                 continue
             if run.stop_requested():
-                with contextlib.suppress(RunStateError, OSError), claimed(run):
+                with contextlib.suppress(InitScopeError, OSError), claimed(run):
                     _end_queued(self.runs, run)
                 continue
             if not self._fits(threads_of(state.config)):
@@ -223,12 +261,16 @@ class Supervisor:
             os.setsid()
             os.nice(NICENESS)
             _drop_inherited_lock()
-            with open(run.path / "log.txt", "ab") as log:
-                os.dup2(log.fileno(), 1)
-                os.dup2(log.fileno(), 2)
+            log = os.open(run.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.close(log)
             from core.worker import main_in_child
 
             status = main_in_child(run)
+        except BaseException:
+            traceback.print_exc()  # into the run's log, or the supervisor's if there is none
+            raise
         finally:
             os._exit(status)  # the parent's cleanup is not the child's
 
@@ -253,13 +295,22 @@ class Supervisor:
         """Write ``crashed`` for a run whose process ended without writing an end."""
         if not (run.path / "status.json").exists():
             return  # deleted
-        with contextlib.suppress(RunStateError, RunFolderError, OSError), claimed(run):
+        with contextlib.suppress(InitScopeError, OSError), claimed(run):
             state = run.json_file("status.json")
             died = state.get("status") == Status.RUNNING and not alive(state)
             # Queued still: it died before its first word, unless somebody has queued it again since.
             if died or (state.get("status") == Status.QUEUED and run.id not in queued(self.runs)):
-                RunWriter(run).update(status=str(Status.CRASHED), error=f"the training process was {how}", ended=time.time())
+                set_status(run, status=str(Status.CRASHED), error=f"the training process was {how}", ended=time.time())
                 (run.path / "stop").unlink(missing_ok=True)
+
+
+def _sweep_up(root: Path) -> None:
+    """Remove what a launch or a deletion left when its process was killed in the middle."""
+    for name in os.listdir(root):
+        begun, deleted = name.startswith(".new-"), name.startswith(".deleted-")
+        with contextlib.suppress(OSError):
+            if deleted or (begun and time.time() - (root / name).lstat().st_mtime > LEFT_SECONDS):
+                shutil.rmtree(root / name, ignore_errors=True)
 
 
 def threads_of(config: object) -> int:

@@ -7,6 +7,7 @@ epoch's sums, random state) is in the checkpoint, so a resumed run goes on along
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import time
@@ -20,12 +21,13 @@ from torch import Tensor, nn
 
 from core import data, models
 from core.config import RunConfig
-from core.errors import ConfigError, RunFolderError
+from core.errors import ConfigError, RunFolderError, one_line
 from core.outcome import certain, judge
 from core.recorder import Recorder
 from core.schema import Outcome, Status
 from core.store import Run, RunWriter, own_process
 from core.store.files import replacing
+from core.store.writer import set_status
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -54,19 +56,17 @@ def train(run: Run, progress: Callable[[Position, int], None] = lambda position,
     SIGTERM turned into one ends the run as ``stopped`` after the current step, with a checkpoint. Errors mark the run
     ``failed`` and are raised on; InitScopeError ones carry a one-line message.
     """
-    writer = RunWriter(run)
-    began = time.time()
-    writer.update(status=str(Status.RUNNING), started=writer.state.get("started") or began, ended=None, error=None, **own_process())
     try:
+        writer = RunWriter(run)
+        began = time.time()
+        writer.update(status=str(Status.RUNNING), started=writer.state.get("started") or began, ended=None, error=None, **own_process())
         return _Training(run, writer, progress).go()
     except BaseException as error:
-        text = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
-        if is_out_of_memory(error):
-            text = f"out of memory: {text}; a smaller batch_size, width or image_size needs less"
-        with contextlib.suppress(OSError, RunFolderError):  # the disk may be the reason; the error itself is raised on below
-            ended = RunWriter(run)
-            ended.compact()
-            ended.update(status=str(Status.FAILED), phase=None, error=text, ended=time.time())
+        # The disk may be the reason: what it still takes is written, and the error itself is raised on below.
+        with contextlib.suppress(OSError, RunFolderError):
+            RunWriter(run).compact()
+        with contextlib.suppress(OSError, RunFolderError):
+            set_status(run, status=str(Status.FAILED), phase=None, error=reason(error), ended=time.time())
         raise
 
 
@@ -232,7 +232,7 @@ class _Training:
         }
         if self.device.type == "cuda":
             state["random_cuda"] = torch.cuda.get_rng_state(self.device)
-        with replacing(self.run.path / CHECKPOINT) as temporary:
+        with replacing(self.run.path / CHECKPOINT, durable=True) as temporary:
             torch.save(state, temporary)
 
     def _resume(self) -> None:
@@ -240,13 +240,21 @@ class _Training:
         if not path.exists():
             self.writer.keep_until(step=0, epoch=0)
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.position = Position(**state["position"])
-        torch.set_rng_state(state["random"].cpu())
-        if "random_cuda" in state:
-            torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)  # tensors and numbers only: no code from a file
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.position = Position(**state["position"])
+            torch.set_rng_state(state["random"].cpu())
+            if "random_cuda" in state:
+                torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
+        except Exception as error:  # damaged bytes, or another network's, come out of torch.load as almost anything
+            if is_out_of_memory(error):
+                raise
+            why = one_line(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            raise RunFolderError(
+                f"run {self.run.id}: {CHECKPOINT} cannot be used ({why}); delete that file and resume to train from the first step"
+            ) from None
         self.writer.keep_until(step=self.position.step, epoch=self.position.epoch)
 
     # -- the end
@@ -281,6 +289,16 @@ def channels_last(model: nn.Module) -> None:
 def in_layout(inputs: Tensor) -> Tensor:
     """Images in the layout of the weights; other inputs as they are."""
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+
+
+def reason(error: BaseException) -> str:
+    """What ended a training, in one line."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
+    if is_out_of_memory(error):
+        return f"out of memory: {text}; a smaller batch_size, width or image_size needs less"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"the disk takes nothing more: {text}; make room, then resume the run from its checkpoint"
+    return text
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from logging.handlers import RotatingFileHandler
 from typing import Any
 
 from core.errors import InitScopeError, RunStateError
 from core.schema import Outcome, Status
-from core.store import Run
+from core.store import Run, claimed
+from core.store.files import remove_temporaries
+from core.store.writer import refuse_links
 
 log = logging.getLogger("initscope")
+LOG_BYTES = 1_000_000
+"""A log that has grown so long becomes ``log.txt.1``, and a new one begins."""
+
+
+class Line(logging.Formatter):
+    """One line an event: time in UTC, level, what happened. A text from elsewhere cannot begin a line of its own."""
+
+    converter = time.gmtime
+
+    def __init__(self):
+        super().__init__("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = " ".join(record.message.splitlines())
+        return super().formatMessage(record)
 
 
 def work(run: Run, progress: Callable[[Any, int], None] = lambda position, total: None, only_queued: bool = False) -> Outcome:
@@ -23,9 +41,11 @@ def work(run: Run, progress: Callable[[Any, int], None] = lambda position, total
 
     Raises RunStateError if another process works on it or, with ``only_queued``, if it waits no longer.
     """
+    refuse_links(run)
     with claimed(run), logging_to(run), graceful_signals(run):
         if only_queued and (status := run.state()["status"]) != Status.QUEUED:
             raise RunStateError(f"run {run.id} is {status}, not queued")
+        remove_temporaries(run.path, run.path / "parts")  # of a worker that was killed
         from core import trainer  # torch: only where training happens
 
         try:
@@ -57,21 +77,10 @@ class _EpochTeller:
 
 
 @contextlib.contextmanager
-def claimed(run: Run) -> Iterator[None]:
-    """Hold the run's lock: one process a run, whoever starts it. Raises RunStateError if it is held."""
-    with open(run.path / "worker.lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunStateError(f"another process is working on run {run.id}") from None
-        yield
-
-
-@contextlib.contextmanager
 def logging_to(run: Run) -> Iterator[None]:
     """Append the project's log to the run's ``log.txt``."""
-    handler = logging.FileHandler(run.path / "log.txt", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler = RotatingFileHandler(run.path / "log.txt", maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(Line())
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -13,4 +13,4 @@ import streamlit as st  # noqa: E402
 
 from dashboard import server  # noqa: E402
 
-app = st.App(ROOT / "dashboard" / "main.py", routes=server.routes(), middleware=server.middleware())
+app = st.App(ROOT / "dashboard" / "main.py", routes=server.routes(), middleware=server.middleware(), lifespan=server.lifespan)

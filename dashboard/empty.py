@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from core.config import quick
-from dashboard import launch_form, sidebar
+from dashboard import access, launch_form, sidebar
 
 
 def nothing_yet(title: str, sentence: str) -> None:
@@ -17,6 +17,8 @@ def nothing_yet(title: str, sentence: str) -> None:
 
 def story_button() -> None:
     """Launch the story: the same seed and the same order of data, with PyTorch's default weights and with Kaiming's."""
+    if not access.may_change():
+        return
     if st.button("Run the story", type="primary", icon=":material/play_arrow:", key="story"):
         sidebar.launch([quick().replace(init=init) for init in launch_form.STORY])
     st.caption("Two runs of about half a minute on two processor cores; no download.")

@@ -19,24 +19,26 @@ import pandas as pd
 import pyarrow as pa
 import streamlit as st
 
+from core import launcher
 from core.config import RunConfig
 from core.diagnosis.compare import Comparison, compare
 from core.diagnosis.diagnose import Diagnosis, diagnose
 from core.diagnosis.thresholds import Thresholds
-from core.errors import InitScopeError, RunFolderError, RunStateError
+from core.errors import InitScopeError, RunFolderError, RunNotFound, RunStateError
 from core.forecast import boundary
 from core.schema import LIVE, Verdict
 from core.store import Run, RunInfo, Runs
-from dashboard import live_rows, sides
+from dashboard import access, live_rows, sides
 from dashboard.figures import architecture, heatmap
 
 ROOT = Path(__file__).resolve().parent.parent
 SUMMARY_SECONDS = 120
+NO_PROCESSES = "not measured: nothing is started for those who only look"
 
 
 def runs() -> Runs:
-    """The folder of all runs: ``INITSCOPE_RUNS`` or ``runs/``."""
-    return Runs()
+    """The folder of all runs: ``INITSCOPE_RUNS`` or ``runs/``. Its path on this machine stays out of what pages say."""
+    return Runs(shown="the folder of runs")
 
 
 # -- the list
@@ -129,8 +131,8 @@ def _last_layers(path: str, revision: tuple) -> pd.DataFrame:
 
 def stop(run_id: str) -> None:
     """Ask a run to stop after its current step; a run that has ended meanwhile is left alone."""
-    with contextlib.suppress(RunStateError):
-        Run(runs().root / run_id).request_stop()
+    with contextlib.suppress(RunStateError, RunNotFound):
+        launcher.stop(runs(), runs().get(run_id))
 
 
 @st.cache_resource(max_entries=200, show_spinner=False)
@@ -144,7 +146,32 @@ def _recent_steps(path: str, revision: tuple) -> pa.Table:
 def progress(run: RunInfo) -> dict[str, Any]:
     """What cards and headline say of a run before the event stream takes over."""
     folder = Run(runs().root / run.run)
-    return live_rows.progress({**run.state, "status": run.status}, _recent_steps(str(folder.path), folder.revision()), run.config)
+    try:
+        recent = _recent_steps(str(folder.path), folder.revision())
+    except RunFolderError:
+        recent = pa.table({})  # ``damage`` says why
+    return live_rows.progress({**run.state, "status": run.status}, recent, run.config)
+
+
+@st.cache_resource(max_entries=200, show_spinner=False)
+def _damage(path: str, revision: tuple) -> str:
+    run = Run(path)
+    try:
+        for table, columns in (("steps", None), ("epochs", None), ("layers", ["step", "layer", "depth"])):
+            run.read(table, columns)
+    except RunFolderError as error:
+        return str(error)
+    return ""
+
+
+def damage(infos: Iterable[RunInfo]) -> dict[str, str]:
+    """{run id: what cannot be read of it}, for those runs whose files are damaged."""
+    found = {}
+    for info in infos:
+        run = Run(runs().root / info.run)
+        # A live run's rows come and go; what its own process cannot read ends it.
+        found[info.run] = (info.error or "") if info.status == "unreadable" else "" if info.live else _damage(str(run.path), run.revision())
+    return {run: reason for run, reason in found.items() if reason}
 
 
 def log_tail(run_id: str, lines: int = 30) -> str:
@@ -192,6 +219,8 @@ def torchinfo_table(config_json: str) -> tuple[bool, str]:
 
 def torchinfo(config: RunConfig) -> tuple[bool, str]:
     """``torchinfo_table`` of a configuration; what does not change the network does not change the cache's key."""
+    if not access.may_change():
+        return False, NO_PROCESSES
     shape = ("model", "width", "image_size", "in_channels", "num_classes", "batch_norm", "dropout", "data")
     values = config.to_dict()
     return torchinfo_table(json.dumps({key: values[key] for key in shape}, sort_keys=True))
@@ -262,6 +291,8 @@ def _probe(config_json: str, seeds: int) -> tuple[bool, Any]:
 
 def probes(config: RunConfig, inits: Sequence[str], seeds: int) -> tuple[dict[str, dict], dict[str, str]]:
     """({initialization: probe}, {initialization: why it has none}); those not seen before are measured side by side."""
+    if not access.may_change():
+        return {}, dict.fromkeys(inits, NO_PROCESSES)
     configs = [json.dumps(config.replace(init=init, name="", tags=()).to_dict(), sort_keys=True) for init in inits]
     with st.spinner("Sending one batch through the network …"), ThreadPoolExecutor(max_workers=2) as pool:
         results = list(pool.map(lambda text: _probe(text, seeds), configs))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import sidebar
+from core.errors import RunFolderError
+from dashboard import access, loaders, sidebar, text
 
 SCREENS = Path(__file__).parent / "screens"
 
@@ -33,5 +34,11 @@ page = st.navigation(
     ],
     position="top",
 )
+access.gate()
+try:
+    loaders.listing()
+except RunFolderError as error:
+    st.error(text.markdown(str(error)), icon=":material/error:")
+    st.stop()
 sidebar.launcher()
 page.run()

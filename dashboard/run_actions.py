@@ -9,7 +9,7 @@ import streamlit as st
 
 from core import launcher as processes
 from core.config import MAX_NAME
-from core.errors import InitScopeError
+from core.errors import InitScopeError, RunNotFound
 from core.store import RunInfo
 from dashboard import loaders, text
 
@@ -42,6 +42,8 @@ def delete_dialog(infos: Sequence[RunInfo]) -> None:
         for info in infos:
             try:
                 _stop_and_delete(info)
+            except RunNotFound:
+                continue  # somebody else was faster
             except InitScopeError as error:
                 st.error(text.markdown(str(error)))
                 return

@@ -1,37 +1,44 @@
-"""What the server does beside Streamlit: two scripts, the event stream, and headers that keep strangers out.
+"""What the server does beside Streamlit: scripts, the event stream, and keeping strangers out.
 
 Everything here runs in the ASGI server, not in a page; no Streamlit element is touched.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import gzip
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import cache
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import quote, urlsplit
 
+import anyio
 import plotly
 import streamlit as st
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from core import launcher, permission
+from core.errors import InitScopeError
 from core.store import Runs
-from dashboard import theme
+from dashboard import access, sign_in, theme
 from dashboard.stream import Hub
 
 HERE = Path(__file__).parent
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 SCRIPTS = {"plot.js": "text/javascript", "live.js": "text/javascript", "ink.js": "text/javascript", "cards.js": "text/javascript", "plot.css": "text/css"}
+FOREIGN = "another site may not ask this"
 YEAR = "public, max-age=31536000, immutable"
 
 
@@ -78,8 +85,8 @@ def asset(request: Request) -> Response:
 
 def routes(runs: Runs | None = None) -> list[BaseRoute]:
     """Our routes. ``runs`` is the folder that the event stream follows."""
-    hub = Hub(runs or Runs())
-    return [Route("/assets/{version}/{name}", asset), Route("/api/stream", hub.endpoint)]
+    hub = Hub(runs or Runs(shown="the folder of runs"))
+    return [*sign_in.routes(), Route("/assets/{version}/{name}", asset), Route("/api/stream", hub.endpoint)]
 
 
 # -- who may ask, and what a browser may do with the answer
@@ -110,19 +117,26 @@ def _policy() -> str:
 
 
 class Guard:
-    """Security headers on every answer; foreign pages are refused on our own routes. Plain ASGI: streams pass through."""
+    """Security headers on every answer; other sites, and browsers that have not signed in, are refused before Streamlit or a
+    route of ours is reached. Plain ASGI: streams pass through."""
 
-    OURS = ("/api/", "/assets/")
+    PUBLIC = ("/sign-in", "/sign-out", "/_stcore/health")
+    OURS = ("/api/",)
 
     def __init__(self, app: ASGIApp):
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        if any(part in scope["path"] for part in self.OURS) and self._foreign(Headers(scope=scope)):
-            await PlainTextResponse("another site may not read this", 403)(scope, receive, send)
+        headers = Headers(scope=scope)
+        refused = self._foreign(headers) or self._stranger(scope)
+        if scope["type"] == "websocket":
+            if refused:
+                await send({"type": "websocket.close", "code": 1008, "reason": refused})
+            else:
+                await self.app(scope, receive, send)
             return
 
         async def with_headers(message: Message) -> None:
@@ -141,17 +155,66 @@ class Guard:
                     headers["Link"] = f"<{plotly_url}>; rel=preload; as=script"
             await send(message)
 
-        await self.app(scope, receive, with_headers)
+        app = self._refusal(scope, headers, refused) if refused else self.app
+        await app(scope, receive, with_headers)
 
     @staticmethod
-    def _foreign(headers: Headers) -> bool:
-        if headers.get("sec-fetch-site") == "cross-site":
-            return True
-        origin = headers.get("origin")
-        return origin is not None and urlsplit(origin).netloc != headers.get("host")
+    def _foreign(headers: Headers) -> str:
+        """Why a request that another site's page made is refused. Following a link from there is no such request."""
+        try:
+            own = {None, headers.get("host")}
+            foreign = (urlsplit(headers["origin"]).netloc if "origin" in headers else None) not in own
+        except ValueError:  # "http://[": not an address
+            foreign = True
+        followed = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not followed:
+            foreign = True
+        return FOREIGN if foreign else ""
+
+    def _stranger(self, scope: Scope) -> str:
+        """Why a browser that has not signed in is refused. With OIDC it reaches Streamlit, whose page asks it to sign in."""
+        rules = access.policy()
+        path = scope["path"].removeprefix(sign_in.path("/").rstrip("/"))
+        if rules.open or path in self.PUBLIC or (rules.oidc and not path.startswith(self.OURS)):
+            return ""
+        return "" if access.role_of(HTTPConnection(scope).cookies) else "sign in first"
+
+    @staticmethod
+    def _refusal(scope: Scope, headers: Headers, reason: str) -> Response:
+        if reason == FOREIGN:
+            return PlainTextResponse(reason, 403)
+        if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
+            return RedirectResponse(sign_in.path("/sign-in") + "?next=" + quote(scope["path"], safe="/"), 303)
+        return PlainTextResponse(reason, 401)
 
 
 def middleware(hosts: Sequence[str] | None = None) -> list[Middleware]:
     """Host check (``server.allowedHosts``, the setting that guards the websocket too), then headers."""
     allowed = list(hosts or st.get_option("server.allowedHosts") or ["localhost", "127.0.0.1", "[::1]"])
-    return [Middleware(TrustedHostMiddleware, allowed_hosts=[*allowed, "testserver"]), Middleware(Guard)]
+    return [Middleware(TrustedHostMiddleware, allowed_hosts=allowed), Middleware(Guard)]
+
+
+# -- the queue
+
+
+QUEUE_SECONDS = 5.0
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: object) -> AsyncIterator[dict[str, Any]]:
+    """While the server runs, whatever waits in the queue has a supervisor: after a restart, and if one was killed."""
+    permission.guard(access.check)
+    task = None if permission.read_only() else asyncio.create_task(_keep_queue_going())
+    try:
+        yield {}
+    finally:
+        if task:
+            task.cancel()
+
+
+async def _keep_queue_going() -> None:
+    runs = Runs()
+    while True:
+        with contextlib.suppress(InitScopeError, OSError):  # an unreadable folder is told on the page
+            await anyio.to_thread.run_sync(launcher.keep_going, runs)
+        await asyncio.sleep(QUEUE_SECONDS)

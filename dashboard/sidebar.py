@@ -10,7 +10,7 @@ from core import launcher as processes
 from core.errors import InitScopeError
 from core.schema import Status
 from core.store import RunInfo
-from dashboard import launch_form, loaders, text, theme
+from dashboard import access, launch_form, loaders, text, theme
 
 REFRESH_SECONDS = 2
 SAME_CLICK_SECONDS = 2
@@ -20,17 +20,26 @@ SAME_CLICK_SECONDS = 2
 def launcher() -> None:
     """The sidebar: fields, one button, and what is running."""
     with st.sidebar:
-        st.subheader("Launch", anchor=False)
-        launch_form.begin()
-        configs, problems = launch_form.fields()
-        label = f"Launch {len(configs)} runs" if len(configs) > 1 else "Launch"
-        if st.button(label, key="launch", type="primary", width="stretch", disabled=bool(problems), icon=":material/play_arrow:"):
-            launch(configs)
-        if problems:
-            st.caption("Nothing is launched until every field above is right.")
+        if access.may_change():
+            _form()
+        else:
+            st.caption("Read-only: nothing can be launched, changed or deleted here.")
+        access.sign_out()
         live = [info for info in loaders.listing() if info.live]
         # One polling fragment, and only while there is something to see.
         st.fragment(in_progress, run_every=REFRESH_SECONDS if live else None)()
+
+
+def _form() -> None:
+    """The launcher's fields and its button."""
+    st.subheader("Launch", anchor=False)
+    launch_form.begin()
+    configs, problems = launch_form.fields()
+    label = f"Launch {len(configs)} runs" if len(configs) > 1 else "Launch"
+    if st.button(label, key="launch", type="primary", width="stretch", disabled=bool(problems), icon=":material/play_arrow:"):
+        launch(configs)
+    if problems:
+        st.caption("Nothing is launched until every field above is right.")
 
 
 def launch(configs: list) -> None:
@@ -43,7 +52,7 @@ def launch(configs: list) -> None:
     try:
         made = processes.submit(loaders.runs(), configs)
     except InitScopeError as error:
-        st.error(str(error))
+        st.error(text.markdown(str(error)))
         return
     st.switch_page("screens/live.py", query_params={"run": [run.id for run in made]})
 
@@ -67,7 +76,7 @@ def _progress_row(info: RunInfo) -> None:
     mark = theme.STATUSES[info.status]
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.progress(info.progress, text=f"{mark.shape} {text.markdown(text.shorten(info.name, 24))} · {_left(info)}")
-        if info.status != Status.STOPPING:
+        if info.status != Status.STOPPING and access.may_change():
             st.button(
                 "Stop",
                 key=f"stop_{info.run}",
@@ -96,4 +105,4 @@ def _stop(run_id: str) -> None:
     try:
         processes.stop(runs, runs.get(run_id))
     except InitScopeError as error:
-        st.toast(str(error), icon=":material/info:")
+        st.toast(text.markdown(str(error)), icon=":material/info:")

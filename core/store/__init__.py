@@ -18,12 +18,14 @@ from typing import Any
 
 from core.config import OPTIONS, RunConfig
 from core.errors import ConfigError, RunFolderError, RunNotFound, RunStateError, choose_from, one_line
+from core.permission import require
 from core.schema import Status
+from core.store.claim import claimed
 from core.store.files import environment, own_process, process_alive, write_json
 from core.store.run import Cursor, Run, RunInfo
 from core.store.writer import RunWriter
 
-__all__ = ["Cursor", "Run", "RunInfo", "RunWriter", "Runs", "default_root", "new_id", "own_process", "process_alive", "write_json"]
+__all__ = ["RUN_ID", "Cursor", "Run", "RunInfo", "RunWriter", "Runs", "claimed", "default_root", "new_id", "own_process", "process_alive", "write_json"]
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
@@ -34,16 +36,18 @@ def default_root() -> Path:
 
 
 class Runs:
-    """All runs in one folder."""
+    """All runs in one folder. ``shown`` is what messages call it, where its path is nobody's business."""
 
-    def __init__(self, root: str | Path | None = None):
+    def __init__(self, root: str | Path | None = None, shown: str = ""):
         self.root = Path(root) if root else default_root()
+        self.shown = shown or str(self.root)
 
     def create(self, config: RunConfig | Mapping[str, Any], status: Status = Status.QUEUED, run_id: str | None = None, **extra: Any) -> Run:
         """A new run folder with config and status, complete from the moment it is seen.
 
         Raises RunFolderError if the folder cannot be written, RunStateError if the id is taken.
         """
+        require("launch a run")
         values = config.to_dict() if isinstance(config, RunConfig) else dict(config)
         run_id = run_id or new_id(values)
         if not RUN_ID.fullmatch(run_id):
@@ -58,10 +62,12 @@ class Runs:
             write_json(temporary / "status.json", {**first, "error": None, **extra})
             (temporary / "log.txt").touch()
             if (self.root / run_id).exists():
-                raise RunStateError(f"there is a run {run_id} already in {self.root}")
+                raise RunStateError(f"there is a run {run_id} already in {self.shown}; choose another id or delete it")
             os.rename(temporary, self.root / run_id)
         except OSError as error:
-            raise RunFolderError(f"cannot write a run into {self.root}: {error.strerror or error}") from None
+            raise RunFolderError(
+                f"cannot write a run into {self.shown}: {error.strerror or error}; free space, or check who may write there"
+            ) from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)  # gone already if all went well
         return Run(self.root / run_id)
@@ -74,8 +80,12 @@ class Runs:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise RunFolderError(f"cannot read {self.root}: {error.strerror or error}") from None
-        return sorted((name for name in found if (self.root / name / "status.json").exists()), reverse=True)
+            raise RunFolderError(f"cannot read {self.shown}: {error.strerror or error}; check INITSCOPE_RUNS and who may read it") from None
+        return sorted((name for name in found if self._is_run(name)), reverse=True)
+
+    def _is_run(self, name: str) -> bool:
+        """Whether the folder is a run's, damaged or not: one of its two JSON files is there."""
+        return any(os.path.lexists(os.path.join(self.root, name, file)) for file in ("status.json", "config.json"))
 
     def list(self) -> list[RunInfo]:
         """What a table of runs needs, newest first. A folder that cannot be read is listed with its error."""
@@ -88,11 +98,13 @@ class Runs:
 
     def get(self, run_id: str) -> Run:
         """The run of that id. Raises RunNotFound, naming the newest runs there are."""
-        if RUN_ID.fullmatch(run_id) and (self.root / run_id / "status.json").is_file():
+        if RUN_ID.fullmatch(run_id) and self._is_run(run_id):
+            if os.path.islink(self.root / run_id):
+                raise RunFolderError(f"{run_id} in {self.shown} is a link, not a run folder; nothing is done through it")
             return Run(self.root / run_id)
         newest = self.ids()[:5]
         there = "the newest are " + ", ".join(newest) if newest else "there are none yet"
-        raise RunNotFound(f"no run {one_line(run_id)} in {self.root}; {there}")
+        raise RunNotFound(f"no run {one_line(run_id)} in {self.shown}; {there}")
 
     def select(self, expression: str) -> list[Run]:
         """A run id, or a group such as ``init=default,sweep=ID``: every run whose config has these values.
@@ -113,7 +125,7 @@ class Runs:
             if info.config and all(_fits(info.config.get(key), value) for key, value in wanted.items())
         ]
         if not found:
-            raise RunNotFound(f"no run in {self.root} fits {expression}")
+            raise RunNotFound(f"no run in {self.shown} fits {expression[:200]}; `python -m core runs` lists them")
         return [Run(self.root / run_id) for run_id in reversed(found)]
 
 

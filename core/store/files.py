@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import secrets
 import socket
 import time
@@ -22,22 +23,55 @@ FOREIGN_HEARTBEAT_SECONDS = 60
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling that takes ``path``'s place on success and vanishes on failure."""
+def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
+    """A temporary sibling that takes ``path``'s place on success and vanishes on failure.
+
+    ``durable``: on the disk itself before it replaces anything, so that a power cut leaves the old file or the new one.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}")
     try:
         yield temporary
+        if durable:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the error that brought us here is the one to tell
+            temporary.unlink(missing_ok=True)
         raise
+
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.[0-9a-f]{6}")
+
+
+def remove_temporaries(*folders: Path) -> None:
+    """Delete what ``replacing`` left when its process was killed. Only for whoever holds the run's claim."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(folder):
+                if _TEMPORARY.fullmatch(name):
+                    (folder / name).unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Replace a JSON file atomically. Non-finite floats are written as the strings "nan", "inf" and "-inf"."""
-    text = json.dumps(_jsonable(value), ensure_ascii=False, allow_nan=False)
+    text = _encoded(value)
     with replacing(path) as temporary:
-        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))  # a lone surrogate as JSON's own escape
+        temporary.write_bytes(text)
+
+
+def overwrite_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file in its own place, for a disk that has no room for a second one: its blocks are there already."""
+    text = _encoded(value)
+    with open(path, "r+b") as file:
+        file.write(text.ljust(os.fstat(file.fileno()).st_size))  # blanks over the rest: never the tail of the old text
+        file.flush()
+        file.truncate(len(text))
+
+
+def _encoded(value: Mapping[str, Any]) -> bytes:
+    text = json.dumps(_jsonable(value), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace")  # a lone surrogate as JSON's own escape
 
 
 def _jsonable(value: Any) -> Any:
@@ -72,24 +106,42 @@ def alive(state: Mapping[str, Any]) -> bool:
     """Whether the process that wrote this state still runs. A zombie, or another process of the same pid, is not it."""
     if state.get("host") not in (None, socket.gethostname()):
         return time.time() - (number(state.get("heartbeat")) or 0) < FOREIGN_HEARTBEAT_SECONDS
-    return process_alive(state.get("pid"), state.get("pid_created"))
+    return process_alive(state.get("pid"), state.get("pid_created"), state.get("pid_birth"))
 
 
-def process_alive(pid: int | None, created: float | None) -> bool:
-    """Whether process ``pid``, born at ``created`` (seconds, as psutil tells), still runs and is no zombie."""
-    if not isinstance(pid, int) or pid <= 0:
+def process_alive(pid: int | None, created: float | None, birth: str | None = None) -> bool:
+    """Whether process ``pid`` still runs, is no zombie, and is the one that was meant.
+
+    ``birth`` is ``birth_of`` that process; where it is not known, ``created`` (seconds, as psutil tells) stands for it, which
+    a clock that is set anew moves along.
+    """
+    if not isinstance(pid, int) or not 0 < pid < 2**31:
         return False
     try:
         process = psutil.Process(pid)
-        same = not isinstance(created, (int, float)) or abs(process.create_time() - created) < 1
+        now = birth_of(pid) if isinstance(birth, str) else None
+        if now is not None:
+            same = now == birth
+        else:
+            same = not isinstance(created, (int, float)) or abs(process.create_time() - created) < 1
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
+def birth_of(pid: int) -> str | None:
+    """When a process was born, in ticks since a boot that is named: what no clock can change. None where Linux does not tell."""
+    try:
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{ticks}"
+    except (OSError, IndexError, UnicodeDecodeError):
+        return None
+
+
 def own_process() -> dict[str, Any]:
-    """pid, birth time and host of this process, as ``status.json`` keeps them."""
-    return {"pid": os.getpid(), "pid_created": psutil.Process().create_time(), "host": socket.gethostname()}
+    """pid, birth and host of this process, as ``status.json`` keeps them."""
+    born = {"pid_created": psutil.Process().create_time(), "pid_birth": birth_of(os.getpid())}
+    return {"pid": os.getpid(), **born, "host": socket.gethostname()}
 
 
 def environment() -> dict[str, Any]:

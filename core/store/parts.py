@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from core.errors import RunFolderError, one_line
 from core.schema import TABLES
 from core.store.files import replacing
 
@@ -28,6 +29,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     name: pa.schema([(column.name, _ARROW[column.dtype]) for column in columns]) for name, columns in TABLES.items()
 }
 _HOLDS = b"initscope.parts"
+_KEYS = ("step", "epoch", "layer", "depth")
+"""Columns without which a row says nothing."""
 _PART = re.compile(r"(steps|epochs|layers)-(\d{8})-(\d{8})\.parquet")
 
 
@@ -54,7 +57,7 @@ def drop_parts(folder: Path, table: str, through: int) -> None:
 def _listed(folder: Path, table: str) -> list[tuple[int, int, Path]]:
     try:
         names = os.listdir(folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     matches = [(_PART.fullmatch(name), folder / name) for name in names]
     return [(int(match[2]), int(match[3]), path) for match, path in matches if match and match[1] == table]
@@ -64,7 +67,10 @@ def holds_through(final: Path) -> int:
     """Number of the last part that a compacted file holds, -1 if there is no file."""
     if not final.exists():
         return -1
-    return held(pq.read_schema(final))
+    try:
+        return held(opened(final).schema_arrow)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise RunFolderError(f"{final.parent.name}/{final.name} cannot be read, the file is damaged: {one_line(str(error))}") from None
 
 
 def held(schema: pa.Schema) -> int:
@@ -72,10 +78,30 @@ def held(schema: pa.Schema) -> int:
     return int((schema.metadata or {}).get(_HOLDS, b"-1"))
 
 
-def concatenate(sources: Sequence[Path], target: Path, holds: int = -1, schema: pa.Schema | None = None) -> None:
+def opened(path: Path) -> pq.ParquetFile:
+    """A parquet file whose pages are checked against their checksums: a flipped bit is an error, not a number."""
+    return pq.ParquetFile(path, page_checksum_verification=True)
+
+
+def rows_of(file: pq.ParquetFile, table: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The columns of ``table`` that are asked for, of the schema's types; a measurement that an older version did not make is
+    null. Raises KeyError without the columns that say which row it is, pyarrow's errors if a type does not fit."""
+    wanted = SCHEMAS[table] if columns is None else pa.schema([SCHEMAS[table].field(name) for name in columns])
+    there = [name for name in wanted.names if name in file.schema_arrow.names]
+    if missing := [name for name in wanted.names if name not in there and name in _KEYS]:
+        raise KeyError(f"it has no column {missing[0]}")
+    found = file.read(columns=there)
+    made = [found[f.name].cast(f.type) if f.name in there else pa.nulls(len(found), f.type) for f in wanted]
+    for column in made:
+        for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():
+            chunk.dictionary.validate(full=True)  # names must be text
+    return pa.table(made, schema=wanted)
+
+
+def concatenate(sources: Sequence[Path], target: Path, holds: int = -1, schema: pa.Schema | None = None, durable: bool = False) -> None:
     """Stream ``sources`` into ``target``, row group by row group, so that memory stays bounded."""
     schema = (schema or pq.read_schema(sources[0])).with_metadata({_HOLDS: str(holds).encode()})
-    with replacing(target) as temporary, pq.ParquetWriter(temporary, schema, **_format(schema)) as writer:
+    with replacing(target, durable) as temporary, pq.ParquetWriter(temporary, schema, **_format(schema)) as writer:
         waiting: list[pa.Table] = []
         for batch in _batches(sources):
             waiting.append(batch)
@@ -88,7 +114,7 @@ def concatenate(sources: Sequence[Path], target: Path, holds: int = -1, schema: 
 
 def _batches(sources: Iterable[Path]) -> Iterator[pa.Table]:
     for source in sources:
-        file = pq.ParquetFile(source)
+        file = opened(source)
         for group in range(file.num_row_groups):
             yield file.read_row_group(group)
 
@@ -98,10 +124,10 @@ def _joined(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
     return pa.concat_tables(bare).unify_dictionaries().combine_chunks().replace_schema_metadata(schema.metadata)
 
 
-def write_table(table: pa.Table, path: Path, holds: int = -1) -> None:
+def write_table(table: pa.Table, path: Path, holds: int = -1, durable: bool = False) -> None:
     """Write a parquet file whole or not at all."""
     table = table.replace_schema_metadata({_HOLDS: str(holds).encode()})
-    with replacing(path) as temporary:
+    with replacing(path, durable) as temporary:
         pq.write_table(table, temporary, **_format(table.schema))
 
 
@@ -115,4 +141,4 @@ def _format(schema: pa.Schema) -> dict[str, Any]:
             encodings[field.name] = "BYTE_STREAM_SPLIT"
         else:
             encodings[field.name] = "DELTA_BINARY_PACKED"
-    return {"compression": "zstd", "use_dictionary": names, "column_encoding": encodings}
+    return {"compression": "zstd", "use_dictionary": names, "column_encoding": encodings, "write_page_checksum": True}

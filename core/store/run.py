@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from core.config import OPTIONS, RunConfig
 from core.errors import ConfigError, RunFolderError, RunNotFound, RunStateError, one_line
+from core.permission import require
 from core.schema import LIVE, Status
+from core.store import checked
+from core.store.claim import claimed, editing
 from core.store.files import alive, number, stamp, write_json
-from core.store.parts import SCHEMAS, held, parts
+from core.store.parts import SCHEMAS, held, opened, parts, rows_of
+
+CLAIM_SECONDS = 5.0
+"""So long a deletion waits for a process that has said its last word and is about to end."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +84,11 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """``status.json`` as readers should see it: ``stopping`` once asked to stop, ``crashed`` once its process is gone."""
-        state = self.json_file("status.json")
+        state = self._written_state()
         if state.get("status") == Status.RUNNING:
             if not alive(state):
                 # The end may have been written between our two looks.
-                state = self.json_file("status.json")
+                state = self._written_state()
                 if state.get("status") == Status.RUNNING:
                     state["status"] = str(Status.CRASHED)
                     state["error"] = state.get("error") or "the training process is gone; the end of log.txt may say why"
@@ -90,17 +96,22 @@ class Run:
                 state["status"] = str(Status.STOPPING)
         return state
 
+    def _written_state(self) -> dict[str, Any]:
+        try:
+            return checked.state(self.json_file("status.json"))
+        except checked.Wrong as error:
+            raise RunFolderError(f"run {self.id}: status.json is damaged: {error}; delete the run, or correct the file") from None
+
     def info(self) -> RunInfo:
         """The listing entry. Broken files become an entry with ``error``."""
         try:
-            saved = self.json_file("config.json").get("config")
-            config = saved if isinstance(saved, dict) else {}
+            config = self._written_config()
             state = self.state()
             meta = self.meta()
             return RunInfo(
                 run=self.id,
-                name=str(meta.get("name") or config.get("name") or f"{config.get('init')} · seed {config.get('init_seed')}"),
-                status=str(state.get("status")),
+                name=meta.get("name") or config.get("name") or f"{config.get('init')} · seed {config.get('init_seed')}",
+                status=state["status"],
                 outcome=state.get("outcome"),
                 init=str(config.get("init")),
                 loss=number(state.get("loss")),
@@ -108,23 +119,50 @@ class Run:
                 created=number(state.get("created")) or 0.0,
                 config=config,
                 state=state,
-                tags=tuple(str(tag) for tag in meta.get("tags", config.get("tags")) or ()),
+                tags=tuple(meta.get("tags", config.get("tags")) or ()),
                 error=state.get("error"),
             )
-        except (RunFolderError, TypeError, AttributeError) as error:
+        except RunFolderError as error:
             return RunInfo(self.id, self.id, "unreadable", None, "", None, None, 0.0, {}, {}, (), str(error))
+
+    def _written_config(self) -> dict[str, Any]:
+        try:
+            return checked.config(self.json_file("config.json").get("config"))
+        except checked.Wrong as error:
+            raise RunFolderError(f"run {self.id}: config.json is damaged: {error}; delete the run, or correct the file") from None
 
     def meta(self) -> dict[str, Any]:
         """What a person wrote on the run after it began: name, tags, notes."""
-        return self.json_file("meta.json") if (self.path / "meta.json").exists() else {}
+        if not os.path.lexists(self.path / "meta.json"):
+            return {}
+        try:
+            return checked.meta(self.json_file("meta.json"))
+        except checked.Wrong as error:
+            raise RunFolderError(f"run {self.id}: meta.json is damaged: {error}; correct or remove the file") from None
 
     def edit(self, **changes: Any) -> None:
-        """Change name, tags or notes; validated like the config's own. Raises ConfigError."""
+        """Change name, tags or notes; validated like the config's own. Two people at once: both changes are kept.
+
+        Raises ConfigError, RunNotFound if the run is gone, NotAllowed.
+        """
+        require("change a run")
         for key in ("name", "tags"):
             if key in changes:
                 parsed = OPTIONS[key].parse(changes[key])
                 changes[key] = list(parsed) if isinstance(parsed, tuple) else parsed
-        write_json(self.path / "meta.json", {**self.meta(), **changes})
+        with editing(self), self._writing("change"):
+            write_json(self.path / "meta.json", {**self.meta(), **changes})
+
+    @contextlib.contextmanager
+    def _writing(self, action: str) -> Iterator[None]:
+        """What the disk says against ``action``, as one of our errors."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise RunNotFound(f"run {self.id} is gone: somebody has deleted it") from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise RunFolderError(f"cannot {action} run {self.id}: {reason}; free space, or check who may write there") from None
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of ``log.txt``, or an empty string."""
@@ -132,7 +170,7 @@ class Run:
             with open(self.path / "log.txt", "rb") as file:
                 file.seek(max(0, os.path.getsize(self.path / "log.txt") - 200 * lines))
                 return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-lines:])
-        except FileNotFoundError:
+        except OSError:
             return ""
 
     def revision(self) -> tuple:
@@ -143,30 +181,33 @@ class Run:
 
     def request_stop(self) -> None:
         """Ask the run to stop after the current step. A queued run is stopped at once. Raises RunStateError if it has ended."""
+        require("stop a run")
         status = self.state()["status"]
         if status not in LIVE:
             raise RunStateError(f"run {self.id} is {status}; only a queued or running run can be stopped")
-        (self.path / "stop").touch()
+        with self._writing("stop"):
+            (self.path / "stop").touch()
 
     def stop_requested(self) -> bool:
         return (self.path / "stop").exists()
 
     def delete(self) -> None:
-        """Remove the folder. Raises RunStateError while the run is live."""
-        status = self.info().status
-        if status in LIVE:
-            raise RunStateError(f"run {self.id} is {status}; stop it first")
-        if self.path.is_symlink():
-            raise RunFolderError(f"{self.path} is a link, not a run folder; nothing deleted")
-        # Renamed first, so that no reader sees half a run.
+        """Remove the folder; links in it are removed, what they lead to is left alone.
+
+        Raises RunStateError while the run is live or a process works on it, RunNotFound if it is gone, NotAllowed.
+        """
+        require("delete a run")
+        if self.path.is_symlink() or not self.path.parent.name or self.path.name in ("", ".", ".."):
+            raise RunFolderError(f"{self.id} is a link, not a run folder; nothing deleted. Remove it by hand if you mean to")
+        # Claimed, so that nobody resumes it meanwhile; renamed first, so that no reader sees half a run.
         grave = self.path.with_name(f".deleted-{self.id}-{secrets.token_hex(3)}")
-        try:
+        with claimed(self, wait=CLAIM_SECONDS), self._writing("delete"):
+            status = self.info().status
+            if status in LIVE:
+                raise RunStateError(f"run {self.id} is {status}; stop it first")
             os.rename(self.path, grave)
+        with self._writing("delete"):
             shutil.rmtree(grave)
-        except FileNotFoundError:
-            raise RunNotFound(f"run {self.id} is gone already") from None
-        except OSError as error:
-            raise RunFolderError(f"cannot delete {self.path}: {error.strerror or error}") from None
 
     # -- what it measured
 
@@ -192,9 +233,10 @@ class Run:
                 return look()
             except FileNotFoundError:
                 continue
-            except (pa.ArrowException, OSError) as error:
-                raise RunFolderError(f"run {self.id}: {table} cannot be read: {one_line(str(error))}") from None
-        raise RunFolderError(f"run {self.id}: {table} cannot be read: its parts keep moving")
+            except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+                # Damaged bytes come out of a parquet reader as almost anything.
+                raise RunFolderError(f"run {self.id}: {table} cannot be read, the file is damaged: {one_line(str(error))}") from None
+        raise RunFolderError(f"run {self.id}: {table} cannot be read: its parts keep moving; try again")
 
     def _read(self, table: str, after: int, columns: Sequence[str] | None) -> tuple[pa.Table, int]:
         tables, last = [], after
@@ -203,14 +245,14 @@ class Run:
         listed = parts(self.path / "parts", table)
         final = self.path / f"{table}.parquet"
         if final.exists():
-            file = pq.ParquetFile(final)  # opened once: a resumed run replaces it, and rows must fit the number they go with
+            file = opened(final)  # opened once: a resumed run replaces it, and rows must fit the number they go with
             through = held(file.schema_arrow)
             if after < max(through, 0):
-                tables.append(file.read(columns=columns))
+                tables.append(rows_of(file, table, columns))
             last = max(last, through)
         for _, end, path in listed:
             if end > last:
-                tables.append(pq.ParquetFile(path).read(columns=columns))
+                tables.append(rows_of(opened(path), table, columns))
                 last = end
         wanted = SCHEMAS[table] if columns is None else pa.schema([SCHEMAS[table].field(name) for name in columns])
         bare = [table.replace_schema_metadata(None) for table in tables]
@@ -221,11 +263,11 @@ class Run:
         try:
             value = json.loads((self.path / name).read_bytes())
         except FileNotFoundError:
-            raise RunFolderError(f"run {self.id}: {name} is missing") from None
+            raise RunFolderError(f"run {self.id}: {name} is missing; the run cannot be shown, delete it if you do not know why") from None
         except (ValueError, RecursionError):
-            raise RunFolderError(f"run {self.id}: {name} is not valid JSON") from None
+            raise RunFolderError(f"run {self.id}: {name} is not valid JSON; delete the run, or correct the file") from None
         except OSError as error:
-            raise RunFolderError(f"run {self.id}: {name} cannot be read: {error.strerror}") from None
+            raise RunFolderError(f"run {self.id}: {name} cannot be read: {error.strerror}; check who may read it") from None
         if not isinstance(value, dict):
-            raise RunFolderError(f"run {self.id}: {name} holds no JSON object")
+            raise RunFolderError(f"run {self.id}: {name} holds no JSON object; delete the run, or correct the file")
         return value

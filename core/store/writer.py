@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from core.errors import RunFolderError
 from core.schema import LAYER_METRICS, TABLES
-from core.store.files import write_json
+from core.store.files import overwrite_json, write_json
 from core.store.parts import MERGE_AT, SCHEMAS, concatenate, drop_parts, holds_through, part_name, parts, write_table
 from core.store.run import Run
 
@@ -22,6 +24,7 @@ class RunWriter:
     """Buffers rows and writes them as parts; keeps ``status.json``. One writer a run."""
 
     def __init__(self, run: Run, clock: Any = time.monotonic):
+        refuse_links(run)
         self.run = run
         self._clock = clock
         self._state = run.json_file("status.json")
@@ -123,9 +126,33 @@ class RunWriter:
         live = parts(self.run.path / "parts", table)
         holds = max([holds_through(final), *(end for _, end, _ in live)])
         if rows is not None:
-            write_table(rows, final, holds)
+            write_table(rows, final, holds, durable=True)
         elif live or not final.exists():
             sources = [final] if final.exists() else []
             covered = holds_through(final)
-            concatenate(sources + [path for _, end, path in live if end > covered], final, holds, SCHEMAS[table])
+            concatenate(sources + [path for _, end, path in live if end > covered], final, holds, SCHEMAS[table], durable=True)
         drop_parts(self.run.path / "parts", table, holds)
+
+
+def set_status(run: Run, **changes: Any) -> None:
+    """Merge ``changes`` into ``status.json`` without looking at the rows, which may be what is damaged.
+
+    On a disk that takes nothing more the file is written over itself. Only for whoever holds the run's claim.
+    """
+    refuse_links(run)
+    state = run.json_file("status.json") | {"heartbeat": time.time()} | changes
+    try:
+        write_json(run.path / "status.json", state)
+    except OSError:
+        overwrite_json(run.path / "status.json", state)
+
+
+def refuse_links(run: Run) -> None:
+    """A link in a run folder would have us write, or delete parts, somewhere else. Raises RunFolderError."""
+    try:
+        with os.scandir(run.path) as entries:
+            linked = [entry.name for entry in entries if entry.is_symlink()]
+    except OSError as error:
+        raise RunFolderError(f"run {run.id} cannot be read: {error.strerror or error}; check who may read its folder") from None
+    if linked:
+        raise RunFolderError(f"run {run.id}: {linked[0]} is a link; nothing is written through it. Replace it by the file it stands for")

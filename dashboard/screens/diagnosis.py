@@ -14,7 +14,7 @@ from core.diagnosis.findings import Finding
 from core.diagnosis.thresholds import LIMITS, PRESETS, Limit, Thresholds
 from core.errors import InitScopeError
 from core.store import RunInfo
-from dashboard import empty, loaders, selection, sentences, text, theme
+from dashboard import access, empty, loaders, selection, sentences, text, theme
 
 BLOCK_LIMIT = 6
 """Layers named one by one in a finding; more are counted."""
@@ -55,7 +55,7 @@ def _remedy(info: RunInfo, found: Diagnosis) -> None:
     """What to do, and a button that does it: the same run, same seeds, same order of data, with the remedy."""
     with st.container(border=True):
         st.markdown(f"**What would help.** {text.markdown(found.remedy.text)}")
-        if not found.remedy.changes:
+        if not found.remedy.changes or not access.may_change():
             return
         changes = ", ".join(f"{OPTIONS[key].title.lower()} {_value(key, value)}" for key, value in found.remedy.changes.items())
         if st.button(f"Launch the same run with {text.markdown(changes)}", type="primary", icon=":material/healing:", key="remedy"):

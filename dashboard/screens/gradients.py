@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core.errors import RunFolderError
 from core.schema import COLUMN
 from dashboard import empty, loaders, selection, sentences, text
 from dashboard.figures import base, heatmap, layer_curve
@@ -30,8 +31,11 @@ def choose(point: dict) -> None:
 @st.fragment(run_every=3 if info.live else None)
 def picture() -> None:
     """The map and the curve; a live run is read again every three seconds."""
-    frame = loaders.layer_frame(info.run, metric)
-    cells = loaders.cells(info.run, metric)
+    try:
+        frame, cells = loaders.layer_frame(info.run, metric), loaders.cells(info.run, metric)
+    except RunFolderError as error:
+        st.error(text.markdown(str(error)), icon=":material/error:")
+        return
     plot(heatmap.heatmap(cells, title=f"{COLUMN[metric].title} · {info.name}"), key="gradients-map", on_click=choose,
          alt=f"{COLUMN[metric].title} of every layer of {info.name} over the steps; input at the bottom, output at the top.")
     if cells is None:
@@ -52,5 +56,5 @@ def picture() -> None:
 
 
 picture()
-rows = loaders.layer_frame(info.run, metric)
+rows = loaders.frames([info.run], "layers", ("step", "layer", "depth", metric, "nonfinite")).get(info.run, ())
 head.title(text.markdown(sentences.first_step(rows, metric)) if len(rows) else "No layer rows yet: they come with the first recorded step.")

@@ -10,7 +10,7 @@ import streamlit as st
 from core.catalog import init_title
 from core.schema import Status
 from core.store import RunInfo
-from dashboard import empty, loaders, run_actions, sides, text, theme
+from dashboard import access, empty, loaders, run_actions, sides, text, theme
 
 PAGE_ROWS = 200
 
@@ -129,6 +129,8 @@ def _actions(chosen: list[RunInfo]) -> None:
         if len(chosen) == 2 and st.button("Compare", icon=":material/compare:", type="primary", key="compare"):
             older, newer = sorted(chosen, key=lambda info: (info.outcome == "converged", info.created))
             st.switch_page("screens/compare.py", query_params={"a": older.run, "b": newer.run})
+        if not access.may_change():
+            return
         if len(chosen) == 1 and st.button("Rename or tag", icon=":material/edit:", key="edit"):
             run_actions.edit_dialog(chosen[0])
         if all(info.status in (Status.STOPPED, Status.FAILED, Status.CRASHED) for info in chosen):

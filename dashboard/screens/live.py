@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import empty, loaders, selection, sentences, text
+from dashboard import access, empty, loaders, selection, sentences, text
 from dashboard.cards import cards, headline
 from dashboard.figures import base, curves, layer_bar
 from dashboard.plot import plot
@@ -18,6 +18,7 @@ head = st.container()
 chosen = selection.runs(infos, selection.newest_or_live(infos), key="live-runs")
 ids = [info.run for info in chosen]
 live = [info.run for info in chosen if info.live]
+damaged = loaders.damage(chosen)
 progress = {info.run: loaders.progress(info) for info in chosen}
 with head:
     headline(chosen, progress, key="live-headline")
@@ -27,9 +28,11 @@ if chosen:
 # Both are there even when empty: what follows keeps its place, so charts keep their zoom when a run ends.
 buttons, troubles = st.container(horizontal=True), st.container()
 for info in chosen:
-    if info.live and info.status != "stopping":
+    if info.live and info.status != "stopping" and access.may_change():
         name = text.markdown(text.shorten(info.name))
         buttons.button(f"Stop {name}", key=f"stop-{info.run}", icon=":material/stop_circle:", on_click=loaders.stop, args=(info.run,))
+    if info.run in damaged:
+        troubles.error(text.markdown(damaged[info.run]), icon=":material/error:")
     if info.status in ("crashed", "failed"):
         troubles.error(f"**{text.markdown(info.name)} {info.status}.** {text.markdown(info.error or '')}", icon=":material/error:")
         if log := loaders.log_tail(info.run):

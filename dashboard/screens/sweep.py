@@ -13,7 +13,7 @@ from core.diagnosis.compare import Comparison
 from core.diagnosis.statistics import p_text
 from core.errors import InitScopeError
 from core.store import RunInfo
-from dashboard import launch_form, loaders, text, theme
+from dashboard import access, launch_form, loaders, text, theme
 from dashboard.figures import bands, rates, trainability
 from dashboard.plot import plot
 
@@ -21,8 +21,9 @@ from dashboard.plot import plot
 def page() -> None:
     names = loaders.sweeps()
     above = st.container()
-    with st.expander("Launch a sweep", expanded=not names, icon=":material/play_arrow:"):
-        _launcher()
+    if access.may_change():
+        with st.expander("Launch a sweep", expanded=not names, icon=":material/play_arrow:"):
+            _launcher()
     if not names:
         above.title("Was it luck?", anchor=False)
         above.markdown("One run can be lucky. A sweep trains each initialization with several seeds and says how sure the answer is. There is none yet: launch one.")
