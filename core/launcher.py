@@ -63,7 +63,6 @@ def submit(runs: Runs, configs: Sequence[RunConfig]) -> list[Run]:
 
 def resume(runs: Runs, run: Run) -> None:
     """Queue an ended run again; it goes on from its checkpoint. Raises RunStateError if it has finished or is live."""
-    require("resume a run")
     check_resumable(run)
     with claimed(run, wait=CLAIM_SECONDS):
         check_resumable(run)  # somebody else may have resumed it meanwhile
@@ -74,7 +73,8 @@ def resume(runs: Runs, run: Run) -> None:
 
 
 def check_resumable(run: Run) -> None:
-    """Raises RunStateError, saying why, if ``run`` cannot be resumed."""
+    """Raises RunStateError, saying why, if ``run`` cannot be resumed; NotAllowed for whoever only looks."""
+    require("resume a run")
     state = run.state()
     status = state["status"]
     if state.get("source") == "recorder":

@@ -11,6 +11,10 @@ if str(ROOT) not in sys.path:  # Streamlit puts only this file's folder there
 
 import streamlit as st  # noqa: E402
 
+from core.errors import ConfigError  # noqa: E402
 from dashboard import server  # noqa: E402
 
-app = st.App(ROOT / "dashboard" / "main.py", routes=server.routes(), middleware=server.middleware(), lifespan=server.lifespan)
+try:
+    app = st.App(ROOT / "dashboard" / "main.py", routes=server.routes(), middleware=server.middleware(), lifespan=server.lifespan)
+except ConfigError as error:
+    sys.exit(f"error: {error}")

@@ -78,7 +78,7 @@ def policy() -> Policy:
             passwords[role] = _digest(given)
     if len(set(passwords.values())) < len(passwords):
         raise ConfigError("INITSCOPE_PASSWORD and INITSCOPE_READER_PASSWORD are equal; set two different ones")
-    oidc = get_secrets_auth_section() is not None
+    oidc = bool(get_secrets_auth_section())
     if oidc and passwords:
         raise ConfigError("there are both a password and [auth] in .streamlit/secrets.toml; choose one way to sign in")
     editors = os.environ.get("INITSCOPE_EDITORS", "")
@@ -123,7 +123,7 @@ def role_of(cookies: Mapping[str, str]) -> Role | None:
     if rules.open:
         return Role.EDITOR
     if rules.passwords:
-        return sessions.role(cookies.get(cookie_name(), ""))
+        return sessions.role(str(cookies.get(cookie_name(), "")))
     return _oidc_role(dict(cookies))
 
 
