@@ -238,7 +238,7 @@ def probe_command(given: argparse.Namespace) -> dict[str, Any]:
 def sweep_command(given: argparse.Namespace) -> dict[str, Any]:
     from tqdm import tqdm
 
-    from core import launcher, sweep
+    from core import launcher, sweep, trainability
 
     axes = [sweep.parse_axis(text) for text in given.vary]
     inits = [name.strip() for name in given.inits.split(",") if name.strip()]
@@ -274,6 +274,8 @@ def sweep_command(given: argparse.Namespace) -> dict[str, Any]:
         for row in rows:
             cell = "  ".join(f"{field} {row[field]}" for field in by)
             print(f"{cell}: {row['converged']} of {row['runs']} converged (95 % interval {row['low']:.0%} to {row['high']:.0%})")
+        if len(axes) == 2:
+            print("\n".join(trainability.sentences(base, rows, inits, axes)))
     return {"sweep": name, "rows": rows}
 
 

@@ -16,7 +16,6 @@ cannot see: a training that begins well and breaks down later.
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,6 @@ from typing import Any
 
 from core import catalog, theory
 from core.config import RunConfig
-from core.errors import ConfigError
 from core.schema import Outcome
 
 Row = Mapping[str, Any]
@@ -116,7 +114,8 @@ def forecast(
 
 
 def expect(config: RunConfig) -> dict[str, str]:
-    """The forecast from theory alone: no torch, no data, milliseconds. For the VGG family; raises ConfigError for other models."""
+    """The forecast from theory alone: no torch, no data, milliseconds. For the VGG family; raises
+    ConfigError for other models, TheoryUnavailable where the weights' variance is not known in advance."""
     entry = catalog.DATA.get(config.data)
     channels = config.in_channels or (entry and entry.channels) or 3
     classes = config.num_classes or (entry and entry.classes) or 10
@@ -198,29 +197,3 @@ def _times(value: float) -> str:
 def _power(value: float) -> str:
     """A plain number where that is short, else a power of ten: 0.15, 3e-08."""
     return f"{value:.2g}" if 1e-3 <= value < 1e4 or value == 0 else f"{value:.0e}"
-
-
-def boundary(
-    base: RunConfig, x: str, xs: Sequence[float], y: str, ys: Sequence[Any], points: int = 25
-) -> list[list[tuple[float, Any]]]:
-    """Where theory sees training begin or end in the plane of two config fields: lines of (x, y) pairs, one pair a ``y``.
-
-    Along each ``y`` the forecast from theory is taken at ``points`` values of ``x`` (evenly on a log scale where they are
-    positive); a pair stands between two neighbours of which only one is forecast to converge. The first line joins the
-    first such change of every ``y``, the second the second. Empty where theory does not cover the network.
-    """
-    low, high = min(xs), max(xs)
-    steps = [i / (points - 1) for i in range(points)]
-    grid = [low * (high / low) ** s if low > 0 else low + (high - low) * s for s in steps]
-    lines: list[list[tuple[float, Any]]] = []
-    for value in ys:
-        try:
-            good = [expect(base.replace(**{x: at, y: value}))["outcome"] == Outcome.CONVERGED for at in grid]
-        except ConfigError:
-            return []
-        middles = [math.sqrt(a * b) if low > 0 else (a + b) / 2 for a, b in itertools.pairwise(grid)]
-        changes = [at for at, before, after in zip(middles, good, good[1:], strict=False) if before != after]
-        for i, at in enumerate(changes):
-            lines += [[]] if i == len(lines) else []
-            lines[i].append((at, value))
-    return lines

@@ -27,7 +27,7 @@ SKILL = 1 / 3
 """Share of the way from chance to perfect from which a run has converged."""
 
 
-def chance_ceiling(chance: float, samples: int) -> float:
+def chance_ceiling(chance: float, samples: float) -> float:
     """The highest accuracy that guessing explains: chance + 3 standard errors of ``samples`` guesses."""
     return chance + NOISE_SIGMAS * math.sqrt(chance * (1 - chance) / samples)
 

@@ -25,9 +25,9 @@ from core.diagnosis.compare import Comparison, compare
 from core.diagnosis.diagnose import Diagnosis, diagnose
 from core.diagnosis.thresholds import Thresholds
 from core.errors import InitScopeError, RunFolderError, RunNotFound, RunStateError
-from core.forecast import boundary
 from core.schema import LIVE, Verdict
 from core.store import Run, RunInfo, Runs
+from core.trainability import TheoryMap, theory_map
 from dashboard import access, live_rows, sides
 from dashboard.figures import architecture, heatmap
 
@@ -315,17 +315,14 @@ def diagnosis(run_id: str, thresholds: Thresholds) -> Diagnosis:
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _boundary(config_json: str, x: str, xs: tuple, y: str, ys: tuple) -> list[list[tuple[float, Any]]]:
-    return boundary(RunConfig.from_json(config_json), x, xs, y, ys)
+def _theory_map(config_json: str, x: str, xs: tuple, y: str, ys: tuple) -> TheoryMap | None:
+    return theory_map(RunConfig.from_json(config_json), x, xs, y, ys)
 
 
-def theory_boundary(members: Sequence[RunInfo], init: str, x: str, y: str) -> list[list[tuple[float, Any]]]:
-    """Where theory, asked for this initialization, sees training begin in the plane of a sweep's two fields; x is numeric."""
-    mine = [run for run in members if run.init == init]
-    xs, ys = (tuple(sorted({run.config[field] for run in mine})) for field in (x, y))
-    if len(xs) < 2 or x == "model":
-        return []
+def theory(members: Sequence[RunInfo], x: str, y: str) -> TheoryMap | None:
+    """What theory foresees in the plane of two fields of these runs, which differ in nothing else but the seed; None where it cannot say."""
+    xs, ys = (tuple(sorted({run.config[field] for run in members})) for field in (x, y))
     try:
-        return _boundary(json.dumps(dict(mine[0].config), sort_keys=True), x, xs, y, ys)
+        return _theory_map(json.dumps(dict(members[0].config), sort_keys=True), x, xs, y, ys)
     except InitScopeError:
-        return []  # a network that theory does not cover has no boundary to draw
+        return None  # a folder written by another version, whose config this one does not take: its map has no theory

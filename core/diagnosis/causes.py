@@ -26,6 +26,7 @@ MISUSES = (
     "loss_below_zero",
     "targets_broadcast",
     "softmax_across_batch",
+    "softmax_of_one",
 )
 VERY_LOUD = 10.0
 """A first loss this many times that of guessing is blamed even if the run then recovers."""
@@ -145,7 +146,7 @@ def labels_unrelated(p: Picture) -> Case:
     """Everything works and nothing can be learned: loss at guessing, or labels memorised with validation at guessing."""
     c = p.curve
     memorised = c.learning and p.validation_at_chance
-    creeping = c.falling and c.progress > CREEPING
+    creeping = c.falling and c.progress > CREEPING and not (c.memorising or p.validation_at_chance)
     unmoved = c.stuck and not (c.above_chance or creeping or p.waking) and c.steps >= 0.8 * MIN_STEPS and p.seen_inside
     damaged = p.broke_later and not memorised
     sound = not (damaged or p.faded or p.timid or p.start_at_fault or p.has("input_out_of_range", *MISUSES))
@@ -177,7 +178,7 @@ def healthy(p: Picture) -> Case:
     c = p.curve
     hindered = p.start_at_fault or p.violent or p.at_first("signal_collapse", "update_too_large") or p.has("update_too_small")
     early = c.steps < MIN_STEPS and not hindered
-    slowly = c.falling and not (c.above_chance or p.start_at_fault)
+    slowly = c.falling and not (c.above_chance or p.start_at_fault or c.memorising)
     guesses = p.validation_at_chance and c.steps >= MIN_STEPS
     possible = (c.learning or p.succeeded or early or slowly) and c.count > 0 and not (c.nonfinite or guesses)
     return Case(possible, [(2, c.learning or p.succeeded), (1, c.learned or p.succeeded), (1, not p.validation_at_chance)])

@@ -33,6 +33,7 @@ class Curve:
 
     ``progress`` is the share of ``reference`` (guessing's loss, or the first losses) that is gone over the last fifth, ``error`` the standard
     error of the last losses' median as such a share; ``falling``: the loss falls significantly (t > 4) over the last two thirds.
+    ``memorising``: nothing was gained while every sample was new, so that what fell later was learned by heart.
     ``count`` is the number of recorded losses, ``steps`` of optimizer steps they span.
     """
 
@@ -48,6 +49,7 @@ class Curve:
     falling: bool
     nonfinite_step: int | None
     above_share: float
+    memorising: bool
     min_progress: float
     spike: float | None
 
@@ -142,9 +144,22 @@ def read_curve(vitals: Vitals, thresholds: Thresholds) -> Curve:
         falling=significance < -4 and change < 0,
         nonfinite_step=int(vitals.loss_steps[broken[0]]) if len(broken) else None,
         above_share=float((half > margin * max(first, reference, usual)).mean()) if len(half) else 0.0,
+        memorising=_gained_nothing_new(y, vitals.first_pass, reference),
         min_progress=thresholds.progress or 0.0,
         spike=thresholds.spike,
     )
+
+
+def _gained_nothing_new(y: np.ndarray, first_pass: int | None, reference: float) -> bool:
+    """Whether the loss over the second half of the first pass through the data lies at that of guessing or above, and no longer falls.
+
+    On samples seen for the first time no network beats a constant answer if labels have nothing to do with inputs.
+    """
+    half = y[first_pass // 2 : first_pass] if first_pass else y[:0]
+    if len(half) < SHORT or len(half) == len(y):
+        return False
+    error = float(np.std(half)) / math.sqrt(len(half))
+    return float(np.mean(half)) > reference - 2 * error and trend(half)[1] > -2
 
 
 def trend(y: np.ndarray) -> tuple[float, float]:

@@ -67,12 +67,17 @@ class Picture:
 
     @property
     def validation_at_chance(self) -> bool:
-        """The last validation accuracy is within the noise of guessing (``core.outcome``)."""
+        """The last validation accuracy is within the noise of guessing (``core.outcome``).
+
+        Labels that were shuffled over few training samples still agree with a few by chance, and a network that has learned them by heart
+        is right on as many: both samples' noise counts, 1 / (1/validation + 1/training) guesses.
+        """
         scores = last_scores(self.vitals)
         if scores is None or not self.curve.guess.classes:
             return False
         chance = self.vitals.state.get("chance") or 1 / self.curve.guess.classes
-        return scores.validation <= chance_ceiling(chance, self.vitals.state.get("validation_samples") or ASSUMED_SAMPLES)
+        validation = self.vitals.state.get("validation_samples") or ASSUMED_SAMPLES
+        return scores.validation <= chance_ceiling(chance, 1 / (1 / validation + 1 / self.vitals.train_samples))
 
     # -- what was wrong from the start
 

@@ -99,6 +99,14 @@ def _loss(v: Vitals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]]:
     )
 
 
+def _inputs(v: Vitals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]]:
+    if v.fact("input", "nonfinite") or v.inputs_broke is not None:
+        return "Find the samples that hold NaN or infinite values (torch.isfinite(inputs).all()), and repair or leave them out.", {}
+    if v.input_signal == 0:
+        return "Look at what the data loader returns: every sample is the same.", {}
+    return "Scale the inputs to zero mean and unit variance over the training set.", {"normalize": "standardize"}
+
+
 def _fixed(text: str, **changes: Any) -> Any:
     return lambda v, f: (text, changes)
 
@@ -116,7 +124,7 @@ _REMEDIES: dict[Cause, Any] = {
         gain=1.0,
     ),
     Cause.NOT_UPDATING: _not_updating,
-    Cause.INPUT_SCALE: _fixed("Scale the inputs to zero mean and unit variance over the training set.", normalize="standardize"),
+    Cause.INPUT_SCALE: _inputs,
     Cause.LABELS_UNRELATED: _fixed(
         "Look at samples beside their labels, in the order the loop sees them: are they shuffled apart, or read from another file?"
     ),

@@ -142,6 +142,8 @@ def _misuse_by_chain(v: Vitals, c: Curve) -> Misuse | None:
             None,
             None,
         )
+    if loss.get("classes") == 1:
+        return "softmax_of_one", "A softmax runs over a single output: it is always one, whatever the network says.", None, None
     nll = next((i for i, name in enumerate(chain) if name.startswith("NllLoss")), None)
     if nll is not None:
         if "Neg" in chain[:nll]:
@@ -223,6 +225,11 @@ def input_out_of_range(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
     bad = v.fact("input", "nonfinite") or 0
     if bad:
         return finding(bad, None, f"{int(bad)} values of the first batch's inputs are NaN or infinite.")
+    later = v.inputs_broke
+    if later is not None:
+        where = v.rows.names[v.executed[0]]
+        text = f"At step {later} the output of {where} is not finite while its weights are: that batch's inputs held NaN or infinite values."
+        return Finding("input_out_of_range", (), None, None, "IEEE 754", text, later, False)
     if v.input_signal == 0 and (v.batch_size or 1) > 1:
         return finding(0.0, None, "All samples of the first batch are the same: the inputs carry nothing.")
     if t.input_high is not None and v.input_rms > t.input_high:

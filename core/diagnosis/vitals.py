@@ -23,6 +23,8 @@ OFF = -5.0
 """Input of a smooth rectifier from which less than 4 % of the slope is left."""
 NORM_EPS = 1e-5
 """Torch's eps of batch, layer and group norm: a signal whose square is far below it is not restored."""
+USUAL_GROWTH = 100.0
+"""Weights that have grown by less can turn no finite input of the usual size into an infinite output."""
 LEAST_BATCH = 4
 """In smaller batches units that are off for every sample are no rarity."""
 _REACH = np.finfo(np.float32).eps / 2
@@ -36,6 +38,7 @@ class Vitals:
     rows: LayerRows
     loss: np.ndarray
     loss_steps: np.ndarray
+    loss_epochs: np.ndarray
     learning_rate: np.ndarray
     epochs: Any
     state: Mapping[str, Any]
@@ -89,6 +92,21 @@ class Vitals:
         """Optimizer steps that were seen, recorded or between recorded ones."""
         return int(self.loss_steps[-1] - self.loss_steps[0]) + 1 if len(self.loss_steps) else 0
 
+    @cached_property
+    def first_pass(self) -> int | None:
+        """How many of the recorded losses are of samples seen for the first time; None if the loop did not count epochs."""
+        later = np.flatnonzero(self.loss_epochs > self.loss_epochs[0]) if len(self.loss_epochs) else []
+        return int(later[0]) if len(later) else None
+
+    @cached_property
+    def train_samples(self) -> float:
+        """Training samples, as far as is known: at most those of all recorded steps."""
+        known = number(self.state.get("train_samples"))
+        if known:
+            return known
+        last = self.steps_taken if self.first_pass is None else int(self.loss_steps[self.first_pass] - self.loss_steps[0])
+        return max(1.0, float(last * (self.batch_size or 1)))
+
     # -- layers
 
     @cached_property
@@ -100,6 +118,21 @@ class Vitals:
     def hidden(self) -> np.ndarray:
         """Executed layers but the last, whose outputs are the network's."""
         return self.executed[:-1]
+
+    @cached_property
+    def inputs_broke(self) -> int | None:
+        """The step at which the first layer's output was not finite though its weights were, and not large: the batch it was
+        given was not. None if there was none."""
+        if not len(self.executed) or len(self.rows.steps) < 2:
+            return None
+        layer = self.executed[0]
+        length, output = self.rows.values["weight_norm"][:, layer], self.rows.values["activation_std"][:, layer]
+        broken = np.flatnonzero((self.rows.values["nonfinite"][:, layer] > 0) & ~np.isfinite(output))
+        if not len(broken) or broken[0] == 0:
+            return None
+        # Without an optimizer the weight is measured after its update: the row before tells what the batch met.
+        at = broken[0] if self.updates_measured else broken[0] - 1
+        return int(self.rows.steps[broken[0]]) if length[at] < USUAL_GROWTH * length[0] else None
 
     @cached_property
     def normalized(self) -> np.ndarray:
@@ -300,6 +333,7 @@ def read_vitals(steps: Frame, epochs: Frame, layers: Frame, state: Mapping[str, 
         rows=layer_rows(layers),
         loss=curve["loss"].to_numpy(dtype=float, na_value=np.nan),
         loss_steps=curve["step"].to_numpy(),
+        loss_epochs=curve["epoch"].to_numpy(),
         learning_rate=curve["learning_rate"].to_numpy(dtype=float, na_value=np.nan),
         epochs=pandas_of(epochs),
         state=state,

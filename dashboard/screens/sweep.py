@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import pandas as pd
 import streamlit as st
 
-from core import catalog, sweep
+from core import catalog, sweep, trainability
 from core.config import PRESETS, preset
 from core.diagnosis.compare import Comparison
 from core.diagnosis.statistics import p_text
 from core.errors import InitScopeError
 from core.store import RunInfo
 from dashboard import access, launch_form, loaders, text, theme
-from dashboard.figures import bands, rates, trainability
+from dashboard.figures import bands, rates
+from dashboard.figures import trainability as maps
 from dashboard.plot import plot
 
 
@@ -32,10 +34,11 @@ def page() -> None:
     members = loaders.sweep_members(name)
     fields = _varied(members)
     rows = sweep.table(members, ("init", *fields))
+    drawn = _maps(members, rows, fields) if fields else []
     with above:
-        _sentence(members, rows, name)
-    if fields:
-        _map(members, rows, fields)
+        _sentence(members, rows, name, drawn)
+    if drawn:
+        _draw(drawn)
     else:
         _seeds(members, rows)
     with st.expander("Numbers"):
@@ -58,8 +61,34 @@ def _varied(members: list[RunInfo]) -> list[str]:
     return [field for field in fields if len({repr(info.config.get(field)) for info in members}) > 1][:2]
 
 
-def _sentence(members: list[RunInfo], rows: list[dict], name: str) -> None:
-    """The verdict of the best initialization against the worst, and how far the sweep has come."""
+class Map(NamedTuple):
+    """One trainability map: the plane of two fields, for one initialization unless that is one of them."""
+
+    init: str
+    rows: list[dict]
+    x: str
+    y: str
+    theory: trainability.TheoryMap | None
+
+    @property
+    def sentence(self) -> str:
+        return trainability.sentence(self.rows, self.x, self.y, self.theory, catalog.init_title(self.init) if self.init else "")
+
+
+def _maps(members: list[RunInfo], rows: list[dict], fields: list[str]) -> list[Map]:
+    """A map for each initialization; with one field, initializations are the other axis. The network is drawn upwards."""
+    if len(fields) == 1:
+        return [Map("", rows, fields[0], "init", loaders.theory(members, fields[0], "init"))]
+    x, y = fields if fields[0] != "model" else (fields[1], fields[0])
+    inits = dict.fromkeys(row["init"] for row in rows)
+    return [
+        Map(init, [row for row in rows if row["init"] == init], x, y, loaders.theory([run for run in members if run.init == init], x, y))
+        for init in inits
+    ]
+
+
+def _sentence(members: list[RunInfo], rows: list[dict], name: str, drawn: list[Map]) -> None:
+    """The verdict of the best initialization against the worst, or what the map shows; and how far the sweep has come."""
     live = [info for info in members if info.live]
     pair = _extremes(rows)
     if pair and len(rows) == len({row["init"] for row in rows}):
@@ -69,7 +98,10 @@ def _sentence(members: list[RunInfo], rows: list[dict], name: str) -> None:
         st.page_link("screens/compare.py", label="Compare these two", icon=":material/compare:",
                      query_params={"a": f"init={pair[0]},sweep={name}", "b": f"init={pair[1]},sweep={name}"})
     else:
-        st.title(text.markdown(sweep.best_against_rest(rows) if rows else "The sweep has just begun"), anchor=False)
+        counted = sweep.best_against_rest(sweep.table(members))
+        st.title(text.markdown(drawn[0].sentence if len(drawn) == 1 else counted), anchor=False)
+        if len(drawn) == 1:
+            st.caption(text.markdown(f"{counted} Each cell: how many of its seeds converged. The line: where theory, asked before any training, sees it begin or end."))
     if live:
         _progress(members)
 
@@ -114,24 +146,20 @@ def _seeds(members: list[RunInfo], rows: list[dict]) -> None:
         plot(bands.bands(groups, "accuracy", classes=classes), key="band_accuracy", alt="Training accuracy over seeds: median and range")
 
 
-def _map(members: list[RunInfo], rows: list[dict], fields: list[str]) -> None:
-    """The trainability map of each initialization; with one field, initializations are the other axis."""
-    if len(fields) == 1:
-        plot(trainability.trainability(rows, fields[0], "init"), key="map", alt=f"Convergence rate by {fields[0]} and initialization")
-        return
-    for init in dict.fromkeys(row["init"] for row in rows):
-        mine = [row for row in rows if row["init"] == init]
-        x, y = fields if fields[0] != "model" else (fields[1], fields[0])
-        boundary = loaders.theory_boundary(members, init, x, y)
-        plot(trainability.trainability(mine, x, y, title=f"{catalog.init_title(init)}: share of seeds that converged", boundary=boundary),
-             key=f"map_{init}", alt=f"Convergence rate by {x} and {y} with {init}")
+def _draw(drawn: list[Map]) -> None:
+    for one in drawn:
+        name = catalog.init_title(one.init)
+        if len(drawn) > 1:
+            st.markdown(text.markdown(one.sentence))
+        plot(maps.trainability(one.rows, one.x, one.y, heading=f"{name}: share of seeds that converged" if one.init else "", theory=one.theory),
+             key=f"map_{one.init}", alt=one.sentence)
 
 
 def _numbers(rows: list[dict], fields: list[str]) -> None:
     frame = pd.DataFrame(
         {
             "Initialization": [catalog.init_title(row["init"]) for row in rows],
-            **{trainability.axis_title(field): [str(row[field]) for row in rows] for field in fields},
+            **{trainability.title(field): [trainability.shown(field, row[field]) for row in rows] for field in fields},
             "Converged": [f"{row['converged']} of {row['runs']}" for row in rows],
             "95 % interval": [f"{row['low']:.0%} to {row['high']:.0%}" for row in rows],
             "Undecided": [row["undecided"] for row in rows],

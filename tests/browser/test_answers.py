@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from core import launcher
 from core.config import quick
+from core.schema import Status
 from core.store import Runs
 from core.sweep import plan, watch
 from tests.browser.conftest import ROOT, Server, follow, settle
@@ -40,6 +41,22 @@ def test_sweep_answers_with_numbers_and_launches_more(page: Page, server: Server
     follow(page, "Compare these two", "**/compare?*")
     settle(page)
     expect(page.get_by_role("heading", level=1)).to_contain_text("fixed: 2 of 2 converge with kaiming_normal")
+
+
+def test_sweep_draws_the_trainability_map_with_the_theorys_boundary(page: Page, server: Server) -> None:
+    """Folders as real runs leave them, with outcomes that put the boundary where theory does not in one cell of four."""
+    runs = Runs(server.runs)
+    base = quick().replace(init="kaiming_normal", sweep="tiny-map")
+    for gain, model, outcome in [(0.2, "vgg11", "not_converged"), (1.0, "vgg11", "converged"), (0.2, "vgg19", "converged"), (1.0, "vgg19", "converged")]:
+        runs.create(base.replace(gain=gain, model=model), Status.FINISHED, outcome=outcome)
+    page.goto(f"{server.url}/sweep?sweep=tiny-map")
+    settle(page)
+    expect(page.get_by_role("heading", level=1)).to_have_text(
+        "Kaiming normal trains from gain 1 in VGG11, at every gain tried in VGG19; theory foresaw 3 of 4 outcomes."
+    )
+    expect(page.locator(".js-plotly-plot .heatmaplayer")).to_have_count(1)
+    for words in ("theory: trains from here on", "theory was wrong", "VGG19"):
+        expect(page.locator(".js-plotly-plot").get_by_text(words)).to_be_visible()
 
 
 def test_sweep_refuses_an_unknown_axis_in_one_line(page: Page, server: Server) -> None:

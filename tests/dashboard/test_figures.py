@@ -13,8 +13,9 @@ import plotly.graph_objects as go
 import pytest
 
 from core.config import RunConfig
+from core.trainability import Edge, TheoryMap
 from dashboard import text, theme
-from dashboard.figures import architecture, base, curves, depth, heatmap, kernels, layer_bar, layer_curve, ratio
+from dashboard.figures import architecture, base, curves, depth, heatmap, kernels, layer_bar, layer_curve, ratio, trainability
 from dashboard.figures.base import Subject
 from dashboard.plot import plain
 
@@ -398,3 +399,27 @@ def test_not_measured_is_not_called_not_a_number() -> None:
     )  # fmt: skip
     assert heatmap.heatmap_data(rows, "dead_fraction").bad.sum() == 0
     assert heatmap.heatmap_data(rows, "grad_norm").bad[:, 0].tolist() == [False, True, False]
+
+
+# -- the trainability map
+
+
+def cell(gain: float, model: str, converged: int, runs: int = 2) -> dict:
+    return {"gain": gain, "model": model, "converged": converged, "runs": runs}
+
+
+def test_trainability_map_draws_rates_the_boundary_and_where_theory_was_wrong():
+    rows = [cell(0.1, "vgg11", 0), cell(1.0, "vgg11", 2), cell(10.0, "vgg11", 2), cell(0.1, "vgg19", 0), cell(1.0, "vgg19", 0), cell(10.0, "vgg19", 0, 0)]
+    theory = TheoryMap({(gain, model): gain > 0.5 for gain in (0.1, 1.0, 10.0) for model in ("vgg11", "vgg19")},
+                       (Edge(True, ((0.316, "vgg11"), (1.02, "vgg19"))),))  # fmt: skip
+    drawn = trainability.trainability(rows, "gain", "model", theory=theory)
+    heat, _, line, numbers, wrong = drawn.data
+    np.testing.assert_array_equal(heat.z, np.array([[0, 1, 1], [0, 0, np.nan]], np.float32))
+    # Half way between 0.1 and 1 on a log scale; a step of a whole line each.
+    np.testing.assert_allclose(line.x, [0.5, 0.5, 1.0, 1.0], atol=0.01)
+    assert list(line.y) == [-0.5, 0.5, 0.5, 1.5]
+    assert list(numbers.text) == ["0/2", "2/2", "2/2", "0/2", "0/2"]
+    assert all(abs(x - 1.0) > 0.2 for x, y in zip(numbers.x[3:], numbers.y[3:], strict=True)), "beside the line, not under it"
+    assert (len(wrong.x), round(wrong.x[0]), round(wrong.y[0])) == (1, 1, 1)
+    assert list(drawn.layout.yaxis.ticktext) == ["VGG11", "VGG19"]
+    assert "Appears when" in trainability.trainability([cell(1.0, "vgg11", 0, 0)], "gain", "model").layout.meta["blank"]
