@@ -44,6 +44,10 @@ class RunFolderError(InitScopeError):
     """A run folder, or the folder of all runs, cannot be read or written."""
 
 
+class RecordingError(InitScopeError):
+    """The two lines in somebody's loop are in the wrong order, in the wrong place, or about the wrong model."""
+
+
 class TrainingFailed(InitScopeError):
     """The training process itself failed; the message is the first line of its reason."""
 

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from core.inits import fans
-from core.meter import LayerMeter, is_normalization
+from core.layers import Layer, is_normalization
+from core.meter import LayerMeter, is_dense, tensors_of
 
 FIRST_STEPS = 8
 """Steps whose outputs are looked at for what the targets are like."""
@@ -40,26 +42,35 @@ _CHAIN_LIMIT = 400
 
 @torch.no_grad()
 def weight_facts(model: nn.Module, meter: LayerMeter) -> dict[str, Any]:
-    """Parameter counts, what is frozen or missing from the optimizer, scales of weights and biases, units all alike."""
-    parameters = list(model.parameters())
+    """Parameter counts, what is frozen or missing from the optimizers, scales of weights and biases, units all alike.
+
+    Of a weight that is not there yet (a lazy module's) nothing is said.
+    """
+    parameters = [p for p in model.parameters() if not is_lazy(p)]
     total = sum(p.numel() for p in parameters)
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    weights = {layer.name: layer.weight for layer in meter.layers if layer.weight is not None}
     facts: dict[str, Any] = {
         "parameters": total,
         "trainable_share": trainable / total if total else 0.0,
-        "weights": {name: module.weight.numel() for name, module in meter.layers.items()},
+        "weights": {name: weight.numel() for name, weight in weights.items()},
         "identical_units": identical_layers(meter),
         "normalization": any(is_normalization(m) for m in model.modules()),
-        "frozen": [name for name, module in meter.layers.items() if not module.weight.requires_grad],
-        "scales": {name: scales(module) for name, module in meter.layers.items()},
+        "frozen": [name for name, weight in weights.items() if not weight.requires_grad],
+        "scales": {layer.name: scales(layer.owner) for layer in multiplying(meter.layers)},
     }
-    if meter.optimizer is not None:
-        held = {id(p) for group in meter.optimizer.param_groups for p in group["params"]}
+    if meter.optimizers:
+        held = {id(p) for optimizer in meter.optimizers for group in optimizer.param_groups for p in group["params"]}
         owned = sum(p.numel() for p in parameters if p.requires_grad and id(p) in held)
         facts["optimized_share"] = owned / total if total else 0.0
-        facts["unoptimized"] = [name for name, module in meter.layers.items() if id(module.weight) not in held]
-        facts["optimizer"] = type(meter.optimizer).__name__
+        facts["unoptimized"] = [name for name, weight in weights.items() if id(weight) not in held]
+        facts["optimizer"] = ", ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in meter.optimizers))
     return facts
+
+
+def multiplying(layers: Sequence[Layer]) -> list[Layer]:
+    """The convolutions and linear layers whose weight is a parameter with units that sum over inputs."""
+    return [x for x in layers if x.family in ("conv", "linear") and x.key == "weight" and x.weight is not None]
 
 
 def scales(module: nn.Module) -> dict[str, float]:
@@ -74,7 +85,7 @@ def scales(module: nn.Module) -> dict[str, float]:
 
 def identical_layers(meter: LayerMeter) -> list[str]:
     """Layers whose output units all have the same incoming weights."""
-    return [name for name, module in meter.layers.items() if units_identical(units_first(module))]
+    return [layer.name for layer in multiplying(meter.layers) if units_identical(units_first(layer.owner))]
 
 
 def units_first(module: nn.Module) -> Tensor:
@@ -91,19 +102,21 @@ def units_identical(weight: Tensor) -> bool:
 
 
 @torch.no_grad()
-def first_batch_facts(inputs: tuple, output: Any) -> dict[str, Any]:
+def first_batch_facts(inputs: Any, output: Any) -> dict[str, Any]:
     """Range, mean and spread of the inputs; number and range of outputs, and whether they are probabilities already.
 
-    ``signal`` of the inputs is their standard deviation across the samples, root-mean-squared over elements.
+    ``signal`` of the inputs is their standard deviation across the samples, root-mean-squared over elements. Of several inputs the first tensor is
+    taken, of several outputs ``main_output``.
     """
     facts: dict[str, Any] = {}
-    x = next((value for value in inputs if isinstance(value, Tensor)), None)
+    x = next(tensors_of(inputs), None)
     if x is not None and x.numel() and x.dim():
-        if x.is_floating_point():
+        if is_dense(x):
             facts["input"] = input_facts(x.detach().float())
         facts["batch_size"] = x.shape[0]
         facts["input_shape"] = list(x.shape[1:])
-    if isinstance(output, Tensor) and output.dim() == 2 and output.numel():
+    output = main_output(output)
+    if output is not None and output.dim() == 2:
         y = output.detach().float()
         sums = y.sum(1)
         facts["outputs"] = y.shape[1]
@@ -111,6 +124,13 @@ def first_batch_facts(inputs: tuple, output: Any) -> dict[str, Any]:
         facts["outputs_sum_to_one"] = bool(y.shape[1] > 1 and (y >= 0).all() and (sums - 1).abs().max() < 1e-3)
         facts["outputs_log_probabilities"] = bool(y.shape[1] > 1 and (y <= 0).all() and (y.exp().sum(1) - 1).abs().max() < 1e-3)
     return facts
+
+
+def main_output(output: Any) -> Tensor | None:
+    """What the loss is most likely taken of: ``logits`` of a mapping, else the first real tensor with samples and units."""
+    if isinstance(output, dict) and isinstance(output.get("logits"), Tensor):
+        output = output["logits"]
+    return next((x for x in tensors_of(output) if is_dense(x) and x.numel() and x.dim() > 1), None)
 
 
 def input_facts(x: Tensor) -> dict[str, float]:

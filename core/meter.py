@@ -4,22 +4,35 @@ Three moments are watched: a layer's output in the forward pass, the gradients o
 pass (the weight's before any clipping), and the weight around the optimizer's step. Each quantity is one number a layer,
 left on the device; ``collect`` stacks them into one tensor, so that a step costs at most one transfer.
 
-Reductions are chosen by measurement on a CPU core (one million float32): ``vector_norm`` 0.08 ms, a sum over samples as a
-matrix-vector product 0.05 ms, ``std`` 1.1 ms, ``var`` over samples 6.6 ms. They run over (samples, units) views in memory
-order, because the same reductions over a channels-last tensor's logical order are ten times slower.
+Calls of modules are seen through torch's global hooks: the model itself carries none, so it can be copied and pickled meanwhile, and
+transformer layers keep their fast path in evaluation. Code inside ``torch.compile`` is not looked at: what only its forward
+pass would tell is missing there.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
+from torch.nn.modules.module import (
+    _global_forward_hooks_with_kwargs,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from core.inits import LAYERS
+from core.errors import ConfigError
+from core.layers import find_layers, is_activation, is_normalization
+from core.loss_scale import LossScale
+from core.reductions import by_sample, change_norms, copy_norms, forward_statistics, norm, norms
 from core.schema import LAYER_METRICS
 
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
@@ -27,157 +40,398 @@ _FUNCTIONS = {"ReluBackward0": "ReLU", "TanhBackward0": "Tanh", "SigmoidBackward
 """Nonlinearities called as functions, by the name of their autograd node."""
 _SHAPING = ("View", "Pool", "Dropout", "Mul", "Reshape", "Squeeze", "Permute", "Transpose")
 """Autograd nodes that may stand between a nonlinearity and the next layer."""
-_SAFE_NORM = (1e-13, 1e15)
-"""Outside this range float32 squares may underflow or overflow, and the norm is taken again in float64."""
+_SCALES = ("norm", "activation")
+"""Families whose rows stand between a layer and its nonlinearity."""
+
+
+@dataclass(eq=False)
+class _Call:
+    """One call of a layer: what was measured, each a scalar tensor, over ``count`` numbers."""
+
+    count: int
+    values: dict[str, Tensor]
+    gradients: list[Tensor] = field(default_factory=list)
+    """L2 norms of the loss gradient for the output, one a backward pass: of two passes through one call the sum is not known."""
+    off: Tensor | None = None
+    """For each unit after the layer's rectifier, whether it is zero for all samples."""
+
+
+@dataclass(eq=False)
+class _Calls:
+    """The calls of a layer in a step. Those that a gradient reached count; if none was reached, the newest one."""
+
+    reached: list[_Call] = field(default_factory=list)
+    newest: _Call | None = None
+    over: bool = False
+    """The step has been collected: what arrives later is not its own."""
+
+    def chosen(self) -> list[_Call]:
+        return self.reached or ([self.newest] if self.newest is not None else [])
+
+
+@dataclass(eq=False)
+class _Weight:
+    """One parameter, the rows that show it (several if layers share it), and what was measured of it in this step."""
+
+    parameter: nn.Parameter
+    rows: list[int]
+    optimizer: int = 0
+    scale: Tensor | None = None
+    gradient: Tensor | None = None
+    """Norm after the newest backward pass; an optimizer's step makes it the row's."""
+    before: Tensor | None = None
+    values: dict[str, Tensor] = field(default_factory=dict)
 
 
 class LayerMeter:
-    """Measures the convolutions and linear layers of ``model``; a context manager that always takes its hooks off.
+    """Measures the layers of ``model`` (``layers.find_layers`` says which); a context manager that always takes its hooks off.
 
-    ``armed`` decides whether the coming step is measured. Evaluation passes (``model.eval()`` or ``no_grad``) never are.
+    ``armed`` decides whether the coming step is measured. Evaluation passes (``model.eval()`` or ``no_grad``) never are. Of a weight that its
+    optimizer updates several times between two ``collect`` the last update counts. In a closure that an optimizer calls several times
+    (LBFGS) the first evaluation counts, the one at the weights before the step.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None):
-        self.model = model
-        self.optimizer = optimizer
-        self.layers: dict[str, nn.Module] = {name or "model": m for name, m in model.named_modules() if isinstance(m, LAYERS)}
-        self.names = list(self.layers)
-        self.kinds = [type(module).__name__.lower() for module in self.layers.values()]
-        # A computed weight (weight_norm, spectral_norm) is no parameter, and looking at it may change it: left unmeasured.
-        self.weights = {i: m._parameters["weight"] for i, m in enumerate(self.layers.values()) if m._parameters.get("weight") is not None}
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+        layers: str | Sequence[str] | None = None,
+        kinds: str | Sequence[str] | None = None,
+    ):
+        self.outer = model
+        self.model = unwrapped(model)
+        self.optimizers = as_optimizers(optimizer)
+        self.layers = find_layers(self.model, layers, kinds)
+        self.names = [layer.name for layer in self.layers]
+        self.kinds = [layer.kind for layer in self.layers]
         self.armed = True
         self.order: list[int] = []
         self.activations: dict[str, str] = {}
         self.normalized: set[str] = set()
-        self._values: list[dict[str, Tensor]] = [{} for _ in self.names]
-        self._before: list[Tensor] | None = None
-        self._handles: list[RemovableHandle] = []
+        self.late_updates = 0
+        """Optimizer steps that came between a ``collect`` and the next backward pass: too late to be measured."""
+        self.on_forward: Callable[[tuple, dict, Any], None] | None = None
+        """Called with (inputs, keyword inputs, output) after every training pass of the whole model."""
+        self.loss_scale = LossScale()
+        self._weights: list[_Weight] = []
+        self._weight_of: dict[int, _Weight] = {}
+        self._calls = [_Calls() for _ in self.layers]
         self._latest: int | None = None
+        self._handles: list[RemovableHandle | _Undo] = []
+        self._roles = self._assign_roles()
+        self._waiting = list(range(len(self.layers)))
+        self._others = list(self.model.parameters())
+        self._followed: set[nn.Parameter] = set()
+        self._heard: dict[int, list[tuple[_Calls, _Call, Tensor]]] = {}
+        self._owned = -1
+        self._passes: set[int] = set()
+        self._arrived: dict[_Weight, None] = {}
+        self._backward_seen = False
+        self._stepped: set[int] = set()
+        self._inside = False
+        self._evaluated: tuple[int, ...] | None = None
+
+    def _assign_roles(self) -> dict[nn.Module, list[Callable]]:
+        """What to do after a call of a module; the first to run comes first."""
+        roles: dict[nn.Module, list[Callable]] = {}
+        for module in self.model.modules():
+            if is_activation(module):
+                roles[module] = [self._after_activation]
+            elif is_normalization(module):
+                roles[module] = [self._after_normalization]
+        self._rows_of: dict[nn.Module, list[int]] = {}
+        for i, layer in enumerate(self.layers):
+            self._rows_of.setdefault(layer.module, []).append(i)
+            if layer.has_output:
+                roles.setdefault(layer.module, []).append(functools.partial(self._after_layer, i))
+        return roles
 
     # -- hooks on and off
 
     def __enter__(self) -> LayerMeter:
         try:
-            self._hang_hooks()
+            self.loss_scale.__enter__()
+            self._handles.append(_Undo(self.loss_scale.__exit__))
+            self._attach()
+            if not is_compiled(self.outer):
+                self._handles.append(register_module_forward_pre_hook(self._before_module))
+                handle = register_module_forward_hook(self._after_module, with_kwargs=True)
+                self._handles += [handle, _Undo(functools.partial(_global_forward_hooks_with_kwargs.pop, handle.id))]  # torch leaves it there
+            elif self.outer is not self.model:
+                self._handles.append(self.outer.register_forward_hook(_Hook(self._after_outer), with_kwargs=True))
+            for k, optimizer in enumerate(self.optimizers):
+                self._handles.append(optimizer.register_step_pre_hook(functools.partial(self._before_update, k)))
+                self._handles.append(optimizer.register_step_post_hook(functools.partial(self._after_update, k)))
         except BaseException:
             self.__exit__()
             raise
         return self
 
-    def _hang_hooks(self) -> None:
-        for i, module in enumerate(self.layers.values()):
-            self._handles.append(module.register_forward_pre_hook(self._before_layer))
-            self._handles.append(module.register_forward_hook(lambda m, inputs, output, i=i: self._after_layer(i, output)))
-        for i, weight in self.weights.items():
-            if weight.requires_grad:
-                self._handles.append(weight.register_post_accumulate_grad_hook(lambda p, i=i: self._after_gradient(i, p)))
-        for module in self.model.modules():
-            if is_activation(module):
-                self._handles.append(module.register_forward_hook(self._after_activation))
-            elif is_normalization(module):
-                self._handles.append(module.register_forward_hook(self._after_normalization))
-        if self.optimizer is not None:
-            self._handles.append(self.optimizer.register_step_pre_hook(self._before_update))
-            self._handles.append(self.optimizer.register_step_post_hook(self._after_update))
+    def _attach(self) -> None:
+        """Follow the parameters that have been made (lazy modules) or have begun to be trained since the last look."""
+        waiting = []
+        for i in self._waiting:
+            parameter = self.layers[i].weight
+            if parameter is None:
+                waiting.append(i)
+                continue
+            weight = self._weight_of.get(id(parameter))
+            if weight is None:
+                weight = self._weight_of[id(parameter)] = _Weight(parameter, [])
+                self._weights.append(weight)
+                self._owned = -1
+            if i not in weight.rows:
+                weight.rows.append(i)
+            if not self._follow(parameter):
+                waiting.append(i)
+        self._waiting = waiting
+        self._others = [p for p in self._others if not self._follow(p)]
+
+    def _follow(self, parameter: nn.Parameter) -> bool:
+        """Whether the parameter's gradients are heard of, from now on at the latest."""
+        if parameter in self._followed:
+            return True
+        if is_lazy(parameter) or not parameter.requires_grad or not parameter.is_leaf:
+            return False
+        self._followed.add(parameter)
+        self._handles.append(parameter.register_post_accumulate_grad_hook(self._gradient_arrives))
+        return True
 
     def __exit__(self, *exception: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._before = None
+        self._followed.clear()
+        for weight in self._weights:
+            weight.before = None
 
-    @property
+    # -- forward
+
     def _watching(self) -> bool:
-        return self.armed and self.model.training and torch.is_grad_enabled()
+        return (
+            self.armed
+            and self.model.training
+            and torch.is_grad_enabled()
+            and torch._C._functorch.peek_interpreter_stack() is None
+            and not torch.jit.is_tracing()
+            and not self._evaluating_again()
+        )
 
-    # -- the three moments
+    def _evaluating_again(self) -> bool:
+        """Whether an optimizer calls its closure again, at other weights than those before the step."""
+        return self._inside and self._evaluated is not None and self._evaluated != self._versions()
 
-    def _after_layer(self, i: int, output: Any) -> None:
-        if not self._watching or not isinstance(output, Tensor):
+    def _before_module(self, module: nn.Module, inputs: Any) -> None:
+        if torch.compiler.is_compiling() or not self.armed:
             return
-        if i not in self.order:
-            self.order.append(i)
-        self._latest = i
-        self._values[i].update(forward_statistics(output.detach()))
-        if output.requires_grad:
-            output.register_hook(lambda gradient, i=i: self._after_output_gradient(i, gradient))
+        if module is self.model:
+            self._latest = None
+        rows = self._rows_of.get(module)
+        if rows is None or not self.model.training:
+            return
+        if rows[0] not in self.order:
+            self.order.extend(rows)
+        hides = self.layers[rows[0]].family in _SCALES
+        if inputs and isinstance(inputs[0], Tensor) and self._latest is not None and not hides and self._watching():
+            self._notice_function(inputs[0])
 
-    def _after_output_gradient(self, i: int, gradient: Tensor) -> None:
-        if self.armed:
-            flat = by_sample(gradient.detach())
-            self._values[i]["activation_grad_rms"] = norm(flat) / math.sqrt(max(1, flat.numel()))
+    def _after_module(self, module: nn.Module, inputs: Any, kwargs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or not self.armed:
+            return
+        if module is self.outer and self.on_forward is not None and self._watching():
+            self.on_forward(inputs, kwargs, output)
+        roles = self._roles.get(module)
+        if roles is not None and self._watching():
+            for role in roles:
+                role(module, inputs, output)
+
+    def _after_outer(self, module: nn.Module, inputs: Any, kwargs: Any, output: Any) -> None:
+        if self.on_forward is not None and not torch.compiler.is_compiling() and self._watching():
+            self.on_forward(inputs, kwargs, output)
+
+    def _after_layer(self, i: int, module: nn.Module, inputs: Any, output: Any) -> None:
+        output, samples = output_of(module, output)
+        if output is None:
+            return
+        if self._waiting and i in self._waiting:
+            self._attach()  # a lazy module has just made its weight
+        with torch.no_grad():
+            values = forward_statistics(output.detach().reshape(1, -1) if samples is None else output.detach().movedim(samples, 0))
+        if samples is None:
+            del values["signal_std"]
+        call = _Call(output.numel(), values)
+        calls = self._calls[i]
+        calls.newest = call
+        if self.layers[i].family not in _SCALES:
+            self._latest = i
+        if output.requires_grad:
+            output.register_hook(functools.partial(self._output_gradient_arrives, calls, call))
 
     def _after_activation(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if not self._watching or self._latest is None or not isinstance(output, Tensor):
+        if self._latest is None or not isinstance(output, Tensor) or _is_compiled_output(inputs):
             return
         self.activations[self.names[self._latest]] = type(module).__name__
         if isinstance(module, RECTIFIERS):
-            self._values[self._latest]["dead_fraction"] = dead_fraction(output)
+            self._calls[self._latest].newest.off = off_units(output)
 
-    def _before_layer(self, module: nn.Module, inputs: Any) -> None:
-        """Notice a nonlinearity that was called as a function (``F.relu``): no module's hook sees it."""
-        if not self._watching or self._latest is None or not inputs or not isinstance(inputs[0], Tensor):
-            return
-        function, latest = _function_before(inputs[0]), self._latest
+    def _notice_function(self, x: Tensor) -> None:
+        """Notice a nonlinearity that was called as a function (``F.relu``) before this layer: no module's hook sees it."""
+        function, latest = _function_before(x), self._latest
         if function is None or self.activations.setdefault(self.names[latest], function) != function:
             return
-        if function == "ReLU" and "dead_fraction" not in self._values[latest]:
-            self._values[latest]["dead_fraction"] = dead_fraction(inputs[0])
+        call = self._calls[latest].newest
+        if function == "ReLU" and call is not None and call.off is None:
+            call.off = off_units(x)
 
     def _after_normalization(self, *_: object) -> None:
-        if self._watching and self._latest is not None:
+        if self._latest is not None:
             self.normalized.add(self.names[self._latest])
 
-    def _after_gradient(self, i: int, weight: Tensor) -> None:
-        if self.armed and weight.grad is not None:
-            length = norm(weight.grad.detach())
-            self._values[i].update(grad_norm=length, grad_rms=length / math.sqrt(weight.numel()))
+    # -- backward
+
+    def _output_gradient_arrives(self, calls: _Calls, call: _Call, gradient: Tensor) -> None:
+        if self.armed and not calls.over and is_dense(gradient):
+            length = unscaled(norm(gradient.detach()), self.loss_scale.current)
+            self._heard.setdefault(torch._C._current_graph_task_id(), []).append((calls, call, length))
+
+    def _gradient_arrives(self, parameter: Tensor) -> None:
+        """A gradient is whole for this process; it is read at the end of the pass, when it has been averaged over processes."""
+        if not self.armed or torch.compiler.is_compiling() or self._evaluating_again():
+            return
+        weight = self._weight_of.get(id(parameter))
+        if weight is not None:
+            weight.scale = self.loss_scale.current
+            self._arrived[weight] = None
+        this_pass = torch._C._current_graph_task_id()
+        if this_pass not in self._passes:
+            self._passes.add(this_pass)
+            # Queued twice: what others have queued for the end of the pass (DistributedDataParallel's averaging) comes first.
+            later = functools.partial(self._pass_ends, this_pass)
+            Variable._execution_engine.queue_callback(lambda: Variable._execution_engine.queue_callback(later))
 
     @torch.no_grad()
-    def _before_update(self, *_: object) -> None:
-        if not self.armed or not self.weights:
-            return
-        weights = list(self.weights.values())
-        if self._before is None:
-            self._before = [torch.empty_like(weight) for weight in weights]
-        torch._foreach_copy_(self._before, weights)
-        for i, length in zip(self.weights, norms(self._before), strict=True):
-            self._values[i]["weight_norm"] = length
+    def _pass_ends(self, this_pass: int) -> None:
+        # Only passes that reach parameters count: others (torch.autograd.grad for an input) are not the loss's.
+        for calls, call, length in self._heard.pop(this_pass, ()):
+            if not call.gradients:
+                calls.reached.append(call)
+            call.gradients.append(length)
+        self._passes.discard(this_pass)
+        if self._passes:
+            return  # a pass within a pass (checkpointing)
+        weights = [weight for weight in self._arrived if weight.parameter.grad is not None]
+        gradients = [dense(weight.parameter.grad) for weight in weights]
+        for weight, length in zip(weights, norms(gradients), strict=True):
+            weight.gradient = unscaled(length, weight.scale)
+        self._arrived.clear()
+        self._backward_seen = True
+        if self._inside and self._evaluated is None:
+            self._evaluated = self._versions()
+
+    def _versions(self) -> tuple[int, ...]:
+        """Changes whenever a weight does."""
+        return tuple(weight.parameter._version for weight in self._weights)
+
+    # -- update
+
+    def _of(self, k: int) -> list[_Weight]:
+        """Weights that optimizer ``k`` holds; those that none holds go with the first."""
+        held = sum(len(group["params"]) for optimizer in self.optimizers for group in optimizer.param_groups)
+        if held != self._owned:
+            self._owned = held
+            owner = {id(p): k for k, o in enumerate(self.optimizers) for group in o.param_groups for p in group["params"]}
+            for weight in self._weights:
+                weight.optimizer = owner.get(id(weight.parameter), 0)
+        return [weight for weight in self._weights if weight.optimizer == k]
 
     @torch.no_grad()
-    def _after_update(self, *_: object) -> None:
-        if not self.armed or self._before is None:
+    def _before_update(self, k: int, *_: object) -> None:
+        if not self.armed or torch.compiler.is_compiling():
             return
-        torch._foreach_sub_(self._before, list(self.weights.values()))
-        for i, moved in zip(self.weights, norms(self._before), strict=True):
+        self._abandon()
+        self._inside, self._evaluated = True, None
+        weights = self._of(k)
+        for weight in weights:
+            if weight.before is None or not _alike(weight.before, weight.parameter):
+                weight.before = torch.empty_like(weight.parameter)
+        for weight, length in zip(weights, copy_norms([w.before for w in weights], [w.parameter for w in weights]), strict=True):
+            weight.values = {"weight_norm": length}
+
+    @torch.no_grad()
+    def _after_update(self, k: int, *_: object) -> None:
+        if not self.armed or torch.compiler.is_compiling():
+            return
+        self._inside = False
+        weights = [weight for weight in self._of(k) if "weight_norm" in weight.values]
+        if not self._backward_seen:
+            self.late_updates += 1
+            for weight in weights:
+                weight.values = {}
+            return
+        self._stepped.add(k)
+        lengths = change_norms([weight.before for weight in weights], [weight.parameter for weight in weights])
+        for weight, moved in zip(weights, lengths, strict=True):
             # A weight of exact zeros that stays so has moved by nothing, not by 0/0.
-            ratio = moved / self._values[i]["weight_norm"]
-            self._values[i]["update_ratio"] = torch.where(moved == 0, moved, ratio)
+            weight.values["update_ratio"] = torch.where(moved == 0, moved, moved / weight.values["weight_norm"])
+            if weight.gradient is not None:
+                weight.values["gradient"] = weight.gradient
+
+    def _abandon(self) -> None:
+        """Forget a backward pass that did not come to its end."""
+        if torch._C._current_graph_task_id() == -1:
+            self._passes.clear()
+            self._heard.clear()
+            self._arrived.clear()
+            self.loss_scale.forget()
 
     # -- the result
+
+    @property
+    def backward_seen(self) -> bool:
+        """Whether a gradient of a weight was computed since the last ``collect``."""
+        return self._backward_seen
+
+    def misses_gradients(self) -> bool:
+        """Whether layers ran in a training pass since the last ``collect`` and no gradient came for weights that are trained."""
+        ran = any(calls.newest is not None for calls in self._calls)
+        return ran and not self._backward_seen and any(weight.parameter.requires_grad for weight in self._weights)
 
     @torch.no_grad()
     def collect(self) -> Tensor:
         """One column a layer in execution order, one row a metric of ``LAYER_METRICS`` less ``nonfinite``; resets the step.
 
         Shape (metrics, layers), float32, on the model's device. What was not measured (a frozen weight, a layer that
-        did not run, no optimizer given, a weight that is computed) is marked by the value ``MISSING``.
+        did not run, no optimizer given) is marked by the value ``MISSING``.
         """
-        missing = torch.full((), MISSING, device=next(self.model.parameters()).device)
-        columns = []
-        for i in self._ordered():
-            values = self._values[i]
-            if "weight_norm" not in values and i in self.weights:
-                values["weight_norm"] = norm(self.weights[i].detach())
-            columns.append(torch.stack([values.get(name, missing).to(torch.float32) for name in LAYER_METRICS[:-1]]))
-        self._values = [{} for _ in self.names]
-        self._latest = None
-        return torch.stack(columns, dim=1)
+        device = next((w.parameter.device for w in self._weights), torch.device("cpu"))
+        missing = torch.full((), MISSING, device=device)
+        values: list[dict[str, Tensor]] = [pooled(calls.chosen()) for calls in self._calls]
+        for weight in self._weights:
+            if "weight_norm" not in weight.values:
+                weight.values["weight_norm"] = norm(weight.parameter.detach())
+            # Once an optimizer has stepped, a gradient that no optimizer saw is none of this step's.
+            gradient = weight.values.pop("gradient", None if self._stepped else weight.gradient)
+            if gradient is not None:
+                weight.values |= {"grad_norm": gradient, "grad_rms": gradient / math.sqrt(max(1, weight.parameter.numel()))}
+            for i in weight.rows:
+                values[i] |= weight.values
+        cells = [values[i].get(name, missing) for name in LAYER_METRICS[:-1] for i in self._ordered()]
+        result = torch.stack([cell.to(device, torch.float32) for cell in cells]).reshape(len(LAYER_METRICS) - 1, len(self.layers))
+        self.discard()
+        return result
 
     def discard(self) -> None:
         """Forget the step that was being measured."""
-        self._values = [{} for _ in self.names]
+        self._abandon()
+        for calls in self._calls:
+            calls.over = True
+        self._calls = [_Calls() for _ in self.layers]
         self._latest = None
+        self._inside = self._backward_seen = False
+        self._stepped.clear()
+        for weight in self._weights:
+            weight.values, weight.gradient = {}, None
+        self._attach()
 
     def _ordered(self) -> Iterable[int]:
         """Layers in the order of their first execution; those never run last."""
@@ -196,15 +450,154 @@ MISSING = -1e30
 """Stands for "not measured" on the way from device to disk, where it becomes null; no metric takes this value."""
 
 
-def is_activation(module: nn.Module) -> bool:
-    """Whether ``module`` is one of torch's element-wise nonlinearities."""
-    return type(module).__module__ == "torch.nn.modules.activation" and not isinstance(module, nn.MultiheadAttention)
+class _Hook:
+    """A hook that copies and pickles as one that does nothing: a copy of the model is nobody's to measure."""
+
+    def __init__(self, function: Callable):
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> None:
+        self._function(*arguments)
+
+    def __reduce__(self) -> tuple:
+        # Of the standard library, so that the pickle opens where this package is not installed.
+        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
-def is_normalization(module: nn.Module) -> bool:
-    """Whether ``module`` is a batch, layer, group, instance or RMS norm, torch's or anybody's, by its class name."""
-    name = type(module).__name__
-    return not name.startswith("_") and name.rstrip("123dD").endswith("Norm")
+class _Undo:
+    """A function as a removable handle."""
+
+    def __init__(self, remove: Callable):
+        self.remove = remove
+
+
+# ---------------------------------------------------------------- models and optimizers
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside ``torch.compile``, DataParallel and DistributedDataParallel."""
+    while True:
+        if "_orig_mod" in model._modules:
+            model = model._orig_mod
+        elif isinstance(model, (nn.parallel.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the model or a part of it is ``torch.compile``'s."""
+    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
+
+
+def as_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:
+    """One optimizer, several or none as a list, without the wrappers of training frameworks (their ``.optimizer`` does the work).
+
+    Raises ConfigError for anything else.
+    """
+    given = [] if optimizer is None else list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
+    found = [getattr(one, "optimizer", one) for one in given]
+    for one in found:
+        if not isinstance(one, torch.optim.Optimizer):
+            raise ConfigError(f"optimizer must be a torch.optim.Optimizer, several in a list, or None, not {type(one).__name__}")
+    return found
+
+
+# ---------------------------------------------------------------- tensors
+
+
+def output_of(module: nn.Module, output: Any) -> tuple[Tensor | None, int | None]:
+    """(a layer's output, which of its dimensions is that of the samples, None if none is); no output where it cannot be measured.
+
+    Of a tuple or dict the first tensor is taken: for recurrent layers and attention that is what the next layer sees.
+    """
+    if isinstance(output, nn.utils.rnn.PackedSequence):
+        return (output.data, None) if is_dense(output.data) else (None, None)
+    tensor = next(tensors_of(output), None)
+    if tensor is None or not is_dense(tensor) or not tensor.numel():
+        return None, None
+    if isinstance(module, nn.modules.conv._ConvNd):
+        batched = tensor.dim() == len(module.kernel_size) + 2
+    elif isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return tensor, None if tensor.dim() < 3 else 0 if module.batch_first else 1
+    else:
+        batched = tensor.dim() > (1 if isinstance(module, (nn.Linear, nn.Bilinear, nn.RNNCellBase)) else 0)
+    return tensor, 0 if batched else None
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """The tensors in a model's output: a tensor, or tuples, lists and mappings of them, in their order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from (tensor for item in value.values() for tensor in tensors_of(item))
+    elif isinstance(value, (list, tuple)):
+        yield from (tensor for item in value for tensor in tensors_of(item))
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether ``x`` holds plain real numbers that can be looked at."""
+    return type(x) in (Tensor, nn.Parameter) and x.is_floating_point() and x.layout == torch.strided and x.device.type != "meta"
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """The numbers of a gradient, a sparse one's entries added up."""
+    gradient = gradient.detach()
+    return gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient
+
+
+def unscaled(length: Tensor, scale: Tensor | None) -> Tensor:
+    """A gradient's norm without the factor of the loss."""
+    return length if scale is None else length / scale.to(length.device)
+
+
+def off_units(output: Tensor) -> Tensor:
+    """For each of a rectifier's units (samples first), whether it is zero for every sample."""
+    return by_sample(output.detach()).amax(0) <= 0
+
+
+def pooled(calls: Sequence[_Call]) -> dict[str, Tensor]:
+    """The columns of a layer over all its calls in a step, each number of an output counting alike.
+
+    ``signal_std`` is the spread across the samples of a call. A unit is dead if it is zero in all calls; where calls differ in shape,
+    their shares are averaged.
+    """
+    if not calls:
+        return {}
+    count = sum(call.count for call in calls)
+    values = calls[0].values if len(calls) == 1 else _pooled_forward(calls, count)
+    result = dict(values)
+    if all(len(call.gradients) == 1 for call in calls):
+        square = calls[0].gradients[0] ** 2 if len(calls) == 1 else sum(call.gradients[0].double() ** 2 for call in calls)
+        result["activation_grad_rms"] = (square / count).sqrt()
+    off = [call.off for call in calls if call.off is not None]
+    if off and all(mask.shape == off[0].shape for mask in off):
+        together = functools.reduce(torch.logical_and, off)
+        result["dead_fraction"] = together.sum() / together.numel()
+    elif off:
+        result["dead_fraction"] = sum(mask.sum() for mask in off) / sum(mask.numel() for mask in off)
+    return result
+
+
+def _pooled_forward(calls: Sequence[_Call], count: int) -> dict[str, Tensor]:
+    shares = [call.count / count for call in calls]
+    means = [call.values["activation_mean"].double() for call in calls]
+    mean = sum(share * m for share, m in zip(shares, means, strict=True))
+    within = sum(share * call.values["activation_std"].double() ** 2 for share, call in zip(shares, calls, strict=True))
+    between = sum(share * (m - mean) ** 2 for share, m in zip(shares, means, strict=True))
+    result = {"activation_mean": mean, "activation_std": (within + between).sqrt()}
+    if all("signal_std" in call.values for call in calls):
+        result["signal_std"] = sum(s * c.values["signal_std"].double() ** 2 for s, c in zip(shares, calls, strict=True)).sqrt()
+    return result
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and a.stride() == b.stride()
+
+
+def _is_compiled_output(inputs: Any) -> bool:
+    x = inputs[0] if inputs else None
+    return isinstance(x, Tensor) and x.grad_fn is not None and x.grad_fn.name().startswith("CompiledFunction")
 
 
 def _function_before(x: Tensor) -> str | None:
@@ -214,63 +607,3 @@ def _function_before(x: Tensor) -> str | None:
         inputs = [child for child, _ in node.next_functions if child is not None]
         node = inputs[0] if len(inputs) == 1 else None  # a product of two is a gate
     return None if node is None else _FUNCTIONS.get(node.name())
-
-
-def dead_fraction(output: Tensor) -> Tensor:
-    """Share of a rectifier's units (samples first) that output zero for every sample."""
-    highest = by_sample(output.detach()).amax(0)
-    return (highest <= 0).sum() / highest.numel()
-
-
-def by_sample(x: Tensor) -> Tensor:
-    """``x`` (samples first) as (samples, units), a view in memory order where that is possible."""
-    if x.dim() < 2:
-        return x.reshape(-1, 1)
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-        x = x.permute(0, 2, 3, 1)
-    return x.reshape(x.shape[0], -1)
-
-
-def norm(x: Tensor) -> Tensor:
-    """L2 norm as a scalar tensor, right also where float32 squares would vanish (below 1e-19) or overflow."""
-    if x.device.type == "cuda" or x.dtype == torch.float64:
-        return torch.linalg.vector_norm(x, dtype=torch.float64)
-    length = torch.linalg.vector_norm(x, dtype=torch.float32)
-    if x.device.type == "cpu":
-        if not _SAFE_NORM[0] < length < _SAFE_NORM[1]:
-            length = torch.linalg.vector_norm(x, dtype=torch.float64)
-        return length.double()
-    return length
-
-
-def norms(tensors: list[Tensor]) -> Sequence[Tensor]:
-    """L2 norms of several tensors, with few kernels where launching one costs."""
-    if tensors[0].device.type == "cpu":
-        return [norm(x) for x in tensors]
-    return torch._foreach_norm(tensors)
-
-
-def forward_statistics(output: Tensor) -> dict[str, Tensor]:
-    """activation_mean, activation_std and signal_std of a layer's output (samples first).
-
-    ``signal_std`` is the population standard deviation of each unit across the samples, root-mean-squared over units. It
-    can be a millionth of the values themselves, so the first sample is subtracted before anything is squared: the
-    difference of two close floats is exact, and what is left has the size of the signal. The whole variance is that
-    across samples plus that of the units' means, which are few and are shifted before they are squared too.
-    """
-    x = by_sample(output)
-    if x.dtype not in (torch.float32, torch.float64):
-        x = x.float()
-    samples, units = x.shape
-    count = max(1, x.numel())
-    difference = x - x[:1]
-    moved = torch.mv(difference.t(), torch.ones(samples, device=x.device, dtype=x.dtype)) / max(1, samples)
-    origin = x[0, 0]
-    means = (x[0] - origin) + moved
-    mean = means.mean()
-    signal = (norm(difference) ** 2 / count - norm(moved) ** 2 / max(1, units)).clamp(min=0)
-    return {
-        "activation_mean": origin + mean,
-        "activation_std": (signal + norm(means - mean) ** 2 / max(1, units)).sqrt(),
-        "signal_std": signal.sqrt(),
-    }

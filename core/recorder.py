@@ -5,7 +5,8 @@
             optimizer.zero_grad(); loss = loss_fn(model(inputs), targets); loss.backward(); optimizer.step()
             recorder.step(loss)
 
-Recording changes nothing: the same losses to the bit, no random number drawn, no hook left behind.
+Recording changes nothing: the same losses to the bit, no random number drawn, no hook left behind. Under
+DistributedDataParallel the process of rank 0 records and the others do nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +25,19 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from core.errors import ConfigError
-from core.facts import FIRST_STEPS, constant_answer, first_batch_facts, first_step_facts, last_facts, pooled, weight_facts
+from core.errors import ConfigError, RecordingError, RunFolderError
+from core.facts import (
+    FIRST_STEPS,
+    constant_answer,
+    first_batch_facts,
+    first_step_facts,
+    last_facts,
+    main_output,
+    pooled,
+    weight_facts,
+)
 from core.meter import MISSING, LayerMeter
 from core.schema import LAYER_METRICS, Outcome, Status
 from core.store import Run, Runs, RunWriter, own_process
@@ -49,15 +62,19 @@ class _Pending:
 class Recorder:
     """Writes one row a layer and one row of loss and accuracy for every ``every``-th optimizer step.
 
-    ``runs`` is the folder of all runs; a new run named ``name`` is made in it. ``run`` and ``writer`` instead write into a
-    run that exists (the trainer's way). ``optimizer`` is needed for the update ratio only. ``step`` is the first step's number.
-    Raises ConfigError if the model has no convolution or linear layer.
+    ``optimizer`` is needed for the update ratio and the learning rate; several go in a list. A new run named ``name`` is made in
+    ``runs``, the folder of all runs. Names need not be unique: each run has an id of its own, and runs of one name are a group
+    that can be compared (``name=my net``). ``layers`` chooses layers by shell patterns (``"features.*"``), ``kinds`` by family or class
+    (``("conv", "linear")``, ``("batchnorm2d",)``); the default is all weights but those of normalizations and PReLU (``core.layers``). ``run`` and
+    ``writer`` instead write into a run that exists (the trainer's way). ``step`` is the first step's number.
+
+    Raises ConfigError for a model without trainable weights or a pattern or kind that matches nothing; RecordingError for weights without values (device ``meta``); RunFolderError if the folder cannot be written.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
         *,
         name: str = "",
         runs: str | Path | None = None,
@@ -65,48 +82,60 @@ class Recorder:
         writer: RunWriter | None = None,
         every: int = 1,
         tags: tuple[str, ...] = (),
+        layers: str | Sequence[str] | None = None,
+        kinds: str | Sequence[str] | None = None,
         step: int = 0,
         seconds: float = 0.0,
     ):
-        self.meter = LayerMeter(model, optimizer)
-        if not self.meter.names:
-            kinds = sorted({type(m).__name__ for m in model.modules()})
-            raise ConfigError(f"nothing to record: the model has no convolution or linear layer, only {', '.join(kinds)}")
-        self.model, self.optimizer, self.every = model, optimizer, max(1, int(every))
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"a Recorder watches a torch.nn.Module, not {type(model).__name__}")
+        self.recording = not _is_another_rank()
+        self.meter = LayerMeter(model, optimizer, layers, kinds)
+        _check_model(model, self.meter)
+        self.model, self.every = model, max(1, int(every))
         self.next_step = step
         self.owns_run = run is None
-        self.run = run or Runs(runs).create(
-            {"name": name, "tags": list(tags), "model": type(model).__name__, "init": "custom"},
-            Status.RUNNING,
-            source="recorder",
-            started=time.time(),
-            **own_process(),
-        )
-        self.writer = writer or RunWriter(self.run)
+        self.run = run
+        if run is None and self.recording:
+            self.run = Runs(runs).create(
+                {"name": name, "tags": list(tags), "model": type(self.meter.model).__name__, "init": "custom"},
+                Status.RUNNING,
+                source="recorder",
+                started=time.time(),
+                **own_process(),
+            )
+        self.writer = writer or (RunWriter(self.run) if self.recording else None)
         self.last_loss: float | None = None
         self.loss_finite = True
         self.relative_signal = math.inf
         self._elapsed_before = seconds
+        self._began: float | None = None
+        self._inside = False
         self._pending: deque[_Pending] = deque()
         self._curve: list[float] = []
         self._curve_stride = 1
         self._seen = 0
-        self._first_batch: Any = None
         self._outputs: list[Tensor] = []
         self._answers: list[tuple[float, float]] = []
         self._layer_columns: tuple[pa.Array, pa.Array, pa.Array] | None = None
         self._recent_accuracy: deque[float] = deque(maxlen=20)
+        self._gradient_seen = False
 
     # -- life
 
     def __enter__(self) -> Recorder:
+        if self._began is not None:
+            raise RecordingError("a Recorder records one run, and this one has been used; make a new Recorder for another run")
         self._began = time.monotonic()
+        self._inside = True
+        if not self.recording:
+            return self
         self.meter.__enter__()
         try:
             self.meter.armed = self.next_step % self.every == 0
             if self.next_step == 0:
-                self._first_batch = self.model.register_forward_hook(self._look_at_first_batch)
-                self.writer.update(facts=weight_facts(self.model, self.meter))
+                self.meter.on_forward = self._look_at_first_batch
+                self._note_weights()
             else:
                 self._restore_curve()
         except BaseException as error:
@@ -115,10 +144,13 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        self._inside = False
+        if not self.recording:
+            return
         self.meter.__exit__()
-        self._forget_first_batch()
+        self.meter.on_forward = None
         # An exception that passes through must arrive as it is, whatever it did to the disk.
-        with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+        with contextlib.suppress(OSError, RunFolderError) if error else contextlib.nullcontext():
             self._close(kind, error)
 
     def _close(self, kind: type | None, error: BaseException | None) -> None:
@@ -128,7 +160,8 @@ class Recorder:
             self.writer.flush()
             return
         self.writer.compact()
-        failed = error is not None and not isinstance(error, KeyboardInterrupt)
+        stopped = isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and not error.code)
+        failed = error is not None and not stopped
         status = Status.FAILED if failed else Status.STOPPED if error else Status.FINISHED
         outcome = Outcome.DIVERGED if not self.loss_finite else Outcome.UNDECIDED
         message = " ".join(f"{kind.__name__}: {error}".split())[:500] if failed else None
@@ -137,15 +170,23 @@ class Recorder:
     @property
     def seconds(self) -> float:
         """Training time so far, over resumes too."""
-        return self._elapsed_before + time.monotonic() - self._began
+        return self._elapsed_before + (time.monotonic() - self._began if self._began is not None else 0.0)
 
     # -- recording
 
     def step(self, loss: Tensor | float, accuracy: Tensor | float | None = None, *, epoch: int = 0) -> None:
         """Call after ``optimizer.step()``: ``loss`` is the batch's loss (scalar), ``accuracy`` its share classified correctly.
 
-        On a GPU nothing is waited for: numbers are written when they have arrived, at the latest one step later.
+        On a GPU nothing is waited for: numbers are written when they have arrived, at the latest one step later. Raises
+        RecordingError outside of the ``with`` block, and if at the first step no backward pass has come before.
         """
+        if not self._inside:
+            when = "before the `with Recorder(...)` block began" if self._began is None else "after the `with Recorder(...)` block had ended"
+            raise RecordingError(f"recorder.step() was called {when}; call it inside, once after every optimizer.step()")
+        if not self.recording:
+            self.next_step += 1
+            return
+        self._check_order(loss)
         if self.next_step == 0:
             self._add_facts(first_step_facts(self.meter, loss))
         self._look_at_outputs(loss)
@@ -153,7 +194,7 @@ class Recorder:
             self._record(loss, accuracy, epoch)
         self.next_step += 1
         if self.next_step >= FIRST_STEPS:
-            self._forget_first_batch()
+            self.meter.on_forward = None
         self.writer.note(step=self.next_step, epoch=epoch)
         self.meter.armed = self.next_step % self.every == 0
         self._harvest()
@@ -161,13 +202,31 @@ class Recorder:
 
     def epoch(self, epoch: int, train_loss: float, train_accuracy: float, val_loss: float, val_accuracy: float) -> None:
         """Write one row of ``epochs``: losses in nats, accuracies in 0..1."""
+        if not self.recording:
+            return
         self._harvest(everything=True)
         self.writer.epoch(epoch, train_loss, train_accuracy, val_loss, val_accuracy, self.seconds)
 
     def sync(self) -> None:
         """Bring every recorded row to disk."""
+        if not self.recording:
+            return
         self._harvest(everything=True)
         self.writer.flush()
+
+    def _check_order(self, loss: Any) -> None:
+        """Help where ``step`` stands too early: before the backward pass, or between it and the update."""
+        self._gradient_seen = self._gradient_seen or self.meter.backward_seen
+        if not self._gradient_seen and self.meter.armed and isinstance(loss, Tensor) and loss.grad_fn is not None and self.meter.misses_gradients():
+            raise RecordingError(
+                "recorder.step(loss) was called before loss.backward(): no gradient has been computed; call it after optimizer.step()"
+            )
+        if self.meter.late_updates == 1:
+            self.meter.late_updates += 1
+            warnings.warn(
+                "recorder.step(loss) is called before optimizer.step(): no update ratio is recorded; call it after optimizer.step()",
+                stacklevel=3,
+            )
 
     def _record(self, loss: Tensor | float, accuracy: Tensor | float | None, epoch: int) -> None:
         layers = self.meter.collect()
@@ -179,7 +238,7 @@ class Recorder:
             scalars, layers = (t.to("cpu", non_blocking=True) for t in (scalars, layers))
             arrived = torch.cuda.Event()
             arrived.record()
-        rate = self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else float("nan")
+        rate = self.meter.optimizers[0].param_groups[0]["lr"] if self.meter.optimizers else float("nan")
         self._pending.append(_Pending(self.next_step, epoch, float(rate), self.seconds, scalars, layers, arrived))
 
     def _harvest(self, everything: bool = False) -> None:
@@ -237,14 +296,24 @@ class Recorder:
 
     # -- the first batches
 
-    def _look_at_first_batch(self, module: nn.Module, inputs: tuple, output: Any) -> None:
-        if not module.training or not torch.is_grad_enabled():
-            return
+    def _note_weights(self) -> None:
+        """What the weights are like before training; of a lazy network once its first forward pass has made them."""
+        if any(is_lazy(p) for p in self.model.parameters()):
+            self._weights_noted = False
+        else:
+            self._weights_noted = True
+            self.writer.update(facts={**self.writer.state.get("facts", {}), **weight_facts(self.model, self.meter)})
+
+    def _look_at_first_batch(self, inputs: tuple, kwargs: dict, output: Any) -> None:
+        if not self._weights_noted:
+            self._note_weights()
         if "batch_size" not in self.writer.state.get("facts", {}):
-            self._add_facts(first_batch_facts(inputs, output))
-        if isinstance(output, Tensor) and output.requires_grad:
-            self._outputs = outputs = [output.detach()]
-            output.register_hook(lambda gradient: outputs.append(gradient.detach()))
+            self._add_facts(first_batch_facts([inputs, kwargs], output))
+        logits = main_output(output)
+        if logits is not None and logits.requires_grad:
+            self._outputs = outputs = [logits.detach()]
+            scale = self.meter.loss_scale
+            logits.register_hook(lambda gradient: outputs.append(gradient.detach() / (1.0 if scale.current is None else scale.current)))
 
     def _look_at_outputs(self, loss: Any) -> None:
         """What the loss of the best constant answer is, over the batches so far."""
@@ -259,10 +328,34 @@ class Recorder:
         """Into the status, in memory: the next flush writes them."""
         self.writer.note(facts={**self.writer.state.get("facts", {}), **facts})
 
-    def _forget_first_batch(self) -> None:
-        if self._first_batch is not None:
-            self._first_batch.remove()
-            self._first_batch = None
+
+def _is_another_rank() -> bool:
+    """Whether this is one of several processes that train together, and not the first."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0
+
+
+def _check_model(model: nn.Module, meter: LayerMeter) -> None:
+    """Raise for weights that have no values or cannot be trained; warn of optimizers that train another model."""
+    empty = [layer.name for layer in meter.layers if layer.weight is not None and layer.weight.device.type == "meta"]
+    if empty:
+        raise RecordingError(
+            f"the weights of {empty[0]} are on device meta, where they have no values; move the model to a real device before recording it"
+        )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError("nothing to train: every parameter of the model has requires_grad=False; unfreeze a layer with requires_grad_(True)")
+    if meter.optimizers:
+        held = [p for optimizer in meter.optimizers for group in optimizer.param_groups for p in group["params"]]
+        own = {id(p) for p in model.parameters()}
+        if not any(id(p) in own for p in held):
+            devices = sorted({str(p.device) for p in model.parameters()} | {str(p.device) for p in held})
+            where = f" (devices: {', '.join(devices)})" if len(devices) > 1 else ""
+            # No error: the loop runs as it was written, and the diagnosis of the run says the same.
+            warnings.warn(
+                f"the optimizer holds none of the model's parameters{where}, so nothing will be learned: it was made for another model, or "
+                "before this one was copied or moved; make it from this model's parameters()",
+                stacklevel=3,
+            )
 
 
 def relative_signal(measured: np.ndarray) -> float:

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import inits
-from core.meter import MISSING, LayerMeter, by_sample, forward_statistics, norm
+from core.meter import MISSING, LayerMeter
 from core.models import vgg
 from core.recorder import layer_values
+from core.reductions import by_sample, forward_statistics, norm
 from core.schema import LAYER_METRICS
 
 torch.set_num_threads(1)
@@ -402,7 +403,8 @@ def test_shared_and_parametrized_weights():
         assert measured[name]["update_ratio"] == pytest.approx(
             ((module.weight - before[name]).norm() / before[name].norm()).item(), rel=1e-3
         )
-    assert set(measured["6"]) == {"activation_mean", "activation_std", "signal_std", "activation_grad_rms", "dead_fraction"}
+    assert {"activation_grad_rms", "dead_fraction"} <= set(measured["6.original1"]), "the output goes with the last of a layer's weights"
+    assert set(measured["6.original0"]) == {"grad_norm", "grad_rms", "weight_norm", "update_ratio"}
 
 
 def test_spectral_norm_is_not_turned_by_looking():
@@ -420,8 +422,10 @@ def test_spectral_norm_is_not_turned_by_looking():
 
 
 def hooks(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[object]:
-    """Everything that hangs on any hook dictionary of the model, its parameters and the optimizer."""
-    found: list[object] = []
+    """Everything that hangs on any hook dictionary of the model, its parameters, the optimizer and torch itself."""
+    everywhere = nn.modules.module
+    found: list[object] = [h for name in vars(everywhere) if name.startswith("_global") for h in (getattr(everywhere, name) or {}).values()]
+    found += [torch.amp.GradScaler.scale] if hasattr(torch.amp.GradScaler.scale, "__wrapped__") else []
     for owner in (*model.modules(), *model.parameters(), optimizer):
         names = [
             name for name in dir(type(owner)) + list(vars(owner) if hasattr(owner, "__dict__") else ()) if "hook" in name.lower()
@@ -438,7 +442,7 @@ def test_hooks_are_seen_by_the_test_itself():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     assert not hooks(model, optimizer)
     with LayerMeter(model, optimizer):
-        assert len(hooks(model, optimizer)) >= 3 * 2 + 2 + 2
+        assert len(hooks(model, optimizer)) >= 6 + 2 + 2 + 1, "parameters, modules, optimizer, loss scale"
 
 
 @pytest.mark.parametrize("where", ["in the block", "in forward", "in backward", "nowhere"])
