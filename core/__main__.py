@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from core import config as configs
-from core import factories
+from core import factories, limits
 from core.config import OPTIONS, PRESETS, RunConfig
 from core.errors import ConfigError, InitScopeError, TrainingFailed, one_line
 from core.schema import LIVE, Status
@@ -168,6 +168,7 @@ def train_command(given: argparse.Namespace) -> dict[str, Any]:
     from core.trainer import pick_device
 
     pick_device(config.device)  # refused before a folder is made
+    limits.check([config], 0, runs.root)
     # Running from the first moment: a supervisor that looks at this folder now must not take it for one that waits.
     return _train_here(runs.create(config, Status.RUNNING, **own_process()))
 

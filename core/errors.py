@@ -36,6 +36,10 @@ class NotAllowed(InitScopeError):
     """Whoever asks may only look: the dashboard is read-only, or the sign-in is one for readers."""
 
 
+class LimitExceeded(InitScopeError):
+    """More than the operator allows, or more than fits into memory; refused before anything starts."""
+
+
 class RunStateError(InitScopeError):
     """The run is in a state that does not allow this (resume a running run, delete a live one)."""
 

@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from core import factories
+from core import factories, limits
 from core.config import RunConfig
 from core.errors import InitScopeError, RunFolderError, RunNotFound, RunStateError
 from core.permission import require
@@ -52,9 +52,14 @@ _MARK = re.compile(r"(\d{20})~" + RUN_ID.pattern)
 
 
 def submit(runs: Runs, configs: Sequence[RunConfig]) -> list[Run]:
-    """Queue one run a config, in order, and make sure that somebody starts them. Raises ConfigError before any is made."""
+    """Queue one run a config, in order, and make sure that somebody starts them.
+
+    Raises ConfigError, NotAllowed or LimitExceeded before any is made.
+    """
     require("launch a run")
-    made = [runs.create(config) for config in [factories.pin(config) for config in configs]]
+    pinned = [factories.pin(config) for config in configs]
+    limits.check(pinned, len(_marks(runs)), runs.root)
+    made = [runs.create(config) for config in pinned]
     for run in made:
         _mark(runs, run)
     ensure_supervisor(runs)
@@ -64,6 +69,8 @@ def submit(runs: Runs, configs: Sequence[RunConfig]) -> list[Run]:
 def resume(runs: Runs, run: Run) -> None:
     """Queue an ended run again; it goes on from its checkpoint. Raises RunStateError if it has finished or is live."""
     check_resumable(run)
+    with factories.trusted():
+        limits.check([run.config()], len(_marks(runs)), runs.root)
     with claimed(run, wait=CLAIM_SECONDS):
         check_resumable(run)  # somebody else may have resumed it meanwhile
         (run.path / "stop").unlink(missing_ok=True)
@@ -248,7 +255,8 @@ class Supervisor:
         busy = [
             threads_of(info.config) for info in infos if info.state.get("source") != "recorder"
         ]  # a notebook may stay open for days
-        return not busy or sum(busy) + threads <= slots()
+        most = limits.limits().max_runs
+        return (most is None or len(busy) < most) and (not busy or sum(busy) + threads <= slots())
 
     def _start(self, run: Run) -> None:
         sys.stdout.flush()

@@ -13,15 +13,17 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core import data, models
+from core import data, factories, limits, models
 from core.config import RunConfig
 from core.errors import ConfigError, RunFolderError, one_line
+from core.memory import estimate
 from core.outcome import certain, judge
 from core.recorder import Recorder
 from core.schema import Outcome, Status
@@ -76,16 +78,19 @@ class _Training:
     def __init__(self, run: Run, writer: RunWriter, progress: Callable[[Position, int], None]):
         self.run, self.writer, self.progress = run, writer, progress
         self.config = run.config()
+        _refuse_code_in(run.path.parent, self.config)
         self.device = pick_device(self.config.device)
         prepare_torch(self.config, self.device)
         self.precision = pick_precision(self.config.precision, self.device)
         writer.update(phase="loading data", device=str(self.device), precision=self.precision)
         self.data = data.load(self.config, self.device, lambda text: writer.update(phase=text))
+        _refuse_what_cannot_fit(self.config, self.device)
         writer.update(phase="building the model")
         # Channels last is 1.3 to 1.6 times as fast for these convolutions on a CPU, and what tensor cores want.
         self.model = models.build(
             self.config, in_channels=self.data.channels, num_classes=self.data.classes, sample=self.data.sample().cpu()
         )
+        limits.check_size(sum(p.numel() for p in self.model.parameters()), limits.limits())
         self.model.to(self.device)
         channels_last(self.model)
         self.optimizer = build_optimizer(self.config, self.model)
@@ -289,6 +294,24 @@ def channels_last(model: nn.Module) -> None:
 def in_layout(inputs: Tensor) -> Tensor:
     """Images in the layout of the weights; other inputs as they are."""
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+
+
+def _refuse_what_cannot_fit(config: RunConfig, device: torch.device) -> None:
+    """A GPU's memory is known here only. Raises LimitExceeded."""
+    needed = estimate(config)
+    if needed is not None and device.type == "cuda":
+        limits.check_memory(needed, torch.cuda.get_device_properties(device).total_memory)
+
+
+def _refuse_code_in(folder: Path, config: RunConfig) -> None:
+    """A run folder from elsewhere may name a Python file that came with it: nothing under ``runs/`` is ever executed.
+
+    Raises ConfigError.
+    """
+    for role in factories.ROLES:
+        factory = factories.parse(getattr(config, role))
+        if factory and factory.path.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"{role}: {factory.path.name} lies in the folder of runs, where no code is taken from; move it elsewhere", role)
 
 
 def reason(error: BaseException) -> str:

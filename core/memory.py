@@ -1,0 +1,90 @@
+"""How much memory a training will take, told from its configuration alone: no torch, no network built.
+
+Four bytes a number: the weights, their gradients, one copy of the weights for the recorder's update ratio, the optimizer's averages
+(two a weight for Adam, one for SGD with momentum), and what the backward pass needs of a batch: every ReLU's output, every
+pooling's output with the positions of its maxima (eight bytes each), and the largest map with its gradient once more.
+A lower bound: kernels take room of their own (1.6 to 2 times the part that depends on the network was measured), so that what is
+refused could not have run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core import catalog
+from core.config import RunConfig
+from core.errors import ConfigError
+from core.theory.layers import Activation, Pool, Weighted
+from core.theory.networks import vgg_layers
+
+NUMBER = 4
+POSITION = 8
+FIXED = 700_000_000
+"""Python and torch: what a training process takes before its first layer (778 MB measured with torch 2.14 on Linux)."""
+WEIGHT_COPIES = 3
+AVERAGES = {"adam": 2, "adamw": 2, "sgd": 1}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``parameters`` is a count; the rest are bytes: weights with their copies, optimizer's averages, a batch's activations."""
+
+    parameters: int
+    weights: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.optimizer + self.activations + FIXED
+
+    @property
+    def words(self) -> str:
+        return f"weights {size(self.weights)}, optimizer {size(self.optimizer)}, activations {size(self.activations)}"
+
+    @property
+    def advice(self) -> str:
+        """Which of the settings helps most."""
+        maps = self.activations > self.weights + self.optimizer
+        return "a smaller batch_size or image_size needs less" if maps else "a smaller width or model needs less"
+
+
+def estimate(config: RunConfig) -> Estimate | None:
+    """What a training of ``config`` takes; None for a network that cannot be told without building it."""
+    entry = catalog.DATA.get(config.data)
+    channels = config.in_channels or (entry and entry.channels) or 1
+    classes = config.num_classes or (entry and entry.classes) or 10
+    try:
+        layers = vgg_layers(config, in_channels=channels, num_classes=classes)
+    except ConfigError:
+        return None
+    parameters, kept, largest, units, side = 0, 0, 0, channels, config.image_size
+    for layer in layers:
+        pixels = side**2
+        if isinstance(layer, Weighted):
+            convolution = layer.kind == "conv2d"
+            side = side if convolution else 1
+            units = layer.fan_out // (layer.kernel[0] * layer.kernel[1])
+            parameters += (layer.fan_in + 1) * units + (2 * units if config.batch_norm and convolution else 0)
+            largest = max(largest, units * side**2)
+            kept += NUMBER * units * side**2 if config.batch_norm and convolution else 0
+        elif isinstance(layer, Activation):
+            kept += NUMBER * units * pixels
+        elif isinstance(layer, Pool):
+            side //= 2
+            kept += (NUMBER + POSITION) * units * side**2
+    averages = AVERAGES[config.optimizer] if config.optimizer != "sgd" or config.momentum else 0
+    return Estimate(
+        parameters=parameters,
+        weights=WEIGHT_COPIES * NUMBER * parameters,
+        optimizer=averages * NUMBER * parameters,
+        activations=config.batch_size * (kept + 2 * NUMBER * largest),
+    )
+
+
+def size(count: float) -> str:
+    """Bytes in words: '640 kB', '2.1 GB'."""
+    for unit, worth in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= worth:
+            return f"{count / worth:.3g} {unit}"
+    return f"{count:.0f} bytes"

@@ -1,0 +1,82 @@
+"""What an operator allows: a clear refusal with the figure, before anything starts; and the estimate against real networks."""
+
+from __future__ import annotations
+
+import pytest
+
+from core import launcher, limits
+from core.config import RunConfig, quick, tutorial_224
+from core.errors import LimitExceeded
+from core.memory import estimate, size
+from core.store.files import own_process
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "changes", "said"),
+    [
+        ("INITSCOPE_MAX_EPOCHS", "5", {"epochs": 6}, r"6 epochs are over INITSCOPE_MAX_EPOCHS=5"),
+        ("INITSCOPE_MAX_PARAMETERS", "3M", {"width": 1.0}, r"33,6\d\d,\d\d\d parameters, over INITSCOPE_MAX_PARAMETERS=3,000,000"),
+        ("INITSCOPE_MAX_QUEUE", "1", {}, r"0 runs wait and 2 more would be over INITSCOPE_MAX_QUEUE=1"),
+        ("INITSCOPE_DISK_QUOTA", "10kB", {}, r"runs take .* of the 10 kB that INITSCOPE_DISK_QUOTA allows; delete some"),
+        ("INITSCOPE_MEMORY", "2GiB", {"width": 1.0, "batch_size": 1024, "device": "cpu"}, r"needs about [2-9].* GB of memory .* there are 2.15 GB; a smaller"),
+        ("INITSCOPE_MAX_EPOCHS", "many", {}, r"INITSCOPE_MAX_EPOCHS must be a number such as 10 or 20GB, not 'many'"),
+    ],
+)
+def test_over_a_limit_nothing_starts(runs, monkeypatch, setting, value, changes, said):
+    runs.create(quick(), "finished", note="x" * 20_000)
+    monkeypatch.setenv(setting, value)
+    with pytest.raises(LimitExceeded, match=said):
+        launcher.submit(runs, [quick(), quick().replace(**changes)])
+    assert len(runs.ids()) == 1 and launcher.queued(runs) == []
+
+
+def test_the_command_line_says_it_in_one_line(cli, runs):
+    answer = cli("train", "--batch-size", "60000", "--image-size", "224", "--width", "1", "--device", "cpu", INITSCOPE_MEMORY="16GB")
+    assert answer.status == 2 and len(answer.err.splitlines()) == 1 and " TB of memory" in answer.err
+    assert cli("train", "--epochs", "9", INITSCOPE_MAX_EPOCHS="8").status == 2 and runs.ids() == []
+
+
+def test_concurrent_runs(runs, monkeypatch):
+    """More threads than runs allowed: the supervisor keeps to the runs."""
+    monkeypatch.setenv("INITSCOPE_SLOTS", "8")
+    supervisor = launcher.Supervisor(runs)
+    for seed in range(2):
+        supervisor.children[seed] = runs.create(quick().replace(init_seed=seed), "running", **own_process())
+    assert supervisor._fits(1)
+    monkeypatch.setenv("INITSCOPE_MAX_RUNS", "2")
+    assert not supervisor._fits(1)
+    supervisor.children.popitem()
+    assert supervisor._fits(1)
+
+
+@pytest.mark.parametrize("changes", [{}, {"batch_norm": True}, {"dropout": 0.5, "model": "vgg11", "in_channels": 3}, {"image_size": 64, "num_classes": 12}])
+def test_the_estimate_counts_the_network_that_is_built(changes):
+    """Parameters, and the bytes that autograd keeps of a batch, against torch's own accounting."""
+    import torch
+
+    from core.models import build
+
+    config = RunConfig(width=0.125, batch_size=4, **{"image_size": 32, **changes})
+    told = estimate(config)
+    model = build(config, in_channels=config.in_channels or 1, num_classes=config.num_classes or 10)
+    assert told.parameters == sum(p.numel() for p in model.parameters())
+
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = model(torch.rand(4, config.in_channels or 1, config.image_size, config.image_size))
+    saved = sum(nbytes for key, nbytes in kept.items() if key not in weights)
+    del out
+    assert 0.7 < told.activations / saved < 2.0, (told.activations, saved)
+
+
+def test_the_storys_own_size():
+    """VGG16 at 224 pixels, batch 64, Adam: 134,300,362 parameters; what a GPU of 8 GB holds and one of 4 GB does not."""
+    told = estimate(tutorial_224())
+    assert told.parameters == 134_300_362 and 4e9 < told.total < 10e9, size(told.total)
+    assert limits.memory() > 0
