@@ -115,6 +115,10 @@ def build_parser() -> Parser:
     report.add_argument("a", metavar="A")
     report.add_argument("b", metavar="B", nargs="?")
     report.add_argument("--output", required=True, metavar="FILE.html")
+    export = add("export", export_command, "a run for other tools: CSV, JSON or TensorBoard")
+    export.add_argument("run", metavar="RUN", help="a run id")
+    export.add_argument("--format", required=True, choices=("csv", "json", "tensorboard"), help="csv: a folder of three files")
+    export.add_argument("--output", required=True, metavar="PATH", help="a file or folder that does not exist yet")
     add("diagnose", diagnose_command, "why did this run not train?").add_argument("run", metavar="RUN", help="a run id")
     for name, command, help in (
         ("stop", stop_command, "stop a run after its current step; it can be resumed"),
@@ -346,6 +350,15 @@ def report_command(given: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"no report was written: {last.removeprefix('error: ')}")
     print(f"wrote {given.output}", file=sys.stderr)
     return {"output": given.output, "runs": sides}
+
+
+def export_command(given: argparse.Namespace) -> dict[str, Any]:
+    from core.export import export
+
+    run = runs_of(given).get(given.run)
+    output = export(run, given.format, given.output)
+    print(f"wrote {output}", file=sys.stderr)
+    return {"run": run.id, "format": given.format, "output": str(output)}
 
 
 def stop_command(given: argparse.Namespace) -> dict[str, Any]:

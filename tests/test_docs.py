@@ -62,3 +62,17 @@ def test_the_tree_is_the_tree() -> None:
 def test_every_picture_is_there() -> None:
     for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README):
         assert (ROOT / picture).exists(), picture
+
+
+def test_the_recipes_for_other_tools_run(trained, tiny, runs, monkeypatch) -> None:
+    """The README's DuckDB and pandas lines, executed as they stand against two real runs."""
+    made = [trained(tiny(init=init, max_steps=6)) for init in ("default", "kaiming_normal")]
+    section = README.split("Straight from the files")[1].split("\n## ")[0]
+    code = "\n".join(line[4:] for line in section.splitlines()[1:] if line.startswith("    ") or not line)
+    monkeypatch.chdir(runs.root.parent)  # as from the project's own folder: runs/ is beside it
+    found: dict = {}
+    exec(code.replace("RUN", made[0].id), found)
+    assert sorted(found["rates"]["init"]) == ["default", "kaiming_normal"] and set(found["rates"]["runs"]) == {1}
+    last = made[0].read("layers").to_pandas().query("step == 5")
+    assert found["worst"]["layer"].iloc[0] == last.loc[last["grad_rms"].idxmin(), "layer"]
+    assert set(found["slowest"]["run"]) == {run.id for run in made} and (found["slowest"]["ms_per_step"] > 0).all()
