@@ -288,7 +288,7 @@ def channels_last(model: nn.Module) -> None:
     """Lay the weights of 2-d convolutions out as these kernels like them; other weights have no such layout."""
     for parameter in model.parameters():
         if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)  # contiguous() leaves one channel as it is
 
 
 def in_layout(inputs: Tensor) -> Tensor:
