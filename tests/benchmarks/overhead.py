@@ -1,0 +1,200 @@
+"""What recording costs: the same loop with and without it, in turns of two steps in one process, as a ratio to the plain loop.
+
+    python -m tests.benchmarks.overhead                          # quick preset: quarter-width VGG16, 32x32, batch 64, one thread
+    python -m tests.benchmarks.overhead --width 1 --rounds 20    # full width
+    python -m tests.benchmarks.overhead --memory                 # peak memory of each variant, a process each
+    python -m tests.benchmarks.overhead --parts                  # the time in each of the recorder's parts
+
+``plain again`` is the noise: rank nothing that lies inside it. The recorder writes all columns to parquet. TensorBoard and Weights & Biases take part where they
+are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import importlib.util
+import os
+import pstats
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from core import config, models
+from core.recorder import Recorder
+from core.trainer import channels_last
+
+TURN = 2
+"""Steps of one variant before the next one's turn."""
+Watch = Callable[[nn.Module, torch.optim.Optimizer, str], Iterator[Any]]
+"""A generator: entered before the first step, sent the loss after each, closed at the end."""
+
+
+def plain(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str) -> Iterator[Any]:
+    while True:
+        yield
+
+
+def recorder(every: int) -> Watch:
+    def watch(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str) -> Iterator[Any]:
+        with Recorder(model, optimizer, runs=folder, every=every) as recording:
+            while True:
+                recording.step((yield))
+
+    return watch
+
+
+def naive(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str) -> Iterator[Any]:
+    """What a tutorial does: one ``.item()`` a layer."""
+    rows = []
+    while True:
+        loss = yield
+        rows.append([loss.item(), *(p.grad.norm().item() for p in model.parameters())])
+
+
+def histograms(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str) -> Iterator[Any]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    step = 0
+    with SummaryWriter(folder) as writer:
+        while True:
+            loss = yield
+            writer.add_scalar("loss", loss.item(), step)
+            for name, parameter in model.named_parameters():
+                writer.add_histogram(name, parameter, step)
+                writer.add_histogram(f"{name}.grad", parameter.grad, step)
+            step += 1
+
+
+def wandb(frequency: int) -> Watch:
+    def watch(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str) -> Iterator[Any]:
+        import wandb
+
+        run = wandb.init(mode="offline", dir=folder, settings=wandb.Settings(silent=True))
+        run.watch(model, log="all", log_freq=frequency)
+        try:
+            while True:
+                run.log({"loss": (yield).item()})
+        finally:
+            run.unwatch(model)
+            run.finish()
+
+    return watch
+
+
+def variants() -> dict[str, Watch]:
+    found: dict[str, Watch] = {"plain": plain, "plain again": plain, "recorder, every step": recorder(1), "recorder, every tenth": recorder(10)}
+    found["naive .norm().item()"] = naive
+    if importlib.util.find_spec("tensorboard"):
+        found["TensorBoard histograms"] = histograms
+    if importlib.util.find_spec("wandb"):
+        found |= {"wandb.watch(all), log_freq 1": wandb(1), "wandb.watch(all), log_freq 100": wandb(100)}
+    return found
+
+
+def loop(options: argparse.Namespace, watch: Watch, folder: str) -> Iterator[None]:
+    """Training; one step at each ``next``."""
+    run = config.preset("quick").replace(width=options.width, image_size=options.size, init="kaiming_normal", batch_size=options.batch)
+    model = models.build(run, in_channels=1, num_classes=10)
+    channels_last(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(options.batch, 1, options.size, options.size, generator=generator).to(memory_format=torch.channels_last)
+    y = torch.randint(10, (options.batch,), generator=generator)
+    watcher = watch(model, optimizer, folder)
+    next(watcher)
+    try:
+        while True:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            watcher.send(loss)
+            yield
+    finally:
+        watcher.close()
+
+
+def in_turns(options: argparse.Namespace) -> None:
+    chosen = {name: watch for name, watch in variants().items() if not options.only or name in ("plain", "plain again") or options.only in name}
+    with tempfile.TemporaryDirectory() as folder:
+        running = {name: loop(options, watch, os.path.join(folder, str(k))) for k, (name, watch) in enumerate(chosen.items())}
+        seconds: dict[str, list[float]] = {name: [] for name in running}
+        for turn in range(options.rounds + 1):
+            names = list(running)
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:  # nobody always follows the same neighbour
+                began = time.perf_counter()
+                for _ in range(TURN):
+                    next(running[name])
+                if turn:  # the first turn warms up
+                    seconds[name].append((time.perf_counter() - began) / TURN)
+        for loop_of in running.values():
+            loop_of.close()
+    print(f"\nwidth {options.width}, {options.size}x{options.size}, batch {options.batch}, {options.threads} thread, {options.rounds} turns")
+    print("| variant | ms a step | ratio to plain, median (quartiles) | fastest against fastest |\n|---|---|---|---|")
+    for name, times in seconds.items():
+        ratios = [mine / base for mine, base in zip(times, seconds["plain"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        best = min(times) / min(seconds["plain"])
+        print(f"| {name} | {1e3 * statistics.median(times):.1f} | {middle:.3f} ({low:.3f} to {high:.3f}) | {best:.3f} |")
+
+
+def memory(options: argparse.Namespace) -> None:
+    """Peak resident memory after twelve steps, each variant in a process of its own."""
+    base = None
+    for name in variants():
+        command = [sys.executable, "-m", "tests.benchmarks.overhead", "--peak", name]
+        for key in ("width", "size", "batch", "threads"):
+            command += [f"--{key}", str(getattr(options, key))]
+        peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+        base = base or peak
+        print(f"| {name} | {peak:.0f} MB | +{peak - base:.0f} MB |")
+
+
+def peak(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        running = loop(options, variants()[options.peak], folder)
+        for _ in range(12):
+            next(running)
+        running.close()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def parts(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        running = loop(options, recorder(1), folder)
+        next(running)
+        with cProfile.Profile() as profile:
+            for _ in range(options.rounds):
+                next(running)
+        running.close()
+    pstats.Stats(profile).sort_stats("cumulative").print_stats("core/", 25)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", default="", help="beside plain, only variants whose name holds this")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--parts", action="store_true")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    (peak if options.peak else memory if options.memory else parts if options.parts else in_turns)(options)
+
+
+if __name__ == "__main__":
+    main()
