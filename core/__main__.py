@@ -106,7 +106,8 @@ def build_parser() -> Parser:
     sweep = add("sweep", sweep_command, "initializations x seeds, as many at once as the machine carries", configured)
     sweep.add_argument("--inits", required=True, metavar="A,B", help="initializations, with commas between")
     sweep.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds for each (default 5)")
-    sweep.add_argument("--vary", action="append", default=[], metavar="FIELD=1,2", help="also vary a numeric field (at most twice)")
+    sweep.add_argument("--vary", action="append", default=[], metavar="FIELD=1,2", help="also vary a number or a switch (at most twice)")
+    sweep.add_argument("--models", metavar="A,B", help="the same for each of these networks, with commas between")
     add("runs", runs_command, "list all runs")
     compare = add("compare", compare_command, "did B fix what A suffers from?")
     compare.add_argument("a", metavar="A", help="a run id, or a group such as init=default,sweep=ID")
@@ -131,8 +132,7 @@ def build_parser() -> Parser:
 
 def config_from(given: argparse.Namespace) -> RunConfig:
     """The config that preset, file and flags make together, each over the one before, with its own files pinned. Raises ConfigError."""
-    base = configs.preset(given.preset or DEFAULT_PRESET)
-    values = base.to_dict()
+    values: dict[str, Any] = {}
     stated: set[str] = set()
     if given.config:
         try:
@@ -151,7 +151,7 @@ def config_from(given: argparse.Namespace) -> RunConfig:
     for role in factories.ROLES:
         if role in typed:
             values[f"{role}_sha256"] = ""  # the file's digest belonged to the other model or data
-    return factories.pin(RunConfig.from_dict({**values, **typed}), stated | set(typed))
+    return factories.pin(configs.preset(given.preset or DEFAULT_PRESET).replace(**{**values, **typed}), stated | set(typed))
 
 
 def runs_of(given: argparse.Namespace) -> Runs:
@@ -253,7 +253,11 @@ def sweep_command(given: argparse.Namespace) -> dict[str, Any]:
             factories.pin(base.replace(**{axis.field: value}), (axis.field,))
     if given.field_stop_when_certain is None:
         base = base.replace(stop_when_certain=True)
-    name = base.sweep or sweep.name_of(base)
+    if given.models:
+        axes.insert(0, sweep.models_axis(given.models))
+        if given.field_batch_norm is not None:  # for every network, whatever its paper has
+            axes.append(sweep.Axis("batch_norm", (base.batch_norm,)))
+    name = base.sweep or sweep.name_of(base, networks=bool(given.models))
     configs = sweep.plan(base, inits, given.seeds, name, axes, slots=launcher.slots())
     runs = runs_of(given)
     launched = sweep.launch(runs, configs)

@@ -14,6 +14,10 @@ from core import factories
 class ModelEntry:
     title: str
     help: str
+    batch_norm: bool = False
+    """Whether the network of the paper has batch norm: what the config's ``batch_norm`` is if nobody says."""
+    dropout: bool = True
+    """Whether there is a hidden linear layer that the config's ``dropout`` can follow."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,17 @@ class DataEntry:
 
 
 MODELS: dict[str, ModelEntry] = {
+    "lenet": ModelEntry("LeNet-5", "3 convolutions, 2 linear layers, tanh"),
+    "alexnet": ModelEntry("AlexNet", "5 convolutions, 3 linear layers"),
     "vgg11": ModelEntry("VGG11", "8 convolutions, 3 linear layers"),
     "vgg13": ModelEntry("VGG13", "10 convolutions, 3 linear layers"),
     "vgg16": ModelEntry("VGG16", "13 convolutions, 3 linear layers: the network of the story"),
     "vgg19": ModelEntry("VGG19", "16 convolutions, 3 linear layers"),
+    "googlenet": ModelEntry("GoogLeNet", "22 layers deep: 9 inception blocks, 2 auxiliary classifiers in training"),
+    "resnet18": ModelEntry("ResNet-18", "17 convolutions with shortcuts, 1 linear layer", batch_norm=True, dropout=False),
+    "resnet34": ModelEntry("ResNet-34", "33 convolutions with shortcuts, 1 linear layer", batch_norm=True, dropout=False),
+    "resnet50": ModelEntry("ResNet-50", "49 convolutions with shortcuts, 1 linear layer", batch_norm=True, dropout=False),
+    "plain34": ModelEntry("Plain-34", "ResNet-34 without its shortcuts: the ResNet paper's own control", batch_norm=True, dropout=False),
 }
 
 INITS: dict[str, InitEntry] = {
@@ -88,6 +99,11 @@ DATA: dict[str, DataEntry] = {
 
 IMAGE_FOLDER = "image_folder:"
 """Prefix of a data set read from a folder with one sub-folder of images a class."""
+
+
+def own_batch_norm(model: str) -> bool:
+    """Whether a network has batch norm if nobody says: as in its paper; False for one that is not registered."""
+    return model in MODELS and MODELS[model].batch_norm
 
 
 def init_title(name: str) -> str:

@@ -175,8 +175,11 @@ class RunConfig:
     num_classes: int | None = option(
         None, int, "Classes", "Units of the last layer; empty: as the data has", low=2, high=100_000, optional=True
     )
-    batch_norm: bool = option(False, bool, "Batch norm", "Batch normalisation after every convolution")
-    dropout: float = option(0.0, float, "Dropout", "Probability after each hidden linear layer", low=0, high=0.95)
+    batch_norm: bool | None = option(
+        None, bool, "Batch norm", "Batch normalisation after every convolution; empty: as in the network's paper (ResNets have it)", optional=True
+    )
+    """True or False once the config is made."""
+    dropout: float = option(0.0, float, "Dropout", "Probability at each hidden linear layer", low=0, high=0.95)
     init: str = option(
         "default", str, "Initialization", "How the weights begin", choices=tuple(catalog.INITS), group="main"
     )
@@ -250,6 +253,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         for spec in OPTIONS.values():
             object.__setattr__(self, spec.name, spec.parse(getattr(self, spec.name)))
+        if self.batch_norm is None:
+            object.__setattr__(self, "batch_norm", catalog.own_batch_norm(self.model))
         self._check_model_fits()
         self._check_data_fits()
 
@@ -257,6 +262,8 @@ class RunConfig:
         """The registered networks halve the image five times; one of your own may take any size."""
         if self.model in catalog.MODELS and self.image_size % 32:
             raise ConfigError(f"image_size: must be a multiple of 32 (five 2x2 poolings), not {self.image_size}", "image_size")
+        if self.dropout and self.model in catalog.MODELS and not catalog.MODELS[self.model].dropout:
+            raise ConfigError(f"dropout must be 0 for {self.model}, not {self.dropout:g}: it has no hidden linear layer to drop out", "dropout")
 
     def _check_data_fits(self) -> None:
         """Refuse now what the data could never take, so that no run is made of it."""
@@ -275,9 +282,15 @@ class RunConfig:
         """The name, or one made from what usually tells runs apart."""
         return self.name or f"{self.init} · seed {self.init_seed}"
 
-    def replace(self, **changes: Any) -> RunConfig:
-        """A copy with some fields changed, validated. Raises ConfigError for an unknown field or a bad value."""
-        return RunConfig.from_dict({**dataclasses.asdict(self), **changes})
+    def replace(self, /, **changes: Any) -> RunConfig:
+        """A copy with some fields changed, validated. Raises ConfigError for an unknown field or a bad value.
+
+        A new ``model`` brings its own ``batch_norm``, unless that is given too or was another than the old model's own.
+        """
+        values = dataclasses.asdict(self)
+        if self.batch_norm == catalog.own_batch_norm(self.model):
+            values["batch_norm"] = None
+        return RunConfig.from_dict({**values, **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: every field, tuples as lists."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from core import data, inits, models, theory
 from core.config import RunConfig
 from core.forecast import forecast
+from core.models.outputs import training_loss
 from core.theory import METRICS
 
 Row = dict[str, Any]
@@ -27,7 +28,7 @@ def probe(
     model: nn.Module,
     inputs: Tensor,
     targets: Tensor,
-    loss_fn: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+    loss_fn: Callable[[Any, Tensor], Tensor] = training_loss,
 ) -> list[Row]:
     """Measure every convolution and linear layer of ``model`` on one batch, in train mode, in order of execution.
 

@@ -1,4 +1,4 @@
-"""Enough seeds to rule out luck: initializations x seeds (x one or two numeric fields), each cell run once.
+"""Enough seeds to rule out luck: initializations x seeds (x networks, x one or two fields), each cell run once.
 
 A sweep is a name on its runs (the config field ``sweep``); the runs themselves are the record. Running the same sweep
 again runs only what is missing, so an interrupted sweep is resumed by repeating its command.
@@ -24,8 +24,15 @@ from core.store import Run, RunInfo, Runs
 
 MAX_RUNS = 10_000
 DECIDED = (Outcome.CONVERGED, Outcome.NOT_CONVERGED, Outcome.DIVERGED)
-SWEEPABLE = ("depth", *[spec.name for spec in OPTIONS.values() if spec.kind in (int, float) and spec.name not in ("init_seed", "threads")])
+SWEEPABLE = (
+    "depth",
+    *[s.name for s in OPTIONS.values() if s.kind in (int, float, bool) and s.name not in ("init_seed", "threads", "stop_when_certain")],
+)
 """Fields that may be an axis; depth stands for the networks of the VGG family."""
+NETWORK = ("model", "width", "batch_norm")
+"""Fields that say which network a run trains."""
+FAMILY = "family"
+"""How a sweep over networks is called, before its data set."""
 _COSMETIC = ("name", "tags")
 
 
@@ -39,11 +46,11 @@ class Axis:
 
 def parse_axis(text: str) -> Axis:
     """``gain=0.5,1,2`` as an Axis; ``depth=11,16`` varies the network (vgg11, vgg16). Raises ConfigError for an unknown
-    or non-numeric field or a bad value."""
+    field, one that is neither a number nor a switch, or a bad value."""
     name, equals, values = text.partition("=")
     name = name.strip().replace("-", "_")
     if name not in SWEEPABLE:
-        raise ConfigError(choose_from("numeric field", name, SWEEPABLE))
+        raise ConfigError(choose_from("field to vary", name, SWEEPABLE))
     if not equals:
         raise ConfigError(f"{one_line(text)}: expected {name}=1,2,…")
     prefix, field = ("vgg", "model") if name == "depth" else ("", name)
@@ -55,11 +62,24 @@ def parse_axis(text: str) -> Axis:
     return Axis(field, parsed)
 
 
-def name_of(base: RunConfig) -> str:
-    """A sweep's name made from what its runs share, so that the same command, or more seeds of it, is the same sweep."""
-    shared = {key: value for key, value in base.to_dict().items() if key not in ("init", "init_seed", "sweep", *_COSMETIC)}
+def models_axis(text: str) -> Axis:
+    """``lenet,vgg16`` as an Axis over networks. Raises ConfigError for an unknown network or none."""
+    names = tuple(dict.fromkeys(OPTIONS["model"].parse(name) for name in text.split(",") if name.strip()))
+    if not names:
+        raise ConfigError(f"models: no networks given; available: {', '.join(OPTIONS['model'].choices or ())}", "model")
+    return Axis("model", names)
+
+
+def name_of(base: RunConfig, networks: bool = False) -> str:
+    """A sweep's name made from what its runs share, so that the same command, or more seeds of it, is the same sweep.
+
+    ``networks``: the sweep is over networks; any of them belongs to it, with batch norm or without, at any width.
+    """
+    varied = ("init", "init_seed", "sweep", *_COSMETIC, *(NETWORK if networks else ()))
+    shared = {key: value for key, value in base.to_dict().items() if key not in varied}
     digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:6]
-    return "-".join(re.sub(r"[^\w.:-]", "-", factories.title(name))[:20] for name in (base.model, base.data)) + f"-{digest}"
+    network = FAMILY if networks else base.model
+    return "-".join(re.sub(r"[^\w.:-]", "-", factories.title(name))[:20] for name in (network, base.data)) + f"-{digest}"
 
 
 def plan(
@@ -73,7 +93,9 @@ def plan(
     Seeds are the outermost loop, so that a sweep broken off half way has some seeds everywhere. Raises ConfigError.
     """
     if len(axes) > 2:
-        raise ConfigError("a sweep takes at most two numeric fields besides initialization and seed")
+        raise ConfigError("a sweep takes at most two fields besides initialization and seed (the networks count as one)")
+    if len({axis.field for axis in axes}) < len(axes):
+        raise ConfigError(f"a sweep takes {axes[0].field} once, not twice", axes[0].field)
     total = len(inits) * seeds
     for axis in axes:
         total *= len(axis.values)

@@ -24,6 +24,7 @@ from core import data, factories, limits, models
 from core.config import RunConfig
 from core.errors import ConfigError, RunFolderError, one_line
 from core.memory import estimate
+from core.models import outputs as outputs_of
 from core.outcome import certain, judge
 from core.recorder import Recorder
 from core.schema import Outcome, Status
@@ -166,16 +167,21 @@ class _Training:
         return recorder.loss_finite
 
     def _step(self, images: Tensor, labels: Tensor, recorder: Recorder) -> None:
-        """One optimizer step; the sums of the losses and of the samples classified correctly grow on the device."""
+        """One optimizer step; the sums of the losses and of the samples classified correctly grow on the device.
+
+        The loss told and recorded is the classifier's own, which has a price of guessing; auxiliary classifiers only take part in training.
+        """
         at, config = self.position, self.config
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, at.step, self.total)
         images = in_layout(images)
         self.optimizer.zero_grad(set_to_none=True)
         with precision(self.precision, self.device):
-            logits = self.model(images)
+            outputs = self.model(images)
+            logits = outputs_of.logits(outputs)
             loss = F.cross_entropy(logits.float(), labels)
-        loss.backward()
+            total = loss + outputs_of.auxiliary_loss(outputs, labels)
+        total.backward()
         if config.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad_norm)
         self.optimizer.step()

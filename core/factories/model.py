@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from core.config import OPTIONS, RunConfig
+from core.config import RunConfig
 from core.errors import ConfigError
 from core.factories import ARCHITECTURE, Factory, not_taken, parse
 from core.factories.code import arguments, blamed, load
@@ -22,9 +22,10 @@ def build(config: RunConfig, *, in_channels: int, num_classes: int, sample: Tens
     shape = tuple(sample.shape[1:]) if sample is not None else (in_channels, config.image_size, config.image_size)
     offered = {"num_classes": num_classes, "in_channels": in_channels, "image_size": config.image_size, "input_shape": shape}
     asked = arguments(factory, make, {**offered, **{name: getattr(config, name) for name in ARCHITECTURE}})
+    usual = RunConfig()
     for name in ARCHITECTURE:
         value = getattr(config, name)
-        if value != OPTIONS[name].default and name not in asked:
+        if value != getattr(usual, name) and name not in asked:
             raise ConfigError(not_taken(factory, name, value, asked), name)
     with blamed(factory):
         model = make(**asked)

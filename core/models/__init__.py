@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -9,9 +11,11 @@ from core import inits
 from core.config import RunConfig
 from core.errors import ConfigError
 from core.factories import model as own
+from core.models.alexnet import alexnet
+from core.models.lenet import lenet
 from core.models.vgg import BLOCKS, vgg
 
-__all__ = ["build", "vgg"]
+__all__ = ["alexnet", "build", "lenet", "vgg"]
 
 
 def build(config: RunConfig, *, in_channels: int, num_classes: int, sample: torch.Tensor | None = None) -> nn.Module:
@@ -33,16 +37,45 @@ def build(config: RunConfig, *, in_channels: int, num_classes: int, sample: torc
     return model
 
 
+def _options(config: RunConfig, in_channels: int, num_classes: int) -> dict[str, Any]:
+    """What every network of the family takes."""
+    return {
+        "in_channels": in_channels,
+        "num_classes": num_classes,
+        "image_size": config.image_size,
+        "width": config.width,
+        "batch_norm": config.batch_norm,
+    }
+
+
 def _vgg(config: RunConfig, in_channels: int, num_classes: int) -> nn.Module:
-    return vgg(
-        config.model,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        image_size=config.image_size,
-        width=config.width,
-        batch_norm=config.batch_norm,
-        dropout=config.dropout,
-    )
+    return vgg(config.model, dropout=config.dropout, **_options(config, in_channels, num_classes))
 
 
-_FACTORIES = dict.fromkeys(BLOCKS, _vgg)
+def _lenet(config: RunConfig, in_channels: int, num_classes: int) -> nn.Module:
+    return lenet(dropout=config.dropout, **_options(config, in_channels, num_classes))
+
+
+def _alexnet(config: RunConfig, in_channels: int, num_classes: int) -> nn.Module:
+    return alexnet(dropout=config.dropout, **_options(config, in_channels, num_classes))
+
+
+def _googlenet(config: RunConfig, in_channels: int, num_classes: int) -> nn.Module:
+    from core.models.googlenet import GoogLeNet  # torchvision takes a second to load, and a VGG needs none of it
+
+    return GoogLeNet(dropout=config.dropout, **_options(config, in_channels, num_classes))
+
+
+def _resnet(config: RunConfig, in_channels: int, num_classes: int) -> nn.Module:
+    from core.models.resnet import ResNet
+
+    return ResNet(config.model, **_options(config, in_channels, num_classes))
+
+
+_FACTORIES = {
+    "lenet": _lenet,
+    "alexnet": _alexnet,
+    **dict.fromkeys(BLOCKS, _vgg),
+    "googlenet": _googlenet,
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "plain34"), _resnet),
+}
