@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core import factories
+from core import catalog, factories
 from core.config import OPTIONS, RunConfig, changed_fields
 from core.diagnosis.statistics import wilson
 from core.errors import ConfigError, choose_from, one_line
@@ -63,10 +63,13 @@ def parse_axis(text: str) -> Axis:
 
 
 def models_axis(text: str) -> Axis:
-    """``lenet,vgg16`` as an Axis over networks. Raises ConfigError for an unknown network or none."""
-    names = tuple(dict.fromkeys(OPTIONS["model"].parse(name) for name in text.split(",") if name.strip()))
+    """``lenet,vgg16`` as an Axis over registered networks. Raises ConfigError for an unknown one or none."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
-        raise ConfigError(f"models: no networks given; available: {', '.join(OPTIONS['model'].choices or ())}", "model")
+        raise ConfigError(f"models: no networks given; available: {', '.join(catalog.MODELS)}", "model")
+    for name in names:
+        if name not in catalog.MODELS:
+            raise ConfigError(choose_from("network", name, catalog.MODELS), "model")
     return Axis("model", names)
 
 

@@ -15,6 +15,8 @@ MAIN = ("init_seed", "epochs", "learning_rate", "optimizer", "data")
 HIDDEN = ("init", "sweep", "model_sha256", "data_sha256")
 """Chosen elsewhere: initializations several at once, the sweep by the Sweep page, the files of own factories by model and data."""
 MORE = tuple(name for name in OPTIONS if name not in MAIN + HIDDEN)
+SWITCH = {"": "As in the paper", "yes": "Yes", "no": "No"}
+"""What an optional switch can be: typed value and title."""
 STORY = ("default", "kaiming_normal")
 PRESET_TITLES = {
     "quick": "Quick · digits, 32 px",
@@ -41,10 +43,14 @@ def fill(config: RunConfig) -> None:
     """Put a config's values into the fields. To be called before the fields are drawn."""
     for name in MAIN + MORE:
         st.session_state[field_key(name)] = typed(OPTIONS[name], getattr(config, name))
+    if config.batch_norm == catalog.own_batch_norm(config.model):
+        st.session_state[field_key("batch_norm")] = ""  # so that another network brings its own
 
 
 def typed(spec: Option, value: Any) -> Any:
     """A value as its field shows it: numbers as a person would type them, nothing as an empty text."""
+    if spec.kind is bool and spec.optional:
+        return "" if value is None else "yes" if value else "no"
     if spec.kind is bool or spec.choices or spec.name == "data":
         return value
     if value is None:
@@ -109,6 +115,8 @@ def _widget(spec: Option) -> Any:
     key, label = field_key(spec.name), spec.title + (f" ({spec.unit})" if spec.unit else "")
     if spec.name == "data":
         return st.selectbox(label, [*catalog.DATA, *factories.offered("data")], key=key, persist_state="session", format_func=catalog.data_title, help=spec.help)
+    if spec.kind is bool and spec.optional:
+        return st.selectbox(label, list(SWITCH), key=key, persist_state="session", format_func=SWITCH.get, help=spec.help)
     if spec.kind is bool:
         return st.toggle(label, key=key, persist_state="session", help=spec.help)
     if spec.choices:

@@ -14,6 +14,21 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 from core.models.vgg import scaled
 
 
+class Projection(nn.Sequential):
+    """A shortcut's 1x1 convolution and norm (option B of the paper's section 3.3), on every ``stride``-th pixel.
+
+    A convolution with that stride computes the same, but its backward pass in torch 2.14's CPU library writes beyond its memory
+    for fewer than eight channels in channels-last order: the process ends with "double free or corruption".
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: type[nn.Module]):
+        super().__init__(conv1x1(inputs, outputs), norm(outputs))
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, :, :: self.stride, :: self.stride])
+
+
 class PlainBlock(BasicBlock):
     """A basic block without its shortcut (the paper's figure 3, middle)."""
 
@@ -73,7 +88,7 @@ class ResNet(nn.Module):
                 stride, out = (2 if i == 0 and layer > 1 else 1), planes * block.expansion
                 downsample = None
                 if getattr(block, "shortcut", True) and (stride > 1 or channels != out):
-                    downsample = nn.Sequential(conv1x1(channels, out, stride), norm(out))
+                    downsample = Projection(channels, out, stride, norm)
                 blocks.append(block(channels, planes, stride, downsample, norm_layer=norm))
                 channels = out
             setattr(self, f"layer{layer}", nn.Sequential(*blocks))

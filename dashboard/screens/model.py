@@ -6,7 +6,7 @@ import streamlit as st
 
 from core import catalog
 from core.config import RunConfig
-from dashboard import loaders, sentences
+from dashboard import launch_form, loaders, sentences
 from dashboard.figures import architecture, kernels
 from dashboard.plot import plot
 
@@ -17,9 +17,10 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     image_size = st.selectbox("Image size, pixels", [32, 64, 96, 128, 160, 192, 224], index=6, key="image_size", bind="query-params", width=160)
     width = st.select_slider("Width", [0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0], value=1.0, key="width", bind="query-params", width=220,
                              help="Multiplies every channel and hidden-unit count")
-    batch_norm = st.toggle("Batch norm", key="batch_norm", bind="query-params")
+    batch_norm = st.selectbox("Batch norm", list(launch_form.SWITCH), key="batch_norm", bind="query-params", format_func=launch_form.SWITCH.get,
+                              width=160)
 
-config = RunConfig(model=name, image_size=image_size, width=width, batch_norm=batch_norm)
+config = RunConfig(model=name, image_size=image_size, width=width, batch_norm=batch_norm or None)
 network = architecture.layers(config)
 title = catalog.MODELS[name].title
 
@@ -37,7 +38,7 @@ if network:
 else:
     head.title(f"{title}: {catalog.MODELS[name].help}.")
 
-measured = st.expander("What torchinfo measures", on_change="rerun", key="model-torchinfo")
+measured = st.expander("What torchinfo measures", expanded=not network, on_change="rerun", key="model-torchinfo")
 if measured.open:
     with measured:
         worked, table = loaders.torchinfo(config)
