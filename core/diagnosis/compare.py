@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from core.config import OPTIONS
 from core.diagnosis.statistics import cohens_h, fisher_exact, newcombe, p_text
+from core.errors import RunFolderError
 from core.schema import Outcome, Verdict
 from core.store import Run, RunInfo
 
@@ -44,6 +45,8 @@ class Comparison:
 def compare(a: Sequence[Run], b: Sequence[Run]) -> Comparison:
     """Compare group ``a`` (usually the suspected initialization) with group ``b`` (usually its fix)."""
     infos_a, infos_b = [run.info() for run in a], [run.info() for run in b]
+    if unreadable := [info for info in (*infos_a, *infos_b) if info.status == "unreadable"]:
+        raise RunFolderError(unreadable[0].error or f"run {unreadable[0].run} cannot be read")
     (k_a, n_a), (k_b, n_b) = _count(infos_a), _count(infos_b)
     p_value = fisher_exact(k_a, n_a, k_b, n_b)
     verdict = judge_rates(k_a, n_a, k_b, n_b, p_value)

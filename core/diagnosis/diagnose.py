@@ -14,6 +14,7 @@ from core.diagnosis.remedies import Remedy, remedy
 from core.diagnosis.rows import Frame
 from core.diagnosis.thresholds import DEFAULT, Thresholds
 from core.diagnosis.vitals import read_vitals
+from core.errors import RunFolderError
 from core.schema import Cause, Outcome
 from core.store import Run
 
@@ -48,6 +49,8 @@ class Diagnosis:
 def diagnose(run: Run, thresholds: Thresholds = DEFAULT) -> Diagnosis:
     """Diagnose a run from its folder, live or ended."""
     info = run.info()
+    if info.status == "unreadable":
+        raise RunFolderError(info.error or f"run {run.id} cannot be read")
     return diagnose_frames(
         run.read("steps"), run.read("epochs"), run.read("layers"), info.state, info.config, thresholds, run=run.id
     )

@@ -40,6 +40,13 @@ def _number(value: Any) -> float:
         raise Wrong("a number") from None
 
 
+def _share(value: Any) -> float:
+    found = _number(value)
+    if not (0 <= found <= 1 or found != found):  # noqa: PLR0124 (NaN: it was measured, and is no number)
+        raise Wrong("a share from 0 to 1")
+    return found
+
+
 def _moment(value: Any) -> float:
     found = _number(value)
     if not 0 <= found <= LAST_SECOND:
@@ -83,8 +90,8 @@ _STATE: dict[str, Callable[[Any], Any]] = {
     "outcome": _one_of(Outcome),
     **dict.fromkeys(("step", "total_steps", "epoch", "num_classes", "validation_samples", "train_samples", "parameters"), _whole),
     **dict.fromkeys(("heartbeat", "created", "started", "ended"), _moment),
-    **dict.fromkeys(("loss", "accuracy", "train_loss", "train_accuracy", "val_loss", "val_accuracy"), _number),
-    **dict.fromkeys(("chance", "seconds", "images_per_second"), _number),
+    **dict.fromkeys(("loss", "train_loss", "val_loss", "seconds", "images_per_second"), _number),
+    **dict.fromkeys(("accuracy", "train_accuracy", "val_accuracy", "chance"), _share),
     **dict.fromkeys(("error", "phase", "device", "source", "host"), text),
     "curve": _curve,
     "facts": _object,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import json
 import math
@@ -11,10 +12,11 @@ import platform
 import re
 import secrets
 import socket
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
@@ -94,10 +96,32 @@ def number(value: Any) -> float | None:
         return None
 
 
+LARGEST = 64_000_000
+"""Bytes of a JSON file that is read: more is no file of ours."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading that is one: a pipe or a device in its place would keep the reader waiting for ever. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return os.fdopen(handle, "rb")
+
+
+def read_small(path: Path) -> bytes:
+    """The bytes of a regular file of at most ``LARGEST``. Raises OSError."""
+    with open_regular(path) as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise OSError(errno.EFBIG, "larger than a file of ours can be")
+    return data
+
+
 def stamp(path: Path) -> tuple[int, int] | None:
     try:
-        stat = path.stat()
-        return stat.st_mtime_ns, stat.st_size
+        found = path.stat()
+        return found.st_mtime_ns, found.st_size
     except OSError:
         return None
 

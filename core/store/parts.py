@@ -80,6 +80,8 @@ def held(schema: pa.Schema) -> int:
 
 def opened(path: Path) -> pq.ParquetFile:
     """A parquet file whose pages are checked against their checksums: a flipped bit is an error, not a number."""
+    if not path.is_file():
+        raise FileNotFoundError(path) if not path.exists() else OSError(f"{path.name} is not a regular file")
     return pq.ParquetFile(path, page_checksum_verification=True)
 
 
@@ -88,12 +90,18 @@ def rows_of(file: pq.ParquetFile, table: str, columns: Sequence[str] | None = No
     null. Raises KeyError without the columns that say which row it is, pyarrow's errors if a type does not fit."""
     wanted = SCHEMAS[table] if columns is None else pa.schema([SCHEMAS[table].field(name) for name in columns])
     there = [name for name in wanted.names if name in file.schema_arrow.names]
+    if len(there) < len(wanted) and (strange := set(file.schema_arrow.names) - set(SCHEMAS[table].names)):
+        raise KeyError(f"a column is called {sorted(strange)[0]!r}")  # damaged: an older version has fewer columns, not others
     if missing := [name for name in wanted.names if name not in there and name in _KEYS]:
         raise KeyError(f"it has no column {missing[0]}")
     found = file.read(columns=there)
+    footer = file.metadata
+    if not len(found) == footer.num_rows == sum(footer.row_group(i).num_rows for i in range(footer.num_row_groups)):
+        raise ValueError("its parts do not add up to its rows")  # no checksum covers the footer
     made = [found[f.name].cast(f.type) if f.name in there else pa.nulls(len(found), f.type) for f in wanted]
     for column in made:
-        for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():
+        chunked = isinstance(column, pa.ChunkedArray) and pa.types.is_dictionary(column.type)
+        for chunk in column.chunks if chunked else ():
             chunk.dictionary.validate(full=True)  # names must be text
     return pa.table(made, schema=wanted)
 

@@ -21,7 +21,7 @@ from core.permission import require
 from core.schema import LIVE, Status
 from core.store import checked
 from core.store.claim import claimed, editing
-from core.store.files import alive, number, stamp, write_json
+from core.store.files import alive, number, open_regular, read_small, stamp, write_json
 from core.store.parts import SCHEMAS, held, opened, parts, rows_of
 
 CLAIM_SECONDS = 5.0
@@ -167,8 +167,8 @@ class Run:
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of ``log.txt``, or an empty string."""
         try:
-            with open(self.path / "log.txt", "rb") as file:
-                file.seek(max(0, os.path.getsize(self.path / "log.txt") - 200 * lines))
+            with open_regular(self.path / "log.txt") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - 200 * lines))
                 return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-lines:])
         except OSError:
             return ""
@@ -261,7 +261,7 @@ class Run:
     def json_file(self, name: str) -> dict[str, Any]:
         """The object in a JSON file of the folder. Raises RunFolderError if it is missing or broken."""
         try:
-            value = json.loads((self.path / name).read_bytes())
+            value = json.loads(read_small(self.path / name))
         except FileNotFoundError:
             raise RunFolderError(f"run {self.id}: {name} is missing; the run cannot be shown, delete it if you do not know why") from None
         except (ValueError, RecursionError):

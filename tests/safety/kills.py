@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 import struct
 import time
@@ -36,8 +37,8 @@ class Kill(NamedTuple):
     seen_seconds: float
 
 
-def start(run: Run, notes: Path) -> int:
-    """Fork a process that trains ``run`` and notes the moment of every step; returns its pid."""
+def start(run: Run, notes: Path, largest: int = 0) -> int:
+    """Fork a process that trains ``run`` and notes the moment of every step; returns its pid. ``largest``: bytes a file may have."""
     notes.unlink(missing_ok=True)
     pid = os.fork()
     if pid:
@@ -46,6 +47,8 @@ def start(run: Run, notes: Path) -> int:
     try:
         from core.worker import work
 
+        if largest:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
         out = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
