@@ -34,6 +34,8 @@ NETWORK = ("model", "width", "batch_norm")
 FAMILY = "family"
 """How a sweep over networks is called, before its data set."""
 _COSMETIC = ("name", "tags")
+_HOW = (*_COSMETIC, "threads")
+"""Fields that do not change what a run is: one made with another number of threads is not run again."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def missing(configs: Iterable[RunConfig], infos: Iterable[RunInfo]) -> list[RunC
     return [
         config
         for config in configs
-        if not any(not changed_fields(config.to_dict(), info.config, _COSMETIC) for info in by_key.get(_key(config.to_dict()), ()))
+        if not any(not changed_fields(config.to_dict(), info.config, _HOW) for info in by_key.get(_key(config.to_dict()), ()))
     ]
 
 
@@ -137,7 +139,7 @@ def covering(configs: Iterable[RunConfig], runs: Runs) -> list[str]:
     found = []
     for config in configs:
         wanted = config.to_dict()
-        fits = [i for i in infos if _key(i.config) == _key(wanted) and not changed_fields(wanted, i.config, _COSMETIC)]
+        fits = [i for i in infos if _key(i.config) == _key(wanted) and not changed_fields(wanted, i.config, _HOW)]
         fits.sort(key=lambda info: (info.live or info.outcome in DECIDED, info.created))
         found += [fits[-1].run] if fits else []
     return found

@@ -10,6 +10,7 @@ import numpy as np
 
 from core.diagnosis.curve import Curve
 from core.diagnosis.finding import Finding, g, names_of, percent, plural, source_of, start_of
+from core.diagnosis.guess import NEAR
 from core.diagnosis.thresholds import Thresholds
 from core.diagnosis.vitals import Vitals
 
@@ -163,8 +164,16 @@ def _misuse_by_chain(v: Vitals, c: Curve) -> Misuse | None:
                 c.late,
                 0.0,
             )
+    elif any(name.startswith("LogSoftmax") for name in chain) and _is_likelihood(c):
+        return "loss_negated", "The loss is a log-likelihood without its minus sign: training makes the true class less likely.", c.late, 0.0
     logits = next((i for i, name in enumerate(chain) if name.startswith("BinaryCrossEntropyWithLogits")), None)
     return _squashed(c, _squasher(chain[logits + 1 :])) if logits is not None else None
+
+
+def _is_likelihood(c: Curve) -> bool:
+    """A loss that begins at minus the price of guessing and falls from there."""
+    price = math.log(c.guess.classes) if c.guess.classes else math.nan
+    return abs(c.first / -price - 1) < NEAR and c.late < (1 + NEAR) * c.first
 
 
 def _squasher(below: Sequence[str]) -> str | None:
