@@ -160,6 +160,18 @@ def _check_tags(value: tuple[str, ...]) -> str | None:
     return f"a tag is 1 to 40 characters without commas, not {one_line(bad[0])}" if bad else None
 
 
+def title_of(config: Mapping[str, Any]) -> str:
+    """A run's name, or one made from what usually tells runs apart: "default · seed 0", "kaiming_normal × 0.4 · seed 1"; the
+    network's name where a loop of somebody's own left no seed."""
+    if config.get("name"):
+        return str(config["name"])
+    if config.get("init_seed") is None:
+        return str(config.get("model") or config.get("init"))
+    gain = config.get("gain", 1.0)
+    scaled = "" if gain == 1 else f" × {gain:g}" if isinstance(gain, (int, float)) else f" × {gain}"
+    return f"{config.get('init')}{scaled} · seed {config['init_seed']}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that decides how a run goes. Two equal configs give the same loss curve on the same machine."""
@@ -280,7 +292,7 @@ class RunConfig:
     @property
     def title(self) -> str:
         """The name, or one made from what usually tells runs apart."""
-        return self.name or f"{self.init} · seed {self.init_seed}"
+        return title_of(dataclasses.asdict(self))
 
     def replace(self, /, **changes: Any) -> RunConfig:
         """A copy with some fields changed, validated. Raises ConfigError for an unknown field or a bad value.

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from core.catalog import init_title
 from core.schema import Outcome
 from core.store import RunInfo
-from dashboard import text, theme
+from dashboard import text
 
 
 def choices(infos: Sequence[RunInfo]) -> dict[str, str]:
     """{selection: title}: groups of a sweep first, then single runs, newest first.
 
-    A selection is what the command line takes: a run id, or ``init=NAME,sweep=ID``.
+    A selection is what the command line takes: a run id, or ``init=NAME,sweep=ID``. The browser sends titles back: each is unique, and
+    none changes while runs go on.
     """
     found: dict[str, str] = {}
-    for (sweep, init), members in groups(infos).items():
-        converged = sum(info.outcome == Outcome.CONVERGED for info in members)
-        found[f"init={init},sweep={sweep}"] = f"{init_title(init)} · {converged} of {len(members)} converged · sweep {text.shorten(sweep, 24)}"
+    for sweep, init in groups(infos):
+        found[f"init={init},sweep={sweep}"] = f"{init_title(init)} · all seeds of sweep {sweep}"
     for info in infos:
         if info.status != "unreadable":
-            mark = theme.outcome_mark(info.outcome, info.status)
-            found[info.run] = f"{mark.shape} {info.name} · {info.run[:15]}"
-    return found
+            found[info.run] = f"{text.shorten(info.name, 40)} · {info.run.rsplit('-', 1)[-1][-6:]}"
+    taken = Counter(found.values())
+    return {chosen: title if taken[title] == 1 else f"{title} · {chosen}" for chosen, title in found.items()}
 
 
 def groups(infos: Sequence[RunInfo]) -> dict[tuple[str, str], list[RunInfo]]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from core.config import OPTIONS, RunConfig
+from core.config import OPTIONS, RunConfig, title_of
 from core.errors import ConfigError, RunFolderError, RunNotFound, RunStateError, one_line
 from core.permission import require
 from core.schema import LIVE, Status
@@ -110,7 +110,7 @@ class Run:
             meta = self.meta()
             return RunInfo(
                 run=self.id,
-                name=meta.get("name") or config.get("name") or f"{config.get('init')} · seed {config.get('init_seed')}",
+                name=meta.get("name") or title_of(config),
                 status=state["status"],
                 outcome=state.get("outcome"),
                 init=str(config.get("init")),

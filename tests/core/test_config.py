@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from core import config as configs
 from core.__main__ import build_parser, config_from
-from core.config import OPTIONS, PRESETS, Option, RunConfig, changed_fields
+from core.config import OPTIONS, PRESETS, Option, RunConfig, changed_fields, title_of
 from core.errors import ConfigError
 
 FIELDS_OTHERS_RELY_ON = [
@@ -327,3 +327,10 @@ def test_preset_file_and_flags_each_go_over_the_one_before(tmp_path):
     for missing in (tmp_path / "no.json", tmp_path):
         with pytest.raises(ConfigError, match="cannot read"):
             config_from(build_parser().parse_args(["train", "--config", str(missing)]))
+
+
+def test_titles_tell_runs_apart() -> None:
+    assert RunConfig(init="default", init_seed=3).title == "default · seed 3"
+    assert RunConfig(init="kaiming_normal", gain=0.4).title == "kaiming_normal × 0.4 · seed 0"
+    assert RunConfig(name="mine", gain=0.4).title == "mine"
+    assert title_of({"model": "Net", "init": "custom", "name": ""}) == "Net"

@@ -55,7 +55,7 @@ def yes_or_no(samples: int = 800) -> tuple:
 
 @case("mlp", "input_scale")
 def nan_in_a_later_batch(runs: Path) -> Run:
-    x, y, val_x, val_y = clusters()
+    x, y, *_ = clusters()
     x = x.clone()
     x[-64:, 0] = torch.nan
     model = mlp((20, 64, 64, 10))
