@@ -34,6 +34,8 @@ CLEAR_GAP = 0.15
 """A smaller gap between training and validation accuracy is overfitting only if the validation loss has risen too."""
 NEARLY_PERFECT = 0.9
 """Frozen weights are forgiven when this share of the loss of guessing is gone all the same."""
+OVERSIZED = 3.0
+"""Weights this many times the size that keeps the signal are too large, also where a normalization hides that from the pre-activations."""
 SLOW = 0.1
 """A run at a tiny learning rate that has lost less than this share of its loss is too slow, not learning."""
 TINY = 1e-4
@@ -100,10 +102,11 @@ def saturated_activation(p: Picture) -> Case:
 
 
 def init_too_large(p: Picture) -> Case:
-    """Pre-activations grow from layer to layer: the first outputs are huge, whatever the inputs."""
+    """Pre-activations grow from layer to layer, or normalizations hold back what oversized weights do: the first outputs are huge."""
     loud = p.value("initial_loss_off")
+    hidden = bool(p.vitals.facts.get("normalization")) and p.gain is not None and p.gain >= OVERSIZED and loud > 0
     harm = not (p.curve.learned or p.succeeded) or loud > VERY_LOUD or (loud > 0 and not p.curve.well)
-    possible = p.at_first("signal_explosion") and harm and not p.structure_at_fault and not p.at_first("saturated_units")
+    possible = (p.at_first("signal_explosion") or hidden) and harm and not p.structure_at_fault and not p.at_first("saturated_units")
     large = p.gain is None or p.gain > 1.2
     return Case(
         possible,

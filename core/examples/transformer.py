@@ -3,9 +3,10 @@
     python -m core.examples.transformer             weights from N(0, 1), as a bare nn.init.normal_(weight) draws them
     python -m core.examples.transformer --scaled    the same with N(0, 1 / fan_in)
 
-Twelve post-norm layers read scikit-learn's 8x8 digits as eight tokens of eight pixels. With N(0, 1) the scores of the attention
-are so large that its softmax picks one token and passes next to no gradient on; the gradient explodes on its way back instead of
-arriving. Compare the two runs on the dashboard, or with `python -m core compare RUN RUN`.
+Twelve post-norm layers read scikit-learn's 8x8 digits as eight tokens of eight pixels, with Adam at 1e-3. Weights from N(0, 1) are
+sqrt(fan_in) times too large: the first loss is several times that of guessing, the attention's softmax is saturated, and the normalizations
+hide all of it from the activations. A larger learning rate does not help (5e-3 and 2e-2 stay at 10 %). After six passes, seeds 0 to 2:
+14 to 23 % of the validation digits, against 71 to 89 % with --scaled. `python -m core diagnose RUN` says init_too_large.
 """
 
 from __future__ import annotations
