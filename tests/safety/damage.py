@@ -85,7 +85,7 @@ def mutate(folder: Path, chance: random.Random) -> str:
     else:
         path = folder / chance.choice(["status.json", "config.json", "meta.json"])
         try:
-            value = json.loads(path.read_bytes()) if path.is_file() else None
+            value = json.loads(path.read_bytes()) if path.is_file() and not path.is_symlink() else None
         except ValueError:
             return "nothing"
         if not isinstance(value, dict):

@@ -127,7 +127,7 @@ def test_headers(server):
     for path in ("/", "/live", "/_stcore/health", "/api/stream?run=x", "/assets/x/plot.js", "/no/such/thing"):
         _, headers, _ = ask(server, path)
         assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY", path
-        assert headers["referrer-policy"] == "no-referrer" and headers["cross-origin-resource-policy"] == "same-origin"
+        assert headers["referrer-policy"] == "same-origin" and headers["cross-origin-resource-policy"] == "same-origin"
     policy = dict(rule.split(" ", 1) for rule in ask(server, "/")[1]["content-security-policy"].split("; "))
     assert "unsafe" not in policy["script-src"] and "*" not in " ".join(policy.values())
     assert policy["default-src"] == policy["connect-src"] == "'self'" and policy["object-src"] == policy["frame-ancestors"] == "'none'"
