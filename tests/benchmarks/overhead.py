@@ -173,7 +173,7 @@ def parts(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         running = loop(options, recorder(1), folder)
         next(running)
-        with cProfile.Profile() as profile:
+        with cProfile.Profile(time.process_time) as profile:
             for _ in range(options.rounds):
                 next(running)
         running.close()
