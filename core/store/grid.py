@@ -47,7 +47,7 @@ class Scan:
                 if sum(map(len, waiting)) >= PIECE_ROWS:
                     yield _one(waiting)
                     waiting = []
-        if waiting:
+        if sum(map(len, waiting)):
             yield _one(waiting)
 
 

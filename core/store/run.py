@@ -28,6 +28,9 @@ from core.store.parts import SCHEMAS, held, opened, parts, rows_of
 CLAIM_SECONDS = 5.0
 """So long a deletion waits for a process that has said its last word and is about to end."""
 
+HEAD_ROWS = 65_536
+"""More than any network has layers."""
+
 
 @dataclass(frozen=True)
 class RunInfo:
@@ -227,6 +230,23 @@ class Run:
         rows = rows.filter(pc.greater(key, seen.key))  # a merged part begins with rows that were seen in its pieces
         last = pc.max(rows["epoch" if table == "epochs" else "step"]).as_py()
         return rows, Cursor(part, seen.key if last is None else last)
+
+    def head(self, table: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of the first recorded step (or epoch), without reading the others. Raises RunFolderError if a file is damaged."""
+
+        def look() -> pa.Table:
+            for file, _ in self._files(table, -1):
+                rows = rows_of(file, table, columns, first=HEAD_ROWS)
+                if rows.num_rows:
+                    key = rows["epoch" if table == "epochs" else "step"]
+                    return rows.filter(pc.equal(key, key[0]))
+            return self._read(table, -1, columns)[0]
+
+        return self._retrying(table, look)
+
+    def count(self, table: str) -> int:
+        """How many rows a table has so far."""
+        return self.scan(table, ()).rows
 
     def scan(self, table: str, columns: Sequence[str]) -> Scan:
         """The same rows in pieces, for runs that may be too long to hold. Raises RunFolderError if a file is damaged."""

@@ -124,20 +124,21 @@ def _typical(v: np.ndarray, n: np.ndarray, linear: bool) -> np.ndarray:
         return np.where(n > 0, np.where(above | below, spike, middle), np.nan)
 
 
-def reduced(grids: Iterable[Grid], metric: str, steps: int, columns: int | None = None) -> Cells | None:
-    """The map of a run that comes in pieces; about ``steps`` steps are expected. None if nothing comes."""
+def reduced(grids: Iterable[Grid], metric: str, total: int, columns: int | None = None) -> Cells | None:
+    """The map of a run that comes in pieces, ``total`` rows (a layer and a step each) in all. None if nothing comes."""
     linear = metric in LINEAR
     row: dict[str, int] = {}
     depth: dict[str, int] = {}
     done: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     moments: dict[int, tuple[int, list[str], np.ndarray]] = {}
-    seen, per, rest = 0, 0, None
+    seen, per, steps, rest = 0, 0, 0, None
     last: Grid | None = None
     for grid in grids:
         last = grid
         for name, at in zip(grid.layers, grid.depths, strict=True):
             row.setdefault(name, len(row))
             depth.setdefault(name, int(at))
+        steps = steps or max(1, total // len(row))
         per = per or -(-steps // (columns or columns_for(len(row))))
         for wanted in (0, steps // 2):
             if seen <= wanted < seen + len(grid.steps):
@@ -194,7 +195,7 @@ def heatmap_data(frame: pd.DataFrame | None, metric: str = "grad_norm", columns:
     if frame is None or frame.empty:
         return None
     grid = matrix(frame, metric)
-    return reduced([grid], metric, len(grid.steps), columns)
+    return reduced([grid], metric, len(grid.steps) * len(grid.layers), columns)
 
 
 def shared_limits(maps: Sequence[Cells | None]) -> tuple[float, float]:
