@@ -101,7 +101,9 @@ def names_axis(axis: str, layers: Sequence[str], shown: Sequence[str] = ()) -> d
     """``layout.meta`` of a figure with layers on ``axis``: ``plot.js`` writes as many names as there is room for, layers
     from near and blocks from afar. ``shown`` are names to write instead of the layers' own."""
     names = blocks.short(shown or layers)
-    parts = [[names[first] if first == last else blocks.short([group])[0], first, last] for group, first, last in blocks.runs(blocks.groups(shown or layers))]
+    parts = [(name, i, i) for i, name in enumerate(shown)] or blocks.runs(blocks.groups(layers))
+    groups = blocks.short([group for group, _, _ in parts])
+    parts = [[names[first] if first == last else group, first, last] for group, (_, first, last) in zip(groups, parts, strict=True)]
     return {"rows": {"axis": axis, "keys": list(layers), "names": names, "groups": parts}}
 
 

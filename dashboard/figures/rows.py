@@ -114,4 +114,5 @@ def arranged(cells: Map | None, rows: Rows) -> Map | None:
     at = np.array([row.get(name, -1) for name in rows.layers])
     z, zero, bad = cells.z[at], cells.zero[at], cells.bad[at]
     z[at < 0], zero[at < 0], bad[at < 0] = np.nan, False, False
-    return cells._replace(layers=list(rows.layers), z=z, zero=zero, bad=bad, notes=rows.notes if any(rows.notes) else (), shown=rows.shown)
+    collapsed = any(rows.notes)
+    return cells._replace(layers=list(rows.layers), z=z, zero=zero, bad=bad, notes=rows.notes if collapsed else (), shown=rows.shown if collapsed else ())
