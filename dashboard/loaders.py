@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import streamlit as st
@@ -92,21 +93,47 @@ def frames(run_ids: Iterable[str], table: str, columns: Iterable[str] | None = N
     return found
 
 
-def layer_frame(run_id: str, metric: str) -> pd.DataFrame:
-    """The ``layers`` rows with one metric: the columns a map needs."""
-    return frame(run_id, "layers", ("step", "layer", "depth", metric, "nonfinite"))
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _cells(path: str, metric: str, revision: tuple) -> heatmap.Cells | None:
+    run = Run(path)
+    return heatmap.reduced(run.grids(metric), metric, run.count("layers"))
+
+
+def cells(run_id: str, metric: str = "grad_norm") -> heatmap.Cells | None:
+    """The reduced map of one run, ready for ``heatmap.heatmap``; None without rows. Read-only."""
+    run = Run(runs().root / run_id)
+    return _cells(str(run.path), metric, run.revision())
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _one_layer(path: str, layer: str, metric: str, revision: tuple) -> pd.DataFrame:
+    pieces = [(grid.steps, grid.values[row], grid.present[row]) for grid in Run(path).grids(metric)
+              for row in [grid.layers.index(layer) if layer in grid.layers else -1] if row >= 0]
+    steps, values, there = (np.concatenate(parts) for parts in zip(*pieces, strict=True)) if pieces else (np.empty(0, np.int32), np.empty(0), np.empty(0, bool))
+    return pd.DataFrame({"step": steps, "layer": layer, metric: values}, copy=False)[there].reset_index(drop=True)
+
+
+def one_layer(run_id: str, layer: str, metric: str) -> pd.DataFrame:
+    """The measured rows of one layer: step, layer and the metric."""
+    run = Run(runs().root / run_id)
+    return _one_layer(str(run.path), layer, metric, run.revision())
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
-def _cells(path: str, metric: str, columns: int, revision: tuple) -> heatmap.Cells | None:
-    rows = Run(path).read("layers", ["step", "layer", "depth", metric, "nonfinite"]).to_pandas()
-    return heatmap.heatmap_data(rows, metric, columns)
+def _first_layers(path: str, revision: tuple) -> pd.DataFrame:
+    return Run(path).head("layers").to_pandas()
 
 
-def cells(run_id: str, metric: str = "grad_norm", columns: int = heatmap.COLUMNS) -> heatmap.Cells | None:
-    """The reduced map of one run, ready for ``heatmap.heatmap``; None without rows."""
-    run = Run(runs().root / run_id)
-    return _cells(str(run.path), metric, columns, run.revision())
+def first_layers(run_ids: Iterable[str]) -> dict[str, pd.DataFrame]:
+    """The ``layers`` rows of each run's first recorded step."""
+    found = {}
+    for run_id in run_ids:
+        run = Run(runs().root / run_id)
+        try:
+            found[run_id] = _first_layers(str(run.path), run.revision())
+        except RunFolderError:
+            continue
+    return found
 
 
 def last_layers(run_ids: Iterable[str]) -> dict[str, pd.DataFrame]:

@@ -51,39 +51,113 @@ function dressed(layout, theme, tokens, width) {
 // -- numbers
 
 const WORDS = {
-  log10: (z) => number(10 ** z),
-  share: (z) => `${number(100 * z)} %`,
-  log10ratio: (z) => (Math.abs(z) < 0.02 ? "equal" : `${number(10 ** Math.abs(z), 2)} times ${z > 0 ? "larger" : "smaller"} in B`),
+  log10: (z) => `: ${number(10 ** z)}`,
+  share: (z) => `: ${number(100 * z)} %`,
+  log10ratio: (z) => (Math.abs(z) < 0.02 ? ": equal" : `: ${number(10 ** Math.abs(z), 2)} times ${z > 0 ? "larger" : "smaller"} in B`),
+  mark: () => "",
 }
 
 const TYPES = { f4: Float32Array, f8: Float64Array, i1: Int8Array, u1: Uint8Array, i2: Int16Array, u2: Uint16Array, i4: Int32Array, u4: Uint32Array }
 
+const bytesOf = (text) => Uint8Array.from(atob(text), (char) => char.charCodeAt(0))
+
 // The plain (or typed) array behind plotly.py's {dtype, bdata, shape}.
 function decoded(value) {
   if (!value?.bdata) return value ?? []
-  const bytes = Uint8Array.from(atob(value.bdata), (char) => char.charCodeAt(0))
-  const flat = new TYPES[value.dtype](bytes.buffer)
+  const flat = new TYPES[value.dtype](bytesOf(value.bdata).buffer)
   if (!value.shape) return flat
   const columns = Number(value.shape.split(",")[1])
   return Array.from({ length: flat.length / columns }, (_, row) => flat.subarray(row * columns, (row + 1) * columns))
 }
 
+// The rows behind plot.py's packed z.
+async function unpacked({ deflated, shape: [rows, columns], offset, scale }) {
+  const inflated = new Blob([bytesOf(deflated)]).stream().pipeThrough(new DecompressionStream("deflate"))
+  const planes = new Uint8Array(await new Response(inflated).arrayBuffer())
+  const n = rows * columns
+  const flat = new Float32Array(n)
+  for (let i = 0; i < n; i += 1) {
+    const value = ((planes[n + i] << 24) >> 16) | planes[i]
+    flat[i] = value === -32768 ? NaN : offset + scale * value
+  }
+  return Array.from({ length: rows }, (_, row) => flat.subarray(row * columns, (row + 1) * columns))
+}
+
+// An array whose items are made when they are asked for: hover texts of a hundred thousand cells, of which a few are read.
+function lazily(length, make) {
+  const index = (key) => (typeof key === "string" && /^\d+$/.test(key) ? Number(key) : -1)
+  return new Proxy([], {
+    get: (array, key) => (key === "length" ? length : index(key) >= 0 ? make(index(key)) : array[key]),
+    has: (array, key) => (index(key) >= 0 ? index(key) < length : key in array),
+  })
+}
+
 // -- one chart
 
-function prepared(figure, streaming) {
-  return figure.data.map((trace) => {
-    const ready = { ...trace }
-    if (WORDS[trace.meta?.text]) {
-      ready.z = decoded(trace.z)
-      ready.text = ready.z.map((row) => Array.from(row, (z) => (Number.isNaN(z) ? "" : WORDS[trace.meta.text](z))))
-      ready.hoverongaps = false
-    }
-    if (streaming && trace.meta?.table) {
-      ready.x = Array.from(decoded(trace.x))
-      ready.y = Array.from(decoded(trace.y), (y) => (Number.isFinite(y) ? y : null))
-    }
-    return ready
-  })
+async function prepared(figure, streaming) {
+  return Promise.all(
+    figure.data.map(async (trace) => {
+      const ready = { ...trace }
+      const words = WORDS[trace.meta?.text]
+      if (words) {
+        const { what, around, notes } = trace.meta
+        const steps = decoded(trace.x)
+        ready.z = trace.z.deflated ? await unpacked(trace.z) : decoded(trace.z)
+        const line = (row, i) => `<b>${trace.y[row]}</b> · step ${steps[i].toLocaleString("en-US")}${around}<br>${what}${words(ready.z[row][i])}${notes?.[row] ? `<br>${notes[row]}` : ""}`
+        ready.text = ready.z.map((values, row) => lazily(values.length, (i) => (Number.isNaN(values[i]) ? "" : line(row, i))))
+        ready.hoverongaps = false
+      }
+      if (streaming && trace.meta?.table) {
+        ready.x = Array.from(decoded(trace.x))
+        ready.y = Array.from(decoded(trace.y), (y) => (Number.isFinite(y) ? y : null))
+      }
+      return ready
+    }),
+  )
+}
+
+// -- names on an axis of many layers
+
+const ROOM = 14 // pixels a name needs
+
+// Tick positions and texts for the layers in sight: every name if there is room, else blocks, and as many as fit.
+function ticks({ keys, names, groups }, [from, to], pixels) {
+  const low = Math.max(0, Math.ceil(from))
+  const high = Math.min(keys.length - 1, Math.floor(to))
+  const each = pixels / Math.max(1, to - from)
+  const near = each >= ROOM - 1
+  const found = near ? keys.map((_, i) => [names[i], i, i]) : groups
+  const tickvals = []
+  const ticktext = []
+  let last = -Infinity
+  for (const [name, first, end] of found) {
+    const middle = Math.round((Math.max(first, low) + Math.min(end, high)) / 2)
+    if (end < low || first > high || (!near && (middle - last) * each < ROOM)) continue
+    last = middle
+    tickvals.push(keys[middle])
+    ticktext.push(name)
+  }
+  return { tickmode: "array", tickvals, ticktext }
+}
+
+// The ticks for what is in sight now: all of it, or what a zoom left.
+function named(chart, layout) {
+  const rows = layout.meta?.rows
+  if (!rows) return null
+  const drawn = chart.node._fullLayout?.[rows.axis]
+  const { l = 0, r = 0, t = 0, b = 0 } = layout.margin
+  const pixels = drawn?._length ?? (rows.axis === "yaxis" ? layout.height - t - b : layout.width - l - r)
+  return ticks(rows, drawn?.range ?? layout[rows.axis]?.range ?? [-0.5, rows.keys.length - 0.5], pixels)
+}
+
+function rename(chart) {
+  const rows = chart.layout?.meta?.rows
+  if (!rows || !chart.shown) return
+  const fresh = named(chart, chart.shown)
+  const axis = chart.shown[rows.axis]
+  if (fresh.tickvals.join() === axis.tickvals.join()) return
+  Object.assign(axis, fresh)
+  chart.Plotly.relayout(chart.node, Object.fromEntries(Object.entries(fresh).map(([key, value]) => [`${rows.axis}.${key}`, value])))
 }
 
 // Every bucket's lowest and highest point; the newest tenth stays whole.
@@ -176,6 +250,8 @@ function paint(chart, printing = false) {
   const height = Math.max(120, data.height - chart.title.offsetHeight)
   Object.assign(layout, { width, height, autosize: false, uirevision: data.key, datarevision: chart.revision })
   if (window.matchMedia("(pointer: coarse)").matches) layout.dragmode = false // a finger scrolls the page
+  if (layout.meta?.rows) Object.assign((layout[layout.meta.rows.axis] ??= {}), named(chart, layout))
+  chart.shown = layout
   chart.config ??= configured(chart) // another object would make Plotly.react start anew and forget the zoom
   const traces = chart.traces.map((trace) => resolved(trace, tokens))
   if (width < NARROW) for (const trace of traces) change(trace, trace.meta?.narrow)
@@ -184,6 +260,7 @@ function paint(chart, printing = false) {
     chart.listening = true
     node.on("plotly_hover", (event) => (chart.pointer = event.event))
     node.on("plotly_unhover", () => (chart.pointer = null))
+    node.on("plotly_relayout", () => rename(chart))
     node.on("plotly_click", (event) => {
       const point = event.points?.[0]
       if (!point || !chart.data.clicks) return
@@ -263,7 +340,9 @@ export async function draw({ data, parentElement, setTriggerValue }) {
   if (chart.data !== data || charts.get(parentElement) !== chart) return leave // a newer call draws
   if (!chart.node.classList.contains("js-plotly-plot")) chart.node.replaceChildren()
   if (fresh) {
-    chart.traces = prepared(data.figure, data.stream.length > 0)
+    const traces = await prepared(data.figure, data.stream.length > 0)
+    if (chart.data !== data || charts.get(parentElement) !== chart) return leave // a newer call came while this one unpacked
+    chart.traces = traces
     chart.layout = structuredClone(data.figure.layout)
     const key = data.stream.join()
     if (key !== chart.key) {

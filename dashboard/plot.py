@@ -7,8 +7,10 @@ in ``dashboard.server``, so a rerun sends a figure's data and nothing else.
 
 from __future__ import annotations
 
+import base64
 import math
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,6 +45,26 @@ def plain(value: Any) -> Any:
     return value
 
 
+def packed(figure: go.Figure) -> dict[str, Any]:
+    """The figure's dictionary with the z of every map as sixteen-bit numbers, compressed: a twentieth of the same numbers as JSON, half of float32.
+
+    ``z = offset + scale * number``; the steps are a thousandth of a decade (0.12 % of a value at most) unless the map spans more
+    than 65 of them. The two bytes of the numbers lie apart, which compresses better; -32768 is NaN. ``plot.js`` unpacks.
+    """
+    drawn = figure.to_dict()
+    for given, trace in zip(figure.data, drawn["data"], strict=True):
+        if given.type != "heatmap" or "text" not in (given.meta or {}):
+            continue
+        z = np.asarray(given.z, np.float64)
+        finite = z[np.isfinite(z)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+        offset, scale = (low + high) / 2, max(1e-3, (high - low) / 65_000)
+        numbers = np.where(np.isfinite(z), np.rint((np.nan_to_num(z) - offset) / scale), -32_768).astype("<i2")
+        planes = numbers.ravel().view(np.uint8).reshape(-1, 2).T.tobytes()
+        trace["z"] = {"deflated": base64.b64encode(zlib.compress(planes, 6)).decode(), "shape": list(z.shape), "offset": offset, "scale": scale}
+    return drawn
+
+
 def plot(
     figure: go.Figure,
     *,
@@ -62,7 +84,7 @@ def plot(
     A point is ``{"x", "y", "run", "trace"}``. ``stream`` holds the ids of runs whose new rows extend the traces with
     ``meta["run"]`` without a rerun. Under ``min_width`` pixels the figure scrolls sideways. ``still``: no tool bar.
     """
-    drawn = plain(figure.to_dict())
+    drawn = plain(packed(figure))
     drawn["layout"].pop("template", None)
     data = {
         "assets": assets_path(),

@@ -63,7 +63,7 @@ def _compared(a: Sequence[Run], b: Sequence[Run]) -> list[str]:
     if result.warning:
         parts.append(f"<p class=warn>{html.escape(result.warning)}</p>")
     parts += ["<h2>Every layer's gradient</h2><p class=muted>Both maps share one colour scale; the third is B over A.</p>", f"<div class=two>{''.join(maps)}</div>"]
-    parts.append(_figure(ratio.ratio(ratio.ratio_data(frames[one_a.run], frames[one_b.run], METRIC), title="B over A"), "Ratio of B to A"))
+    parts.append(_figure(ratio.ratio(ratio.ratio_data(*cells), title="B over A"), "Ratio of B to A"))
     parts.append(_figure(depth.depth([base.subject(one_a), base.subject(one_b)], frames, METRIC), "First-step gradient norm by depth"))
     parts += _loss([*a, *b])
     parts += ["<h2>What differs</h2>", _differences(result), "<h2>Runs</h2>", _runs([run.info() for run in (*a, *b)])]
@@ -148,7 +148,8 @@ def _figure(figure: go.Figure, alt: str) -> str:
     drawn.update_layout(width=None, autosize=True, title_x=0, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"family": "system-ui, sans-serif", "color": "#22262B"})
     for trace in drawn.data:
         if trace.type == "heatmap" and (trace.meta or {}).get("text"):
-            trace.hovertemplate = trace.hovertemplate.replace("%{text}", "10^%{z:.2f}" if "log10" in trace.meta["text"] else "%{z:.1%}")
+            value = {"share": ": %{z:.1%}", "mark": ""}.get(trace.meta["text"], ": 10^%{z:.2f}")
+            trace.hovertemplate = f"<b>%{{y}}</b> · step %{{x}}<br>{trace.meta['what']}{value}<extra></extra>"
     inner = drawn.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
     return f"<figure role=img aria-label='{html.escape(alt, quote=True)}'>{inner}</figure>"
 

@@ -11,9 +11,9 @@ import pandas as pd
 
 from core.catalog import DATA
 from core.diagnosis.diagnose import Diagnosis
-from core.schema import LIVE, Cause, Outcome, Status
+from core.schema import COLUMN, LIVE, Cause, Outcome, Status
 from dashboard import text
-from dashboard.figures import base, heatmap
+from dashboard.figures import heatmap
 from dashboard.figures.architecture import Layer, parameters
 
 
@@ -82,11 +82,13 @@ def live(names: Sequence[str], progress: Sequence[Mapping[str, Any]]) -> str:
 # -- gradients
 
 
-def first_step(frame: pd.DataFrame, metric: str) -> str:
+def first_step(cells: heatmap.Cells) -> str:
     """How the metric at the first layer compares with the last one, at the first recorded step."""
-    step = int(frame["step"].iloc[0])
-    rows = frame[frame["step"] == step].sort_values("depth", kind="stable")
-    names, values = [str(name) for name in rows["layer"]], rows[metric].to_numpy(dtype=np.float64)
+    metric, (step, everything) = cells.metric, cells.moments[0]
+    measured = ~np.isnan(everything) | cells.bad[:, 0]
+    names, values = [name for name, there in zip(cells.layers, measured, strict=True) if there], everything[measured]
+    if not names:
+        return f"{COLUMN[metric].title} was not measured in this run."
     when = "At the first step" if step == 0 else f"At step {text.count(step)}"
     what = {"grad_norm": "the gradient", "grad_rms": "the gradient RMS", "update_ratio": "the update ratio", "signal_std": "the signal",
             "activation_grad_rms": "the error signal", "dead_fraction": "the share of dead units"}.get(metric, metric)
@@ -110,16 +112,9 @@ def first_step(frame: pd.DataFrame, metric: str) -> str:
     return f"{when} {what} at {here} is {text.decades(math.log10(ratio)).replace('equal', 'the same size')} {'as' if abs(math.log10(ratio)) < 0.02 else 'than'} at {there}{verdict}."
 
 
-def layer_table(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+def layer_table(cells: heatmap.Cells) -> pd.DataFrame:
     """The metric at the first, middle and last recorded step, a row a layer, the input first."""
-    steps = frame["step"].unique()
-    shown = dict.fromkeys([int(steps[0]), int(steps[len(steps) // 2]), int(steps[-1])])
-    table = pd.DataFrame({"layer": base.layers_in_order(frame)})
-    for step in shown:
-        at = frame[frame["step"] == step]
-        values = dict(zip(at["layer"].astype(str), at[metric], strict=True))
-        table[f"step {step:,}"] = table["layer"].map(values)
-    return table
+    return pd.DataFrame({"layer": cells.layers, **{f"step {step:,}": values for step, values in cells.moments}})
 
 
 # -- model

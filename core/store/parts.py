@@ -85,8 +85,8 @@ def opened(path: Path) -> pq.ParquetFile:
     return pq.ParquetFile(path, page_checksum_verification=True)
 
 
-def rows_of(file: pq.ParquetFile, table: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The columns of ``table`` that are asked for, of the schema's types; a measurement that an older version did not make is
+def rows_of(file: pq.ParquetFile, table: str, columns: Sequence[str] | None = None, group: int | None = None, first: int = 0) -> pa.Table:
+    """The columns of ``table`` that are asked for, of the whole file, of one row group or of its ``first`` rows, of the schema's types; a measurement that an older version did not make is
     null. Raises KeyError without the columns that say which row it is, pyarrow's errors if a type does not fit."""
     wanted = SCHEMAS[table] if columns is None else pa.schema([SCHEMAS[table].field(name) for name in columns])
     there = [name for name in wanted.names if name in file.schema_arrow.names]
@@ -94,9 +94,14 @@ def rows_of(file: pq.ParquetFile, table: str, columns: Sequence[str] | None = No
         raise KeyError(f"a column is called {sorted(strange)[0]!r}")  # damaged: an older version has fewer columns, not others
     if missing := [name for name in wanted.names if name not in there and name in _KEYS]:
         raise KeyError(f"it has no column {missing[0]}")
-    found = file.read(columns=there)
+    if first:
+        found = pa.Table.from_batches([next(file.iter_batches(first, columns=there), pa.RecordBatch.from_pylist([], file.schema_arrow))])
+    else:
+        found = file.read(columns=there) if group is None else file.read_row_group(group, columns=there)
     footer = file.metadata
-    if not len(found) == footer.num_rows == sum(footer.row_group(i).num_rows for i in range(footer.num_row_groups)):
+    if not footer.num_rows == sum(footer.row_group(i).num_rows for i in range(footer.num_row_groups)) or (
+        not first and len(found) != (footer.num_rows if group is None else footer.row_group(group).num_rows)
+    ):
         raise ValueError("its parts do not add up to its rows")  # no checksum covers the footer
     made = [found[f.name].cast(f.type) if f.name in there else pa.nulls(len(found), f.type) for f in wanted]
     for column in made:

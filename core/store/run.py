@@ -22,10 +22,14 @@ from core.schema import LIVE, Status
 from core.store import checked
 from core.store.claim import claimed, editing
 from core.store.files import alive, number, open_regular, read_small, stamp, write_json
+from core.store.grid import Grid, Scan, grids
 from core.store.parts import SCHEMAS, held, opened, parts, rows_of
 
 CLAIM_SECONDS = 5.0
 """So long a deletion waits for a process that has said its last word and is about to end."""
+
+HEAD_ROWS = 65_536
+"""More than any network has layers."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,33 @@ class Run:
         last = pc.max(rows["epoch" if table == "epochs" else "step"]).as_py()
         return rows, Cursor(part, seen.key if last is None else last)
 
+    def head(self, table: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of the first recorded step (or epoch), without reading the others. Raises RunFolderError if a file is damaged."""
+
+        def look() -> pa.Table:
+            for file, _ in self._files(table, -1):
+                rows = rows_of(file, table, columns, first=HEAD_ROWS)
+                if rows.num_rows:
+                    key = rows["epoch" if table == "epochs" else "step"]
+                    return rows.filter(pc.equal(key, key[0]))
+            return self._read(table, -1, columns)[0]
+
+        return self._retrying(table, look)
+
+    def count(self, table: str) -> int:
+        """How many rows a table has so far."""
+        return self.scan(table, ()).rows
+
+    def scan(self, table: str, columns: Sequence[str]) -> Scan:
+        """The same rows in pieces, for runs that may be too long to hold. Raises RunFolderError if a file is damaged."""
+        return self._retrying(table, lambda: Scan([file for file, _ in self._files(table, -1)], table, columns))
+
+    def grids(self, metric: str) -> Iterator[Grid]:
+        """One metric of ``layers`` as layers x steps, piece by piece. Raises RunFolderError if a file is damaged."""
+        found = grids(self.scan("layers", ("step", "layer", "depth", metric)), metric)
+        while (piece := self._retrying("layers", lambda: next(found, None))) is not None:
+            yield piece
+
     def _retrying(self, table: str, look: Any) -> Any:
         for _ in range(8):  # a part may be merged away between listing and opening: list again
             try:
@@ -238,8 +269,9 @@ class Run:
                 raise RunFolderError(f"run {self.id}: {table} cannot be read, the file is damaged: {one_line(str(error))}") from None
         raise RunFolderError(f"run {self.id}: {table} cannot be read: its parts keep moving; try again")
 
-    def _read(self, table: str, after: int, columns: Sequence[str] | None) -> tuple[pa.Table, int]:
-        tables, last = [], after
+    def _files(self, table: str, after: int) -> list[tuple[pq.ParquetFile, int]]:
+        """The files that hold rows beyond part number ``after``, in order, each with the number of its last part."""
+        found, last = [], after
         # Parts are listed before the compacted file is looked at: compaction writes that file first and deletes parts
         # after, so rows that leave one are already in the other.
         listed = parts(self.path / "parts", table)
@@ -248,15 +280,19 @@ class Run:
             file = opened(final)  # opened once: a resumed run replaces it, and rows must fit the number they go with
             through = held(file.schema_arrow)
             if after < max(through, 0):
-                tables.append(rows_of(file, table, columns))
+                found.append((file, through))
             last = max(last, through)
         for _, end, path in listed:
             if end > last:
-                tables.append(rows_of(opened(path), table, columns))
+                found.append((opened(path), end))
                 last = end
+        return found
+
+    def _read(self, table: str, after: int, columns: Sequence[str] | None) -> tuple[pa.Table, int]:
+        files = self._files(table, after)
+        bare = [rows_of(file, table, columns) for file, _ in files]
         wanted = SCHEMAS[table] if columns is None else pa.schema([SCHEMAS[table].field(name) for name in columns])
-        bare = [table.replace_schema_metadata(None) for table in tables]
-        return (pa.concat_tables(bare).unify_dictionaries() if bare else wanted.empty_table()), last
+        return (pa.concat_tables(bare).unify_dictionaries() if bare else wanted.empty_table()), max([after, *(end for _, end in files)])
 
     def json_file(self, name: str) -> dict[str, Any]:
         """The object in a JSON file of the folder. Raises RunFolderError if it is missing or broken."""

@@ -181,12 +181,17 @@ def _slab(slab: Slab, fill: str) -> list[dict]:
     return [top, side, front]
 
 
+def _block(layer: str) -> str:
+    """'conv3' of 'conv3_2'."""
+    return layer.split("_")[0]
+
+
 def _captions(network: Sequence[Layer], places: Sequence[Slab]) -> list[tuple[str, float, float]]:
     """(words, x, y): what each block puts out, over the block."""
     result = []
-    blocks = dict.fromkeys(base.block(layer.name) for layer in network if layer.kind == "conv")
+    blocks = dict.fromkeys(_block(layer.name) for layer in network if layer.kind == "conv")
     for name in blocks:
-        inside = [i for i, layer in enumerate(network) if layer.kind == "conv" and base.block(layer.name) == name]
+        inside = [i for i, layer in enumerate(network) if layer.kind == "conv" and _block(layer.name) == name]
         first, last = places[inside[0]], places[inside[-1]]
         layer = network[inside[0]]
         middle = (first.left + last.left + last.thick + 0.9 * first.lean) / 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import plotly.graph_objects as go
 
 from core.store import RunInfo
 from dashboard import text, theme
+from dashboard.figures import blocks
 
 TOP = 46
 """Pixels above the plot: one line of title and one of legend or colour bar ticks."""
@@ -76,17 +76,10 @@ def layers_in_order(frame: pd.DataFrame) -> list[str]:
     return [str(name) for name in pairs["layer"].drop_duplicates()]
 
 
-def block(layer: str) -> str:
-    """The block a layer belongs to: 'conv3' of 'conv3_2', 'fc' of 'fc1', the first part of a dotted name."""
-    if match := re.match(r"(conv\d+)_\d+$|(fc)\d*$", layer):
-        return match[1] or match[2]
-    return layer.split(".")[0]
-
-
 def boundaries(layers: Sequence[str]) -> list[float]:
     """Positions halfway between neighbours of different blocks; none if nearly every layer were its own block."""
-    found = [i + 0.5 for i in range(len(layers) - 1) if block(layers[i]) != block(layers[i + 1])]
-    return found if 2 * len(found) <= len(layers) else []
+    parts = blocks.runs(blocks.blocks(layers))
+    return [first - 0.5 for _, first, _ in parts[1:]] if 2 * (len(parts) - 1) <= len(layers) else []
 
 
 def block_lines(layers: Sequence[str], axis: str, color: str = theme.LINE, width: float = 1) -> list[dict]:
@@ -100,8 +93,18 @@ def block_lines(layers: Sequence[str], axis: str, color: str = theme.LINE, width
 
 
 def layer_height(layers: Sequence[str], least: int = 340, each: int = 20) -> int:
-    """A height that gives every layer's name room, within a screen and a half."""
-    return int(min(1200, max(least, TOP + 60 + each * len(layers))))
+    """A height that gives every layer's name room, within about a screen."""
+    return int(min(960, max(least, TOP + 60 + each * len(layers))))
+
+
+def names_axis(axis: str, layers: Sequence[str], shown: Sequence[str] = ()) -> dict[str, Any]:
+    """``layout.meta`` of a figure with layers on ``axis``: ``plot.js`` writes as many names as there is room for, layers
+    from near and blocks from afar. ``shown`` are names to write instead of the layers' own."""
+    names = blocks.short(shown or layers)
+    parts = [(name, i, i) for i, name in enumerate(shown)] or blocks.runs(blocks.groups(layers))
+    groups = blocks.short([group for group, _, _ in parts])
+    parts = [[names[first] if first == last else group, first, last] for group, (_, first, last) in zip(groups, parts, strict=True)]
+    return {"rows": {"axis": axis, "keys": list(layers), "names": names, "groups": parts}}
 
 
 # -- magnitudes

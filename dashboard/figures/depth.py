@@ -43,15 +43,16 @@ def depth(
     layers = list(dict.fromkeys(name for run in data for name in run.layers))
     everything = np.concatenate([run.values for run in data])
     low, high, zeros, bad = base.edges(everything)
-    drawn = base.figure(title, height, shapes=base.block_lines(layers, "x"), hovermode="closest", meta={"narrow": {"xaxis.tickangle": 90}})
+    drawn = base.figure(title, height, shapes=base.block_lines(layers, "x"), hovermode="closest",
+                        meta={"narrow": {"xaxis.tickangle": 90}, **base.names_axis("xaxis", layers)})
     looks = theme.styles(run.subject.init for run in data)
     for run, name, look in zip(data, base.labels([run.subject for run in data]), looks, strict=True):
         placed, symbols = base.pinned(run.values, low, high)
         drawn.add_scatter(
             x=run.layers, y=placed, mode="lines+markers", name=name, opacity=look.opacity,
             line={"color": look.color, "width": 2, "dash": look.dash},
-            marker={"color": look.color, "size": 8, "symbol": [look.symbol if s == "circle" else s for s in symbols]},
-            text=[f"{v:.3g}" for v in run.values], hovertemplate="%{x}: %{text}<extra>%{fullData.name}</extra>",
+            marker={"color": look.color, "size": 8 if len(layers) <= 40 else 5, "symbol": [look.symbol if s == "circle" else s for s in symbols]},
+            text=[f"{v:.3g}" for v in run.values], hovertemplate="%{customdata}: %{text}<extra>%{fullData.name}</extra>", customdata=run.layers,
         )
     drawn.update_xaxes(type="category", categoryorder="array", categoryarray=layers, dtick=1 if len(layers) <= 40 else None,
                        automargin=True, tickangle=-45, showgrid=False, title={"text": "input → output", "standoff": 4})

@@ -53,7 +53,8 @@ def layer_bar(
     everything = np.concatenate([run.values for run in data])
     low, high, zeros, bad = base.edges(everything)
     drawn = base.figure(title, base.layer_height(layers, least_height), shapes=base.block_lines(layers, "y"))
-    drawn.update_layout(hovermode="closest", margin={"l": 68})
+    drawn.update_layout(hovermode="closest", margin={"l": 68}, meta=base.names_axis("yaxis", layers))
+    size = 9 if len(layers) <= 40 else 5
     looks = theme.styles(run.subject.init for run in data)
     names = base.labels([run.subject for run in data])
     for run, name, look in zip(data, names, looks, strict=True):
@@ -61,10 +62,10 @@ def layer_bar(
         drawn.add_scatter(
             x=placed, y=run.layers, mode="lines+markers", name=name, opacity=look.opacity,
             line={"color": look.color, "width": 1, "dash": look.dash},
-            marker={"color": look.color, "size": 9, "symbol": [look.symbol if s == "circle" else s for s in symbols]},
-            hovertemplate="%{y}: %{text}<extra>%{fullData.name}</extra>", text=[f"{v:.3g}" for v in run.values],
+            marker={"color": look.color, "size": size, "symbol": [look.symbol if s == "circle" else s for s in symbols]},
+            hovertemplate="%{customdata}: %{text}<extra>%{fullData.name}</extra>", text=[f"{v:.3g}" for v in run.values], customdata=run.layers,
             meta={"run": run.subject.run, "layers": metric, "symbol": look.symbol},
         )
     drawn.update_xaxes(**base.log_axis(COLUMN[metric].title.lower(), low, high, zeros, bad))
-    drawn.update_yaxes(type="category", categoryorder="array", categoryarray=layers, range=[-0.6, len(layers) - 0.4], dtick=1, automargin=True)
+    drawn.update_yaxes(type="category", categoryorder="array", categoryarray=layers, range=[-0.6, len(layers) - 0.4], dtick=1 if len(layers) <= 40 else None, automargin=True)
     return drawn

@@ -34,7 +34,7 @@ def profile(probes: Mapping[str, Mapping[str, Any]], metric: str = "signal_std")
                            if (v := row[side][metric]) is not None], float)
     low, high = base.decade_limits(np.log10(everything[np.isfinite(everything) & (everything > 0)]))
     low -= bool((everything == 0).any())
-    drawn = base.figure(title, 440, shapes=base.block_lines(layers, "x"), meta={"narrow": {"xaxis.tickangle": 90}})
+    drawn = base.figure(title, 440, shapes=base.block_lines(layers, "x"), meta={"narrow": {"xaxis.tickangle": 90}, **base.names_axis("xaxis", layers)})
     for init, result in probes.items():
         color, symbol = theme.init_color(init), theme.init_symbol(init)
         names = [row["layer"] for row in result["layers"]]

@@ -10,12 +10,12 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 
 from core.schema import COLUMN
 from dashboard import text, theme
 from dashboard.figures import base, heatmap
+from dashboard.figures.heatmap import Cells
 
 
 class Ratio(NamedTuple):
@@ -28,31 +28,34 @@ class Ratio(NamedTuple):
     zero: np.ndarray
     bad: np.ndarray
     per: int
+    notes: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
 
 
-def ratio_data(a: pd.DataFrame | None, b: pd.DataFrame | None, metric: str = "grad_norm", columns: int = heatmap.COLUMNS) -> Ratio | None:
-    """The ratio's map, None if the runs have no layer or no step in common.
+def ratio_data(a: Cells | None, b: Cells | None) -> Ratio | None:
+    """The ratio of two maps, None if they have no layer or no step in common.
 
-    Steps that both recorded are compared; if they recorded at different steps, each is compared with the last one before it.
+    Columns that begin at the same step are compared; if the maps have different columns, each of the coarser one is
+    compared with the finer one's last before its end. Shares have no ratio.
     """
-    if a is None or b is None or a.empty or b.empty:
+    if a is None or b is None or a.linear or not len(a.steps) or not len(b.steps):
         return None
-    layers_a, steps_a, values_a, present_a = heatmap.matrix(a, metric)
-    layers_b, steps_b, values_b, present_b = heatmap.matrix(b, metric)
-    layers = [name for name in layers_a if name in set(layers_b)]
-    end = min(steps_a[-1], steps_b[-1])
-    coarse = steps_a if len(steps_a[steps_a <= end]) <= len(steps_b[steps_b <= end]) else steps_b
-    steps = coarse[(coarse <= end) & (coarse >= max(steps_a[0], steps_b[0]))]
+    layers = [name for name in a.layers if name in set(b.layers)]
+    end = min(a.steps[-1], b.steps[-1])
+    coarse = a if (a.steps <= end).sum() <= (b.steps <= end).sum() else b
+    steps = coarse.steps[(coarse.steps <= end) & (coarse.steps >= max(a.steps[0], b.steps[0]))]
     if not layers or not steps.size:
         return None
-    per = -(-len(steps) // columns)
-    maps = []
-    for names, at, values, present in ((layers_a, steps_a, values_a, present_a), (layers_b, steps_b, values_b, present_b)):
-        rows = [names.index(name) for name in layers]
-        column = np.searchsorted(at, steps, side="right") - 1
-        maps.append(heatmap.binned(values[rows][:, column], present[rows][:, column], per, False))
-    (za, zero_a, bad_a), (zb, zero_b, bad_b) = maps
-    return Ratio(metric, layers, steps[::per].astype(np.int32), zb - za, (zero_a | zero_b) & ~(bad_a | bad_b), bad_a | bad_b, per)
+    za, zero_a, bad_a = _at(a, layers, steps)
+    zb, zero_b, bad_b = _at(b, layers, steps)
+    return Ratio(a.metric, layers, steps, zb - za, (zero_a | zero_b) & ~(bad_a | bad_b), bad_a | bad_b, coarse.per)
+
+
+def _at(cells: Cells, layers: list[str], steps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    row = {name: i for i, name in enumerate(cells.layers)}
+    rows = [row[name] for name in layers]
+    columns = np.searchsorted(cells.steps, steps, side="right") - 1
+    return cells.z[rows][:, columns], cells.zero[rows][:, columns], cells.bad[rows][:, columns]
 
 
 def ratio(data: Ratio | None, *, title: str | None = None, span: float | None = None) -> go.Figure:
@@ -64,13 +67,12 @@ def ratio(data: Ratio | None, *, title: str | None = None, span: float | None = 
     half = span or max(1, math.ceil(float(np.abs(finite).max()) - 1e-6) if finite.size else 1)
     bar, short = _bar(half)
     drawn = base.figure(heading, base.layer_height(data.layers))
-    drawn.add_heatmap(
-        z=data.z, x=data.steps, y=data.layers, zmin=-half, zmax=half, colorscale=theme.DIVERGING, colorbar=bar,
-        hovertemplate=f"<b>%{{y}}</b> · step %{{x}}<br>{COLUMN[data.metric].title}: %{{text}}<extra></extra>", meta={"text": "log10ratio", "narrow": {"colorbar.ticktext": short}},
-    )
-    heatmap.special(drawn, data.steps, data.layers, data.zero, theme.ZERO, "an exact zero in A or B", data.per)
-    heatmap.special(drawn, data.steps, data.layers, data.bad, theme.NONFINITE, "NaN or infinite in A or B", data.per)
-    heatmap.finish(drawn, data.layers, data.steps, data.per)
+    told = heatmap.hover(data, COLUMN[data.metric].title, "log10ratio")
+    told["meta"]["narrow"] = {"colorbar.ticktext": short}
+    drawn.add_heatmap(z=data.z, x=data.steps, y=data.layers, zmin=-half, zmax=half, colorscale=theme.DIVERGING, colorbar=bar, **told)
+    heatmap.special(drawn, data, data.zero, theme.ZERO, "an exact zero in A or B")
+    heatmap.special(drawn, data, data.bad, theme.NONFINITE, "NaN or infinite in A or B")
+    heatmap.finish(drawn, data)
     return drawn
 
 

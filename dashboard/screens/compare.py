@@ -12,8 +12,8 @@ from core.diagnosis.statistics import p_text
 from core.errors import InitScopeError
 from core.schema import COLUMN
 from core.store import RunInfo
-from dashboard import empty, loaders, sides, text, theme
-from dashboard.figures import bands, base, curves, depth, heatmap, ratio
+from dashboard import empty, layer_view, loaders, sides, text, theme
+from dashboard.figures import bands, base, curves, depth, heatmap, ratio, rows
 from dashboard.plot import plot
 
 METRICS = ("grad_norm", "grad_rms", "update_ratio", "signal_std", "activation_grad_rms")
@@ -114,8 +114,10 @@ def _pictures(result: Comparison) -> None:
     st.caption(f"{COLUMN[metric].help}. Both heatmaps share one colour scale; the third is their ratio, layer by layer.")
     if len(side_a) + len(side_b) > 2:
         st.caption(f"The heatmaps show one run of each side: {text.markdown(one_a.name)} and {text.markdown(one_b.name)}.")
-    frame_a, frame_b = loaders.frame(one_a.run, "layers"), loaders.frame(one_b.run, "layers")
-    cells = [heatmap.heatmap_data(frame, metric) for frame in (frame_a, frame_b)]
+    cells = [loaders.cells(one_a.run, metric), loaders.cells(one_b.run, metric)]
+    chosen = layer_view.layer_view(cells, "compare")
+    change = rows.arranged(ratio.ratio_data(*cells), chosen)
+    cells = [rows.arranged(each, chosen) for each in cells]
     limits = heatmap.shared_limits(cells)
     left, right = st.columns(2)
     for column, who, side, info in ((left, cells[0], "A", one_a), (right, cells[1], "B", one_b)):
@@ -123,13 +125,13 @@ def _pictures(result: Comparison) -> None:
             title = f"{side} · {info.name}"
             plot(heatmap.heatmap(who, title=title, limits=limits), key=f"heatmap_{side}", alt=f"{COLUMN[metric].title} of every layer over the steps of {title}")
     plot(
-        ratio.ratio(ratio.ratio_data(frame_a, frame_b, metric), title=f"B over A · {COLUMN[metric].title}"),
+        ratio.ratio(change, title=f"B over A · {COLUMN[metric].title}"),
         key="ratio",
         alt="Log ratio of B to A for every layer and step",
     )
     _curves(side_a + side_b)
     plot(
-        depth.depth([base.subject(one_a), base.subject(one_b)], {one_a.run: frame_a, one_b.run: frame_b}, metric),
+        depth.depth([base.subject(one_a), base.subject(one_b)], loaders.first_layers([one_a.run, one_b.run]), metric),
         key="depth",
         alt=f"{COLUMN[metric].title} of every layer at the first step, both runs",
     )

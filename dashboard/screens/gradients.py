@@ -6,8 +6,8 @@ import streamlit as st
 
 from core.errors import RunFolderError
 from core.schema import COLUMN
-from dashboard import empty, loaders, selection, sentences, text
-from dashboard.figures import base, heatmap, layer_curve
+from dashboard import empty, layer_view, loaders, selection, sentences, text
+from dashboard.figures import base, heatmap, layer_curve, rows
 from dashboard.plot import plot
 
 infos = loaders.listing()
@@ -23,32 +23,33 @@ metric = st.pills(
 )
 
 
-def choose(point: dict) -> None:
-    """A click in the map chooses its layer."""
+def choose(point: dict, chosen: rows.Rows) -> None:
+    """A click in the map chooses its layer; on a block's row it opens the block too."""
     st.session_state["gradients-layer"] = point["y"]
+    layer_view.clicked(point, chosen, "gradients")
 
 
 @st.fragment(run_every=3 if info.live else None)
 def picture() -> None:
     """The map and the curve; a live run is read again every three seconds."""
-    try:
-        frame, cells = loaders.layer_frame(info.run, metric), loaders.cells(info.run, metric)
-    except RunFolderError as error:
-        st.error(text.markdown(str(error)), icon=":material/error:")
-        return
-    plot(heatmap.heatmap(cells, title=f"{COLUMN[metric].title} · {info.name}"), key="gradients-map", on_click=choose,
-         alt=f"{COLUMN[metric].title} of every layer of {info.name} over the steps; input at the bottom, output at the top.")
+    cells = loaders.cells(info.run, metric)
+    chosen = layer_view.layer_view([cells], "gradients")
+    if cells is None or chosen.layers:
+        plot(heatmap.heatmap(rows.arranged(cells, chosen), title=f"{COLUMN[metric].title} · {info.name}"), key="gradients-map",
+             on_click=lambda point: choose(point, chosen),
+             alt=f"{COLUMN[metric].title} of every layer of {info.name} over the steps; input at the bottom, output at the top.")
     if cells is None:
         return
     if st.session_state.get("gradients-layer") not in cells.layers:
         st.session_state["gradients-layer"] = cells.layers[0]
-    layer = st.selectbox("Layer (or click the map)", cells.layers, key="gradients-layer", width=260)
-    plot(layer_curve.layer_curve([base.subject(info)], {info.run: frame}, layer, metric), key="gradients-curve",
+    layer = st.selectbox("Layer (or click the map)", cells.layers, key="gradients-layer", width=360)
+    curve = loaders.one_layer(info.run, layer, metric)
+    plot(layer_curve.layer_curve([base.subject(info)], {info.run: curve}, layer, metric), key="gradients-curve",
          alt=f"{COLUMN[metric].title} of {layer} over the steps.")
     with st.expander("Numbers"):
-        table = sentences.layer_table(frame, metric)
+        table = sentences.layer_table(cells)
         form = "percent" if metric in heatmap.LINEAR else "%.2e"
-        st.dataframe(table, hide_index=True, width="stretch", height="content",
+        st.dataframe(table, hide_index=True, width="stretch", height="content" if len(table) <= layer_view.MANY else 600,
                      column_config={name: st.column_config.NumberColumn(name, format=form) for name in table.columns[1:]})
         st.caption(COLUMN[metric].help + ".")
     if info.live and not loaders.info(info.run).live:
@@ -56,5 +57,5 @@ def picture() -> None:
 
 
 picture()
-rows = loaders.frames([info.run], "layers", ("step", "layer", "depth", metric, "nonfinite")).get(info.run, ())
-head.title(text.markdown(sentences.first_step(rows, metric)) if len(rows) else "No layer rows yet: they come with the first recorded step.")
+first = loaders.cells(info.run, metric)
+head.title(text.markdown(sentences.first_step(first)) if first else "No layer rows yet: they come with the first recorded step.")
