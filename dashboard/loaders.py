@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import streamlit as st
 
-from core import launcher
+from core import depth, launcher, schema, sweep
 from core.config import RunConfig
 from core.diagnosis.compare import Comparison, compare
 from core.diagnosis.diagnose import Diagnosis, diagnose
@@ -31,6 +31,7 @@ from core.store import Run, RunInfo, Runs
 from core.trainability import TheoryMap, theory_map
 from dashboard import access, live_rows, sides
 from dashboard.figures import architecture, heatmap
+from dashboard.figures import strips as figures_strips
 
 ROOT = Path(__file__).resolve().parent.parent
 SUMMARY_SECONDS = 120
@@ -292,6 +293,41 @@ def sweep_members(name: str) -> list[RunInfo]:
 def sweeps() -> list[str]:
     """Names of all sweeps, the newest first."""
     return list(dict.fromkeys(str(run.config["sweep"]) for run in listing() if run.config.get("sweep")))
+
+
+def network_sweeps() -> list[str]:
+    """Names of the sweeps over several networks, the newest first."""
+    members: dict[str, list[RunInfo]] = {}
+    for run in listing():
+        if name := run.config.get("sweep"):
+            members.setdefault(str(name), []).append(run)
+    return [name for name, runs_of_it in members.items() if depth.over_networks(runs_of_it)]
+
+
+def missing(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """Those that no run covers yet."""
+    return sweep.missing(configs, listing())
+
+
+@st.cache_resource(max_entries=1000, show_spinner=False)
+def _first_layers(path: str, revision: tuple) -> pd.DataFrame:
+    rows = Run(path).read("layers", ["step", "layer", "depth", *schema.LAYER_METRICS]).to_pandas()
+    return rows[rows["step"] == rows["step"].min()]
+
+
+def strips(members: Sequence[RunInfo], rows: Sequence[Mapping[str, Any]], init: str, metric: str) -> list[figures_strips.Strip]:
+    """For each network of ``core.depth.rows`` the metric by depth at the first recorded step, as the median of its runs."""
+    found = []
+    for row in (row for row in rows if row["init"] == init):
+        mine = [run.run for run in members if run.init == init and depth.network_of(run) == row["network"]]
+        frames_of_it = []
+        for run_id in mine:
+            run = Run(runs().root / run_id)
+            with contextlib.suppress(RunFolderError):  # damaged: the list of runs says so
+                frames_of_it.append(_first_layers(str(run.path), run.revision()))
+        if one := figures_strips.strip(row["label"], frames_of_it, metric):
+            found.append(one)
+    return found
 
 
 # -- probes

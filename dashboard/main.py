@@ -29,6 +29,8 @@ page = st.navigation(
                 help="Why did this run not train, and what would help?"),
         st.Page(SCREENS / "sweep.py", title="Sweep", icon=":material/casino:", url_path="sweep",
                 help="Initializations over seeds: was it luck?"),
+        st.Page(SCREENS / "depth.py", title="Depth", icon=":material/stacks:", url_path="depth",
+                help="From LeNet-5 to ResNet-34: which networks need initialization?"),
         st.Page(SCREENS / "model.py", title="Model", icon=":material/layers:", url_path="model",
                 help="The network layer by layer: shapes, parameters, and why three by three."),
     ],

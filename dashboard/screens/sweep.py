@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 import streamlit as st
 
-from core import catalog, sweep, trainability
+from core import catalog, depth, sweep, trainability
 from core.config import PRESETS, preset
 from core.diagnosis.compare import Comparison
 from core.diagnosis.statistics import p_text
@@ -32,6 +32,10 @@ def page() -> None:
         return
     name = _choose(names)
     members = loaders.sweep_members(name)
+    if depth.over_networks(members):
+        above.title(text.heading(depth.sentence(depth.rows(members))), anchor=False)
+        above.page_link("screens/depth.py", label="Network by network", icon=":material/stacks:", query_params={"depth_sweep": name})
+        return
     fields = _varied(members)
     rows = sweep.table(members, ("init", *fields))
     drawn = _maps(members, rows, fields) if fields else []
