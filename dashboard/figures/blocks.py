@@ -21,7 +21,7 @@ def blocks(layers: Sequence[str]) -> list[str]:
         found = [name if len(path) <= level else _prefix(name, path, level) for name, path in zip(layers, paths, strict=True)]
         count = len(set(found))
         off = abs(math.log(count / math.sqrt(len(layers))))
-        if 1 < count and 2 * (count - 1) <= len(layers) and off < distance:
+        if count > 1 and 2 * (count - 1) <= len(layers) and off < distance:
             best, distance = found, off
     size = Counter(best)
     return [name if size[block] == 1 else block for name, block in zip(layers, best, strict=True)]
