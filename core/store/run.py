@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from core.config import OPTIONS, RunConfig
 from core.errors import ConfigError, RunFolderError, RunNotFound, RunStateError, one_line
