@@ -121,7 +121,7 @@ async function prepared(figure, streaming) {
 const ROOM = 14 // pixels a name needs
 
 // Tick positions and texts for the layers in sight: every name if there is room, else blocks, and as many as fit.
-function ticks({ keys, names, groups }, [from, to], pixels) {
+function ticks({ keys, names, groups }, [from, to], pixels, longest) {
   const low = Math.max(0, Math.ceil(from))
   const high = Math.min(keys.length - 1, Math.floor(to))
   const each = pixels / Math.max(1, to - from)
@@ -135,7 +135,7 @@ function ticks({ keys, names, groups }, [from, to], pixels) {
     if (end < low || first > high || (!near && (middle - last) * each < ROOM)) continue
     last = middle
     tickvals.push(keys[middle])
-    ticktext.push(name)
+    ticktext.push(name.length > longest ? `${name.slice(0, longest / 2 - 1)}…${name.slice(-longest / 2)}` : name)
   }
   return { tickmode: "array", tickvals, ticktext }
 }
@@ -147,7 +147,7 @@ function named(chart, layout) {
   const drawn = chart.node._fullLayout?.[rows.axis]
   const { l = 0, r = 0, t = 0, b = 0 } = layout.margin
   const pixels = drawn?._length ?? (rows.axis === "yaxis" ? layout.height - t - b : layout.width - l - r)
-  return ticks(rows, drawn?.range ?? layout[rows.axis]?.range ?? [-0.5, rows.keys.length - 0.5], pixels)
+  return ticks(rows, drawn?.range ?? layout[rows.axis]?.range ?? [-0.5, rows.keys.length - 0.5], pixels, layout.width < NARROW ? 14 : Infinity)
 }
 
 function rename(chart) {

@@ -17,6 +17,11 @@ from dashboard.figures import blocks
 TOP = 46
 """Pixels above the plot: one line of title and one of legend or colour bar ticks."""
 
+MOST_BLOCKS = 50
+"""Blocks that are parted by lines."""
+READABLE = 40
+"""Layers that all have their name on an axis."""
+
 
 class Subject(NamedTuple):
     """A run as charts name it."""
@@ -77,9 +82,10 @@ def layers_in_order(frame: pd.DataFrame) -> list[str]:
 
 
 def boundaries(layers: Sequence[str]) -> list[float]:
-    """Positions halfway between neighbours of different blocks; none if nearly every layer were its own block."""
+    """Positions halfway between neighbours of different blocks; none if nearly every layer were its own block, or if there
+    were more lines than picture."""
     parts = blocks.runs(blocks.blocks(layers))
-    return [first - 0.5 for _, first, _ in parts[1:]] if 2 * (len(parts) - 1) <= len(layers) else []
+    return [first - 0.5 for _, first, _ in parts[1:]] if 2 * (len(parts) - 1) <= len(layers) and len(parts) <= MOST_BLOCKS else []
 
 
 def block_lines(layers: Sequence[str], axis: str, color: str = theme.LINE, width: float = 1) -> list[dict]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 _PARTS = re.compile(r"\.|_(?=\d+$)|(?<=[A-Za-z])(?=\d+$)")
 """A module path is parted at its dots, and before a number at its end: 'layer1.0.conv2', 'conv3_2', 'fc1'."""
+NEARLY_ALL = 0.8
 
 
 def blocks(layers: Sequence[str]) -> list[str]:
@@ -47,13 +48,15 @@ def groups(layers: Sequence[str]) -> list[str]:
 
 
 def short(names: Sequence[str], limit: int = 24) -> list[str]:
-    """Names for an axis: without the path that all share, and no longer than ``limit`` (the middle is left out)."""
-    shared = 0
-    if len(names) > 1:
-        paths = [name.split(".")[:-1] for name in names]
-        while all(len(path) > shared and path[shared] == paths[0][shared] for path in paths):
-            shared += 1
-    bare = [".".join(name.split(".")[shared:]) for name in names]
+    """Names for an axis: without the path that nearly all share, and no longer than ``limit`` (the middle is left out)."""
+    shared = ""
+    while len(names) > 1:
+        heads = Counter(name[: name.index(".", len(shared)) + 1] for name in names if name.startswith(shared) and "." in name[len(shared) :])
+        head, count = heads.most_common(1)[0] if heads else ("", 0)
+        if count < NEARLY_ALL * len(names):
+            break
+        shared = head
+    bare = [name.removeprefix(shared) for name in names]
     return [name if len(name) <= limit else f"{name[: limit // 2 - 1]}…{name[-(limit // 2) :]}" for name in bare]
 
 

@@ -51,10 +51,10 @@ def depth(
         drawn.add_scatter(
             x=run.layers, y=placed, mode="lines+markers", name=name, opacity=look.opacity,
             line={"color": look.color, "width": 2, "dash": look.dash},
-            marker={"color": look.color, "size": 8 if len(layers) <= 40 else 5, "symbol": [look.symbol if s == "circle" else s for s in symbols]},
+            marker={"color": look.color, "size": 8 if len(layers) <= base.READABLE else 5, "symbol": [look.symbol if s == "circle" else s for s in symbols]},
             text=[f"{v:.3g}" for v in run.values], hovertemplate="%{customdata}: %{text}<extra>%{fullData.name}</extra>", customdata=run.layers,
         )
-    drawn.update_xaxes(type="category", categoryorder="array", categoryarray=layers, dtick=1 if len(layers) <= 40 else None,
+    drawn.update_xaxes(type="category", categoryorder="array", categoryarray=layers, dtick=1 if len(layers) <= base.READABLE else None,
                        automargin=True, tickangle=-45, showgrid=False, title={"text": "input → output", "standoff": 4})
     drawn.update_yaxes(**base.log_axis(COLUMN[metric].title.lower(), low, high, zeros, bad))
     return drawn

@@ -261,11 +261,13 @@ def finish(drawn: go.Figure, cells: Any) -> None:
     layers = cells.layers
     words = "step" if cells.per == 1 else f"step · each column: median of {cells.per:,} recorded steps, spikes kept"
     drawn.update_layout(
-        shapes=base.block_lines(layers, "y", theme.PAPER, 2), hovermode="closest", margin={"l": 68, "t": 66, "r": 18},
+        shapes=base.block_lines(layers, "y", theme.PAPER, 2 if len(layers) <= base.READABLE else 1),
+        hovermode="closest",
+        margin={"l": 68, "t": 66, "r": 18},
         meta=base.names_axis("yaxis", layers, cells.shown),
     )
     drawn.update_xaxes(title={"text": words, "standoff": 14}, showgrid=False, zeroline=False, automargin=True, ticks="outside", ticklen=4)
-    drawn.update_yaxes(type="category", categoryorder="array", categoryarray=layers, range=[-0.5, len(layers) - 0.5], dtick=1 if len(layers) <= 40 else None,
+    drawn.update_yaxes(type="category", categoryorder="array", categoryarray=layers, range=[-0.5, len(layers) - 0.5], dtick=1 if len(layers) <= base.READABLE else None,
                        showgrid=False, zeroline=False, automargin=True)
 
 

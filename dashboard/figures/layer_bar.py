@@ -54,7 +54,7 @@ def layer_bar(
     low, high, zeros, bad = base.edges(everything)
     drawn = base.figure(title, base.layer_height(layers, least_height), shapes=base.block_lines(layers, "y"))
     drawn.update_layout(hovermode="closest", margin={"l": 68}, meta=base.names_axis("yaxis", layers))
-    size = 9 if len(layers) <= 40 else 5
+    size = 9 if len(layers) <= base.READABLE else 5
     looks = theme.styles(run.subject.init for run in data)
     names = base.labels([run.subject for run in data])
     for run, name, look in zip(data, names, looks, strict=True):
@@ -67,5 +67,5 @@ def layer_bar(
             meta={"run": run.subject.run, "layers": metric, "symbol": look.symbol},
         )
     drawn.update_xaxes(**base.log_axis(COLUMN[metric].title.lower(), low, high, zeros, bad))
-    drawn.update_yaxes(type="category", categoryorder="array", categoryarray=layers, range=[-0.6, len(layers) - 0.4], dtick=1 if len(layers) <= 40 else None, automargin=True)
+    drawn.update_yaxes(type="category", categoryorder="array", categoryarray=layers, range=[-0.6, len(layers) - 0.4], dtick=1 if len(layers) <= base.READABLE else None, automargin=True)
     return drawn

@@ -78,10 +78,10 @@ def choose(maps: Sequence[Cells | None], view: View) -> Rows:
     block = dict(zip(layers, blocks.groups(layers), strict=True))
     members: dict[str, list[str]] = {}
     for name in fits(layers, view.pattern):
-        members.setdefault(block[name], []).append(name)
+        members.setdefault(name if view.blocks == "layers" else block[name], []).append(name)
     rows: list[tuple[str, str, str]] = []
     for group, names in members.items():
-        if view.blocks == "layers" or group in view.opened or len(names) == 1:
+        if group in view.opened or len(names) == 1:
             rows += [(name, "", name) for name in names]
             continue
         ranked = sorted(names, key=lambda name: -score[name])

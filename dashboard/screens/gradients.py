@@ -14,7 +14,7 @@ if not infos:
     empty.nothing_yet("Where does the gradient die?", "No run yet. This page shows every layer's gradient at every step.")
     st.stop()
 
-head = st.container()
+head = st.empty()
 info = selection.run(infos, selection.newest_or_live(infos)[0], key="gradients-run", width=360)
 metric = st.pills(
     "What", heatmap.METRICS, default="grad_norm", required=True, key="gradients-metric", format_func=lambda name: COLUMN[name].title,
@@ -31,7 +31,13 @@ def choose(point: dict, chosen: rows.Rows) -> None:
 @st.fragment(run_every=3 if info.live else None)
 def picture() -> None:
     """The map and the curve; a live run is read again every three seconds."""
-    cells = loaders.cells(info.run, metric)
+    try:
+        cells = loaders.cells(info.run, metric)
+    except RunFolderError as error:
+        st.error(text.markdown(str(error)), icon=":material/error:")
+        head.title("This run cannot be read.")
+        return
+    head.title(text.markdown(sentences.first_step(cells)) if cells else "No layer rows yet: they come with the first recorded step.")
     chosen = layer_view.layer_view([cells], "gradients")
     if cells is None or chosen.layers:
         plot(heatmap.heatmap(rows.arranged(cells, chosen), title=f"{COLUMN[metric].title} · {info.name}"), key="gradients-map",
@@ -56,5 +62,3 @@ def picture() -> None:
 
 
 picture()
-first = loaders.cells(info.run, metric)
-head.title(text.markdown(sentences.first_step(first)) if first else "No layer rows yet: they come with the first recorded step.")
