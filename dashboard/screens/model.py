@@ -43,7 +43,7 @@ if measured.open:
     with measured:
         worked, table = loaders.torchinfo(config)
         if worked:
-            st.code(table, language=None)
+            st.code(table, language=None, height=480)
         else:
             st.error(table, icon=":material/error:")
 
