@@ -32,7 +32,7 @@ from torch.utils.hooks import RemovableHandle
 from core.errors import ConfigError
 from core.layers import find_layers, is_activation, is_normalization
 from core.loss_scale import LossScale
-from core.reductions import by_sample, change_norms, copy_norms, forward_statistics, norm, norms
+from core.reductions import Number, by_sample, change_norms, copy_norms, forward_statistics, norm, norms, ratio, root
 from core.schema import LAYER_METRICS
 
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
@@ -46,11 +46,11 @@ _SCALES = ("norm", "activation")
 
 @dataclass(eq=False)
 class _Call:
-    """One call of a layer: what was measured, each a scalar tensor, over ``count`` numbers."""
+    """One call of a layer: what was measured, over ``count`` numbers."""
 
     count: int
-    values: dict[str, Tensor]
-    gradients: list[Tensor] = field(default_factory=list)
+    values: dict[str, Number]
+    gradients: list[Number] = field(default_factory=list)
     """L2 norms of the loss gradient for the output, one a backward pass: of two passes through one call the sum is not known."""
     off: Tensor | None = None
     """For each unit after the layer's rectifier, whether it is zero for all samples."""
@@ -77,10 +77,10 @@ class _Weight:
     rows: list[int]
     optimizer: int = 0
     scale: Tensor | None = None
-    gradient: Tensor | None = None
+    gradient: Number | None = None
     """Norm after the newest backward pass; an optimizer's step makes it the row's."""
     before: Tensor | None = None
-    values: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Number] = field(default_factory=dict)
 
 
 class LayerMeter:
@@ -122,7 +122,7 @@ class LayerMeter:
         self._waiting = list(range(len(self.layers)))
         self._others = list(self.model.parameters())
         self._followed: set[nn.Parameter] = set()
-        self._heard: dict[int, list[tuple[_Calls, _Call, Tensor]]] = {}
+        self._heard: dict[int, list[tuple[_Calls, _Call, Number]]] = {}
         self._owned = -1
         self._passes: set[int] = set()
         self._arrived: dict[_Weight, None] = {}
@@ -371,8 +371,7 @@ class LayerMeter:
         self._stepped.add(k)
         lengths = change_norms([weight.before for weight in weights], [weight.parameter for weight in weights])
         for weight, moved in zip(weights, lengths, strict=True):
-            # A weight of exact zeros that stays so has moved by nothing, not by 0/0.
-            weight.values["update_ratio"] = torch.where(moved == 0, moved, moved / weight.values["weight_norm"])
+            weight.values["update_ratio"] = ratio(moved, weight.values["weight_norm"])
             if weight.gradient is not None:
                 weight.values["gradient"] = weight.gradient
 
@@ -404,8 +403,7 @@ class LayerMeter:
         did not run, no optimizer given) is marked by the value ``MISSING``.
         """
         device = next((w.parameter.device for w in self._weights), torch.device("cpu"))
-        missing = torch.full((), MISSING, device=device)
-        values: list[dict[str, Tensor]] = [pooled(calls.chosen()) for calls in self._calls]
+        values: list[dict[str, Number]] = [pooled(calls.chosen()) for calls in self._calls]
         for weight in self._weights:
             if "weight_norm" not in weight.values:
                 weight.values["weight_norm"] = norm(weight.parameter.detach())
@@ -415,10 +413,10 @@ class LayerMeter:
                 weight.values |= {"grad_norm": gradient, "grad_rms": gradient / math.sqrt(max(1, weight.parameter.numel()))}
             for i in weight.rows:
                 values[i] |= weight.values
-        cells = [values[i].get(name, missing) for name in LAYER_METRICS[:-1] for i in self._ordered()]
-        result = torch.stack([cell.to(device, torch.float32) for cell in cells]).reshape(len(LAYER_METRICS) - 1, len(self.layers))
+        order = list(self._ordered())
+        cells = [values[i].get(name, MISSING) for name in LAYER_METRICS[:-1] for i in order]
         self.discard()
-        return result
+        return together(cells, device).reshape(len(LAYER_METRICS) - 1, len(self.layers))
 
     def discard(self) -> None:
         """Forget the step that was being measured."""
@@ -546,9 +544,19 @@ def dense(gradient: Tensor) -> Tensor:
     return gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient
 
 
-def unscaled(length: Tensor, scale: Tensor | None) -> Tensor:
+def together(cells: Sequence[Number], device: torch.device) -> Tensor:
+    """Numbers as one float32 vector on ``device``; those that lie on a device are not looked at."""
+    if not any(isinstance(cell, Tensor) for cell in cells):
+        return torch.tensor(cells, dtype=torch.float64, device=device).float()
+    made = [cell if isinstance(cell, Tensor) else torch.full((), cell, device=device) for cell in cells]
+    return torch.stack([cell.to(device, torch.float32, non_blocking=True) for cell in made])
+
+
+def unscaled(length: Number, scale: Tensor | None) -> Number:
     """A gradient's norm without the factor of the loss."""
-    return length if scale is None else length / scale.to(length.device)
+    if scale is None:
+        return length
+    return length / scale.to(length.device) if isinstance(length, Tensor) else length / scale.item()
 
 
 def off_units(output: Tensor) -> Tensor:
@@ -556,7 +564,7 @@ def off_units(output: Tensor) -> Tensor:
     return by_sample(output.detach()).amax(0) <= 0
 
 
-def pooled(calls: Sequence[_Call]) -> dict[str, Tensor]:
+def pooled(calls: Sequence[_Call]) -> dict[str, Number]:
     """The columns of a layer over all its calls in a step, each number of an output counting alike.
 
     ``signal_std`` is the spread across the samples of a call. A unit is dead if it is zero in all calls; where calls differ in shape,
@@ -565,30 +573,27 @@ def pooled(calls: Sequence[_Call]) -> dict[str, Tensor]:
     if not calls:
         return {}
     count = sum(call.count for call in calls)
-    values = calls[0].values if len(calls) == 1 else _pooled_forward(calls, count)
-    result = dict(values)
+    result = dict(calls[0].values) if len(calls) == 1 else _pooled_forward(calls, count)
     if all(len(call.gradients) == 1 for call in calls):
-        square = calls[0].gradients[0] ** 2 if len(calls) == 1 else sum(call.gradients[0].double() ** 2 for call in calls)
-        result["activation_grad_rms"] = (square / count).sqrt()
+        result["activation_grad_rms"] = root(sum(call.gradients[0] * call.gradients[0] for call in calls) / count)
     off = [call.off for call in calls if call.off is not None]
     if off and all(mask.shape == off[0].shape for mask in off):
-        together = functools.reduce(torch.logical_and, off)
-        result["dead_fraction"] = together.sum() / together.numel()
-    elif off:
+        off = [functools.reduce(torch.logical_and, off)]
+    if off:
         result["dead_fraction"] = sum(mask.sum() for mask in off) / sum(mask.numel() for mask in off)
-    return result
+    return {name: value.item() if isinstance(value, Tensor) and value.device.type == "cpu" else value for name, value in result.items()}
 
 
-def _pooled_forward(calls: Sequence[_Call], count: int) -> dict[str, Tensor]:
+def _pooled_forward(calls: Sequence[_Call], count: int) -> dict[str, Number]:
     shares = [call.count / count for call in calls]
-    means = [call.values["activation_mean"].double() for call in calls]
-    mean = sum(share * m for share, m in zip(shares, means, strict=True))
-    within = sum(share * call.values["activation_std"].double() ** 2 for share, call in zip(shares, calls, strict=True))
-    between = sum(share * (m - mean) ** 2 for share, m in zip(shares, means, strict=True))
-    result = {"activation_mean": mean, "activation_std": (within + between).sqrt()}
-    if all("signal_std" in call.values for call in calls):
-        result["signal_std"] = sum(s * c.values["signal_std"].double() ** 2 for s, c in zip(shares, calls, strict=True)).sqrt()
-    return result
+    mean = sum(share * call.values["activation_mean"] for share, call in zip(shares, calls, strict=True))
+    total, signal = 0.0, 0.0
+    for share, call in zip(shares, calls, strict=True):
+        off_mean, std, spread = call.values["activation_mean"] - mean, call.values["activation_std"], call.values.get("signal_std")
+        total += share * (std * std + off_mean * off_mean)
+        signal = None if signal is None or spread is None else signal + share * (spread * spread)
+    result = {"activation_mean": mean, "activation_std": root(total)}
+    return result if signal is None else {**result, "signal_std": root(signal)}
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

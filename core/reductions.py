@@ -3,10 +3,14 @@
 Chosen by measurement on a CPU core (one million float32): ``vector_norm`` 0.08 ms, a sum over samples as a matrix-vector product
 0.05 ms, ``std`` 1.1 ms, ``var`` over samples 6.6 ms. They run over (samples, units) views in memory order, because the same
 reductions over a channels-last tensor's logical order are ten times slower.
+
+What comes out of a CPU tensor is a Python float, because there an operation on a scalar tensor costs fifty times one on a float; what
+comes out of a device's tensor is a scalar tensor that stays there, because looking at it would wait for the device.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +25,9 @@ _PIECE = 2**17
 """Numbers looked at in one go where a large tensor is gone through more than once: half a megabyte, a core's cache."""
 
 
+Number = float | Tensor
+
+
 def by_sample(x: Tensor) -> Tensor:
     """``x`` (samples first) as (samples, units), a view in memory order where that is possible."""
     if x.dim() < 2:
@@ -30,28 +37,46 @@ def by_sample(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], -1)
 
 
-def norm(x: Tensor) -> Tensor:
-    """L2 norm as a scalar tensor, right also where float32 squares would vanish (below 1e-19) or overflow."""
+def norm(x: Tensor) -> Number:
+    """L2 norm, right also where float32 squares would vanish (below 1e-19) or overflow."""
     if x.is_complex():
         x = torch.view_as_real(x.resolve_conj())
-    if x.device.type == "cuda" or x.dtype == torch.float64:
-        return torch.linalg.vector_norm(x, dtype=torch.float64)
-    length = torch.linalg.vector_norm(x, dtype=torch.float32)
     if x.device.type == "cpu":
-        if not _SAFE_NORM[0] < length < _SAFE_NORM[1]:
-            length = torch.linalg.vector_norm(x, dtype=torch.float64)
-        return length.double()
-    return length
+        if x.dtype != torch.float64:
+            length = torch.linalg.vector_norm(x, dtype=torch.float32).item()
+            if _SAFE_NORM[0] < length < _SAFE_NORM[1]:
+                return length
+        return torch.linalg.vector_norm(x, dtype=torch.float64).item()
+    return torch.linalg.vector_norm(x, dtype=torch.float64 if x.device.type == "cuda" else torch.float32)
 
 
-def norms(tensors: list[Tensor]) -> Sequence[Tensor]:
+def root(x: Number) -> Number:
+    """Square root; 0 for what rounding made negative."""
+    return above_zero(x).sqrt() if isinstance(x, Tensor) else math.sqrt(above_zero(x))
+
+
+def above_zero(x: Number) -> Number:
+    """``x``, or 0 where it is negative; NaN stays."""
+    return x.clamp(min=0) if isinstance(x, Tensor) else 0.0 if x < 0 else x
+
+
+def ratio(part: Number, whole: Number) -> Number:
+    """``part / whole``, where nothing is 0 of anything, of nothing too."""
+    if isinstance(part, Tensor):
+        return torch.where(part == 0, part, part / whole)
+    if part == 0:
+        return 0.0
+    return part / whole if whole else math.nan if math.isnan(part) else math.inf
+
+
+def norms(tensors: list[Tensor]) -> Sequence[Number]:
     """L2 norms of several tensors, with few kernels where launching one costs."""
     if not tensors or any(x.device.type != "cuda" or x.device != tensors[0].device for x in tensors):
         return [norm(x) for x in tensors]
     return torch._foreach_norm(tensors, 2, torch.float64)
 
 
-def copy_norms(targets: list[Tensor], sources: list[Tensor]) -> Sequence[Tensor]:
+def copy_norms(targets: list[Tensor], sources: list[Tensor]) -> Sequence[Number]:
     """Copy ``sources`` into ``targets`` (alike in shape and layout); their L2 norms."""
     if not targets or targets[0].device.type == "cuda":
         if targets:
@@ -60,7 +85,7 @@ def copy_norms(targets: list[Tensor], sources: list[Tensor]) -> Sequence[Tensor]
     return [norm(target.copy_(source)) for target, source in zip(targets, sources, strict=True)]  # while it is in the cache
 
 
-def change_norms(before: list[Tensor], after: list[Tensor]) -> Sequence[Tensor]:
+def change_norms(before: list[Tensor], after: list[Tensor]) -> Sequence[Number]:
     """L2 norms of the differences; ``before`` may be overwritten."""
     if not before or before[0].device.type == "cuda":
         if before:
@@ -69,16 +94,15 @@ def change_norms(before: list[Tensor], after: list[Tensor]) -> Sequence[Tensor]:
     return [_change_norm(one, other) for one, other in zip(before, after, strict=True)]
 
 
-def _change_norm(before: Tensor, after: Tensor) -> Tensor:
+def _change_norm(before: Tensor, after: Tensor) -> Number:
     """The norm of ``before - after``, in pieces that stay in the cache where the memory's order allows it."""
-    if before.numel() <= _PIECE or not (before.is_contiguous() or before.is_contiguous(memory_format=torch.channels_last)):
+    if before.device.type != "cpu" or before.numel() <= _PIECE or not (before.is_contiguous() or before.is_contiguous(memory_format=torch.channels_last)):
         return norm(before.sub_(after))
     flat, other = (x.detach().as_strided((x.numel(),), (1,)) for x in (before, after))
-    pieces = [norm(a.sub_(b)) for a, b in zip(flat.split(_PIECE), other.split(_PIECE), strict=True)]
-    return torch.linalg.vector_norm(torch.stack(pieces))
+    return math.hypot(*(norm(a.sub_(b)) for a, b in zip(flat.split(_PIECE), other.split(_PIECE), strict=True)))
 
 
-def forward_statistics(output: Tensor) -> dict[str, Tensor]:
+def forward_statistics(output: Tensor) -> dict[str, Number]:
     """activation_mean, activation_std and signal_std of a layer's output (samples first).
 
     ``signal_std`` is the population standard deviation of each unit across the samples, root-mean-squared over units. It
@@ -91,30 +115,35 @@ def forward_statistics(output: Tensor) -> dict[str, Tensor]:
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
     samples, units = x.shape
-    count, units = max(1, x.numel()), max(1, units)
     ones = torch.ones(samples, device=x.device, dtype=x.dtype)
     if x.device.type == "cpu":
-        means = torch.mv(x.t(), ones) / max(1, samples)
-        square, mean = norm(x) ** 2 / count, means.mean().double()
-        signal = square - norm(means) ** 2 / units
+        means = torch.mv(x.t(), ones) / samples
+        square, mean = _square(norm(x)) / x.numel(), means.mean().item()
+        signal = square - _square(norm(means)) / units
         if signal > _PLAIN * square:
-            return {"activation_mean": mean, "activation_std": (square - mean**2).sqrt(), "signal_std": signal.sqrt()}
+            return {"activation_mean": mean, "activation_std": root(square - mean * mean), "signal_std": root(signal)}
     spread, moved = _from_first_sample(x, ones)
-    moved = moved / max(1, samples)
+    moved = moved / samples
     origin = x[0, 0]
     means = (x[0] - origin) + moved
     mean = means.mean()
-    signal = (spread**2 / count - norm(moved) ** 2 / units).clamp(min=0)
+    signal = _square(spread) / x.numel() - _square(norm(moved)) / units
+    signal = above_zero(signal)
+    middle = origin + mean
     return {
-        "activation_mean": origin + mean,
-        "activation_std": (signal + norm(means - mean) ** 2 / units).sqrt(),
-        "signal_std": signal.sqrt(),
+        "activation_mean": middle.item() if x.device.type == "cpu" else middle,
+        "activation_std": root(signal + _square(norm(means - mean)) / units),
+        "signal_std": root(signal),
     }
 
 
-def _from_first_sample(x: Tensor, ones: Tensor) -> tuple[Tensor, Tensor]:
+def _square(x: Number) -> Number:
+    return x * x  # a float's ** raises where it overflows
+
+
+def _from_first_sample(x: Tensor, ones: Tensor) -> tuple[Number, Tensor]:
     """Of the differences between all samples and the first: the norm, and the sum over samples (one number a unit)."""
-    rows = max(1, _PIECE // max(1, x.shape[1]))
+    rows = max(1, _PIECE // x.shape[1])
     if x.device.type != "cpu" or rows >= len(x):
         difference = x - x[:1]
         return norm(difference), torch.mv(difference.t(), ones)
@@ -124,4 +153,4 @@ def _from_first_sample(x: Tensor, ones: Tensor) -> tuple[Tensor, Tensor]:
         difference = torch.sub(piece, x[:1], out=buffer[: len(piece)])
         lengths.append(norm(difference))
         moved.addmv_(difference.t(), ones[: len(piece)])
-    return torch.linalg.vector_norm(torch.stack(lengths)), moved
+    return math.hypot(*lengths), moved
