@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core.errors import RunFolderError
 from core.schema import COLUMN
 from dashboard import empty, layer_view, loaders, selection, sentences, text
 from dashboard.figures import base, heatmap, layer_curve, rows
