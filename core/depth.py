@@ -78,8 +78,12 @@ def network_of(info: RunInfo) -> Network:
 
 
 def over_networks(members: Iterable[RunInfo]) -> bool:
-    """Whether a sweep's runs train several networks, not just several sizes of one."""
-    return len({(info.config.get("model"), info.config.get("batch_norm")) for info in members}) > 1
+    """Whether a sweep's runs train several networks. VGGs of several depths are one network along an axis: they belong on a map."""
+
+    def family(model: str) -> str:
+        return "vgg" if model.startswith("vgg") else model
+
+    return len({(family(str(info.config.get("model"))), info.config.get("batch_norm")) for info in members}) > 1
 
 
 def rows(members: Iterable[RunInfo]) -> list[dict[str, Any]]:
