@@ -9,6 +9,7 @@ import pytest
 from core.config import RunConfig
 from core.diagnosis.compare import SIGNIFICANT, compare, gradient_ratios, judge_rates
 from core.diagnosis.statistics import fisher_exact, newcombe
+from core.errors import RunFolderError
 from core.schema import LAYER_METRICS, Outcome, Status, Verdict
 from core.store import Run, Runs, RunWriter
 from tests.core.test_store import DEPTHS, KINDS, NAMES
@@ -163,12 +164,15 @@ def test_gradients_that_have_no_logarithm(made):
     assert gradient_ratios([ones], three)[0]["log10_grad_ratio"] == pytest.approx(math.log10(6), abs=1e-5)
 
 
-def test_unreadable_and_foreign_runs_can_be_compared(made, runs):
+def test_foreign_runs_can_be_compared_and_unreadable_ones_are_named(made, runs):
     torn = made("converged")
     (torn.path / "config.json").write_text("{")
     custom = runs.create({"init": "custom", "model": "Net", "name": "mine"}, Status.FINISHED, outcome=None)
     RunWriter(custom).update(outcome=str(Outcome.CONVERGED))
     good = made("not_converged")
-    for a, b in ((torn, good), (good, torn), (custom, good), (good, custom)):
+    for a, b in ((torn, good), (good, torn)):
+        with pytest.raises(RunFolderError, match="is not valid JSON"):
+            compare([a], [b])
+    for a, b in ((custom, good), (good, custom)):
         answer = compare([a], [b])
         assert answer.headline and len(answer.headline.splitlines()) == 1

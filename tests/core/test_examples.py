@@ -12,7 +12,7 @@ from core.diagnosis.diagnose import diagnose
 from core.store import Run, Runs
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def example(runs: Runs):
 
 
 def said(process: subprocess.Popen, runs: Runs) -> tuple[Run, str]:
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=540)
     assert process.returncode == 0, err
     run, _, rest = out.splitlines()[-1].partition(": ")
     return runs.get(run), rest
