@@ -66,7 +66,12 @@ def overwrite_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file in its own place, for a disk that has no room for a second one: its blocks are there already."""
     text = _encoded(value)
     with open(path, "r+b") as file:
-        file.write(text.ljust(os.fstat(file.fileno()).st_size))  # blanks over the rest: never the tail of the old text
+        there = os.fstat(file.fileno())
+        room = max(there.st_size, there.st_blocks * 512)
+        for spare in ("curve", "facts"):  # what could be had from the rows, or done without, makes way for the reason
+            if len(text) > room:
+                text = _encoded({key: item for key, item in value.items() if key != spare})
+        file.write(text.ljust(there.st_size))  # blanks over the rest: never the tail of the old text
         file.flush()
         file.truncate(len(text))
 
