@@ -85,6 +85,7 @@ def test_more_runs_than_slots_wait_their_turn(runs, tiny, two_slots, until):
     pids = {run.state()["pid"] for run in made}
     assert len(pids) == 5 and not pids & {os.getpid(), supervisor.pid}, "a process of its own for each"
     supervisor.kill()
+    until(lambda: twin.poll() is not None, what="the twin, which this test started, has ended whoever it was")
     until(lambda: not psutil.pid_exists(supervisor.pid), what="the supervisor is collected too")
 
 
