@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -145,15 +146,28 @@ def covering(configs: Iterable[RunConfig], runs: Runs) -> list[str]:
     return found
 
 
-def watch(runs: Runs, run_ids: Sequence[str], every: float = 0.3) -> Iterator[int]:
-    """How many of these runs have ended, told until all have."""
+def watch(runs: Runs, run_ids: Sequence[str], every: float = 0.3) -> Iterator[tuple[int, float]]:
+    """(how many of these runs have ended, share of all their steps that is done), told until all have ended."""
     waiting = set(run_ids)
     while True:
-        waiting = {run_id for run_id in waiting if Run(runs.root / run_id).info().live}
-        yield len(run_ids) - len(waiting)
+        live = [info for run_id in waiting if (info := Run(runs.root / run_id).info()).live]
+        waiting = {info.run for info in live}
+        ended = len(run_ids) - len(waiting)
+        yield ended, (ended + sum(info.progress for info in live)) / max(1, len(run_ids))
         if not waiting:
             return
         time.sleep(every)
+
+
+def underway(infos: Sequence[RunInfo]) -> tuple[float, float | None]:
+    """(share that is done, seconds left) of the runs launched since the oldest that is still live; None: too early to say.
+
+    What had ended before a sweep was extended says nothing about how long the rest will take.
+    """
+    began = min((info.created for info in infos if info.live), default=math.inf)
+    batch = [info for info in infos if info.created >= began]
+    share = sum(1.0 if not info.live else info.progress for info in batch) / max(1, len(batch))
+    return share, (time.time() - began) * (1 - share) / share if share > 0.02 else None
 
 
 def members(runs: Runs, sweep: str) -> list[RunInfo]:

@@ -1,5 +1,6 @@
 """Sweeps as plans and tables: which runs there should be, which of them are there already, and what their outcomes say."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from core import sweep
 from core.config import quick
 from core.errors import ConfigError
 from core.schema import Outcome, Status
-from core.store import Runs
+from core.store import Runs, own_process
 
 BASE = quick().replace(width=0.125, threads=0)
 
@@ -61,6 +62,19 @@ def test_runs_that_say_nothing_are_run_again(tmp_path: Path):
 def test_more_seeds_of_the_same_command_are_the_same_sweep():
     assert sweep.name_of(BASE) == sweep.name_of(BASE.replace(init="zeros", init_seed=7, name="x"))
     assert sweep.name_of(BASE) != sweep.name_of(BASE.replace(gain=2.0))
+
+
+def test_time_left_is_told_by_the_runs_of_this_launch(tmp_path: Path):
+    """An old sweep that was extended: what ended a day ago does not count."""
+    runs, configs = Runs(tmp_path), planned(2)
+    old = {"created": time.time() - 86_400}
+    infos = [runs.create(config, Status.FINISHED, outcome="converged", **old).info() for config in configs[:2]]
+    began = {"created": time.time() - 30, "total_steps": 100}
+    infos += [runs.create(configs[2], Status.RUNNING, step=50, **began, **own_process()).info(), runs.create(configs[3], Status.QUEUED, step=0, **began).info()]
+    share, left = sweep.underway(infos)
+    assert share == pytest.approx(0.25) and left == pytest.approx(90, abs=5)
+    assert sweep.underway(infos[:2]) == (0.0, None)
+    assert next(sweep.watch(runs, [info.run for info in infos])) == (2, pytest.approx((2 + 0.5) / 4))
 
 
 def test_table_counts_decided_runs_and_the_others_beside_them(tmp_path: Path):
