@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import re
+import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -162,12 +163,17 @@ def watch(runs: Runs, run_ids: Sequence[str], every: float = 0.3) -> Iterator[tu
 def underway(infos: Sequence[RunInfo]) -> tuple[float, float | None]:
     """(share that is done, seconds left) of the runs launched since the oldest that is still live; None: too early to say.
 
-    What had ended before a sweep was extended says nothing about how long the rest will take.
+    Time left: what a run takes, by those that have ended and the pace of those that train, times the runs' worth of steps to come, over how
+    many train at once. What had ended before a sweep was extended does not count, and neither does the start of a process.
     """
     began = min((info.created for info in infos if info.live), default=math.inf)
     batch = [info for info in infos if info.created >= began]
     share = sum(1.0 if not info.live else info.progress for info in batch) / max(1, len(batch))
-    return share, (time.time() - began) * (1 - share) / share if share > 0.02 else None
+    taken = [seconds / (info.progress if info.live else 1.0) for info in batch if (seconds := info.state.get("seconds")) and info.progress]
+    if not taken:
+        return share, None
+    together = max(1, sum(info.status in (Status.RUNNING, Status.STOPPING) for info in batch))
+    return share, statistics.fmean(taken) * (1 - share) * len(batch) / together
 
 
 def members(runs: Runs, sweep: str) -> list[RunInfo]:

@@ -65,16 +65,17 @@ def test_more_seeds_of_the_same_command_are_the_same_sweep():
 
 
 def test_time_left_is_told_by_the_runs_of_this_launch(tmp_path: Path):
-    """An old sweep that was extended: what ended a day ago does not count."""
-    runs, configs = Runs(tmp_path), planned(2)
-    old = {"created": time.time() - 86_400}
-    infos = [runs.create(config, Status.FINISHED, outcome="converged", **old).info() for config in configs[:2]]
-    began = {"created": time.time() - 30, "total_steps": 100}
-    infos += [runs.create(configs[2], Status.RUNNING, step=50, **began, **own_process()).info(), runs.create(configs[3], Status.QUEUED, step=0, **began).info()]
+    """An old sweep that was extended: what ended a day ago does not count. Two runs at once, one of them half way after 30 s."""
+    runs, configs = Runs(tmp_path), planned(3)
+    day = {"created": time.time() - 86_400, "seconds": 1.0}
+    infos = [runs.create(config, Status.FINISHED, outcome="converged", **day).info() for config in configs[:2]]
+    for config, step, seconds in ((configs[2], 50, 30.0), (configs[3], 0, None)):
+        infos.append(runs.create(config, Status.RUNNING, step=step, total_steps=100, seconds=seconds, **own_process()).info())
+    infos += [runs.create(config, Status.QUEUED).info() for config in configs[4:]]
     share, left = sweep.underway(infos)
-    assert share == pytest.approx(0.25) and left == pytest.approx(90, abs=5)
+    assert share == pytest.approx(0.5 / 4) and left == pytest.approx(60 * 3.5 / 2)
     assert sweep.underway(infos[:2]) == (0.0, None)
-    assert next(sweep.watch(runs, [info.run for info in infos])) == (2, pytest.approx((2 + 0.5) / 4))
+    assert next(sweep.watch(runs, [info.run for info in infos])) == (2, pytest.approx((2 + 0.5) / 6))
 
 
 def test_table_counts_decided_runs_and_the_others_beside_them(tmp_path: Path):
