@@ -25,11 +25,11 @@ const fixed = (value) => (value === null || value === undefined ? "–" : value 
 const LIVE = new Set(["queued", "running", "stopping", undefined])
 
 const FACTS = [
-  ["step", (s) => (s.total_steps ? `${s.step.toLocaleString("en-US")} of ${s.total_steps.toLocaleString("en-US")}` : s.step.toLocaleString("en-US"))],
-  ["loss", (s) => (s.broken ? "NaN" : fixed(s.loss))],
-  ["accuracy", (s) => (s.accuracy === null || s.accuracy === undefined ? "–" : `${(100 * s.accuracy).toPrecision(3)} %`)],
-  ["images/s", (s) => (s.images_per_second === null ? null : number(s.images_per_second))],
-  ["time left", (s) => (s.seconds_left === null ? null : duration(s.seconds_left))],
+  [() => "step", (s) => (s.total_steps ? `${s.step.toLocaleString("en-US")} of ${s.total_steps.toLocaleString("en-US")}` : s.step.toLocaleString("en-US"))],
+  [(s) => (s.validated ? "validation loss" : "loss"), (s) => (s.broken ? "NaN" : fixed(s.loss))],
+  [(s) => (s.validated ? "validation accuracy" : "accuracy"), (s) => (s.accuracy === null || s.accuracy === undefined ? "–" : `${(100 * s.accuracy).toPrecision(3)} %`)],
+  [() => "images/s", (s) => (s.images_per_second === null ? null : number(s.images_per_second))],
+  [() => "time left", (s) => (s.seconds_left === null ? null : duration(s.seconds_left))],
 ]
 
 function build(board, card) {
@@ -47,8 +47,7 @@ function build(board, card) {
   const list = element("dl", "", root)
   const values = FACTS.map(([title, read]) => {
     const pair = element("div", "", list)
-    element("dt", "", pair).textContent = title
-    return [pair, element("dd", "", pair), read]
+    return [pair, element("dt", "", pair), element("dd", "", pair), title, read]
   })
   return { root, state, bar, fill, values, shown: card.state }
 }
@@ -67,9 +66,10 @@ function show(board, card) {
   const share = state.total_steps ? Math.min(1, state.step / state.total_steps) : 0
   drawn.fill.style.width = `${100 * share}%`
   drawn.bar.setAttribute("aria-valuenow", String(Math.round(100 * share)))
-  for (const [pair, value, read] of drawn.values) {
+  for (const [pair, term, value, title, read] of drawn.values) {
     const text = read(state)
     pair.hidden = text === null
+    if (term.textContent !== title(state)) term.textContent = title(state)
     if (text !== null && value.textContent !== text) value.textContent = text
   }
 }
