@@ -24,8 +24,15 @@ const fixed = (value) => (value === null || value === undefined ? "–" : value 
 
 const LIVE = new Set(["queued", "running", "stopping", undefined])
 
+function steps({ step, total_steps: total, status, outcome }) {
+  const done = step.toLocaleString("en-US")
+  if (!total) return done
+  const early = status === "finished" && step < total && outcome !== "diverged"
+  return `${done} of ${total.toLocaleString("en-US")}${early ? ", settled" : ""}`
+}
+
 const FACTS = [
-  [() => "step", (s) => (s.total_steps ? `${s.step.toLocaleString("en-US")} of ${s.total_steps.toLocaleString("en-US")}` : s.step.toLocaleString("en-US"))],
+  [() => "step", steps],
   [(s) => (s.validated ? "validation loss" : "loss"), (s) => (s.broken ? "NaN" : fixed(s.loss))],
   [(s) => (s.validated ? "validation accuracy" : "accuracy"), (s) => (s.accuracy === null || s.accuracy === undefined ? "–" : `${(100 * s.accuracy).toPrecision(3)} %`)],
   [() => "images/s", (s) => (s.images_per_second === null ? null : number(s.images_per_second))],

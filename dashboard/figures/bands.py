@@ -72,7 +72,7 @@ def bands(groups: Mapping[str, Sequence[pd.DataFrame]], column: str = "loss", *,
             x=band.steps.astype(np.int32), y=band.median.astype(np.float32), mode="lines", line={"color": color, "width": 2},
             name=f"{band.init} ({band.runs})", legendgroup=band.init, hovertemplate="%{fullData.name}: %{y:.3g}<extra></extra>",
         )
-    drawn.update_xaxes(title={"text": "step", "standoff": 6}, rangemode="tozero")
+    drawn.update_xaxes(title={"text": "step", "standoff": 6}, rangemode="tozero", automargin=True)
     if column == "loss":
         highest = max(float(np.nanmax(band.high)) for band in data)
         top = min(highest * 1.05, 3 * math.log(classes)) if highest > 0 else 1.0
