@@ -60,7 +60,7 @@ def _answer(info: RunInfo, found: Diagnosis) -> None:
 def _remedy(info: RunInfo, found: Diagnosis) -> None:
     """What to do, and a button that does it: the same run, same seeds, same order of data, with the remedy."""
     with st.container(border=True):
-        st.markdown(f"**What would help.** {text.markdown(found.remedy.text)}")
+        st.markdown(f"**What would help.** {text.markdown(text.typeset(found.remedy.text))}")
         if not found.remedy.changes or not access.may_change():
             return
         changes = ", ".join(f"{OPTIONS[key].title.lower()} {_value(key, value)}" for key, value in found.remedy.changes.items())
@@ -96,7 +96,7 @@ def _findings(found: Diagnosis) -> None:
 def _finding(finding: Finding) -> None:
     """Title, evidence, threshold and its source."""
     with st.container(border=True):
-        st.markdown(f"**{finding.id.replace('_', ' ')}** · {text.markdown(finding.text)}")
+        st.markdown(f"**{finding.id.replace('_', ' ')}** · {text.markdown(text.typeset(finding.text))}")
         parts = []
         if finding.value is not None and finding.threshold is not None:
             parts.append(f"{text.number(finding.value)} against a threshold of {text.number(finding.threshold)} ({finding.source})")
