@@ -59,6 +59,7 @@ def launch(configs: list) -> None:
 
 def in_progress() -> None:
     """Each live run with its progress, the time left and a stop button; reloads the page whenever one has begun or ended."""
+    access.gate()  # it runs again and again without the page around it: the session may have ended since
     live = [info for info in loaders.listing() if info.live]
     now = {(info.run, bool(info.state.get("step"))) for info in live}
     before = st.session_state.get("live_runs", set())

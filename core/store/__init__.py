@@ -100,7 +100,7 @@ class Runs:
         """The run of that id. Raises RunNotFound, naming the newest runs there are."""
         if RUN_ID.fullmatch(run_id) and self._is_run(run_id):
             if os.path.islink(self.root / run_id):
-                raise RunFolderError(f"{run_id} in {self.shown} is a link, not a run folder; nothing is done through it")
+                raise RunFolderError(f"{run_id} in {self.shown} is a link, not a run folder; nothing is done through it. Move what it leads to here")
             return Run(self.root / run_id)
         newest = self.ids()[:5]
         there = "the newest are " + ", ".join(newest) if newest else "there are none yet"
