@@ -26,8 +26,8 @@ from core.diagnosis.compare import Comparison, compare
 from core.diagnosis.diagnose import Diagnosis, diagnose
 from core.diagnosis.thresholds import Thresholds
 from core.errors import InitScopeError, RunFolderError, RunNotFound, RunStateError
-from core.schema import LIVE, Verdict
-from core.store import Run, RunInfo, Runs
+from core.schema import Verdict
+from core.store import Run, RunInfo, Runs, default_root
 from core.trainability import TheoryMap, theory_map
 from dashboard import access, live_rows, sides
 from dashboard.figures import architecture, heatmap
@@ -38,29 +38,27 @@ SUMMARY_SECONDS = 120
 NO_PROCESSES = "not measured: nothing is started for those who only look"
 
 
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _runs(root: str) -> Runs:
+    return Runs(root, shown="the folder of runs")
+
+
 def runs() -> Runs:
     """The folder of all runs: ``INITSCOPE_RUNS`` or ``runs/``. Its path on this machine stays out of what pages say."""
-    return Runs(shown="the folder of runs")
+    return _runs(str(default_root()))  # one for all sessions: it remembers what it has read of ended runs
 
 
 # -- the list
 
 
-@st.cache_resource(max_entries=2000, show_spinner=False)
-def _info(path: str, revision: tuple) -> RunInfo:
-    return Run(path).info()
-
-
 def info(run_id: str) -> RunInfo:
-    """One run's listing entry. A live run is read anew: whether its process lives is not written in a file."""
-    run = Run(runs().root / run_id)
-    found = _info(str(run.path), run.revision())
-    return run.info() if found.status in LIVE else found
+    """One run's listing entry, as its files are now."""
+    return runs().info(run_id)
 
 
 def listing() -> list[RunInfo]:
-    """All runs, newest first. A run whose files have not changed costs five looks at the file system."""
-    return sorted((info(run_id) for run_id in runs().ids()), key=lambda run: (run.created, run.run), reverse=True)
+    """All runs, newest first. An ended run whose files have not changed costs three looks at the file system."""
+    return runs().list()
 
 
 def listed(run_ids: Iterable[str]) -> list[RunInfo]:
