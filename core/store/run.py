@@ -61,6 +61,11 @@ class RunInfo:
         return min(1.0, done / total) if total else 0.0
 
 
+def entry_revision(folder: str) -> tuple:
+    """Changes whenever ``Run.info`` of an ended run may tell something else: two looks at the file system."""
+    return stamp(f"{folder}/status.json"), stamp(f"{folder}/meta.json")
+
+
 class Cursor(NamedTuple):
     """How far a reader has come in a table: the last part it opened and the last step (or epoch) it saw."""
 
