@@ -57,6 +57,7 @@ def progress(state: Mapping[str, Any], steps: pa.Table, config: Mapping[str, Any
         "status": status,
         "outcome": outcome,
         "error": state.get("error"),
+        "phase": state.get("phase"),
         "step": step,
         "total_steps": total,
         "validated": bool(validated),

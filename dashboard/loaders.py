@@ -260,9 +260,9 @@ def _comparison(a: tuple[str, ...], b: tuple[str, ...], revisions: tuple) -> Com
     return compare([Run(path) for path in a], [Run(path) for path in b])
 
 
-def comparison(a: str, b: str) -> Comparison:
-    """The comparison of two selections (a run id, or a group such as ``init=default,sweep=ID``). Raises InitScopeError."""
-    sides = [tuple(str(run.path) for run in runs().select(side)) for side in (a, b)]
+def comparison(a: str, b: str, infos: Sequence[RunInfo]) -> Comparison:
+    """The comparison of two selections (a run id, or a group such as ``init=default,sweep=ID``) of the listed runs. Raises InitScopeError."""
+    sides = [tuple(str(run.path) for run in runs().select(side, infos)) for side in (a, b)]
     # Whether a live run still lives is not in its files: its state joins the key.
     seen = tuple((Run(path).revision(), info(Path(path).name).status) for side in sides for path in side)
     return _comparison(sides[0], sides[1], seen)
@@ -274,7 +274,7 @@ def latest_comparison(infos: Sequence[RunInfo]) -> Comparison | None:
     if not a or a == b:
         return None
     try:
-        found = comparison(a, b)
+        found = comparison(a, b, infos)
     except InitScopeError:
         return None  # a run was deleted or is damaged: its row in the table says so
     return found if found.verdict != Verdict.UNDECIDED else None
@@ -283,20 +283,20 @@ def latest_comparison(infos: Sequence[RunInfo]) -> Comparison | None:
 # -- sweeps
 
 
-def sweep_members(name: str) -> list[RunInfo]:
+def sweep_members(infos: Sequence[RunInfo], name: str) -> list[RunInfo]:
     """The runs of a sweep, oldest first."""
-    return [run for run in reversed(listing()) if run.config.get("sweep") == name]
+    return [run for run in reversed(infos) if run.config.get("sweep") == name]
 
 
-def sweeps() -> list[str]:
+def sweeps(infos: Sequence[RunInfo]) -> list[str]:
     """Names of all sweeps, the newest first."""
-    return list(dict.fromkeys(str(run.config["sweep"]) for run in listing() if run.config.get("sweep")))
+    return list(dict.fromkeys(str(run.config["sweep"]) for run in infos if run.config.get("sweep")))
 
 
-def network_sweeps() -> list[str]:
+def network_sweeps(infos: Sequence[RunInfo]) -> list[str]:
     """Names of the sweeps over several networks, the newest first."""
     members: dict[str, list[RunInfo]] = {}
-    for run in listing():
+    for run in infos:
         if name := run.config.get("sweep"):
             members.setdefault(str(name), []).append(run)
     return [name for name, runs_of_it in members.items() if depth.over_networks(runs_of_it)]

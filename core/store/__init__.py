@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,10 @@ class Runs:
         there = "the newest are " + ", ".join(newest) if newest else "there are none yet"
         raise RunNotFound(f"no run {one_line(run_id)} in {self.shown}; {there}")
 
-    def select(self, expression: str) -> list[Run]:
-        """A run id, or a group such as ``init=default,sweep=ID``: every run whose config has these values.
+    def select(self, expression: str, among: Sequence[RunInfo] | None = None) -> list[Run]:
+        """A run id, or a group such as ``init=default,sweep=ID``: every run whose config has these values, the oldest first.
+
+        ``among``: the list of runs, newest first, for whoever has it already.
 
         Raises RunNotFound if nothing fits, ConfigError for a field that does not exist.
         """
@@ -125,7 +127,7 @@ class Runs:
             wanted[key.strip()] = OPTIONS[key.strip()].parse(value.strip())
         found = [
             info.run
-            for info in self.list()
+            for info in (self.list() if among is None else among)
             if info.config and all(_fits(info.config.get(key), value) for key, value in wanted.items())
         ]
         if not found:

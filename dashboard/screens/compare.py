@@ -28,7 +28,7 @@ def page() -> None:
     above = st.container()
     a, b = _choose(choices, sides.suggested_pair(listed))
     try:
-        result = loaders.comparison(a, b)
+        result = loaders.comparison(a, b, listed)
     except InitScopeError as error:
         above.error(text.markdown(str(error)))
         return
