@@ -42,7 +42,7 @@ from core.facts import (
 )
 from core.meter import MISSING, LayerMeter
 from core.schema import LAYER_METRICS, Outcome, Status
-from core.store import Run, Runs, RunWriter, own_process
+from core.store import RECORDED, Run, Runs, RunWriter, own_process
 
 CURVE_POINTS = 40
 """Points of the loss sparkline kept in ``status.json``."""
@@ -100,7 +100,7 @@ class Recorder:
         self.run = run
         if run is None and self.recording:
             self.run = Runs(runs).create(
-                {"name": name, "tags": list(tags), "model": type(self.meter.model).__name__, "init": "custom"},
+                {"name": name, "tags": list(tags), "model": type(self.meter.model).__name__, "init": RECORDED},
                 Status.RUNNING,
                 source="recorder",
                 started=time.time(),
