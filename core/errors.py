@@ -48,6 +48,10 @@ class RunFolderError(InitScopeError):
     """A run folder, or the folder of all runs, cannot be read or written."""
 
 
+class QueryError(InitScopeError):
+    """A question in SQL that is wrong, changes something, or is beyond the bounds of memory and time."""
+
+
 class RecordingError(InitScopeError):
     """The two lines in somebody's loop are in the wrong order, in the wrong place, or about the wrong model."""
 
