@@ -69,6 +69,10 @@ class RunFolderError(InitScopeError):
     """
 
 
+class QueryError(InitScopeError):
+    """A question in SQL that is wrong, changes something, or is beyond the bounds of memory and time."""
+
+
 class RecordingError(InitScopeError):
     """The two lines in somebody's loop are in the wrong order, in the wrong place, or about the wrong model.
 
