@@ -40,6 +40,10 @@ class LimitExceeded(InitScopeError):
     """More than the operator allows, or more than fits into memory; refused before anything starts."""
 
 
+class EngineTrouble(InitScopeError):
+    """The engine that is to carry runs cannot: its cluster is not there, or has gone."""
+
+
 class RunStateError(InitScopeError):
     """The run is in a state that does not allow this (resume a running run, delete a live one)."""
 
