@@ -149,9 +149,9 @@ def config_from(given: argparse.Namespace) -> RunConfig:
         try:
             saved = json.loads(Path(given.config).read_bytes())
         except OSError as error:
-            raise ConfigError(f"cannot read {given.config}: {error.strerror or error}") from None
+            raise ConfigError(f"cannot read {given.config}: {error.strerror or error}; check the path and who may read it") from None
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{given.config} is not valid JSON: {one_line(str(error))}") from None
+            raise ConfigError(f"{given.config} is not valid JSON: {one_line(str(error))}; correct it, or take the config.json of a run") from None
         if not isinstance(saved, dict):
             raise ConfigError(f"{given.config} must hold a JSON object, not {one_line(saved)}")
         # A run's own config.json is welcome as it is.

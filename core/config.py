@@ -292,7 +292,7 @@ class RunConfig:
         if entry is None:
             return
         if self.num_classes and entry.classes and self.num_classes < entry.classes:
-            raise ConfigError(f"num_classes {self.num_classes} is too small: {self.data} has {entry.classes} classes", "num_classes")
+            raise ConfigError(f"num_classes {self.num_classes} is too small: {self.data} has {entry.classes} classes; leave it out, or ask for at least as many", "num_classes")
         if self.in_channels and entry.channels and entry.channels > 1 and self.in_channels not in (1, entry.channels):
             raise ConfigError(
                 f"in_channels {self.in_channels} does not fit {self.data}, which has {entry.channels}; use {entry.channels} or 1", "in_channels"
@@ -340,7 +340,7 @@ class RunConfig:
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"not valid JSON: {error}") from None
+            raise ConfigError(f"not valid JSON: {error}; expected an object of config fields") from None
         return cls.from_dict(values)
 
 

@@ -68,11 +68,11 @@ class Data:
             train = Split(train.images[: config.train_samples], train.labels[: config.train_samples])
         self.are_images = train.images.dim() == 4
         if config.in_channels and not self.are_images:
-            raise ConfigError(f"in_channels {config.in_channels} is for images; samples of {config.data} are {tuple(train.images.shape[1:])}", "in_channels")
+            raise ConfigError(f"in_channels {config.in_channels} is for images; samples of {config.data} are {tuple(train.images.shape[1:])}; leave it out", "in_channels")
         self.channels = config.in_channels or train.images.shape[1 if self.are_images else -1]
         self.classes = config.num_classes or raw.classes
         if self.classes < raw.classes:
-            raise ConfigError(f"num_classes {self.classes} is too small: {config.data} has {raw.classes} classes", "num_classes")
+            raise ConfigError(f"num_classes {self.classes} is too small: {config.data} has {raw.classes} classes; leave it out, or ask for at least as many", "num_classes")
         self.device = torch.device(device)
         self.image_size = config.image_size
         self.batch_size = config.batch_size
@@ -241,7 +241,7 @@ def _image_folder(folder: Path, image_size: int) -> RawData:
         listing = ImageFolder(str(folder))
         images = [_read_image(listing.loader, path, image_size) for path, _ in listing.samples]
     except (OSError, ValueError, SyntaxError) as error:  # FileNotFoundError: no class folders, or one without images
-        raise DataUnavailable(f"{folder} cannot be read as an image folder: {one_line(str(error), 200)}") from None
+        raise DataUnavailable(f"{folder} cannot be read as an image folder: {one_line(str(error), 200)}; it needs one sub-folder of images for each class") from None
     if len(listing.classes) < 2:
         raise DataUnavailable(f"{folder} has {len(listing.classes)} class folder; at least two are needed")
     labels = torch.tensor(listing.targets)

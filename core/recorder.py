@@ -30,7 +30,9 @@ from torch.nn.parameter import is_lazy
 from core.errors import ConfigError, RecordingError, RunFolderError
 from core.facts import (
     FIRST_STEPS,
+    agreed,
     constant_answer,
+    cross_entropy_scale,
     first_batch_facts,
     first_step_facts,
     last_facts,
@@ -117,6 +119,7 @@ class Recorder:
         self._seen = 0
         self._outputs: list[Tensor] = []
         self._answers: list[tuple[float, float]] = []
+        self._scales: list[float] = []
         self._layer_columns: tuple[pa.Array, pa.Array, pa.Array] | None = None
         self._recent_accuracy: deque[float] = deque(maxlen=20)
         self._gradient_seen = False
@@ -321,10 +324,17 @@ class Recorder:
         """What the loss of the best constant answer is, over the batches so far."""
         outputs, self._outputs = self._outputs[:2], []
         chain = self.writer.state.get("facts", {}).get("loss", {}).get("chain")
-        if len(outputs) == 2 and chain and (answer := constant_answer(chain, float(torch.as_tensor(loss).detach()), *outputs)):
+        if len(outputs) < 2 or not chain:
+            return
+        known = (chain, float(torch.as_tensor(loss).detach()), *outputs)
+        facts: dict[str, Any] = {}
+        if answer := constant_answer(*known):
             self._answers.append(answer)
             facts = dict(zip(("constant_answer", "constant_answer_error"), pooled(self._answers), strict=True))
-            self._add_facts({"loss": {**self.writer.state["facts"]["loss"], **facts}})
+        if scale := cross_entropy_scale(*known):
+            self._scales.append(scale)
+            facts["scale"] = agreed(self._scales)
+        self._add_facts({"loss": {**self.writer.state["facts"]["loss"], **facts}})
 
     def _add_facts(self, facts: dict[str, Any]) -> None:
         """Into the status, in memory: the next flush writes them."""

@@ -366,9 +366,14 @@ def reason(error: BaseException) -> str:
     text = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
     if is_out_of_memory(error):
         return f"out of memory: {text}; a smaller batch_size, width or image_size needs less"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if is_out_of_disk(error):
         return f"the disk takes nothing more: {text}; make room, then resume the run from its checkpoint"
     return text
+
+
+def is_out_of_disk(error: BaseException) -> bool:
+    """Whether a disk or a quota is full; torch's writer of checkpoints says so in words only: it could not write as far as it meant to."""
+    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)) or "inline_container.cc" in str(error)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -46,7 +46,7 @@ def work(run: Run, progress: Callable[[Any, int], None] = lambda position, total
     refuse_links(run)
     with claimed(run), logging_to(run), graceful_signals(run) if graceful else contextlib.nullcontext():
         if engine and (status := run.state()["status"]) != Status.QUEUED:
-            raise RunStateError(f"run {run.id} is {status}, not queued")
+            raise RunStateError(f"run {run.id} is {status}, not queued; somebody else has begun or ended it")
         remove_temporaries(run.path, run.path / "parts")  # of a worker that was killed
         from core import trainer  # torch: only where training happens
 

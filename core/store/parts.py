@@ -70,7 +70,7 @@ def holds_through(final: Path) -> int:
     try:
         return held(opened(final).schema_arrow)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise RunFolderError(f"{final.parent.name}/{final.name} cannot be read, the file is damaged: {one_line(str(error))}") from None
+        raise RunFolderError(f"{final.parent.name}/{final.name} cannot be read, the file is damaged: {one_line(str(error))}; put back a copy of it, or delete the run") from None
 
 
 def held(schema: pa.Schema) -> int:

@@ -137,7 +137,8 @@ def test_stop_and_resume_through_the_queue(runs, tiny, trained, two_slots, until
     launcher.stop(runs, running)
     until(lambda: ended(running))
     state = running.state()
-    assert (state["status"], state["outcome"]) == ("stopped", "undecided") and (running.path / CHECKPOINT).exists()
+    # On a fast machine an epoch has ended by then, and it may have converged; not having converged says nothing yet.
+    assert state["status"] == "stopped" and state["outcome"] in ("undecided", "converged") and (running.path / CHECKPOINT).exists()
     assert 30 < state["step"] < 360 and steps(running) == state["step"] and (running.path / "layers.parquet").exists()
     for run in (running, waiting):
         with pytest.raises(RunStateError, match="is stopped; only a queued or running run"):

@@ -46,7 +46,7 @@ def test_a_full_disk_ends_a_run_with_the_reason(small, runs, tmp_path):
     pid = start(run, tmp_path / "notes", largest=0 if small else 100_000)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1, "it ended by itself, with an error"
     state = run.state()
-    assert state["status"] == "failed" and ("the disk takes nothing more" in state["error"] or "inline_container" in state["error"]), state
+    assert state["status"] == "failed" and "the disk takes nothing more" in state["error"], state
     assert [info.error for info in there.list()] == [state["error"]]
     assert run.read("steps").num_rows == len(set(run.read("steps")["step"].to_pylist()))
     if small:
