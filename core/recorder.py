@@ -177,8 +177,10 @@ class Recorder:
 
     # -- recording
 
-    def step(self, loss: Tensor | float, accuracy: Tensor | float | None = None, *, epoch: int = 0) -> None:
+    def step(self, loss: Tensor | float, accuracy: Tensor | float | None = None, *, epoch: int = 0, whole: Tensor | None = None) -> None:
         """Call after ``optimizer.step()``: ``loss`` is the batch's loss (scalar), ``accuracy`` its share classified correctly.
+
+        Where several processes share a batch, ``whole`` is the loss over all of it, to be written in place of this process's ``loss``.
 
         On a GPU nothing is waited for: numbers are written when they have arrived, at the latest one step later. Raises
         RecordingError outside of the ``with`` block, and if at the first step no backward pass has come before.
@@ -194,7 +196,7 @@ class Recorder:
             self._add_facts(first_step_facts(self.meter, loss))
         self._look_at_outputs(loss)
         if self.meter.armed:
-            self._record(loss, accuracy, epoch)
+            self._record(loss if whole is None else whole, accuracy, epoch)
         self.next_step += 1
         if self.next_step >= FIRST_STEPS:
             self.meter.on_forward = None
