@@ -12,6 +12,7 @@ pass would tell is missing there.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -105,11 +106,11 @@ class LayerMeter:
         self.names = [layer.name for layer in self.layers]
         self.kinds = [layer.kind for layer in self.layers]
         self.armed = True
-        self.order: list[int] = []
+        self._executed: dict[int, None] = {}
         self.activations: dict[str, str] = {}
         self.normalized: set[str] = set()
-        self.late_updates = 0
-        """Optimizer steps that came between a ``collect`` and the next backward pass: too late to be measured."""
+        self.late_update = False
+        """Whether an optimizer stepped between a ``collect`` and the next backward pass: too late to be measured."""
         self.on_forward: Callable[[tuple, dict, Any], None] | None = None
         """Called with (inputs, keyword inputs, output) after every training pass of the whole model."""
         self.loss_scale = LossScale()
@@ -229,8 +230,8 @@ class LayerMeter:
             self._latest = None
         if rows is None or not self.model.training:
             return
-        if rows[0] not in self.order:
-            self.order.extend(rows)
+        if rows[0] not in self._executed:
+            self._executed.update(dict.fromkeys(rows))
         hides = self.layers[rows[0]].family in _SCALES
         if inputs and isinstance(inputs[0], Tensor) and self._latest is not None and not hides and self._watching():
             self._notice_function(inputs[0])
@@ -327,12 +328,18 @@ class LayerMeter:
                 weight.gradient = unscaled(seen[0], weight.scale)
             elif gradient is not None:
                 unread.append(weight)
-        for weight, length in zip(unread, norms([dense(weight.parameter.grad) for weight in unread]), strict=True):
-            weight.gradient = unscaled(length, weight.scale)
+        self._read_gradients(unread)
         self._arrived.clear()
         self._backward_seen = True
         if self._inside and self._evaluated is None:
             self._evaluated = self._versions()
+
+    def _read_gradients(self, weights: list[_Weight]) -> None:
+        """Take the norms of the gradients that the optimizer will see."""
+        weights = [weight for weight in weights if weight.parameter.grad is not None]
+        lengths = norms([dense(weight.parameter.grad) for weight in weights])
+        for weight, length in zip(weights, lengths, strict=True):
+            weight.gradient = unscaled(length, weight.scale)
 
     def _versions(self) -> tuple[int, ...]:
         """Changes whenever a weight does."""
@@ -357,6 +364,11 @@ class LayerMeter:
         self._abandon()
         self._inside, self._evaluated = True, None
         weights = self._of(k)
+        if torch._C._current_graph_task_id() != -1:  # an optimizer for each parameter, stepped during the backward pass to save memory
+            for weight in weights:
+                weight.scale = self.loss_scale.current
+            self._read_gradients(weights)
+            self._backward_seen = True
         for weight in weights:
             if weight.before is None or not _alike(weight.before, weight.parameter):
                 weight.before = torch.empty_like(weight.parameter)
@@ -370,7 +382,7 @@ class LayerMeter:
         self._inside = False
         weights = [weight for weight in self._of(k) if "weight_norm" in weight.values]
         if not self._backward_seen:
-            self.late_updates += 1
+            self.late_update = True
             for weight in weights:
                 weight.values = {}
             return
@@ -437,9 +449,14 @@ class LayerMeter:
             weight.values, weight.gradient = {}, None
         self._attach()
 
+    @property
+    def order(self) -> list[int]:
+        """Layers in the order of their first execution; those never run are missing."""
+        return list(self._executed)
+
     def _ordered(self) -> Iterable[int]:
         """Layers in the order of their first execution; those never run last."""
-        return self.order + [i for i in range(len(self.names)) if i not in self.order]
+        return [*self._executed, *(i for i in range(len(self.names)) if i not in self._executed)]
 
     def ordered_names(self) -> list[str]:
         """Layer names in the order of ``collect``'s columns."""
@@ -526,13 +543,15 @@ def output_of(module: nn.Module, output: Any) -> tuple[Tensor | None, int | None
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """The tensors in a model's output: a tensor, or tuples, lists and mappings of them, in their order."""
+    """The tensors in a model's output: a tensor, or tuples, lists, mappings and dataclasses of them, in their order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
         yield from (tensor for item in value.values() for tensor in tensors_of(item))
     elif isinstance(value, (list, tuple)):
         yield from (tensor for item in value for tensor in tensors_of(item))
+    elif dataclasses.is_dataclass(value):
+        yield from (tensor for field in dataclasses.fields(value) for tensor in tensors_of(getattr(value, field.name, None)))
 
 
 def is_dense(x: Tensor) -> bool:

@@ -18,6 +18,7 @@ import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,9 @@ from core.store import RECORDED, Run, Runs, RunWriter, own_process
 
 CURVE_POINTS = 40
 """Points of the loss sparkline kept in ``status.json``."""
+
+
+_SHARDED = ("FullyShardedDataParallel", "FSDPModule")
 
 
 @dataclass
@@ -123,6 +127,7 @@ class Recorder:
         self._layer_columns: tuple[pa.Array, pa.Array, pa.Array] | None = None
         self._recent_accuracy: deque[float] = deque(maxlen=20)
         self._gradient_seen = False
+        self._told: set[str] = set()
 
     # -- life
 
@@ -183,7 +188,7 @@ class Recorder:
         Where several processes share a batch, ``whole`` is the loss over all of it, to be written in place of this process's ``loss``.
 
         On a GPU nothing is waited for: numbers are written when they have arrived, at the latest one step later. Raises
-        RecordingError outside of the ``with`` block, and if at the first step no backward pass has come before.
+        RecordingError outside of the ``with`` block, for a loss that is not one number, and if at the first step no backward pass has come before.
         """
         if not self._inside:
             when = "before the `with Recorder(...)` block began" if self._began is None else "after the `with Recorder(...)` block had ended"
@@ -191,6 +196,9 @@ class Recorder:
         if not self.recording:
             self.next_step += 1
             return
+        _check_number("loss", loss)
+        if accuracy is not None:
+            _check_number("accuracy", accuracy)
         self._check_order(loss)
         if self.next_step == 0:
             self._add_facts(first_step_facts(self.meter, loss))
@@ -226,12 +234,18 @@ class Recorder:
             raise RecordingError(
                 "recorder.step(loss) was called before loss.backward(): no gradient has been computed; call it after optimizer.step()"
             )
-        if self.meter.late_updates == 1:
-            self.meter.late_updates += 1
-            warnings.warn(
-                "recorder.step(loss) is called before optimizer.step(): no update ratio is recorded; call it after optimizer.step()",
-                stacklevel=3,
+        if self.meter.late_update:
+            self._tell_once("recorder.step(loss) is called before optimizer.step(): no update ratio is recorded; call it after optimizer.step()")
+        if not self._gradient_seen and self.meter.armed:
+            self._tell_once(
+                "recorder.step(loss) finds no gradient in the model's parameters, so none is recorded: only loss.backward() leaves them there, "
+                "torch.autograd.grad and torch.func do not"
             )
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            warnings.warn(message, stacklevel=4)
 
     def _record(self, loss: Tensor | float, accuracy: Tensor | float | None, epoch: int) -> None:
         layers = self.meter.collect()
@@ -346,8 +360,24 @@ def _is_another_rank() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0
 
 
+def _check_number(name: str, value: Any) -> None:
+    """Raise unless ``value`` is one real number, or a tensor of one."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_complex():
+            hint = "; give its mean, loss.mean()" if name == "loss" and value.numel() > 1 else ""
+            raise RecordingError(f"recorder.step() takes the {name} as one real number, not a {value.dtype} tensor of shape {tuple(value.shape)}{hint}")
+    elif not isinstance(value, Real):
+        raise RecordingError(f"recorder.step() takes the {name} as one real number or a tensor of one, not {type(value).__name__}")
+
+
 def _check_model(model: nn.Module, meter: LayerMeter) -> None:
     """Raise for weights that have no values or cannot be trained; warn of optimizers that train another model."""
+    sharded = any(base.__name__ in _SHARDED for module in model.modules() for base in type(module).__mro__)
+    if sharded or any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        raise RecordingError(
+            "the model's parameters are spread over processes (FSDP or tensor parallel), so none holds a whole weight to measure; "
+            "record it under DistributedDataParallel or in one process"
+        )
     empty = [layer.name for layer in meter.layers if layer.weight is not None and layer.weight.device.type == "meta"]
     if empty:
         raise RecordingError(
