@@ -50,7 +50,7 @@ def example(kind: type[InitScopeError]) -> str:
 def make(kind: type[InitScopeError], runs, tiny, tmp_path, monkeypatch) -> None:
     """Bring the error about as a person would."""
     finished = runs.create(quick(), "finished", run_id="a-run") if kind is not errors.RunNotFound else None
-    nets = tmp_path / "nets.py"
+    nets = tmp_path / "mine.py"
     nets.write_text("def deep():\n    raise ValueError('too deep')\n")
     if kind is errors.ConfigError:
         RunConfig(init="kaimng_normal")
@@ -150,4 +150,4 @@ def test_every_message_names_what_was_wrong_and_what_to_do() -> None:
     assert len(found) > 100, "this test must see them"
     silent = [f"{place}: {text}" for place, text in found if not ADVICE.search(text) and not text.startswith(REASONS) and place.rsplit(":", 1)[0] not in PASSED_ON]
     assert not silent, "\n".join(silent)
-    assert [place for place, text in found if text.endswith((".", "!")) or text[:1].isupper() and not text.startswith(("INITSCOPE", "TensorBoard", "<"))] == []
+    assert [place for place, text in found if text.endswith((".", "!")) or (text[:1].isupper() and not text.startswith(("INITSCOPE", "TensorBoard", "<")))] == []
