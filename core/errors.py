@@ -106,7 +106,7 @@ class TrainingFailed(InitScopeError):
 class FactoryFailed(InitScopeError):
     """Code of one's own (``file.py:factory``) raised an exception; the message is ``file.py:LINE: Type: text``.
 
-    "nets.py:2: ValueError: too deep"
+    "mine.py:2: ValueError: too deep"
     """
 
     exit_status = 1
