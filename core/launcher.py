@@ -32,8 +32,10 @@ from core.store.run import CLAIM_SECONDS
 from core.store.writer import set_status
 
 IDLE_SECONDS = 120
-"""An idle supervisor leaves after so long; the next launch starts another."""
+"""An idle supervisor leaves after so long without work and without anybody who has ``prepare``d; the next launch starts another."""
 POLL_SECONDS = 0.1
+IDLE_POLL_SECONDS = 0.02
+"""With nothing to supervise a look at the queue is all there is to do, and somebody may be waiting for it."""
 NICENESS = 10
 """Training yields to whoever looks at it: on two cores two runs would leave none to the browser and the dashboard."""
 TROUBLE_SECONDS = 2.0
@@ -107,6 +109,16 @@ def keep_going(runs: Runs) -> None:
     """Start a supervisor if runs wait and none is there: it was killed, or the machine has been started anew."""
     if _marks(runs):
         ensure_supervisor(runs)
+
+
+def prepare(runs: Runs) -> None:
+    """Somebody may launch soon: for ``IDLE_SECONDS`` from now there is a supervisor that has torch loaded and forks at once.
+
+    For every look at a launch form: with a supervisor there it costs an attempt at its lock. Raises RunFolderError.
+    """
+    ensure_supervisor(runs)
+    with contextlib.suppress(OSError):  # who may not touch it does not own the supervisor either
+        os.utime(runs.root / LOCK)
 
 
 def ensure_supervisor(runs: Runs) -> None:
@@ -213,11 +225,12 @@ class Supervisor:
                 print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} ERROR {error}", file=sys.stderr, flush=True)
                 waiting = 0
                 time.sleep(TROUBLE_SECONDS)
-            if self.children or self.adopted or waiting:
+            busy = bool(self.children or self.adopted or waiting)
+            if busy:
                 last_busy = time.monotonic()
-            elif time.monotonic() - last_busy > IDLE_SECONDS or not self.runs.root.exists():
+            elif not self.runs.root.exists() or (time.monotonic() - last_busy > IDLE_SECONDS and not _prepared(self.runs.root)):
                 return
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS if busy else IDLE_POLL_SECONDS)
 
     def _take_over(self) -> None:
         """After a supervisor that died: adopt its workers, and mark again what was queued."""
@@ -310,6 +323,13 @@ class Supervisor:
             if died or (state.get("status") == Status.QUEUED and run.id not in queued(self.runs)):
                 set_status(run, status=str(Status.CRASHED), error=f"the training process was {how}", ended=time.time())
                 (run.path / "stop").unlink(missing_ok=True)
+
+
+def _prepared(root: Path) -> bool:
+    """Whether somebody asked for a supervisor within ``IDLE_SECONDS``; a time that lies ahead was set by another clock."""
+    with contextlib.suppress(OSError):
+        return abs(time.time() - os.path.getmtime(root / LOCK)) < IDLE_SECONDS
+    return False
 
 
 def _sweep_up(root: Path) -> None:

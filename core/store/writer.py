@@ -17,7 +17,7 @@ from core.store.parts import MERGE_AT, SCHEMAS, concatenate, drop_parts, holds_t
 from core.store.run import Run
 
 FLUSH_SECONDS = 0.5
-"""Rows wait at most this long plus one step before they are on disk."""
+"""Rows wait at most this long plus one step before they are on disk; the first one does not."""
 
 
 class RunWriter:
@@ -31,7 +31,7 @@ class RunWriter:
         self._rows: dict[str, list[pa.RecordBatch]] = {name: [] for name in TABLES}
         self._scalars: dict[str, list[tuple]] = {"steps": [], "epochs": []}
         self._next = {name: self._first_free(name) for name in TABLES}
-        self._flushed = clock()
+        self._flushed = clock() - FLUSH_SECONDS  # the first row at once: somebody waits for it
 
     def _first_free(self, table: str) -> int:
         """Number of the next part. Parts that a compaction wrote down but did not live to delete go first: merged with a
