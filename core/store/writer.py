@@ -20,7 +20,7 @@ from core.store.parts import MERGE_AT, SCHEMAS, concatenate, drop_parts, holds_t
 from core.store.run import Run
 
 FLUSH_SECONDS = 0.5
-"""Rows wait at most this long plus one step before they are on disk."""
+"""Rows wait at most this long plus one step before they are on disk; the first one does not."""
 
 
 class RunWriter:
@@ -34,7 +34,7 @@ class RunWriter:
         self._rows: dict[str, list[tuple]] = {name: [] for name in TABLES}
         self._next = {name: self._first_free(name) for name in TABLES}
         self._live = {name: [part[:2] for part in parts(run.path / "parts", name)] for name in TABLES}
-        self._flushed = clock()
+        self._flushed = clock() - FLUSH_SECONDS  # the first row at once: somebody waits for it
 
     def _first_free(self, table: str) -> int:
         """Number of the next part. Parts that a compaction wrote down but did not live to delete go first: merged with a
