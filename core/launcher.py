@@ -31,10 +31,10 @@ from core.store.files import alive
 from core.store.run import CLAIM_SECONDS
 from core.store.writer import set_status
 
-IDLE_SECONDS = 120
+IDLE_SECONDS = 300
 """An idle supervisor leaves after so long without work and without anybody who has ``prepare``d; the next launch starts another."""
 POLL_SECONDS = 0.1
-IDLE_POLL_SECONDS = 0.02
+IDLE_POLL_SECONDS = 0.05
 """With nothing to supervise a look at the queue is all there is to do, and somebody may be waiting for it."""
 NICENESS = 10
 """Training yields to whoever looks at it: on two cores two runs would leave none to the browser and the dashboard."""
