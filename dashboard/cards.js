@@ -24,12 +24,19 @@ const fixed = (value) => (value === null || value === undefined ? "–" : value 
 
 const LIVE = new Set(["queued", "running", "stopping", undefined])
 
+function steps({ step, total_steps: total, status, outcome }) {
+  const done = step.toLocaleString("en-US")
+  if (!total) return done
+  const early = status === "finished" && step < total && outcome !== "diverged"
+  return `${done} of ${total.toLocaleString("en-US")}${early ? ", settled" : ""}`
+}
+
 const FACTS = [
-  ["step", (s) => (s.total_steps ? `${s.step.toLocaleString("en-US")} of ${s.total_steps.toLocaleString("en-US")}` : s.step.toLocaleString("en-US"))],
-  ["loss", (s) => (s.broken ? "NaN" : fixed(s.loss))],
-  ["accuracy", (s) => (s.accuracy === null || s.accuracy === undefined ? "–" : `${(100 * s.accuracy).toPrecision(3)} %`)],
-  ["images/s", (s) => (s.images_per_second === null ? null : number(s.images_per_second))],
-  ["time left", (s) => (s.seconds_left === null ? null : duration(s.seconds_left))],
+  [() => "step", steps],
+  [(s) => (s.validated ? "validation loss" : "loss"), (s) => (s.broken ? "NaN" : fixed(s.loss))],
+  [(s) => (s.validated ? "validation accuracy" : "accuracy"), (s) => (s.accuracy === null || s.accuracy === undefined ? "–" : `${(100 * s.accuracy).toPrecision(3)} %`)],
+  [() => "images/s", (s) => (s.images_per_second === null ? null : number(s.images_per_second))],
+  [() => "time left", (s) => (s.seconds_left === null ? null : duration(s.seconds_left))],
 ]
 
 function progressBar(root, name) {
@@ -57,8 +64,7 @@ function build(board, card) {
   const list = element("dl", "", root)
   const values = FACTS.map(([title, read]) => {
     const pair = element("div", "", list)
-    element("dt", "", pair).textContent = title
-    return [pair, element("dd", "", pair), read]
+    return [pair, element("dt", "", pair), element("dd", "", pair), title, read]
   })
   return { root, state, ...drawn, values, shown: card.state }
 }
@@ -75,9 +81,10 @@ function show(board, card) {
   const words = `${mark.shape} ${mark.word}`
   if (drawn.state.textContent !== words) drawn.state.textContent = words
   showProgress(drawn, state)
-  for (const [pair, value, read] of drawn.values) {
+  for (const [pair, term, value, title, read] of drawn.values) {
     const text = read(state)
     pair.hidden = text === null
+    if (term.textContent !== title(state)) term.textContent = title(state)
     if (text !== null && value.textContent !== text) value.textContent = text
   }
 }

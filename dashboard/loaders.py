@@ -26,9 +26,8 @@ from core.diagnosis.compare import Comparison, compare
 from core.diagnosis.diagnose import Diagnosis, diagnose
 from core.diagnosis.thresholds import Thresholds
 from core.errors import InitScopeError, RunFolderError, RunNotFound, RunStateError
-from core.schema import LIVE, Verdict
-from core.store import Run, RunInfo, Runs
-from core.store.run import entry_revision
+from core.schema import Verdict
+from core.store import Run, RunInfo, Runs, default_root
 from core.trainability import TheoryMap, theory_map
 from dashboard import access, live_rows, sides
 from dashboard.figures import architecture, heatmap
@@ -39,45 +38,27 @@ SUMMARY_SECONDS = 120
 NO_PROCESSES = "not measured: nothing is started for those who only look"
 
 
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _runs(root: str) -> Runs:
+    return Runs(root, shown="the folder of runs")
+
+
 def runs() -> Runs:
     """The folder of all runs: ``INITSCOPE_RUNS`` or ``runs/``. Its path on this machine stays out of what pages say."""
-    return Runs(shown="the folder of runs")
+    return _runs(str(default_root()))  # one for all sessions: it remembers what it has read of ended runs
 
 
 # -- the list
 
 
-@st.cache_resource(show_spinner=False)
-def _entries(root: str) -> dict[str, tuple[tuple, RunInfo]]:
-    """What was read of each run, with the look of its files then. One look-up a run: Streamlit's own cache hashes its key, 0.1 ms each time."""
-    return {}
-
-
-def _entry(known: dict[str, tuple[tuple, RunInfo]], root: str, run_id: str) -> RunInfo:
-    seen = entry_revision(f"{root}/{run_id}")
-    held = known.get(run_id)
-    if held and held[0] == seen and held[1].status not in LIVE:  # whether its process lives is not written in a file
-        return held[1]
-    found = Run(f"{root}/{run_id}").info()
-    known[run_id] = (seen, found)
-    return found
-
-
 def info(run_id: str) -> RunInfo:
-    """One run's listing entry. A live run is read anew."""
-    root = str(runs().root)
-    return _entry(_entries(root), root, run_id)
+    """One run's listing entry, as its files are now."""
+    return runs().info(run_id)
 
 
 def listing() -> list[RunInfo]:
     """All runs, newest first. An ended run whose files have not changed costs three looks at the file system."""
-    folder = runs()
-    root = str(folder.root)
-    known, ids = _entries(root), folder.ids()
-    if len(known) > len(ids):
-        for gone in set(known) - set(ids):
-            known.pop(gone, None)
-    return sorted((_entry(known, root, run_id) for run_id in ids), key=lambda run: (run.created, run.run), reverse=True)
+    return runs().list()
 
 
 def listed(run_ids: Iterable[str]) -> list[RunInfo]:

@@ -117,7 +117,7 @@ def _progress(members: list[RunInfo]) -> None:
     began = min(info.created for info in members)
     share = sum(1.0 if not info.live else info.progress for info in members) / len(members)
     left = (time.time() - began) * (1 - share) / share if share > 0.02 else None
-    st.progress(share, text=f"{len(ended)} of {len(members)} runs have ended · {text.duration(left)} left")
+    st.progress(share, text=f"{len(ended)} of {len(members)} runs have ended" + (f" · {text.duration(left)} left" if left else ""))
 
 
 def _extremes(rows: list[dict]) -> tuple[str, str] | None:
