@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from core.errors import ConfigError, choose_from
 from core.store import Run
 
-ENGINES = {"local": "processes of this machine", "ray": "tasks of a Ray cluster"}
+ENGINES = {"local": "This machine", "ray": "Ray cluster"}
 RAY = "ray==2.60.0"
 """The version that the tests pass with."""
 

@@ -62,7 +62,7 @@ class Cluster:
                 else:
                     ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
         except (RuntimeError, OSError, ValueError) as error:
-            raise EngineTrouble(f"Ray cannot be used ({one_line(str(error))})") from error
+            raise EngineTrouble(f"engine ray can neither start nor join a cluster here ({one_line(str(error))}); mend that, or use --engine local") from error
         self._look()
 
     def close(self) -> None:
@@ -125,9 +125,9 @@ class Cluster:
 
     def _look(self) -> None:
         """What the living nodes have; asked for at most once in ``LOOK_SECONDS``."""
-        import ray
-
         if time.monotonic() - self._looked >= LOOK_SECONDS:
+            import ray
+
             with self._reporting():
                 self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             self._looked = time.monotonic()
@@ -140,7 +140,9 @@ class Cluster:
         try:
             yield
         except (ray.exceptions.RayError, ConnectionError) as error:
-            raise EngineTrouble(f"the Ray cluster {self.address or 'of this machine'} has gone ({one_line(str(error))})") from error
+            raise EngineTrouble(
+                f"the Ray cluster {self.address or 'of this machine'} has gone ({one_line(str(error))}); its runs go on once it is back"
+            ) from error
 
 
 @functools.lru_cache(maxsize=4096)
