@@ -38,7 +38,7 @@ class Engine(Protocol):
 
     name: str
     restarts: int
-    """How often a run whose process is lost is queued again, to go on from its checkpoint."""
+    """How often in a row a run whose process is lost is queued again, to go on from its checkpoint, without getting any further."""
 
     def open(self) -> None:
         """Load or reach what it works with. Raises EngineTrouble."""

@@ -82,8 +82,9 @@ class Cluster:
         needed = self._needed(config)
         if any(all(node.get(kind, 0) >= amount for kind, amount in needed.items()) for node in self._nodes):
             return ""
-        words = [f"{needed['CPU']:g} cores", f"{size(needed['memory'])} of memory", *([f"{needed['GPU']:g} GPU"] if needed["GPU"] else [])]
-        return f"a node with {', '.join(words)}"
+        cores = f"{needed['CPU']:g} core{'s' if needed['CPU'] > 1 else ''}"
+        gpus = [f"{needed['GPU']:g} GPU"] if needed["GPU"] else []
+        return f"a node with {', '.join([cores, *gpus])} and {size(needed['memory'])} of memory"
 
     def fits(self, config: Mapping[str, Any], busy: Sequence[Mapping[str, Any]]) -> bool:
         self._look()
