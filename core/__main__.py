@@ -124,6 +124,8 @@ def build_parser() -> Parser:
     export.add_argument("--format", required=True, choices=("csv", "json", "tensorboard"), help="csv: a folder of three files")
     export.add_argument("--output", required=True, metavar="PATH", help="a file or folder that does not exist yet")
     add("diagnose", diagnose_command, "why did this run not train?").add_argument("run", metavar="RUN", help="a run id")
+    query = add("query", query_command, "ask in SQL over all runs: the views runs, steps, epochs and layers")
+    query.add_argument("sql", metavar="SELECT", help="one SELECT, or a recipe: rates, worst, slowest")
     for name, command, help in (
         ("stop", stop_command, "stop a run after its current step; it can be resumed"),
         ("resume", resume_command, "go on with a stopped, failed or crashed run, from its checkpoint"),
@@ -380,6 +382,35 @@ def export_command(given: argparse.Namespace) -> dict[str, Any]:
     output = export(run, given.format, given.output)
     print(f"wrote {output}", file=sys.stderr)
     return {"run": run.id, "format": given.format, "output": str(output)}
+
+
+def query_command(given: argparse.Namespace) -> dict[str, Any]:
+    from core.store.query import query
+
+    answer = query(runs_of(given), given.sql)
+    columns = answer.rows.column_names
+    rows = [{key: _plain(value) for key, value in row.items()} for row in answer.rows.to_pylist()]
+    if not given.json:
+        cells = [columns, *([_cell(row[name]) for name in columns] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for line in cells:
+            print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    if answer.cut:
+        print(f"only the first {len(rows):,} rows are shown; ask for fewer, such as with LIMIT", file=sys.stderr)
+    return {"columns": columns, "rows": rows, "cut": answer.cut}
+
+
+def _plain(value: Any) -> Any:
+    """A value of SQL's as JSON has it: times and what else it lacks as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def stop_command(given: argparse.Namespace) -> dict[str, Any]:

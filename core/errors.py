@@ -76,6 +76,10 @@ class RunFolderError(InitScopeError):
     """
 
 
+class QueryError(InitScopeError):
+    """A question in SQL that is wrong, changes something, or is beyond the bounds of memory and time."""
+
+
 class RecordingError(InitScopeError):
     """The two lines in somebody's loop are in the wrong order, in the wrong place, or about the wrong model.
 
@@ -102,7 +106,7 @@ class TrainingFailed(InitScopeError):
 class FactoryFailed(InitScopeError):
     """Code of one's own (``file.py:factory``) raised an exception; the message is ``file.py:LINE: Type: text``.
 
-    "nets.py:2: ValueError: too deep"
+    "mine.py:2: ValueError: too deep"
     """
 
     exit_status = 1

@@ -27,7 +27,7 @@ from core.store import Run, Runs, claimed
 from core.store.run import CLAIM_SECONDS
 from core.store.writer import set_status
 
-__all__ = ["QUEUE", "check_resumable", "ensure_supervisor", "keep_going", "queued", "resume", "slots", "state", "stop", "submit", "threads_of"]
+__all__ = ["QUEUE", "check_resumable", "ensure_supervisor", "keep_going", "prepare", "queued", "resume", "slots", "state", "stop", "submit", "threads_of"]
 
 LOG_BYTES = 1_000_000
 """The supervisor's log begins anew, the old one kept, when it is longer than this."""
@@ -102,6 +102,16 @@ def keep_going(runs: Runs) -> None:
     """Start a supervisor if runs wait and none is there: it was killed, or the machine has been started anew."""
     if queued(runs):
         ensure_supervisor(runs)
+
+
+def prepare(runs: Runs) -> None:
+    """Somebody may launch soon: for ``PREPARED_SECONDS`` from now there is a supervisor that has torch loaded and forks at once.
+
+    For every look at a launch form: with a supervisor there it costs an attempt at its lock. Raises RunFolderError.
+    """
+    ensure_supervisor(runs)
+    with contextlib.suppress(OSError):  # who may not touch it does not own the supervisor either
+        os.utime(runs.root / LOCK)
 
 
 def ensure_supervisor(runs: Runs) -> None:

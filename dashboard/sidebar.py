@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -35,6 +36,8 @@ def launcher(infos: Sequence[RunInfo]) -> None:
 def _form() -> None:
     """The launcher's fields and its button."""
     st.subheader("Launch", anchor=False)
+    with contextlib.suppress(InitScopeError):  # a folder that cannot be written: said when something is launched
+        processes.prepare(loaders.runs())
     launch_form.begin()
     configs, problems = launch_form.fields()
     label = f"Launch {len(configs)} runs" if len(configs) > 1 else "Launch"

@@ -80,6 +80,18 @@ def choose(runs: Runs, engine: str, address: str) -> None:
         write_json(runs.root / QUEUE / ENGINE, {"engine": engine, "address": address})
 
 
+PREPARED_SECONDS = 120
+"""So long after somebody looked at a launch form a supervisor waits for what may come."""
+
+
+def prepared(runs: Runs) -> bool:
+    """Whether somebody asked for a supervisor within ``PREPARED_SECONDS``; a time that lies ahead was set by another clock."""
+    try:
+        return abs(time.time() - os.path.getmtime(runs.root / LOCK)) < PREPARED_SECONDS
+    except OSError:
+        return False  # the folder is gone
+
+
 def tell(runs: Runs, words: dict[str, Any]) -> None:
     """The supervisor's word on its engine, for ``told``."""
     write_json(runs.root / QUEUE / TOLD, words)

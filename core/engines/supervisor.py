@@ -27,9 +27,11 @@ from core.store import Run, Runs, claimed, own_process
 from core.store.files import alive
 from core.store.writer import set_status
 
-IDLE_SECONDS = 120
-"""An idle supervisor leaves after so long; the next launch starts another."""
+IDLE_SECONDS = 300
+"""An idle supervisor leaves after so long, unless somebody looks at a launch form; the next launch starts another."""
 POLL_SECONDS = 0.1
+IDLE_POLL_SECONDS = 0.05
+"""With nothing to supervise on this machine a look at the queue is all there is to do, and somebody may be waiting for it."""
 TROUBLE_SECONDS = 2.0
 """Pause after the disk or the engine refused something."""
 LEFT_SECONDS = 60
@@ -78,11 +80,12 @@ class Supervisor:
                 time.sleep(TROUBLE_SECONDS)
             if changed and waiting and not (self._busy() or self.lost):
                 return End.ANOTHER_ENGINE
-            if self.carried or self.adopted or self.lost or waiting:
+            busy = bool(self.carried or self.adopted or self.lost or waiting)
+            if busy:
                 last_busy = time.monotonic()
-            elif time.monotonic() - last_busy > IDLE_SECONDS or not self.runs.root.exists():
+            elif not self.runs.root.exists() or (time.monotonic() - last_busy > IDLE_SECONDS and not queue.prepared(self.runs)):
                 return End.IDLE
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS if busy or self.engine.name != "local" else IDLE_POLL_SECONDS)
 
     def _take_over(self) -> None:
         """After a supervisor that died: adopt its runs, and mark again what was queued."""

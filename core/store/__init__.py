@@ -26,8 +26,10 @@ from core.store.index import Index
 from core.store.run import Cursor, Run, RunInfo
 from core.store.writer import RunWriter
 
-__all__ = ["RUN_ID", "Cursor", "Run", "RunInfo", "RunWriter", "Runs", "claimed", "default_root", "new_id", "own_process", "process_alive", "write_json"]
+__all__ = ["RECORDED", "RUN_ID", "Cursor", "Run", "RunInfo", "RunWriter", "Runs", "claimed", "default_root", "new_id", "own_process", "process_alive", "write_json"]
 
+RECORDED = "custom"
+"""What runs of somebody's own loop have for an initialization: a name that no config may choose."""
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
 
@@ -113,18 +115,22 @@ class Runs:
     def select(self, expression: str, among: Sequence[RunInfo] | None = None) -> list[Run]:
         """A run id, or a group such as ``init=default,sweep=ID``: every run whose config has these values, the oldest first.
 
+        Values may hold commas.
+
         ``among``: the list of runs, newest first, for whoever has it already.
 
-        Raises RunNotFound if nothing fits, ConfigError for a field that does not exist.
+        Raises RunNotFound if nothing fits, ConfigError for a field that does not exist or comes twice.
         """
         if "=" not in expression:
             return [self.get(expression)]
-        wanted = {}
-        for term in expression.split(","):
-            key, _, value = term.partition("=")
-            if key.strip() not in OPTIONS:
-                raise ConfigError(choose_from("config field", key.strip(), OPTIONS))
-            wanted[key.strip()] = OPTIONS[key.strip()].parse(value.strip())
+        wanted: dict[str, Any] = {}
+        for term in re.split(r",(?=[^,]*=)", expression):
+            key, _, value = (part.strip() for part in term.partition("="))
+            if key not in OPTIONS:
+                raise ConfigError(choose_from("config field", key, OPTIONS))
+            if key in wanted:
+                raise ConfigError(f"{one_line(expression)}: {key} is given twice; a run has one", key)
+            wanted[key] = value if (key, value) == ("init", RECORDED) else OPTIONS[key].parse(value)
         found = [
             info.run
             for info in (self.list() if among is None else among)

@@ -1,4 +1,4 @@
-"""Loss over seeds: the median and the whole range, one colour an initialization.
+"""Loss over seeds: the median and the whole range, one colour an initialization or side of a comparison.
 
 Tells apart a lucky seed from a property of the initialization: where bands do not touch, no seed crossed over.
 """
@@ -63,11 +63,10 @@ def bands(groups: Mapping[str, Sequence[pd.DataFrame]], column: str = "loss", *,
     if not data:
         return base.blank(title, "Appears with the first recorded steps.")
     drawn = base.figure(title, 360)
-    for band in data:
-        color = theme.init_color(band.init)
+    for band, color in zip(data, theme.group_colors([band.init for band in data]), strict=True):
         common = {"x": band.steps.astype(np.int32), "legendgroup": band.init, "mode": "lines", "hoverinfo": "skip", "showlegend": False}
         drawn.add_scatter(y=band.low.astype(np.float32), line={"color": color, "width": 0}, **common)
-        drawn.add_scatter(y=band.high.astype(np.float32), line={"color": color, "width": 0}, fill="tonexty", fillcolor=theme.init_soft(band.init), **common)
+        drawn.add_scatter(y=band.high.astype(np.float32), line={"color": color, "width": 0}, fill="tonexty", fillcolor=theme.soft(color), **common)
         drawn.add_scatter(
             x=band.steps.astype(np.int32), y=band.median.astype(np.float32), mode="lines", line={"color": color, "width": 2},
             name=f"{band.init} ({band.runs})", legendgroup=band.init, hovertemplate="%{fullData.name}: %{y:.3g}<extra></extra>",

@@ -130,23 +130,24 @@ def _pictures(result: Comparison) -> None:
         key="ratio",
         alt="Log ratio of B to A for every layer and step",
     )
-    _curves(side_a + side_b)
+    _curves(dict(zip(result.labels, (side_a, side_b), strict=False)))
     plot(
-        depth.depth([base.subject(one_a), base.subject(one_b)], loaders.first_layers([one_a.run, one_b.run]), metric),
+        depth.depth([base.subject(one_a), base.subject(one_b)], loaders.first_layers([one_a.run, one_b.run], metric), metric),
         key="depth",
         alt=f"{COLUMN[metric].title} of every layer at the first step, both runs",
     )
 
 
-def _curves(infos: list[RunInfo]) -> None:
+def _curves(sides_by_label: dict[str, list[RunInfo]]) -> None:
+    infos = [info for side in sides_by_label.values() for info in side]
     subjects = [base.subject(info) for info in infos]
     steps = {info.run: loaders.frame(info.run, "steps") for info in infos}
     epochs = {info.run: loaders.frame(info.run, "epochs") for info in infos}
     classes = next((info.state["num_classes"] for info in infos if info.state.get("num_classes")), 10)
     live = [info.run for info in infos if info.live]
     left, right = st.columns(2)
-    if len(infos) > 4:  # lines could not be told apart: median and range of each initialization
-        groups = {init: [steps[info.run] for info in infos if info.init == init] for init in dict.fromkeys(info.init for info in infos)}
+    if len(infos) > 4:  # lines could not be told apart: median and range of each side
+        groups = {label: [steps[info.run] for info in side] for label, side in sides_by_label.items()}
         for column, name in ((left, "loss"), (right, "accuracy")):
             with column:
                 plot(bands.bands(groups, name, classes=classes), key=f"compare_{name}", alt=f"{COLUMN[name].title} over seeds of both sides")

@@ -50,7 +50,7 @@ def example(kind: type[InitScopeError]) -> str:
 def make(kind: type[InitScopeError], runs, tiny, tmp_path, monkeypatch) -> None:
     """Bring the error about as a person would."""
     finished = runs.create(quick(), "finished", run_id="a-run") if kind is not errors.RunNotFound else None
-    nets = tmp_path / "nets.py"
+    nets = tmp_path / "mine.py"
     nets.write_text("def deep():\n    raise ValueError('too deep')\n")
     if kind is errors.ConfigError:
         RunConfig(init="kaimng_normal")
