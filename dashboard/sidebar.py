@@ -10,7 +10,7 @@ from core import launcher as processes
 from core.errors import InitScopeError
 from core.schema import Status
 from core.store import RunInfo
-from dashboard import access, launch_form, loaders, text, theme
+from dashboard import access, launch_form, loaders, pacing, text, theme
 
 REFRESH_SECONDS = 2
 SAME_CLICK_SECONDS = 2
@@ -27,7 +27,8 @@ def launcher() -> None:
         access.sign_out()
         live = [info for info in loaders.listing() if info.live]
         # One polling fragment, and only while there is something to see.
-        st.fragment(in_progress, run_every=REFRESH_SECONDS if live else None)()
+        st.session_state["refresh_pause"] = pause = pacing.every(REFRESH_SECONDS)
+        st.fragment(in_progress, run_every=pause if live else None)()
 
 
 def _form() -> None:
@@ -64,7 +65,8 @@ def in_progress() -> None:
     now = {(info.run, bool(info.state.get("step"))) for info in live}
     before = st.session_state.get("live_runs", set())
     st.session_state["live_runs"] = now
-    if before - now:
+    crowded = pacing.every(REFRESH_SECONDS) > 2 * st.session_state["refresh_pause"]  # only a run of the page sets another pause
+    if before - now or crowded:
         st.rerun()
     if not live:
         return
