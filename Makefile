@@ -11,7 +11,7 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed-tests
 	@bash tests/browser/ensure_chromium.sh
 	$(BIN)/ruff check core dashboard tests
-	$(BIN)/python -m pytest --durations=15
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 # The same tests where there is no network at all: nothing but this machine's own loopback.
 test-offline: $(VENV)/.installed-tests

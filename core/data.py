@@ -77,7 +77,8 @@ class Data:
         self.image_size = config.image_size
         self.batch_size = config.batch_size
         self.data_seed = config.data_seed
-        self._drop_single = config.batch_norm  # batch norm cannot take the statistics of one sample at 1x1 maps
+        # Batch norm cannot take the statistics of one sample at 1x1 maps, in no process's share.
+        self._least = 2 * config.processes if config.batch_norm else 1
         if self.are_images:
             self._offset, self._scale = _normalization(train, raw.white, self.channels, config.normalize)
         self.train, self.train_ready = self._hold(train)
@@ -107,8 +108,9 @@ class Data:
         return len(self._starts(len(self.train)))
 
     def _starts(self, samples: int) -> range:
-        if self._drop_single and samples > self.batch_size and samples % self.batch_size == 1:
-            samples -= 1
+        rest = samples % self.batch_size
+        if samples > self.batch_size and rest < self._least:
+            samples -= rest
         return range(0, samples, self.batch_size)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

@@ -55,6 +55,13 @@ class LimitExceeded(InitScopeError):
     """
 
 
+class EngineTrouble(InitScopeError):
+    """The engine that is to carry runs cannot: its cluster is not there, or has gone.
+
+    "no Ray cluster answers at 127.0.0.1:1 (Connection refused); start it, or use --engine local"
+    """
+
+
 class RunStateError(InitScopeError):
     """The run is in a state that does not allow this (resume a running run, delete a live one).
 
@@ -67,6 +74,10 @@ class RunFolderError(InitScopeError):
 
     "run a-run: status.json is not valid JSON; delete the run, or correct the file"
     """
+
+
+class QueryError(InitScopeError):
+    """A question in SQL that is wrong, changes something, or is beyond the bounds of memory and time."""
 
 
 class RecordingError(InitScopeError):

@@ -12,6 +12,7 @@ pass would tell is missing there.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,8 +33,8 @@ from torch.utils.hooks import RemovableHandle
 from core.errors import ConfigError
 from core.layers import find_layers, is_activation, is_normalization
 from core.loss_scale import LossScale
-from core.reductions import Number, by_sample, change_norms, copy_norms, forward_statistics, norm, norms, ratio, root
-from core.schema import LAYER_METRICS
+from core.reductions import Number, change_norms, copy_norms, forward_statistics, norm, norms, off_units, ratio, root
+from core.schema import LAYER_METRICS, MISSING
 
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
 _FUNCTIONS = {"ReluBackward0": "ReLU", "TanhBackward0": "Tanh", "SigmoidBackward0": "Sigmoid", "GeluBackward0": "GELU", "SiluBackward0": "SiLU"}
@@ -105,11 +106,11 @@ class LayerMeter:
         self.names = [layer.name for layer in self.layers]
         self.kinds = [layer.kind for layer in self.layers]
         self.armed = True
-        self.order: list[int] = []
+        self._executed: dict[int, None] = {}
         self.activations: dict[str, str] = {}
         self.normalized: set[str] = set()
-        self.late_updates = 0
-        """Optimizer steps that came between a ``collect`` and the next backward pass: too late to be measured."""
+        self.late_update = False
+        """Whether an optimizer stepped between a ``collect`` and the next backward pass: too late to be measured."""
         self.on_forward: Callable[[tuple, dict, Any], None] | None = None
         """Called with (inputs, keyword inputs, output) after every training pass of the whole model."""
         self.loss_scale = LossScale()
@@ -125,7 +126,7 @@ class LayerMeter:
         self._heard: dict[int, list[tuple[_Calls, _Call, Number]]] = {}
         self._owned = -1
         self._passes: set[int] = set()
-        self._arrived: dict[_Weight, None] = {}
+        self._arrived: dict[_Weight, tuple[Number, Tensor, int] | None] = {}
         self._backward_seen = False
         self._stepped: set[int] = set()
         self._inside = False
@@ -222,21 +223,21 @@ class LayerMeter:
         return self._inside and self._evaluated is not None and self._evaluated != self._versions()
 
     def _before_module(self, module: nn.Module, inputs: Any) -> None:
-        if torch.compiler.is_compiling() or not self.armed:
+        if not self.armed or torch.compiler.is_compiling():
             return
+        rows = self._rows_of.get(module)
         if module is self.model:
             self._latest = None
-        rows = self._rows_of.get(module)
         if rows is None or not self.model.training:
             return
-        if rows[0] not in self.order:
-            self.order.extend(rows)
+        if rows[0] not in self._executed:
+            self._executed.update(dict.fromkeys(rows))
         hides = self.layers[rows[0]].family in _SCALES
         if inputs and isinstance(inputs[0], Tensor) and self._latest is not None and not hides and self._watching():
             self._notice_function(inputs[0])
 
     def _after_module(self, module: nn.Module, inputs: Any, kwargs: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or not self.armed:
+        if not self.armed or torch.compiler.is_compiling():
             return
         if module is self.outer and self.on_forward is not None and self._watching():
             self.on_forward(inputs, kwargs, output)
@@ -255,8 +256,8 @@ class LayerMeter:
             return
         if self._waiting and i in self._waiting:
             self._attach()  # a lazy module has just made its weight
-        with torch.no_grad():
-            values = forward_statistics(output.detach().reshape(1, -1) if samples is None else output.detach().movedim(samples, 0))
+        seen = output.detach()  # without a graph, and so are the numbers taken from it
+        values = forward_statistics(seen if samples == 0 else seen.reshape(1, -1) if samples is None else seen.movedim(samples, 0))
         if samples is None:
             del values["signal_std"]
         call = _Call(output.numel(), values)
@@ -295,13 +296,14 @@ class LayerMeter:
             self._heard.setdefault(torch._C._current_graph_task_id(), []).append((calls, call, length))
 
     def _gradient_arrives(self, parameter: Tensor) -> None:
-        """A gradient is whole for this process; it is read at the end of the pass, when it has been averaged over processes."""
+        """A gradient is whole for this process. It counts as it is at the end of the pass, when it has been averaged over processes;
+        on a CPU it is looked at now too, while it is in the cache."""
         if not self.armed or torch.compiler.is_compiling() or self._evaluating_again():
             return
         weight = self._weight_of.get(id(parameter))
         if weight is not None:
             weight.scale = self.loss_scale.current
-            self._arrived[weight] = None
+            self._arrived[weight] = _seen(parameter.grad) if parameter.device.type == "cpu" else None
         this_pass = torch._C._current_graph_task_id()
         if this_pass not in self._passes:
             self._passes.add(this_pass)
@@ -319,14 +321,25 @@ class LayerMeter:
         self._passes.discard(this_pass)
         if self._passes:
             return  # a pass within a pass (checkpointing)
-        weights = [weight for weight in self._arrived if weight.parameter.grad is not None]
-        gradients = [dense(weight.parameter.grad) for weight in weights]
-        for weight, length in zip(weights, norms(gradients), strict=True):
-            weight.gradient = unscaled(length, weight.scale)
+        unread = []
+        for weight, seen in self._arrived.items():
+            gradient = weight.parameter.grad
+            if seen is not None and seen[1] is gradient and seen[2] == gradient._version:
+                weight.gradient = unscaled(seen[0], weight.scale)
+            elif gradient is not None:
+                unread.append(weight)
+        self._read_gradients(unread)
         self._arrived.clear()
         self._backward_seen = True
         if self._inside and self._evaluated is None:
             self._evaluated = self._versions()
+
+    def _read_gradients(self, weights: list[_Weight]) -> None:
+        """Take the norms of the gradients that the optimizer will see."""
+        weights = [weight for weight in weights if weight.parameter.grad is not None]
+        lengths = norms([dense(weight.parameter.grad) for weight in weights])
+        for weight, length in zip(weights, lengths, strict=True):
+            weight.gradient = unscaled(length, weight.scale)
 
     def _versions(self) -> tuple[int, ...]:
         """Changes whenever a weight does."""
@@ -351,6 +364,11 @@ class LayerMeter:
         self._abandon()
         self._inside, self._evaluated = True, None
         weights = self._of(k)
+        if torch._C._current_graph_task_id() != -1:  # an optimizer for each parameter, stepped during the backward pass to save memory
+            for weight in weights:
+                weight.scale = self.loss_scale.current
+            self._read_gradients(weights)
+            self._backward_seen = True
         for weight in weights:
             if weight.before is None or not _alike(weight.before, weight.parameter):
                 weight.before = torch.empty_like(weight.parameter)
@@ -364,7 +382,7 @@ class LayerMeter:
         self._inside = False
         weights = [weight for weight in self._of(k) if "weight_norm" in weight.values]
         if not self._backward_seen:
-            self.late_updates += 1
+            self.late_update = True
             for weight in weights:
                 weight.values = {}
             return
@@ -431,9 +449,14 @@ class LayerMeter:
             weight.values, weight.gradient = {}, None
         self._attach()
 
+    @property
+    def order(self) -> list[int]:
+        """Layers in the order of their first execution; those never run are missing."""
+        return list(self._executed)
+
     def _ordered(self) -> Iterable[int]:
         """Layers in the order of their first execution; those never run last."""
-        return self.order + [i for i in range(len(self.names)) if i not in self.order]
+        return [*self._executed, *(i for i in range(len(self.names)) if i not in self._executed)]
 
     def ordered_names(self) -> list[str]:
         """Layer names in the order of ``collect``'s columns."""
@@ -442,10 +465,6 @@ class LayerMeter:
     def ordered_kinds(self) -> list[str]:
         """Layer kinds in the order of ``collect``'s columns."""
         return [self.kinds[i] for i in self._ordered()]
-
-
-MISSING = -1e30
-"""Stands for "not measured" on the way from device to disk, where it becomes null; no metric takes this value."""
 
 
 class _Hook:
@@ -524,13 +543,15 @@ def output_of(module: nn.Module, output: Any) -> tuple[Tensor | None, int | None
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """The tensors in a model's output: a tensor, or tuples, lists and mappings of them, in their order."""
+    """The tensors in a model's output: a tensor, or tuples, lists, mappings and dataclasses of them, in their order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
         yield from (tensor for item in value.values() for tensor in tensors_of(item))
     elif isinstance(value, (list, tuple)):
         yield from (tensor for item in value for tensor in tensors_of(item))
+    elif dataclasses.is_dataclass(value):
+        yield from (tensor for field in dataclasses.fields(value) for tensor in tensors_of(getattr(value, field.name, None)))
 
 
 def is_dense(x: Tensor) -> bool:
@@ -542,6 +563,11 @@ def dense(gradient: Tensor) -> Tensor:
     """The numbers of a gradient, a sparse one's entries added up."""
     gradient = gradient.detach()
     return gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient
+
+
+def _seen(gradient: Tensor) -> tuple[Number, Tensor, int]:
+    """(the norm, the gradient it is of, and in which version)."""
+    return norm(dense(gradient)), gradient, gradient._version
 
 
 def together(cells: Sequence[Number], device: torch.device) -> Tensor:
@@ -559,11 +585,6 @@ def unscaled(length: Number, scale: Tensor | None) -> Number:
     return length / scale.to(length.device) if isinstance(length, Tensor) else length / scale.item()
 
 
-def off_units(output: Tensor) -> Tensor:
-    """For each of a rectifier's units (samples first), whether it is zero for every sample."""
-    return by_sample(output.detach()).amax(0) <= 0
-
-
 def pooled(calls: Sequence[_Call]) -> dict[str, Number]:
     """The columns of a layer over all its calls in a step, each number of an output counting alike.
 
@@ -575,13 +596,22 @@ def pooled(calls: Sequence[_Call]) -> dict[str, Number]:
     count = sum(call.count for call in calls)
     result = dict(calls[0].values) if len(calls) == 1 else _pooled_forward(calls, count)
     if all(len(call.gradients) == 1 for call in calls):
-        result["activation_grad_rms"] = root(sum(call.gradients[0] * call.gradients[0] for call in calls) / count)
+        result["activation_grad_rms"] = _length([call.gradients[0] for call in calls]) / math.sqrt(count)
     off = [call.off for call in calls if call.off is not None]
-    if off and all(mask.shape == off[0].shape for mask in off):
+    if len(off) > 1 and all(mask.shape == off[0].shape for mask in off):
         off = [functools.reduce(torch.logical_and, off)]
     if off:
-        result["dead_fraction"] = sum(mask.sum() for mask in off) / sum(mask.numel() for mask in off)
-    return {name: value.item() if isinstance(value, Tensor) and value.device.type == "cpu" else value for name, value in result.items()}
+        result["dead_fraction"] = sum(map(_count, off)) / sum(mask.numel() for mask in off)
+    return result
+
+
+def _length(parts: Sequence[Number]) -> Number:
+    """The norm of a vector of whose parts the norms are known."""
+    return parts[0] if len(parts) == 1 else root(sum(part * part for part in parts))
+
+
+def _count(mask: Tensor) -> Number:
+    return int(mask.sum()) if mask.device.type == "cpu" else mask.sum()
 
 
 def _pooled_forward(calls: Sequence[_Call], count: int) -> dict[str, Number]:

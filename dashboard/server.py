@@ -223,7 +223,10 @@ async def lifespan(app: object) -> AsyncIterator[dict[str, Any]]:
 
 
 async def _keep_queue_going() -> None:
+    """Look after the queue; at the start have a supervisor ready, for whoever opens the dashboard to launch."""
     runs = Runs()
+    with contextlib.suppress(InitScopeError, OSError):
+        await anyio.to_thread.run_sync(launcher.prepare, runs)
     while True:
         with contextlib.suppress(InitScopeError, OSError):  # an unreadable folder is told on the page
             await anyio.to_thread.run_sync(launcher.keep_going, runs)

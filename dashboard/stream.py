@@ -5,7 +5,7 @@
     {"run", "position", "steps": {"x", "loss", "accuracy"}, "epochs": {"x", "val_loss", "val_accuracy"},
      "layers": {"step", "names", "grad_norm"}, "state": {...}}
 
-Only what changed is in it. NaN and infinity are null. ``id:`` holds the positions of all runs, so a browser that lost the
+Only what changed is in it. A ``runs`` event says that a run has come or gone in the folder. NaN and infinity are null. ``id:`` holds the positions of all runs, so a browser that lost the
 connection goes on where it was (``Last-Event-ID``). When every run has ended an ``end`` event closes the stream.
 
 One task a run reads the files, however many viewers there are; each viewer walks along its list of messages.
@@ -30,6 +30,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from core.errors import InitScopeError
 from core.schema import LIVE
 from core.store import Cursor, Run, Runs
+from core.store.files import stamp
 from dashboard import connections
 from dashboard.live_rows import PACE_STEPS, epoch_rows, near_end, newest_layers, progress, step_rows, thin
 
@@ -197,7 +198,7 @@ class Hub:
         """The text of the stream, until the runs, the server or the viewer's session end. Starlette cancels it when the viewer is gone."""
         viewers = {run: Viewer(self._feed(runs[run]), position) for run, position in positions.items()}
         clock = asyncio.get_running_loop().time
-        quiet_since = clock()
+        quiet_since, there = clock(), stamp(self.runs.root)
         for viewer in viewers.values():
             viewer.feed.enter()
         try:
@@ -210,6 +211,8 @@ class Hub:
                         body = {"run": run, "position": viewer.position.text(run), **message}
                         where = ",".join(v.position.text(r) for r, v in viewers.items())
                         yield f"id: {where}\ndata: {json.dumps(body, allow_nan=False, separators=(',', ':'))}\n\n"
+                if there != (there := stamp(self.runs.root)):
+                    yield "event: runs\ndata: {}\n\n"
                 if all(viewer.ended for viewer in viewers.values()):
                     yield f"event: end\ndata: {json.dumps({'runs': list(viewers)})}\n\n"
                     return

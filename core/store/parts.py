@@ -59,8 +59,8 @@ def _listed(folder: Path, table: str) -> list[tuple[int, int, Path]]:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    matches = [(_PART.fullmatch(name), folder / name) for name in names]
-    return [(int(match[2]), int(match[3]), path) for match, path in matches if match and match[1] == table]
+    matches = [_PART.fullmatch(name) for name in names if name.startswith(table)]
+    return [(int(match[2]), int(match[3]), folder / match[0]) for match in matches if match and match[1] == table]
 
 
 def holds_through(final: Path) -> int:

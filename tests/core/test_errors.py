@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from core import errors, launcher
+from core import engines, errors, launcher
 from core.__main__ import _train_here
 from core.config import RunConfig, quick
 from core.errors import InitScopeError
@@ -66,6 +66,8 @@ def make(kind: type[InitScopeError], runs, tiny, tmp_path, monkeypatch) -> None:
     elif kind is errors.LimitExceeded:
         monkeypatch.setenv("INITSCOPE_MAX_EPOCHS", "8")
         launcher.submit(runs, [quick().replace(epochs=9)])
+    elif kind is errors.EngineTrouble:
+        engines.engine("ray", "127.0.0.1:1").open()
     elif kind is errors.RunStateError:
         launcher.resume(runs, finished)
     elif kind is errors.RunFolderError:

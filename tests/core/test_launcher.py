@@ -15,6 +15,7 @@ import pytest
 from core import launcher
 from core.config import preset
 from core.diagnosis.compare import compare
+from core.engines import queue
 from core.errors import RunStateError
 from core.schema import LIVE, Status, Verdict
 from core.store import Run, own_process
@@ -136,7 +137,8 @@ def test_stop_and_resume_through_the_queue(runs, tiny, trained, two_slots, until
     launcher.stop(runs, running)
     until(lambda: ended(running))
     state = running.state()
-    assert (state["status"], state["outcome"]) == ("stopped", "undecided") and (running.path / CHECKPOINT).exists()
+    # On a fast machine an epoch has ended by then, and it may have converged; not having converged says nothing yet.
+    assert state["status"] == "stopped" and state["outcome"] in ("undecided", "converged") and (running.path / CHECKPOINT).exists()
     assert 30 < state["step"] < 360 and steps(running) == state["step"] and (running.path / "layers.parquet").exists()
     for run in (running, waiting):
         with pytest.raises(RunStateError, match="is stopped; only a queued or running run"):
@@ -165,7 +167,7 @@ def test_what_cannot_run_does_not_hold_up_the_others(runs, tiny, two_slots, unti
     configs = [tiny(data=f"image_folder:{tmp_path / 'none'}"), tiny(), tiny(), tiny(), tiny()]
     made = [runs.create(config) for config in configs]
     for run in made:
-        launcher._mark(runs, run)
+        queue.mark(runs, [run])
     no_data, torn, deleted, renamed, good = made
     (torn.path / "config.json").write_text('{"config": {"init": "no such"}}')
     deleted.path.rename(tmp_path / "deleted")
