@@ -62,7 +62,7 @@ class Cluster:
                 else:
                     ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
         except (RuntimeError, OSError, ValueError) as error:
-            raise EngineTrouble(f"Ray cannot be used ({one_line(str(error))})") from error
+            raise EngineTrouble(f"Ray cannot be used ({one_line(str(error))}); check its address, or use --engine local") from error
         self._look()
 
     def close(self) -> None:
@@ -140,7 +140,7 @@ class Cluster:
         try:
             yield
         except (ray.exceptions.RayError, ConnectionError) as error:
-            raise EngineTrouble(f"the Ray cluster {self.address or 'of this machine'} has gone ({one_line(str(error))})") from error
+            raise EngineTrouble(f"the Ray cluster {self.address or 'of this machine'} has gone ({one_line(str(error))}); start it anew, or use --engine local") from error
 
 
 @functools.lru_cache(maxsize=4096)

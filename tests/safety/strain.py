@@ -118,11 +118,13 @@ async def turnover(server: Server, rounds: int, note: Callable[[int, Upkeep, Upk
             made += len(new)
             await until(lambda new=new: any(run.state().get("step") for run in new))
             for run in new:
-                await visitor.click(f"stop_{run.id}")
+                await visitor.click(f"stop-{run.id}")
             assert not visitor.failures, visitor.failures
         await until(lambda new=new: all(run.state()["status"] not in LIVE for run in new))
         for run in new:
             run.delete()
-        supervisor = next(process for process in supervisors(server.runs) if process.ppid() == server.process.pid)
+        there = supervisors(server.runs)
+        [supervisor] = [process for process in there if process.ppid() not in {other.pid for other in there}]
+        await until(lambda pid=supervisor.pid: not upkeep(pid).zombies)  # a worker that has ended this moment
         note(turn, upkeep(server.process.pid), upkeep(supervisor.pid))
     return made

@@ -15,7 +15,7 @@ from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
 _WIDGET = re.compile(rb"\$\$ID-[0-9a-f]{32}-([\w.-]+)")
-ANSWER_SECONDS = 60
+ANSWER_SECONDS = 180
 
 
 class Visitor:
@@ -93,6 +93,9 @@ class Visitor:
                 self.failures.append(message.delta.new_element.exception.type)
             elif kind == "page_info_changed":
                 self.query = message.page_info_changed.query_string
+            elif kind == "navigation":
+                shown = message.navigation.page_script_hash
+                self.page = next((page.url_pathname for page in message.navigation.app_pages if page.page_script_hash == shown), self.page)
             elif kind == "auto_rerun" and message.auto_rerun.fragment_id not in self._timers:
                 timer = self._repeat(message.auto_rerun.fragment_id, message.auto_rerun.interval)
                 self._timers[message.auto_rerun.fragment_id] = asyncio.create_task(timer)
