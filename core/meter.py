@@ -372,7 +372,7 @@ class LayerMeter:
         for weight in weights:
             if weight.before is None or not _alike(weight.before, weight.parameter):
                 weight.before = torch.empty_like(weight.parameter)
-        for weight, length in zip(weights, copy_norms([w.before for w in weights], [w.parameter for w in weights]), strict=True):
+        for weight, length in zip(weights, copy_norms([w.before for w in weights], [w.parameter.detach() for w in weights]), strict=True):
             weight.values = {"weight_norm": length}
 
     @torch.no_grad()
@@ -387,7 +387,7 @@ class LayerMeter:
                 weight.values = {}
             return
         self._stepped.add(k)
-        lengths = change_norms([weight.before for weight in weights], [weight.parameter for weight in weights])
+        lengths = change_norms([weight.before for weight in weights], [weight.parameter.detach() for weight in weights])
         for weight, moved in zip(weights, lengths, strict=True):
             weight.values["update_ratio"] = ratio(moved, weight.values["weight_norm"])
             if weight.gradient is not None:
@@ -530,7 +530,7 @@ def output_of(module: nn.Module, output: Any) -> tuple[Tensor | None, int | None
     """
     if isinstance(output, nn.utils.rnn.PackedSequence):
         return (output.data, None) if is_dense(output.data) else (None, None)
-    tensor = next(tensors_of(output), None)
+    tensor = output if isinstance(output, Tensor) else next(tensors_of(output), None)
     if tensor is None or not is_dense(tensor) or not tensor.numel():
         return None, None
     if isinstance(module, nn.modules.conv._ConvNd):

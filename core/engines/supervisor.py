@@ -27,10 +27,10 @@ from core.store import Run, Runs, claimed, own_process
 from core.store.files import alive
 from core.store.writer import set_status
 
-IDLE_SECONDS = 120
+IDLE_SECONDS = 300
 """An idle supervisor leaves after so long, unless somebody looks at a launch form; the next launch starts another."""
 POLL_SECONDS = 0.1
-IDLE_POLL_SECONDS = 0.02
+IDLE_POLL_SECONDS = 0.05
 """With nothing to supervise on this machine a look at the queue is all there is to do, and somebody may be waiting for it."""
 TROUBLE_SECONDS = 2.0
 """Pause after the disk or the engine refused something."""

@@ -132,7 +132,7 @@ def _pictures(result: Comparison) -> None:
     )
     _curves(dict(zip(result.labels, (side_a, side_b), strict=False)))
     plot(
-        depth.depth([base.subject(one_a), base.subject(one_b)], loaders.first_layers([one_a.run, one_b.run]), metric),
+        depth.depth([base.subject(one_a), base.subject(one_b)], loaders.first_layers([one_a.run, one_b.run], metric), metric),
         key="depth",
         alt=f"{COLUMN[metric].title} of every layer at the first step, both runs",
     )

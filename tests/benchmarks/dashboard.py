@@ -199,8 +199,7 @@ def live(browser: Browser, server: Server, seconds: float) -> None:
     for count, cost in costs.items():
         print(f"| {count} | {cost:.1f} | {cost - costs[0]:.1f} |")
     print("\n| row to pixel, ms | p50 | p99 | rows |\n|---|---|---|---|")
-    for words, values in delays.items():
-        print(f"| {words} | {spread(values)} | {len(values)} |", flush=True)
+    print(f"| from the file's time to the frame | {spread(delays)} | {len(delays)} |", flush=True)
 
 
 def rest_of_load(page: Page) -> None:
@@ -217,8 +216,8 @@ def _cost(process: psutil.Process, page: Page | None = None) -> float:
     return 100 * (after.user + after.system - before.user - before.system) / (time.monotonic() - began)
 
 
-def row_to_pixel(page: Page, run: Run, seconds: float) -> dict[str, list[float]]:
-    """Milliseconds from a row's part on disk, and from its optimizer step, to the frame that draws it."""
+def row_to_pixel(page: Page, run: Run, seconds: float) -> list[float]:
+    """Milliseconds from the time of each part of ``steps`` on disk to the frame that draws its last row."""
     arrived: dict[int, float] = {}
     over = threading.Event()
     watcher = threading.Thread(target=_watch_parts, args=(run, arrived, over))
@@ -229,17 +228,12 @@ def row_to_pixel(page: Page, run: Run, seconds: float) -> dict[str, list[float]]
     over.set()
     watcher.join()
     drawn = [last for _, last in frames]
-    rows = run.read("steps", ["step", "seconds"])
-    done = dict(zip(rows["step"].to_pylist(), rows["seconds"].to_pylist(), strict=True))
-    began = run.state()["started"]
-    from_disk, steps = [], sorted(arrived)
-    first = bisect.bisect_right(steps, drawn[0]) if drawn else len(steps)
-    for step in steps[first:]:
-        at = bisect.bisect_left(drawn, step)
-        if at < len(frames):
-            from_disk.append(frames[at][0] - 1000 * arrived[step])
-    del done, began
-    return {"from the file on disk": from_disk}
+    delays = []
+    for step, at in sorted(arrived.items()):
+        frame = bisect.bisect_left(drawn, step)
+        if drawn and step > drawn[0] and frame < len(frames):
+            delays.append(frames[frame][0] - 1000 * at)
+    return delays
 
 
 def _watch_parts(run: Run, arrived: dict[int, float], over: threading.Event) -> None:
