@@ -73,6 +73,10 @@ def make(kind: type[InitScopeError], runs, tiny, tmp_path, monkeypatch) -> None:
     elif kind is errors.RunFolderError:
         (finished.path / "status.json").write_text("{")
         finished.state()
+    elif kind is errors.QueryError:
+        from core.store.query import query
+
+        query(runs, "SELECT count(*) FROM range(100000) a, range(100000) b, range(100000) c", seconds=0.05)
     elif kind is errors.RecordingError:
         import torch
 
