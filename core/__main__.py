@@ -282,23 +282,17 @@ def sweep_command(given: argparse.Namespace) -> dict[str, Any]:
     print(f"sweep {name}: {len(configs)} runs, {len(configs) - len(launched)} there already", file=sys.stderr)
     wanted = sweep.covering(configs, runs)
     try:
-<<<<<<< HEAD
-        with tqdm(total=len(wanted), unit="run", dynamic_ncols=True, file=sys.stderr, mininterval=0.3) as bar:
-            trouble = ""
-            for ended in sweep.watch(runs, wanted):
-                bar.update(ended - bar.n)
-                if trouble != (trouble := launcher.state(runs).trouble) and trouble:
-                    bar.write(f"{trouble}; what is queued waits", file=sys.stderr)
-=======
         form = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
         # smoothing=0: the time left from the mean speed since the start; ``initial`` is what was there before.
         with tqdm(total=1.0, bar_format=form, smoothing=0, miniters=0, dynamic_ncols=True, file=sys.stderr, mininterval=0.3) as bar:
+            trouble = ""
             for ended, share in sweep.watch(runs, wanted):
                 bar.set_description_str(f"{ended} of {len(wanted)} runs", refresh=False)
                 if bar.n == 0:
                     bar.initial = share
                 bar.update(share - bar.n)
->>>>>>> verify
+                if trouble != (trouble := launcher.state(runs).trouble) and trouble:
+                    bar.write(f"{trouble}; what is queued waits", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"the sweep goes on in the background; repeat the command to watch it again, or stop its runs ({name})", file=sys.stderr)
         raise
