@@ -130,9 +130,9 @@ def first_batch_facts(inputs: Any, output: Any) -> dict[str, Any]:
 
 
 def main_output(output: Any) -> Tensor | None:
-    """What the loss is most likely taken of: ``logits`` of a mapping, else the first real tensor with samples and units."""
-    if isinstance(output, dict) and isinstance(output.get("logits"), Tensor):
-        output = output["logits"]
+    """What the loss is most likely taken of: what the output calls ``logits``, else the first real tensor with samples and units."""
+    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
+    output = logits if isinstance(logits, Tensor) else output
     return next((x for x in tensors_of(output) if is_dense(x) and x.numel() and x.dim() > 1), None)
 
 

@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             Path(given.output).write_text(document, encoding="utf-8")
         except OSError as error:
-            raise RunFolderError(f"cannot write {given.output}: {error.strerror or error}") from None
+            raise RunFolderError(f"cannot write {given.output}: {error.strerror or error}; free space, or choose another --output") from None
     except InitScopeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow.compute as pc
-
 from core.config import OPTIONS
 from core.diagnosis.statistics import cohens_h, fisher_exact, newcombe, p_text
 from core.errors import ConfigError, RunFolderError
@@ -231,9 +229,8 @@ def _first_step(runs: Sequence[Run], metric: str) -> dict[str, list[float | None
     """{layer: its first recorded values, one a run}, layers in order of depth."""
     found: dict[str, list[float | None]] = {}
     for run in runs:
-        rows = run.read("layers", ["step", "layer", "depth", metric])
-        if rows.num_rows:
-            first = rows.filter(pc.equal(rows["step"], pc.min(rows["step"]))).sort_by("depth")
+        first = run.head("layers", ["step", "layer", "depth", metric]).sort_by("depth")
+        if first.num_rows:
             for layer, value in zip(first["layer"].to_pylist(), first[metric].to_pylist(), strict=True):
                 found.setdefault(layer, []).append(value)
     return found

@@ -12,7 +12,7 @@ from core.diagnosis.statistics import p_text
 from core.errors import InitScopeError
 from core.schema import COLUMN
 from core.store import RunInfo
-from dashboard import empty, layer_view, loaders, sides, text, theme
+from dashboard import empty, layer_view, loaders, luck, sides, text, theme
 from dashboard.figures import bands, base, curves, depth, heatmap, ratio, rows
 from dashboard.plot import plot
 
@@ -28,7 +28,7 @@ def page() -> None:
     above = st.container()
     a, b = _choose(choices, sides.suggested_pair(listed))
     try:
-        result = loaders.comparison(a, b)
+        result = loaders.comparison(a, b, listed)
     except InitScopeError as error:
         above.error(text.markdown(str(error)))
         return
@@ -76,6 +76,7 @@ def _verdict(result: Comparison) -> None:
         st.markdown(evidence)
     if result.warning:
         st.warning(text.markdown(result.warning), icon=":material/balance:")
+    luck.button(result, key="compare_luck")
     (ka, na), (kb, nb) = result.converged["a"], result.converged["b"]
     low, high = result.interval
     if na + nb > 2:
@@ -131,7 +132,7 @@ def _pictures(result: Comparison) -> None:
     )
     _curves(dict(zip(result.labels, (side_a, side_b), strict=False)))
     plot(
-        depth.depth([base.subject(one_a), base.subject(one_b)], loaders.first_layers([one_a.run, one_b.run]), metric),
+        depth.depth([base.subject(one_a), base.subject(one_b)], loaders.first_layers([one_a.run, one_b.run], metric), metric),
         key="depth",
         alt=f"{COLUMN[metric].title} of every layer at the first step, both runs",
     )

@@ -13,6 +13,7 @@ from core.diagnosis.diagnose import Diagnosis
 from core.diagnosis.findings import Finding
 from core.diagnosis.thresholds import LIMITS, PRESETS, Limit, Thresholds
 from core.errors import InitScopeError
+from core.schema import Outcome
 from core.store import RunInfo
 from dashboard import access, empty, loaders, selection, sentences, text, theme
 
@@ -26,7 +27,7 @@ def page() -> None:
         empty.nothing_yet("Why did it not train?", "There is no run to diagnose yet.")
         return
     above = st.container()
-    info = selection.run(infos, selection.newest_or_live(infos)[0], key="diagnosis-run")
+    info = selection.run(infos, _suspect(infos), key="diagnosis-run")
     body = st.container()
     thresholds = _replay()
     try:
@@ -39,6 +40,11 @@ def page() -> None:
     with body:
         _remedy(info, found)
         _findings(found)
+
+
+def _suspect(infos: list[RunInfo]) -> str:
+    """The newest run that did not train, else the newest."""
+    return next((info.run for info in infos if info.outcome in (Outcome.NOT_CONVERGED, Outcome.DIVERGED)), infos[0].run)
 
 
 def _answer(info: RunInfo, found: Diagnosis) -> None:
@@ -54,7 +60,7 @@ def _answer(info: RunInfo, found: Diagnosis) -> None:
 def _remedy(info: RunInfo, found: Diagnosis) -> None:
     """What to do, and a button that does it: the same run, same seeds, same order of data, with the remedy."""
     with st.container(border=True):
-        st.markdown(f"**What would help.** {text.markdown(found.remedy.text)}")
+        st.markdown(f"**What would help.** {text.markdown(text.typeset(found.remedy.text))}")
         if not found.remedy.changes or not access.may_change():
             return
         changes = ", ".join(f"{OPTIONS[key].title.lower()} {_value(key, value)}" for key, value in found.remedy.changes.items())
@@ -90,7 +96,7 @@ def _findings(found: Diagnosis) -> None:
 def _finding(finding: Finding) -> None:
     """Title, evidence, threshold and its source."""
     with st.container(border=True):
-        st.markdown(f"**{finding.id.replace('_', ' ')}** · {text.markdown(finding.text)}")
+        st.markdown(f"**{finding.id.replace('_', ' ')}** · {text.markdown(text.typeset(finding.text))}")
         parts = []
         if finding.value is not None and finding.threshold is not None:
             parts.append(f"{text.number(finding.value)} against a threshold of {text.number(finding.threshold)} ({finding.source})")
