@@ -562,7 +562,7 @@ def _seen(gradient: Tensor) -> tuple[Number, Tensor, int]:
 
 def together(cells: Sequence[Number], device: torch.device) -> Tensor:
     """Numbers as one float32 vector on ``device``; those that lie on a device are not looked at."""
-    if Tensor not in set(map(type, cells)):
+    if not any(issubclass(kind, Tensor) for kind in set(map(type, cells))):
         return torch.tensor(cells, dtype=torch.float64).float().to(device)
     made = [cell if isinstance(cell, Tensor) else torch.full((), cell, device=device) for cell in cells]
     return torch.stack([cell.to(device, torch.float32, non_blocking=True) for cell in made])
