@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Mapping
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from core import engines, factories, limits
 from core.engines import Engine, local, queue
@@ -32,6 +32,7 @@ IDLE_SECONDS = 300
 POLL_SECONDS = 0.1
 IDLE_POLL_SECONDS = 0.05
 """With nothing to supervise on this machine a look at the queue is all there is to do, and somebody may be waiting for it."""
+LOOKS = 3
 TROUBLE_SECONDS = 2.0
 """Pause after the disk or the engine refused something."""
 LEFT_SECONDS = 60
@@ -227,9 +228,7 @@ def main(root: str) -> int:
     runs = Runs(root)
     while True:
         with open(runs.root / queue.LOCK, "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _locked(file):
                 return 0
             local.inherited[:] = [file.fileno()]
             with factories.trusted():  # whoever made the runs has answered for their files
@@ -238,6 +237,16 @@ def main(root: str) -> int:
         # A run queued between the last look and the lock's release would wait for ever: look once more.
         if not runs.root.exists() or not queue.queued(runs):
             return 0
+
+
+def _locked(file: IO[str]) -> bool:
+    """Whether the folder is ours to supervise. Whoever only looks whether somebody does holds the lock for a moment: that is waited for."""
+    for _ in range(LOOKS):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(IDLE_POLL_SECONDS)
+    return False
 
 
 def _serve(runs: Runs) -> End:
