@@ -148,7 +148,9 @@ class Supervisor:
             self._told = words
 
     def tell_trouble(self, trouble: str) -> None:
-        """Leave word that the engine cannot work, and why."""
+        """Leave word that the engine cannot work, and why; in the log once, however often it is tried again."""
+        if queue.told(self.runs).get("trouble") != trouble:
+            complain(trouble)
         words = {"engine": self.engine.name, "slots": None, "free": None, "running": len(self._busy()), "trouble": trouble}
         with contextlib.suppress(OSError):
             queue.tell(self.runs, {**words, **self.process})
@@ -275,7 +277,6 @@ def _serve_and_exit(supervisor: Supervisor) -> None:
         status = supervisor.serve()
         supervisor.engine.close()
     except EngineTrouble as error:
-        complain(error)
         supervisor.tell_trouble(str(error))
     except BaseException:
         traceback.print_exc()
