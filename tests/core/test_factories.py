@@ -20,7 +20,7 @@ from core.errors import ConfigError, FactoryFailed
 from core.launcher import check_resumable, resume
 from core.sweep import parse_axis
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(900)
 
 NETS = """
 import torch
