@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from core import config as configs
 from core import factories, limits
 from core.config import OPTIONS, PRESETS, RunConfig
+from core.engines import ENGINES
 from core.errors import ConfigError, InitScopeError, TrainingFailed, one_line
 from core.schema import LIVE, Status
 from core.store import Run, RunInfo, Runs, default_root, own_process
@@ -101,6 +102,7 @@ def build_parser() -> Parser:
 
     train = add("train", train_command, "train one run here, or --detach it into the queue", configured)
     train.add_argument("--detach", action="store_true", help="queue the run and return at once")
+    queue_options(train)
     probe = add("probe", probe_command, "one batch, no training: each layer measured and predicted, and a forecast", configured)
     probe.add_argument("--seeds", type=int, default=1, metavar="N", help="measure so many init seeds and give the band (default 1)")
     sweep = add("sweep", sweep_command, "initializations x seeds, as many at once as the machine carries", configured)
@@ -108,6 +110,7 @@ def build_parser() -> Parser:
     sweep.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds for each (default 5)")
     sweep.add_argument("--vary", action="append", default=[], metavar="FIELD=1,2", help="also vary a number or a switch (at most twice)")
     sweep.add_argument("--models", metavar="A,B", help="the same for each of these networks, with commas between")
+    queue_options(sweep)
     add("runs", runs_command, "list all runs")
     compare = add("compare", compare_command, "did B fix what A suffers from?")
     compare.add_argument("a", metavar="A", help="a run id, or a group such as init=default,sweep=ID")
@@ -121,6 +124,8 @@ def build_parser() -> Parser:
     export.add_argument("--format", required=True, choices=("csv", "json", "tensorboard"), help="csv: a folder of three files")
     export.add_argument("--output", required=True, metavar="PATH", help="a file or folder that does not exist yet")
     add("diagnose", diagnose_command, "why did this run not train?").add_argument("run", metavar="RUN", help="a run id")
+    query = add("query", query_command, "ask in SQL over all runs: the views runs, steps, epochs and layers")
+    query.add_argument("sql", metavar="SELECT", help="one SELECT, or a recipe: rates, worst, slowest")
     for name, command, help in (
         ("stop", stop_command, "stop a run after its current step; it can be resumed"),
         ("resume", resume_command, "go on with a stopped, failed or crashed run, from its checkpoint"),
@@ -128,6 +133,14 @@ def build_parser() -> Parser:
     ):
         add(name, command, help).add_argument("run", metavar="RUN", help="a run id")
     return parser
+
+
+def queue_options(parser: argparse.ArgumentParser) -> None:
+    """Where queued runs train, and in which order."""
+    parser.add_argument(
+        "--engine", default="", metavar="|".join(ENGINES), help="what works the queue off (default: INITSCOPE_ENGINE, or as it is now: local at first)"
+    )
+    parser.add_argument("--first", action="store_true", help="before the runs that wait already")
 
 
 def config_from(given: argparse.Namespace) -> RunConfig:
@@ -138,9 +151,9 @@ def config_from(given: argparse.Namespace) -> RunConfig:
         try:
             saved = json.loads(Path(given.config).read_bytes())
         except OSError as error:
-            raise ConfigError(f"cannot read {given.config}: {error.strerror or error}") from None
+            raise ConfigError(f"cannot read {given.config}: {error.strerror or error}; check the path and who may read it") from None
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{given.config} is not valid JSON: {one_line(str(error))}") from None
+            raise ConfigError(f"{given.config} is not valid JSON: {one_line(str(error))}; correct it, or take the config.json of a run") from None
         if not isinstance(saved, dict):
             raise ConfigError(f"{given.config} must hold a JSON object, not {one_line(saved)}")
         # A run's own config.json is welcome as it is.
@@ -166,9 +179,11 @@ def train_command(given: argparse.Namespace) -> dict[str, Any]:
     if given.detach:
         from core.launcher import submit
 
-        [run] = submit(runs, [config])
+        [run] = submit(runs, [config], given.engine, given.first)
         print(f"queued {run.id}", file=sys.stderr)
         return {"run": run.id, "status": str(run.state()["status"])}
+    if given.engine or given.first:
+        raise ConfigError("--engine and --first are about the queue, and this run would train here and now; add --detach")
     from core.trainer import pick_device
 
     pick_device(config.device)  # refused before a folder is made
@@ -260,13 +275,17 @@ def sweep_command(given: argparse.Namespace) -> dict[str, Any]:
     name = base.sweep or sweep.name_of(base, networks=bool(given.models))
     configs = sweep.plan(base, inits, given.seeds, name, axes, slots=launcher.slots())
     runs = runs_of(given)
-    launched = sweep.launch(runs, configs)
+    launched = sweep.launch(runs, configs, given.engine, given.first)
+    launcher.keep_going(runs)  # what is there already may wait for a supervisor that was killed
     print(f"sweep {name}: {len(configs)} runs, {len(configs) - len(launched)} there already", file=sys.stderr)
     wanted = sweep.covering(configs, runs)
     try:
         with tqdm(total=len(wanted), unit="run", dynamic_ncols=True, file=sys.stderr, mininterval=0.3) as bar:
+            trouble = ""
             for ended in sweep.watch(runs, wanted):
                 bar.update(ended - bar.n)
+                if trouble != (trouble := launcher.state(runs).trouble) and trouble:
+                    bar.write(f"{trouble}; what is queued waits", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"the sweep goes on in the background; repeat the command to watch it again, or stop its runs ({name})", file=sys.stderr)
         raise
@@ -363,6 +382,35 @@ def export_command(given: argparse.Namespace) -> dict[str, Any]:
     output = export(run, given.format, given.output)
     print(f"wrote {output}", file=sys.stderr)
     return {"run": run.id, "format": given.format, "output": str(output)}
+
+
+def query_command(given: argparse.Namespace) -> dict[str, Any]:
+    from core.store.query import query
+
+    answer = query(runs_of(given), given.sql)
+    columns = answer.rows.column_names
+    rows = [{key: _plain(value) for key, value in row.items()} for row in answer.rows.to_pylist()]
+    if not given.json:
+        cells = [columns, *([_cell(row[name]) for name in columns] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for line in cells:
+            print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    if answer.cut:
+        print(f"only the first {len(rows):,} rows are shown; ask for fewer, such as with LIMIT", file=sys.stderr)
+    return {"columns": columns, "rows": rows, "cut": answer.cut}
+
+
+def _plain(value: Any) -> Any:
+    """A value of SQL's as JSON has it: times and what else it lacks as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def stop_command(given: argparse.Namespace) -> dict[str, Any]:

@@ -26,7 +26,7 @@ MAX_RUNS = 10_000
 DECIDED = (Outcome.CONVERGED, Outcome.NOT_CONVERGED, Outcome.DIVERGED)
 SWEEPABLE = (
     "depth",
-    *[s.name for s in OPTIONS.values() if s.kind in (int, float, bool) and s.name not in ("init_seed", "threads", "stop_when_certain")],
+    *[s.name for s in OPTIONS.values() if s.kind in (int, float, bool) and s.name not in ("init_seed", "threads", "processes", "stop_when_certain")],
 )
 """Fields that may be an axis; depth stands for the networks of the VGG family."""
 NETWORK = ("model", "width", "batch_norm")
@@ -198,9 +198,9 @@ def best_against_rest(rows: Sequence[Mapping[str, Any]]) -> str:
     return "Converged: " + ", ".join(parts) + "."
 
 
-def launch(runs: Runs, configs: Sequence[RunConfig]) -> list[Run]:
-    """Queue the cells that are missing; those that are there already are not run again."""
+def launch(runs: Runs, configs: Sequence[RunConfig], engine: str = "", first: bool = False) -> list[Run]:
+    """Queue the cells that are missing, as ``launcher.submit`` does; those that are there already are not run again."""
     from core.launcher import submit
 
     wanted = missing(configs, runs.list())
-    return submit(runs, wanted) if wanted else []
+    return submit(runs, wanted, engine, first) if wanted else []

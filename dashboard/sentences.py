@@ -40,10 +40,11 @@ def standing(status: str, outcome: str | None, losses: np.ndarray, chance: float
     return "learning" if level < 0.93 * chance else "rising" if level > 1.1 * chance else "guessing"
 
 
-def says(word: str, losses: np.ndarray, done: int, accuracy: float | None, count_of_classes: int) -> str:
-    """What a run is doing, to follow its name: 'is learning: loss 0.673 after 147 steps'."""
+def says(word: str, losses: np.ndarray, done: int, accuracy: float | None, count_of_classes: int, validated: bool = False) -> str:
+    """What a run is doing, to follow its name: 'is learning: loss 0.673 after 147 steps'. ``validated``: loss and accuracy are the validation's."""
     chance = f"ln\u00a0{count_of_classes}\u00a0=\u00a0{math.log(count_of_classes):.3f}"
-    loss = f"loss {text.fixed(float(losses.mean()))}" if losses.size else "no loss"
+    measured = "validation " if validated else ""
+    loss = f"{measured}loss {text.fixed(float(losses.mean()))}" if losses.size else "no loss"
     after = f"after {text.count(done)} steps"
     return {
         "waiting": "waits to start",
@@ -54,7 +55,7 @@ def says(word: str, losses: np.ndarray, done: int, accuracy: float | None, count
         "broken": "has broken: its loss is not a number any more",
         "crashed": f"crashed {after}",
         "failed": f"failed {after}",
-        Outcome.CONVERGED: f"converged: accuracy {text.percent(accuracy)}, {loss}",
+        Outcome.CONVERGED: f"converged: {measured}accuracy {text.percent(accuracy)}, {loss}",
         Outcome.NOT_CONVERGED: f"did not converge: {loss}, and {chance} is a guess",
         Outcome.DIVERGED: "diverged: its loss left every bound",
         Outcome.UNDECIDED: f"is undecided: {loss} {after}",

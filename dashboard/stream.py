@@ -5,7 +5,7 @@
     {"run", "position", "steps": {"x", "loss", "accuracy"}, "epochs": {"x", "val_loss", "val_accuracy"},
      "layers": {"step", "names", "grad_norm"}, "state": {...}}
 
-Only what changed is in it. NaN and infinity are null. ``id:`` holds the positions of all runs, so a browser that lost the
+Only what changed is in it. A ``runs`` event says that a run has come or gone in the folder. NaN and infinity are null. ``id:`` holds the positions of all runs, so a browser that lost the
 connection goes on where it was (``Last-Event-ID``). When every run has ended an ``end`` event closes the stream.
 
 One task a run reads the files, however many viewers there are; each viewer walks along its list of messages.
@@ -16,9 +16,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import signal
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +30,8 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from core.errors import InitScopeError
 from core.schema import LIVE
 from core.store import Cursor, Run, Runs
+from core.store.files import stamp
+from dashboard import connections
 from dashboard.live_rows import PACE_STEPS, epoch_rows, near_end, newest_layers, progress, step_rows, thin
 
 POLL_SECONDS = 0.08
@@ -40,6 +41,8 @@ SHUTDOWN_SECONDS = 1.0
 STATE_SECONDS = 1.0
 """A crash changes no file, so the state is looked at this often even if none changed."""
 MOST_RUNS = 64
+LAST = 2**31 - 1
+"""No step and no epoch is later: their columns have 32 bits."""
 REMEMBERED = 256
 """Messages a run keeps for viewers that lag; who lags more catches up from the files."""
 
@@ -55,9 +58,10 @@ class Position:
     def parse(cls, text: str) -> tuple[str, Position]:
         """'ID', 'ID:STEP' or 'ID:STEP:EPOCH'. Raises ValueError."""
         run, *numbers = text.split(":")
-        if len(numbers) > 2:
+        given = [int(n) for n in numbers]
+        if len(given) > 2 or not all(-1 <= n <= LAST for n in given):
             raise ValueError(text)
-        return run, cls(*(int(n) for n in numbers))
+        return run, cls(*given)
 
     def text(self, run: str) -> str:
         return f"{run}:{self.step}:{self.epoch}"
@@ -167,10 +171,11 @@ class Viewer:
 
 
 class Hub:
-    """The feeds of all runs that somebody is looking at."""
+    """The feeds of all runs that somebody is looking at. ``welcome`` says whether whoever asked may still look."""
 
-    def __init__(self, runs: Runs):
+    def __init__(self, runs: Runs, welcome: Callable[[Request], bool] = lambda request: True):
         self.runs = runs
+        self.welcome = welcome
         self.feeds: dict[str, Feed] = {}
 
     async def endpoint(self, request: Request) -> Response:
@@ -187,18 +192,18 @@ class Hub:
         except InitScopeError as error:
             return PlainTextResponse(str(error), 404)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(self._events(found, wanted), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(self._events(found, wanted, lambda: self.welcome(request)), media_type="text/event-stream", headers=headers)
 
-    async def _events(self, runs: Mapping[str, Run], positions: Mapping[str, Position]) -> AsyncIterator[str]:
-        """The text of the stream. Starlette cancels it when the viewer is gone."""
+    async def _events(self, runs: Mapping[str, Run], positions: Mapping[str, Position], welcome: Callable[[], bool]) -> AsyncIterator[str]:
+        """The text of the stream, until the runs, the server or the viewer's session end. Starlette cancels it when the viewer is gone."""
         viewers = {run: Viewer(self._feed(runs[run]), position) for run, position in positions.items()}
         clock = asyncio.get_running_loop().time
-        quiet_since = clock()
+        quiet_since, there = clock(), stamp(self.runs.root)
         for viewer in viewers.values():
             viewer.feed.enter()
         try:
             yield "retry: 1000\n\n"
-            while not server_stops():
+            while welcome() and not server_stops():
                 # Taken before looking, so that nothing that comes meanwhile is missed.
                 news = [viewer.feed.news for viewer in viewers.values() if not viewer.ended]
                 for run, viewer in viewers.items():
@@ -206,6 +211,8 @@ class Hub:
                         body = {"run": run, "position": viewer.position.text(run), **message}
                         where = ",".join(v.position.text(r) for r, v in viewers.items())
                         yield f"id: {where}\ndata: {json.dumps(body, allow_nan=False, separators=(',', ':'))}\n\n"
+                if there != (there := stamp(self.runs.root)):
+                    yield "event: runs\ndata: {}\n\n"
                 if all(viewer.ended for viewer in viewers.values()):
                     yield f"event: end\ndata: {json.dumps({'runs': list(viewers)})}\n\n"
                     return
@@ -245,8 +252,8 @@ class Hub:
 
 def server_stops() -> bool:
     """Whether Ctrl-C or a SIGTERM has reached uvicorn, which then waits for every open answer before it tells anybody."""
-    server = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
-    return bool(getattr(server, "should_exit", False))
+    server = connections.running()
+    return server is not None and server.should_exit
 
 
 def _last_event(text: str) -> dict[str, Position]:

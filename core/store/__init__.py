@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ from core.permission import require
 from core.schema import Status
 from core.store.claim import claimed
 from core.store.files import environment, own_process, process_alive, write_json
+from core.store.index import Index
 from core.store.run import Cursor, Run, RunInfo
 from core.store.writer import RunWriter
 
-__all__ = ["RUN_ID", "Cursor", "Run", "RunInfo", "RunWriter", "Runs", "claimed", "default_root", "new_id", "own_process", "process_alive", "write_json"]
+__all__ = ["RECORDED", "RUN_ID", "Cursor", "Run", "RunInfo", "RunWriter", "Runs", "claimed", "default_root", "new_id", "own_process", "process_alive", "write_json"]
 
+RECORDED = "custom"
+"""What runs of somebody's own loop have for an initialization: a name that no config may choose."""
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
 
@@ -41,6 +44,7 @@ class Runs:
     def __init__(self, root: str | Path | None = None, shown: str = ""):
         self.root = Path(root) if root else default_root()
         self.shown = shown or str(self.root)
+        self._index = Index(self.root)
 
     def create(self, config: RunConfig | Mapping[str, Any], status: Status = Status.QUEUED, run_id: str | None = None, **extra: Any) -> Run:
         """A new run folder with config and status, complete from the moment it is seen.
@@ -74,14 +78,17 @@ class Runs:
 
     def ids(self) -> list[str]:
         """Ids of all run folders, newest first."""
+        return sorted((name for name in self._folders() if self._is_run(name)), reverse=True)
+
+    def _folders(self) -> list[str]:
+        """Names of the folders that may be runs. Raises RunFolderError."""
         try:
             with os.scandir(self.root) as entries:
-                found = [e.name for e in entries if RUN_ID.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+                return [e.name for e in entries if RUN_ID.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
         except FileNotFoundError:
             return []
         except OSError as error:
             raise RunFolderError(f"cannot read {self.shown}: {error.strerror or error}; check INITSCOPE_RUNS and who may read it") from None
-        return sorted((name for name in found if self._is_run(name)), reverse=True)
 
     def _is_run(self, name: str) -> bool:
         """Whether the folder is a run's, damaged or not: one of its two JSON files is there."""
@@ -89,39 +96,44 @@ class Runs:
 
     def list(self) -> list[RunInfo]:
         """What a table of runs needs, newest first. A folder that cannot be read is listed with its error."""
-        infos = [self.info(run_id) for run_id in self.ids()]
-        return sorted(infos, key=lambda info: (info.created, info.run), reverse=True)
+        return sorted(self._index.infos(self._folders()), key=lambda info: (info.created, info.run), reverse=True)
 
     def info(self, run_id: str) -> RunInfo:
         """The listing entry of one run; broken files become an entry with ``error``, never an exception."""
-        return Run(self.root / run_id).info()
+        return self._index.info(run_id)
 
     def get(self, run_id: str) -> Run:
         """The run of that id. Raises RunNotFound, naming the newest runs there are."""
         if RUN_ID.fullmatch(run_id) and self._is_run(run_id):
             if os.path.islink(self.root / run_id):
-                raise RunFolderError(f"{run_id} in {self.shown} is a link, not a run folder; nothing is done through it")
+                raise RunFolderError(f"{run_id} in {self.shown} is a link, not a run folder; nothing is done through it. Move what it leads to here")
             return Run(self.root / run_id)
         newest = self.ids()[:5]
         there = "the newest are " + ", ".join(newest) if newest else "there are none yet"
         raise RunNotFound(f"no run {one_line(run_id)} in {self.shown}; {there}")
 
-    def select(self, expression: str) -> list[Run]:
-        """A run id, or a group such as ``init=default,sweep=ID``: every run whose config has these values.
+    def select(self, expression: str, among: Sequence[RunInfo] | None = None) -> list[Run]:
+        """A run id, or a group such as ``init=default,sweep=ID``: every run whose config has these values, the oldest first.
 
-        Raises RunNotFound if nothing fits, ConfigError for a field that does not exist.
+        Values may hold commas.
+
+        ``among``: the list of runs, newest first, for whoever has it already.
+
+        Raises RunNotFound if nothing fits, ConfigError for a field that does not exist or comes twice.
         """
         if "=" not in expression:
             return [self.get(expression)]
-        wanted = {}
-        for term in expression.split(","):
-            key, _, value = term.partition("=")
-            if key.strip() not in OPTIONS:
-                raise ConfigError(choose_from("config field", key.strip(), OPTIONS))
-            wanted[key.strip()] = OPTIONS[key.strip()].parse(value.strip())
+        wanted: dict[str, Any] = {}
+        for term in re.split(r",(?=[^,]*=)", expression):
+            key, _, value = (part.strip() for part in term.partition("="))
+            if key not in OPTIONS:
+                raise ConfigError(choose_from("config field", key, OPTIONS))
+            if key in wanted:
+                raise ConfigError(f"{one_line(expression)}: {key} is given twice; a run has one", key)
+            wanted[key] = value if (key, value) == ("init", RECORDED) else OPTIONS[key].parse(value)
         found = [
             info.run
-            for info in self.list()
+            for info in (self.list() if among is None else among)
             if info.config and all(_fits(info.config.get(key), value) for key, value in wanted.items())
         ]
         if not found:

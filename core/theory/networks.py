@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from core.config import RunConfig
-from core.errors import ConfigError
+from core.errors import ConfigError, TheoryUnavailable
 from core.theory import kernels
-from core.theory.layers import Activation, AdaptivePool, BatchNorm, Dropout, Flatten, Layer, Pool, TheoryUnavailable, Weighted
+from core.theory.layers import Activation, AdaptivePool, BatchNorm, Dropout, Flatten, Layer, Pool, Weighted
 
 if TYPE_CHECKING:
     from torch import nn

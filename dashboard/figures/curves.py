@@ -127,10 +127,15 @@ def curves(
         drawn.update_yaxes(title={"text": "cross-entropy, nats", "standoff": 8}, automargin=True, uirevision="log" if log else "linear")
         drawn.update_yaxes(**({"type": "log", "exponentformat": "power"} if log else {"range": [0, top]}))
     else:
-        reference(drawn, 1 / classes, f"1/{classes} = {text.percent(1 / classes)}: a guess", False, above=False)
-        at = [0, 0.2, 0.4, 0.6, 0.8, 1]
-        drawn.update_yaxes(range=[0, 1.02], tickvals=at, ticktext=[text.percent(v) for v in at], automargin=True)
+        accuracy_axis(drawn, classes)
     return drawn
+
+
+def accuracy_axis(drawn: go.Figure, classes: int) -> None:
+    """An axis from 0 to 100 %, with the line where a guess would lie."""
+    reference(drawn, 1 / classes, f"1/{classes} = {text.percent(1 / classes)}: a guess", False, above=False)
+    at = [0, 0.2, 0.4, 0.6, 0.8, 1]
+    drawn.update_yaxes(range=[0, 1.02], tickvals=at, ticktext=[text.percent(v) for v in at], automargin=True)
 
 
 def _top(data: Sequence[Curve], classes: int) -> float:

@@ -68,7 +68,7 @@ def _forecasts(config: RunConfig, probes: dict[str, dict]) -> None:
     for init, result in probes.items():
         mark = theme.OUTCOMES[result["forecast"]["outcome"]]
         with st.container(border=True, horizontal=True, vertical_alignment="center"):
-            st.markdown(f":{mark.badge}[{mark.shape}] **{catalog.init_title(init)}** · {text.markdown(result['forecast']['reason'])}")
+            st.markdown(f":{mark.badge}[{mark.shape}] **{catalog.init_title(init)}** · {text.markdown(text.typeset(result['forecast']['reason']))}")
             will_train = result["forecast"]["outcome"] == Outcome.CONVERGED
             if will_train and st.button("Launch it", key=f"probe_launch_{init}", icon=":material/play_arrow:", type="primary"):
                 sidebar.launch([config.replace(init=init)])

@@ -21,7 +21,8 @@ from dashboard.plot import plot
 
 
 def page() -> None:
-    names = loaders.sweeps()
+    infos = loaders.listing()
+    names = loaders.sweeps(infos)
     above = st.container()
     if access.may_change():
         with st.expander("Launch a sweep", expanded=not names, icon=":material/play_arrow:"):
@@ -31,7 +32,7 @@ def page() -> None:
         above.markdown("One run can be lucky. A sweep trains each initialization with several seeds and says how sure the answer is. There is none yet: launch one.")
         return
     name = _choose(names)
-    members = loaders.sweep_members(name)
+    members = loaders.sweep_members(infos, name)
     if depth.over_networks(members):
         above.title(text.heading(depth.sentence(depth.rows(members))), anchor=False)
         above.page_link("screens/depth.py", label="Network by network", icon=":material/stacks:", query_params={"depth_sweep": name})
@@ -96,7 +97,7 @@ def _sentence(members: list[RunInfo], rows: list[dict], name: str, drawn: list[M
     live = [info for info in members if info.live]
     pair = _extremes(rows)
     if pair and len(rows) == len({row["init"] for row in rows}):
-        result = loaders.comparison(*[f"init={init},sweep={name}" for init in pair])
+        result = loaders.comparison(*[f"init={init},sweep={name}" for init in pair], members[::-1])
         st.title(f"{theme.VERDICTS[result.verdict].shape} {text.heading(result.headline)}", anchor=False)
         _how_sure(result)
         st.page_link("screens/compare.py", label="Compare these two", icon=":material/compare:",
@@ -116,7 +117,7 @@ def _progress(members: list[RunInfo]) -> None:
     began = min(info.created for info in members)
     share = sum(1.0 if not info.live else info.progress for info in members) / len(members)
     left = (time.time() - began) * (1 - share) / share if share > 0.02 else None
-    st.progress(share, text=f"{len(ended)} of {len(members)} runs have ended · {text.duration(left)} left")
+    st.progress(share, text=f"{len(ended)} of {len(members)} runs have ended" + (f" · {text.duration(left)} left" if left else ""))
 
 
 def _extremes(rows: list[dict]) -> tuple[str, str] | None:

@@ -29,14 +29,14 @@ expect.set_options(timeout=60_000)  # five seconds by default, too few for a pag
 class Server:
     """A dashboard process and its address."""
 
-    def __init__(self, runs: Path, **environment: str):
+    def __init__(self, runs: Path, script: str | Path = "dashboard/Home.py", **environment: str):
         self.runs = runs
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = runs.parent / f"{runs.name}-server.log"
         with open(self.log, "ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "streamlit", "run", "dashboard/Home.py", "--server.port", str(self.port), "--server.headless", "true"],
+                [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(self.port), "--server.headless", "true"],
                 cwd=ROOT,
                 env={**os.environ, "INITSCOPE_RUNS": str(runs), "PYTHONPATH": "", **environment},
                 stdout=output,

@@ -8,6 +8,7 @@ import time
 import pytest
 from playwright.sync_api import Page, expect
 
+from core import launcher
 from core.store import Runs
 from tests.browser.conftest import Server, follow, settle
 
@@ -98,6 +99,16 @@ def test_launch_watch_compare(page: Page, server: Server) -> None:
     page.goto(address)
     settle(page)
     expect(page.get_by_role("heading", level=1)).to_contain_text("fixed")
+
+    # One seed a side is an anecdote; one click makes it a sweep.
+    page.get_by_role("button", name="Rule out luck: 5 seeds each").click()
+    page.wait_for_url(re.compile(r"/sweep\?sweep="))
+    expect(page.get_by_text("0 of 10 runs have ended")).to_be_visible()
+    sweep = [info for info in runs.list() if info.config["sweep"]]
+    assert sorted((info.init, info.config["init_seed"]) for info in sweep) == [(init, seed) for init in ("default", "kaiming_normal") for seed in range(5)]
+    for info in reversed(sweep):
+        launcher.stop(runs, runs.get(info.run))
+    wait_until(lambda: not any(info.live for info in runs.list()), 60, "the sweep stops")
 
 
 @pytest.mark.parametrize("width", [1280, 420])

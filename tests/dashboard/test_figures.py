@@ -388,6 +388,11 @@ def test_names_are_shown_as_typed():
     assert text.markdown("a_b [c](d) $e$") == r"a\_b \[c\]\(d\) \$e\$"
 
 
+def test_powers_of_ten_are_typeset():
+    said = "differ by 6e-07 (1.5e-10), below epsilon (1e-8), of 3e+02 at fc2e-7 in v1.2e3"
+    assert text.typeset(said) == "differ by 6\u00a0×\u00a010⁻⁷ (1.5\u00a0×\u00a010⁻¹⁰), below epsilon (10⁻⁸), of 3\u00a0×\u00a010² at fc2e-7 in v1.2e3"
+
+
 def test_not_measured_is_not_called_not_a_number() -> None:
     """The last layer has no ReLU after it: its dead share is missing, not NaN; a gradient that is NaN is one."""
     rows = pd.DataFrame(

@@ -73,7 +73,8 @@ class Listener:
 
     def __init__(self, hub: stream.Hub, **positions: stream.Position):
         runs = {run.replace("_dot_", "."): hub.runs.get(run) for run in positions}
-        self.events = hub._events(runs, positions)
+        self.welcome = True
+        self.events = hub._events(runs, positions, lambda: self.welcome)
         self.got: list[dict[str, Any]] = []
 
     async def until(self, enough, seconds: float = 120) -> list[dict[str, Any]]:
@@ -261,6 +262,20 @@ def test_a_run_that_is_deleted_ends_the_stream(runs, training):
     assert "missing" in state["error"]
 
 
+def test_a_session_that_ends_takes_its_streams_along(runs, training):
+    async def watch() -> Listener:
+        hub, listener = listening(runs, training.run)
+        training.rows(3)
+        await listener.until(has("steps"))
+        listener.welcome = False
+        with pytest.raises(StopAsyncIteration):
+            await listener.until(ended)
+        assert hub.feeds == {}, "nobody reads on for it"
+        return listener
+
+    assert not ended(asyncio.run(watch()).got), "cut off: no word of the runs' end"
+
+
 def test_silence_is_broken_by_a_comment(runs, training, monkeypatch):
     monkeypatch.setattr(stream, "HEARTBEAT_SECONDS", 0.2)
     training.rows(1)
@@ -292,7 +307,7 @@ def test_a_queued_run_waits_and_then_starts(runs):
     assert statuses[-1] == "running"
 
 
-@pytest.mark.parametrize("text", ["run:x", "run:1:2:3", "run:1.5"])
+@pytest.mark.parametrize("text", ["run:x", "run:1:2:3", "run:1.5", "run:-2", "run:2147483648", "run:1:" + "9" * 30])
 def test_a_position_that_makes_no_sense_is_refused(text):
     with pytest.raises(ValueError):
         stream.Position.parse(text)
