@@ -14,6 +14,7 @@ One task a run reads the files, however many viewers there are; each viewer walk
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 from collections import deque
@@ -177,6 +178,8 @@ class Hub:
         self.runs = runs
         self.welcome = welcome
         self.feeds: dict[str, Feed] = {}
+        self._seen: tuple[int, int] | None = None
+        self._there: frozenset[str] = frozenset()
 
     async def endpoint(self, request: Request) -> Response:
         """The route. 404 names a run that is not there, 400 a question that makes no sense."""
@@ -198,7 +201,7 @@ class Hub:
         """The text of the stream, until the runs, the server or the viewer's session end. Starlette cancels it when the viewer is gone."""
         viewers = {run: Viewer(self._feed(runs[run]), position) for run, position in positions.items()}
         clock = asyncio.get_running_loop().time
-        quiet_since, there = clock(), stamp(self.runs.root)
+        quiet_since, there = clock(), await self._ids()
         for viewer in viewers.values():
             viewer.feed.enter()
         try:
@@ -211,7 +214,7 @@ class Hub:
                         body = {"run": run, "position": viewer.position.text(run), **message}
                         where = ",".join(v.position.text(r) for r, v in viewers.items())
                         yield f"id: {where}\ndata: {json.dumps(body, allow_nan=False, separators=(',', ':'))}\n\n"
-                if there != (there := stamp(self.runs.root)):
+                if there != (there := await self._ids()):
                     yield "event: runs\ndata: {}\n\n"
                 if all(viewer.ended for viewer in viewers.values()):
                     yield f"event: end\ndata: {json.dumps({'runs': list(viewers)})}\n\n"
@@ -227,6 +230,14 @@ class Hub:
             for run, viewer in viewers.items():
                 if viewer.feed.leave() and self.feeds.get(run) is viewer.feed:
                     del self.feeds[run]
+
+    async def _ids(self) -> frozenset[str]:
+        """Which runs there are; looked up when an entry of the folder has come or gone."""
+        if (seen := stamp(self.runs.root)) != self._seen:
+            self._seen = seen
+            with contextlib.suppress(InitScopeError):  # an unreadable folder is told on the page
+                self._there = frozenset(await anyio.to_thread.run_sync(self.runs.ids))
+        return self._there
 
     def _feed(self, run: Run) -> Feed:
         feed = self.feeds.get(run.id)

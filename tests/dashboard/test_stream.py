@@ -262,6 +262,23 @@ def test_a_run_that_is_deleted_ends_the_stream(runs, training):
     assert "missing" in state["error"]
 
 
+def test_a_run_that_comes_or_goes_is_announced_and_a_row_is_not(runs, training):
+    async def watch() -> Listener:
+        _, listener = listening(runs, training.run)
+        training.rows(1)
+        await listener.until(has("steps"))
+        training.rows(1)
+        await listener.until(lambda _: len(listener.steps()) == 2)
+        assert not [event for event in listener.got if event["event"] == "runs"]
+        other = runs.create(quick(), status="stopped")
+        await listener.until(lambda got: got[-1]["event"] == "runs")
+        other.delete()
+        await listener.until(lambda got: [event["event"] for event in got].count("runs") == 2)
+        return listener
+
+    assert asyncio.run(watch()).steps() == [0, 1]
+
+
 def test_a_session_that_ends_takes_its_streams_along(runs, training):
     async def watch() -> Listener:
         hub, listener = listening(runs, training.run)
