@@ -97,7 +97,8 @@ def home(browser: Browser, ours: Server, empty: Server, rounds: int) -> None:
 
 def clicks(browser: Browser, server: Server, rounds: int) -> None:
     """Bytes of each page's first load, and what a change in the sidebar's form costs there."""
-    print("\n| page | first load, kB | largest message, kB | answer to a click, ms, p50 | p99 | its kB |\n|---|---|---|---|---|---|")
+    print("\n| page | first load, kB | largest message, kB | answer to a click, ms, p50 | p99 | server's processor time, ms, p50 | p99 | its kB |\n|---|---|---|---|---|---|---|---|")
+    process = psutil.Process(server.process.pid)
     for path in PAGES:
         with tab(browser) as page:
             answers: list[int] = []
@@ -106,14 +107,14 @@ def clicks(browser: Browser, server: Server, rounds: int) -> None:
             page.wait_for_selector("h1")
             rest(page)
             came = [size for _, size in page.evaluate("() => stopwatch.came")]
-            times, size = _times(page, lambda i, page=page: _type_epochs(page, 6 + i % 2), rounds)
-            print(f"| {path} | {(sum(came) + sum(answers)) / 1e3:.0f} | {max(came) / 1e3:.0f} | {spread(times)} | {size / 1e3:.0f} |", flush=True)
+            cells = _answers(page, process, lambda i, page=page: _type_epochs(page, 6 + i % 2), rounds)
+            print(f"| {path} | {(sum(came) + sum(answers)) / 1e3:.0f} | {max(came) / 1e3:.0f} | {cells} |", flush=True)
     with tab(browser, useful=["table", None]) as page:
         page.goto(server.url)
         painted(page, "useful")
         sheet = page.locator("[data-testid=stDataFrame] canvas").first
-        times, size = _times(page, lambda i: sheet.click(position={"x": 18, "y": 52 + 35 * (i % 8)}, force=True), rounds)
-        print(f"| / (a row is chosen) | | | {spread(times)} | {size / 1e3:.0f} |", flush=True)
+        cells = _answers(page, process, lambda i: sheet.click(position={"x": 18, "y": 52 + 35 * (i % 8)}, force=True), rounds)
+        print(f"| / (a row is chosen) | | | {cells} |", flush=True)
 
 
 def _dynamic(response: Response) -> int:
@@ -130,10 +131,23 @@ def _type_epochs(page: Page, value: int) -> None:
     field.press("Enter")
 
 
-def _times(page: Page, act: Callable[[int], None], rounds: int) -> tuple[list[float], int]:
-    """Milliseconds of each answer, the first one aside, and the bytes of the largest."""
-    found = [answered(page, lambda i=i: act(i)) for i in range(rounds + 1)][1:]
-    return [taken for taken, *_ in found], max(size for _, size, _ in found)
+def _answers(page: Page, process: psutil.Process, act: Callable[[int], None], rounds: int) -> str:
+    """Cells of the table: milliseconds and processor time of the answers, the first one aside, and the bytes of the largest."""
+    taken, worked, sizes = [], [], []
+    for i in range(rounds + 1):
+        before = _worked(process)
+        milliseconds, size, _ = answered(page, lambda i=i: act(i))
+        if i:
+            taken.append(milliseconds)
+            worked.append(1000 * (_worked(process) - before))
+            sizes.append(size)
+    return f"{spread(taken)} | {spread(worked)} | {max(sizes) / 1e3:.0f}"
+
+
+def _worked(process: psutil.Process) -> float:
+    """Seconds of processor time so far."""
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 # -- two long runs
@@ -204,11 +218,9 @@ def live(browser: Browser, server: Server, seconds: float) -> None:
 
 def _cost(process: psutil.Process, page: Page | None = None) -> float:
     """Percent of a core that the server takes."""
-    before = process.cpu_times()
-    began = time.monotonic()
+    before, began = _worked(process), time.monotonic()
     page.wait_for_timeout(1000 * WATCHED_SECONDS) if page else time.sleep(WATCHED_SECONDS)
-    after = process.cpu_times()
-    return 100 * (after.user + after.system - before.user - before.system) / (time.monotonic() - began)
+    return 100 * (_worked(process) - before) / (time.monotonic() - began)
 
 
 def row_to_pixel(page: Page, run: Run, seconds: float) -> list[float]:
