@@ -18,7 +18,7 @@ import contextlib
 import json
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from core.errors import InitScopeError
 from core.schema import LIVE
-from core.store import Cursor, Run, Runs
+from core.store import RUN_ID, Cursor, Run, Runs
 from core.store.files import stamp
 from dashboard import connections
 from dashboard.live_rows import PACE_STEPS, epoch_rows, near_end, newest_layers, progress, step_rows, thin
@@ -182,20 +182,31 @@ class Hub:
         self._there: frozenset[str] = frozenset()
 
     async def endpoint(self, request: Request) -> Response:
-        """The route. 404 names a run that is not there, 400 a question that makes no sense."""
+        """The route. 404 names a run if none is there, 400 a question that makes no sense."""
         asked = request.query_params.getlist("run")
         if not 0 < len(asked) <= MOST_RUNS:
             return PlainTextResponse(f"give 1 to {MOST_RUNS} runs: /api/stream?run=ID", 400)
         try:
             wanted = dict(Position.parse(text) for text in asked)
             wanted |= {run: at for run, at in _last_event(request.headers.get("last-event-id", "")).items() if run in wanted}
-            found = {run: await anyio.to_thread.run_sync(self.runs.get, run) for run in wanted}
+            found = await anyio.to_thread.run_sync(self._find, list(wanted))
         except ValueError:
             return PlainTextResponse("a run is asked for as ID, ID:STEP or ID:STEP:EPOCH", 400)
         except InitScopeError as error:
             return PlainTextResponse(str(error), 404)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(self._events(found, wanted, lambda: self.welcome(request)), media_type="text/event-stream", headers=headers)
+
+    def _find(self, ids: Sequence[str]) -> dict[str, Run]:
+        """The runs of these ids; one that was deleted a moment ago is followed too, and said to be gone. Runs in a thread.
+
+        Raises InitScopeError if none is there.
+        """
+        there = set(self.runs.ids())
+        lost = [run for run in ids if run not in there and not RUN_ID.fullmatch(run)] or (ids if there.isdisjoint(ids) else [])
+        for run in lost:
+            self.runs.get(run)
+        return {run: self.runs.get(run) if run in there else Run(self.runs.root / run) for run in ids}
 
     async def _events(self, runs: Mapping[str, Run], positions: Mapping[str, Position], welcome: Callable[[], bool]) -> AsyncIterator[str]:
         """The text of the stream, until the runs, the server or the viewer's session end. Starlette cancels it when the viewer is gone."""

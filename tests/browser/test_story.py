@@ -148,10 +148,10 @@ def test_stop_from_the_sidebar_and_rename(page: Page, server: Server) -> None:
     wait_until(lambda: sum(info.status == "running" and info.state.get("step", 0) > 0 for info in runs.list()) == 2, 60, "both train")
     sidebar = page.locator("[data-testid=stSidebar]")
     other = runs.create(quick().replace(name="from elsewhere"))  # what another process queues shows up by itself
-    expect(sidebar.get_by_text("from elsewhere · queued")).to_be_visible()
+    expect(sidebar.get_by_text("from elsewhere · queued")).to_be_visible(timeout=30_000)
     launcher.stop(runs, other)
     other.delete()
-    expect(sidebar.get_by_text("from elsewhere")).to_have_count(0)
+    expect(sidebar.get_by_text("from elsewhere")).to_have_count(0, timeout=30_000)
     for _ in range(2):
         sidebar.get_by_role("button", name="Stop").first.click()
         page.wait_for_timeout(3000)
