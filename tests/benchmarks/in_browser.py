@@ -39,7 +39,7 @@ STOPWATCH = """
       return false
     },
     chart: () => Boolean(document.querySelector(".js-plotly-plot .scatterlayer path, .js-plotly-plot .heatmaplayer image")),
-    charts: (count) => [...document.querySelectorAll(".js-plotly-plot .cartesianlayer .plot")].filter((p) => p.querySelector("path.js-line, .heatmaplayer image, .point")).length >= count,
+    charts: (count) => [...document.querySelectorAll(".js-plotly-plot")].filter((p) => p.querySelector("path.js-line, .heatmaplayer image, .point")).length >= count,
     maps: (count) => document.querySelectorAll(".js-plotly-plot .heatmaplayer image").length >= count && Boolean(document.querySelector("h1")),
     point: () => [...document.querySelectorAll(".js-plotly-plot")].some((p) => p.data?.some((t) => t.meta?.table === "steps" && t.x?.length > 0)),
   }
