@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +40,7 @@ from core.schema import LAYER_METRICS, MISSING
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
 _FUNCTIONS = {"ReluBackward0": "ReLU", "TanhBackward0": "Tanh", "SigmoidBackward0": "Sigmoid", "GeluBackward0": "GELU", "SiluBackward0": "SiLU"}
 """Nonlinearities called as functions, by the name of their autograd node."""
-_SHAPING = ("View", "Pool", "Dropout", "Mul", "Reshape", "Squeeze", "Permute", "Transpose")
+_SHAPING = re.compile("View|Pool|Dropout|Mul|Reshape|Squeeze|Permute|Transpose")
 """Autograd nodes that may stand between a nonlinearity and the next layer."""
 _SCALES = ("norm", "activation")
 """Families whose rows stand between a layer and its nonlinearity."""
@@ -223,21 +224,22 @@ class LayerMeter:
         return self._inside and self._evaluated is not None and self._evaluated != self._versions()
 
     def _before_module(self, module: nn.Module, inputs: Any) -> None:
-        if not self.armed or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not self.armed:
             return
-        rows = self._rows_of.get(module)
         if module is self.model:
             self._latest = None
+        rows = self._rows_of.get(module)
         if rows is None or not self.model.training:
             return
         if rows[0] not in self._executed:
             self._executed.update(dict.fromkeys(rows))
         hides = self.layers[rows[0]].family in _SCALES
-        if inputs and isinstance(inputs[0], Tensor) and self._latest is not None and not hides and self._watching():
-            self._notice_function(inputs[0])
+        latest = None if hides or self._latest is None else self._calls[self._latest].newest
+        if latest is not None and latest.off is None and inputs and isinstance(inputs[0], Tensor) and self._watching():
+            self._notice_function(inputs[0], latest)
 
     def _after_module(self, module: nn.Module, inputs: Any, kwargs: Any, output: Any) -> None:
-        if not self.armed or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not self.armed:
             return
         if module is self.outer and self.on_forward is not None and self._watching():
             self.on_forward(inputs, kwargs, output)
@@ -275,13 +277,10 @@ class LayerMeter:
         if isinstance(module, RECTIFIERS):
             self._calls[self._latest].newest.off = off_units(output)
 
-    def _notice_function(self, x: Tensor) -> None:
+    def _notice_function(self, x: Tensor, call: _Call) -> None:
         """Notice a nonlinearity that was called as a function (``F.relu``) before this layer: no module's hook sees it."""
-        function, latest = _function_before(x), self._latest
-        if function is None or self.activations.setdefault(self.names[latest], function) != function:
-            return
-        call = self._calls[latest].newest
-        if function == "ReLU" and call is not None and call.off is None:
+        function = _function_before(x)
+        if function is not None and self.activations.setdefault(self.names[self._latest], function) == function == "ReLU":
             call.off = off_units(x)
 
     def _after_normalization(self, *_: object) -> None:
@@ -372,7 +371,7 @@ class LayerMeter:
         for weight in weights:
             if weight.before is None or not _alike(weight.before, weight.parameter):
                 weight.before = torch.empty_like(weight.parameter)
-        for weight, length in zip(weights, copy_norms([w.before for w in weights], [w.parameter for w in weights]), strict=True):
+        for weight, length in zip(weights, copy_norms([w.before for w in weights], [w.parameter.detach() for w in weights]), strict=True):
             weight.values = {"weight_norm": length}
 
     @torch.no_grad()
@@ -387,7 +386,7 @@ class LayerMeter:
                 weight.values = {}
             return
         self._stepped.add(k)
-        lengths = change_norms([weight.before for weight in weights], [weight.parameter for weight in weights])
+        lengths = change_norms([weight.before for weight in weights], [weight.parameter.detach() for weight in weights])
         for weight, moved in zip(weights, lengths, strict=True):
             weight.values["update_ratio"] = ratio(moved, weight.values["weight_norm"])
             if weight.gradient is not None:
@@ -530,7 +529,7 @@ def output_of(module: nn.Module, output: Any) -> tuple[Tensor | None, int | None
     """
     if isinstance(output, nn.utils.rnn.PackedSequence):
         return (output.data, None) if is_dense(output.data) else (None, None)
-    tensor = next(tensors_of(output), None)
+    tensor = output if isinstance(output, Tensor) else next(tensors_of(output), None)
     if tensor is None or not is_dense(tensor) or not tensor.numel():
         return None, None
     if isinstance(module, nn.modules.conv._ConvNd):
@@ -572,8 +571,8 @@ def _seen(gradient: Tensor) -> tuple[Number, Tensor, int]:
 
 def together(cells: Sequence[Number], device: torch.device) -> Tensor:
     """Numbers as one float32 vector on ``device``; those that lie on a device are not looked at."""
-    if not any(isinstance(cell, Tensor) for cell in cells):
-        return torch.tensor(cells, dtype=torch.float64, device=device).float()
+    if Tensor not in set(map(type, cells)):
+        return torch.tensor(cells, dtype=torch.float64).float().to(device)
     made = [cell if isinstance(cell, Tensor) else torch.full((), cell, device=device) for cell in cells]
     return torch.stack([cell.to(device, torch.float32, non_blocking=True) for cell in made])
 
@@ -638,7 +637,7 @@ def _is_compiled_output(inputs: Any) -> bool:
 def _function_before(x: Tensor) -> str | None:
     """The nonlinearity whose output ``x`` is, perhaps pooled, reshaped or dropped out since; None if the last operation was another."""
     node = x.grad_fn
-    while node is not None and any(word in node.name() for word in _SHAPING):
+    while node is not None and _SHAPING.search(node.name()):
         inputs = [child for child, _ in node.next_functions if child is not None]
         node = inputs[0] if len(inputs) == 1 else None  # a product of two is a gate
     return None if node is None else _FUNCTIONS.get(node.name())

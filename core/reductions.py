@@ -29,6 +29,9 @@ _PIECE = 2**17
 NumPy's BLAS to stay on the thread it was called on."""
 
 
+_NATIVE = (torch.float32, torch.float64)
+"""Types that NumPy can compute with."""
+
 Number = float | Tensor
 
 
@@ -48,35 +51,29 @@ _QUIETLY = np.errstate(all="ignore")
 @_QUIETLY
 def norm(x: Tensor) -> Number:
     """L2 norm, right also where float32 squares would vanish (below 1e-19) or overflow."""
-    if x.is_complex():
-        x = torch.view_as_real(x.resolve_conj())
-    if x.device.type != "cpu":
-        return torch.linalg.vector_norm(x, dtype=torch.float64 if x.device.type == "cuda" else torch.float32)
-    if type(x) is not Tensor:  # a tensor of another kind, spread over processes perhaps, knows best how
+    if x.device.type == "cpu" and type(x) is Tensor:
+        return math.sqrt(sum(map(_squares, _pieces(torch.view_as_real(x.resolve_conj()) if x.is_complex() else x))))
+    if x.device.type == "cpu":  # a tensor of another kind, spread over processes perhaps, knows best how
         return torch.linalg.vector_norm(x, dtype=torch.float64).item()
-    return math.sqrt(sum(map(_squares, _pieces(x))))
+    return torch.linalg.vector_norm(x, dtype=torch.float64 if x.device.type == "cuda" else torch.float32)
 
 
-def _pieces(x: Tensor) -> Iterator[np.ndarray]:
-    """The numbers of a CPU tensor, flat, in pieces of at most ``_PIECE``; float32 of what NumPy has no type for."""
-    flat = _flat(x)
-    if flat.dtype in (torch.float32, torch.float64):
-        yield from _cut(flat.numpy())
-        return
+def _pieces(x: Tensor) -> Iterable[np.ndarray]:
+    """The numbers of a CPU tensor, flat, in pieces of at most ``_PIECE``; float32 copies of what NumPy has no type for."""
+    if x.dtype in _NATIVE:
+        return _cut(_flat(x))
+    flat = by_sample(x).reshape(-1)
     buffer = torch.empty(min(len(flat), _PIECE))
-    for piece in flat.split(_PIECE):
-        yield buffer[: len(piece)].copy_(piece).numpy()
+    return (buffer[: len(piece)].copy_(piece).numpy() for piece in flat.split(_PIECE))
 
 
-def _cut(x: np.ndarray) -> list[np.ndarray]:
-    return [x] if len(x) <= _PIECE else [x[start : start + _PIECE] for start in range(0, len(x), _PIECE)]
+def _flat(x: Tensor) -> np.ndarray:
+    """All numbers of a CPU tensor in the order of its memory, without a copy where it has no gaps."""
+    return x.numpy(force=True).ravel("K")
 
 
-def _flat(x: Tensor) -> Tensor:
-    """All numbers of ``x`` in memory order, a view where its memory has no gaps."""
-    if not x.is_contiguous() and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        x = x.permute(0, 2, 3, 1)
-    return x.detach().resolve_neg().reshape(-1)
+def _cut(x: np.ndarray) -> Sequence[np.ndarray]:
+    return (x,) if len(x) <= _PIECE else [x[start : start + _PIECE] for start in range(0, len(x), _PIECE)]
 
 
 def _squares(x: np.ndarray) -> float:
@@ -114,6 +111,7 @@ def norms(tensors: list[Tensor]) -> Sequence[Number]:
     return torch._foreach_norm(tensors, 2, torch.float64)
 
 
+@_QUIETLY
 def copy_norms(targets: list[Tensor], sources: list[Tensor]) -> Sequence[Number]:
     """Copy ``sources`` into ``targets`` (alike in shape and layout); their L2 norms."""
     if not targets or targets[0].device.type == "cuda":
@@ -123,17 +121,17 @@ def copy_norms(targets: list[Tensor], sources: list[Tensor]) -> Sequence[Number]
     return [_copy_norm(target, source) for target, source in zip(targets, sources, strict=True)]
 
 
-@_QUIETLY
 def _copy_norm(target: Tensor, source: Tensor) -> Number:
     if not _in_order(target):
         return norm(target.copy_(source))
     total = 0.0
-    for to, piece in zip(_cut(_flat(target).numpy()), _cut(_flat(source).numpy()), strict=True):
+    for to, piece in zip(_cut(_flat(target)), _cut(_flat(source)), strict=True):
         np.copyto(to, piece)
         total += _squares(to)  # while it is in the cache
     return math.sqrt(total)
 
 
+@_QUIETLY
 def change_norms(before: list[Tensor], after: list[Tensor]) -> Sequence[Number]:
     """L2 norms of the differences; ``before`` may be overwritten."""
     if not before or before[0].device.type == "cuda":
@@ -143,12 +141,11 @@ def change_norms(before: list[Tensor], after: list[Tensor]) -> Sequence[Number]:
     return [_change_norm(one, other) for one, other in zip(before, after, strict=True)]
 
 
-@_QUIETLY
 def _change_norm(before: Tensor, after: Tensor) -> Number:
     if not _in_order(before):
         return norm(before.sub_(after))
     # Through one small buffer: what is written there never leaves the cache.
-    old, new, total = _flat(before).numpy(), _flat(after).numpy(), 0.0
+    old, new, total = _flat(before), _flat(after), 0.0
     buffer = np.empty(min(len(old), _PIECE), old.dtype)
     for a, b in zip(_cut(old), _cut(new), strict=True):
         total += _squares(np.subtract(a, b, out=buffer[: len(a)]))
@@ -156,8 +153,8 @@ def _change_norm(before: Tensor, after: Tensor) -> Number:
 
 
 def _in_order(x: Tensor) -> bool:
-    """Whether NumPy can go through ``x``, and through what is alike, piece by piece in place."""
-    plain = x.device.type == "cpu" and type(x) is Tensor and x.dtype in (torch.float32, torch.float64)
+    """Whether NumPy can go through ``x``, and through what is alike, in place: on the CPU and without gaps."""
+    plain = x.device.type == "cpu" and type(x) is Tensor and x.dtype in _NATIVE
     return plain and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
 
 
@@ -175,11 +172,6 @@ def _over_samples(block: np.ndarray) -> np.ndarray:
     return block[0] if len(block) == 1 else np.dot(np.ones(len(block), block.dtype), block)
 
 
-def _native(x: Tensor) -> Tensor:
-    """``x`` in a type that NumPy has."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
 def forward_statistics(output: Tensor) -> dict[str, Number]:
     """activation_mean, activation_std and signal_std of a layer's output (samples first).
 
@@ -192,7 +184,7 @@ def forward_statistics(output: Tensor) -> dict[str, Number]:
     x = by_sample(output)
     if x.device.type == "cpu":
         return _on_cpu(x)
-    if x.dtype not in (torch.float32, torch.float64):
+    if x.dtype not in _NATIVE:
         x = x.float()
     samples, units = x.shape
     difference = x - x[:1]
@@ -218,7 +210,7 @@ def _on_cpu(x: Tensor) -> dict[str, float]:
     if signal > _PLAIN * square:
         mean = float(total.sum()) / (samples * units)
         return {"activation_mean": mean, "activation_std": root(square - mean * mean), "signal_std": math.sqrt(signal)}
-    first = _native(x[0]).numpy()
+    first = next(_blocks(x[:1]))[0]
     square, moved = _sums(_less(first, _blocks(x)))
     moved = moved / samples
     signal = above_zero(square / (samples * units) - sum(map(_squares, _cut(moved))) / units)
@@ -232,10 +224,12 @@ def _on_cpu(x: Tensor) -> dict[str, float]:
 def _blocks(x: Tensor) -> Iterator[np.ndarray]:
     """A few samples at a time, as arrays: the tensor's memory where NumPy has its type, else a float32 copy that the next one overwrites."""
     rows = max(1, _PIECE // x.shape[1])
-    native = x.dtype in (torch.float32, torch.float64)
-    buffer = None if native else torch.empty(min(rows, len(x)), x.shape[1])
-    for block in x.split(rows):
-        yield (block if native else buffer[: len(block)].copy_(block)).numpy()
+    if x.dtype in _NATIVE:
+        array = x.numpy(force=True)
+        yield from (array,) if rows >= len(array) else (array[start : start + rows] for start in range(0, len(array), rows))
+    else:
+        buffer = torch.empty(min(rows, len(x)), x.shape[1])
+        yield from (buffer[: len(block)].copy_(block).numpy() for block in x.split(rows))
 
 
 def _less(first: np.ndarray, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

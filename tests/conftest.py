@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 
@@ -28,6 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # example cost 62 s of processor time on two threads and 6 s on one. A run whose config asks for threads still gets them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    hypothesis.settings.register_profile("suite", deadline=None)  # nothing is judged by the clock: the machine is shared
+    hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True)

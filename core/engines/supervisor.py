@@ -188,18 +188,21 @@ class Supervisor:
         return True
 
     def _end_or_restart(self, run: Run, state: Mapping[str, Any], how: str) -> None:
-        restarts = state.get("restarts") or 0
+        restarts, lost_at, in_vain = state.get("restarts") or 0, state.get("lost_at"), state.get("in_vain") or 0
+        step = state.get("step") or 0
+        in_vain = in_vain + 1 if lost_at is not None and step <= lost_at else 0
         ours = state.get("engine") == self.engine.name or state["status"] == Status.QUEUED
-        if ours and restarts < self.engine.restarts and run.stop_requested():
-            queue.end_queued(self.runs, run)
-        elif ours and restarts < self.engine.restarts:
-            print(f"{run.id}: {how}; queued again", file=sys.stderr, flush=True)
-            set_status(run, status=str(Status.QUEUED), phase=None, restarts=restarts + 1)
-            queue.mark(self.runs, [run], first=True)  # it had its turn
-        else:
-            before = f", after {restarts} restarts" if restarts else ""
-            set_status(run, status=str(Status.CRASHED), error=f"the training process was {how}{before}", ended=time.time())
+        if not ours or in_vain >= self.engine.restarts:
+            again = f", {in_vain + 1} times in a row without getting any further" if in_vain else ""
+            set_status(run, status=str(Status.CRASHED), error=f"the training process was {how}{again}", ended=time.time())
             (run.path / "stop").unlink(missing_ok=True)
+        elif run.stop_requested():
+            queue.end_queued(self.runs, run)
+        else:
+            print(f"{run.id}: {how}; queued again", file=sys.stderr, flush=True)
+            lost_at = max(step, lost_at or 0)
+            set_status(run, status=str(Status.QUEUED), phase=None, restarts=restarts + 1, lost_at=lost_at, in_vain=in_vain)
+            queue.mark(self.runs, [run], first=True)  # it had its turn
 
 
 def _sweep_up(root: Path) -> None:

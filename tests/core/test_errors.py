@@ -73,6 +73,10 @@ def make(kind: type[InitScopeError], runs, tiny, tmp_path, monkeypatch) -> None:
     elif kind is errors.RunFolderError:
         (finished.path / "status.json").write_text("{")
         finished.state()
+    elif kind is errors.QueryError:
+        from core.store.query import query
+
+        query(runs, "SELECT count(*) FROM range(100000) a, range(100000) b, range(100000) c", seconds=0.05)
     elif kind is errors.RecordingError:
         import torch
 
@@ -126,7 +130,7 @@ PASSED_ON = {
 }  # fmt: skip
 
 
-REASONS = ("no report was written: {", "<told>", "{self.name}: {problem}")
+REASONS = ("no report was written: {", "<told>", "<reason(error)>", "{self.name}: {problem}")
 """The beginning of a message whose other half is another error's, or a check's own."""
 
 
