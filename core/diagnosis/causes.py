@@ -155,7 +155,8 @@ def labels_unrelated(p: Picture) -> Case:
     unmoved = c.stuck and not (c.above_chance or creeping or p.waking) and c.steps >= 0.8 * MIN_STEPS and p.seen_inside
     damaged = p.broke_later and not memorised
     sound = not (damaged or p.faded or p.timid or p.start_at_fault or p.has("input_out_of_range", *MISUSES))
-    possible = (memorised or unmoved) and sound and not p.has("loss_oscillates") and not c.spiked
+    calm = not (p.has("loss_oscillates") or c.spiked)
+    possible = (memorised or (unmoved and calm)) and sound
     gone_far = memorised or p.vitals.path >= MOVED
     return Case(
         possible,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import NamedTuple
 
 import pandas as pd
@@ -114,9 +113,7 @@ def _sentence(members: list[RunInfo], rows: list[dict], name: str, drawn: list[M
 def _progress(members: list[RunInfo]) -> None:
     """How far the sweep is and how long it will take; the sidebar reloads the page whenever a run has ended."""
     ended = [info for info in members if not info.live]
-    began = min(info.created for info in members)
-    share = sum(1.0 if not info.live else info.progress for info in members) / len(members)
-    left = (time.time() - began) * (1 - share) / share if share > 0.02 else None
+    share, left = sweep.underway(members)
     st.progress(share, text=f"{len(ended)} of {len(members)} runs have ended" + (f" · {text.duration(left)} left" if left else ""))
 
 

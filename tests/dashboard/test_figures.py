@@ -19,7 +19,20 @@ from core.config import RunConfig
 from core.recorder import Recorder
 from core.trainability import Edge, TheoryMap
 from dashboard import live_rows, sentences, text, theme
-from dashboard.figures import architecture, base, curves, depth, heatmap, kernels, layer_bar, layer_curve, ratio, trainability
+from dashboard.figures import (
+    architecture,
+    bands,
+    base,
+    curves,
+    depth,
+    heatmap,
+    kernels,
+    layer_bar,
+    layer_curve,
+    profile,
+    ratio,
+    trainability,
+)
 from dashboard.figures.base import Subject
 from dashboard.plot import plain
 
@@ -456,3 +469,43 @@ def test_trainability_map_draws_rates_the_boundary_and_where_theory_was_wrong():
     assert (len(wrong.x), round(wrong.x[0]), round(wrong.y[0])) == (1, 1, 1)
     assert list(drawn.layout.yaxis.ticktext) == ["VGG11", "VGG19"]
     assert "Appears when" in trainability.trainability([cell(1.0, "vgg11", 0, 0)], "gain", "model").layout.meta["blank"]
+
+
+def probed(signal: list[float], correlation: list[float], band: bool = False) -> dict:
+    """The JSON of a probe of ``LAYERS``: theory says half of what is measured."""
+    rows = [
+        {"layer": name, "measured": {"signal_std": s, "correlation": c}, "predicted": {"signal_std": s / 2, "correlation": c}}
+        for name, s, c in zip(LAYERS, signal, correlation, strict=True)
+    ]
+    seeds = [
+        {"layer": name, "signal_std": {"min": s / 4, "median": s, "max": 4 * s}, "correlation": {"min": c - 0.05, "median": c, "max": c + 0.02}}
+        for name, s, c in zip(LAYERS, signal, correlation, strict=True)
+    ]
+    return {"layers": rows, **({"band": seeds} if band else {})}
+
+
+def test_a_profile_lays_measured_dots_on_predicted_lines() -> None:
+    drawn = profile.profile({"default": probed([1, 0.1, 0.01, 0], [0.5, 0.9, 0.95, 0.96], band=True)})
+    line, dots = drawn.data
+    assert (line.mode, dots.mode) == ("lines", "markers") and line.line.color == dots.marker.color == theme.init_color("default")
+    assert list(line.x) == list(dots.x) == LAYERS and np.allclose(line.y[:3], [0.5, 0.05, 0.005])
+    assert np.allclose(dots.y[:3], [1, 0.1, 0.01]) and dots.marker.symbol[3] != dots.marker.symbol[0], "an exact zero has a mark of its own"
+    assert np.allclose(dots.error_y.array[:3], [3, 0.3, 0.03]) and np.allclose(dots.error_y.arrayminus[:3], [0.75, 0.075, 0.0075])
+
+
+def test_a_profile_of_correlations_shows_what_is_left_to_one() -> None:
+    drawn = profile.profile({"default": probed([1] * 4, [0.5, 0.9, 0.95, 0.96], band=True)}, "difference")
+    line, dots = drawn.data
+    assert np.allclose(line.y, [0.5, 0.1, 0.05, 0.04]) and np.allclose(dots.y, line.y)
+    assert np.allclose(dots.error_y.array, 0.05) and np.allclose(dots.error_y.arrayminus, 0.02), "the least alike seed is the upper end"
+
+
+def test_bands_are_median_and_range_of_each_side() -> None:
+    """Two sides that no initialization tells apart are not drawn in one colour."""
+    losses = [[2.0, 1.0, 0.5], [2.2, 1.4, 0.1], [2.4, 1.2, math.nan]]
+    sides = {"learning_rate 0.1": [steps_frame(x) for x in losses], "learning_rate 0.001": [steps_frame([2.3, 2.3])]}
+    one, two = bands.bands_data(sides)
+    assert np.allclose(one.median, [2.2, 1.2, 0.3]) and np.allclose(one.low, [2.0, 1.0, 0.1]) and np.allclose(one.high, [2.4, 1.4, 0.5])
+    assert (one.runs, two.runs) == (3, 1)
+    colors = [trace.line.color for trace in bands.bands(sides).data if trace.name]
+    assert len(set(colors)) == 2 and [theme.init_color("zeros")] == theme.group_colors(["zeros"])
