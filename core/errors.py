@@ -77,7 +77,10 @@ class RunFolderError(InitScopeError):
 
 
 class QueryError(InitScopeError):
-    """A question in SQL that is wrong, changes something, or is beyond the bounds of memory and time."""
+    """A question in SQL that is wrong, changes something, or is beyond the bounds of memory and time.
+
+    "no answer within 0.05 seconds; ask for fewer runs or columns, such as WHERE run = '...'"
+    """
 
 
 class RecordingError(InitScopeError):

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,12 +24,14 @@ from core.engines.slots import slots, threads_of
 from core.errors import RunFolderError, RunNotFound, RunStateError
 from core.permission import require
 from core.schema import LIVE, Status
-from core.store import Run, Runs, claimed
+from core.store import Run, Runs, claimed, process_alive
 from core.store.run import CLAIM_SECONDS
 from core.store.writer import set_status
 
 __all__ = ["QUEUE", "check_resumable", "ensure_supervisor", "keep_going", "prepare", "queued", "resume", "slots", "state", "stop", "submit", "threads_of"]
 
+STARTING_SECONDS = 30
+"""A supervisor that was started less long ago has its lock or will have it: nobody starts another beside it."""
 LOG_BYTES = 1_000_000
 """The supervisor's log begins anew, the old one kept, when it is longer than this."""
 LOG = ".supervisor.log"
@@ -114,8 +117,15 @@ def prepare(runs: Runs) -> None:
         os.utime(runs.root / LOCK)
 
 
+_begun: dict[Path, tuple[int, float]] = {}
+"""By folder: the last supervisor that this process started, and when (monotonic seconds)."""
+
+
 def ensure_supervisor(runs: Runs) -> None:
-    """Start a supervisor for this folder unless one is there."""
+    """Start a supervisor for this folder unless one is there, or on its way to the lock."""
+    pid, when = _begun.get(runs.root, (None, 0.0))
+    if time.monotonic() - when < STARTING_SECONDS and process_alive(pid, None):
+        return
     with _lock(runs.root) as ours:
         if not ours:
             return
@@ -132,6 +142,7 @@ def ensure_supervisor(runs: Runs) -> None:
             stderr=output,
             start_new_session=True,
         )
+    _begun[runs.root] = process.pid, time.monotonic()
     # Somebody must take note of its end, or it stays in the process table as a zombie of ours.
     threading.Thread(target=process.wait, name="supervisor's end", daemon=True).start()
 

@@ -19,8 +19,11 @@ import uvicorn
 PATIENCE_SECONDS = 5.0
 """So often a connection is looked at; one that has not gone on with its request since the last look is closed."""
 MOST = 2000
-SHARE = 0.5
-"""Of the process's file handles; the others are for files, and for connections on their way out."""
+HANDLES_EACH = 4
+"""A connection may be a session's, for whose scripts Streamlit keeps an event loop of three handles."""
+HANDLES_APART = 448
+"""For files, and for the sessions (128 at most) that Streamlit keeps for two minutes after their browser has gone."""
+HANDLES_WANTED = 65_536
 AT_ONCE = 100
 """Connections that are taken in one turn of the event loop, before the first of them is counted."""
 SAY_SECONDS = 60.0
@@ -37,15 +40,17 @@ def running() -> uvicorn.Server | None:
 
 def guard() -> None:
     """From now on every new connection is a guarded one. To be called before the server listens."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, HANDLES_WANTED if hard == resource.RLIM_INFINITY else min(hard, HANDLES_WANTED)), hard))
     if (server := running()) is not None:
-        server.config.backlog = max(1, min(AT_ONCE, room() // 4))  # those that are turned away hold their handles for three turns
+        server.config.backlog = AT_ONCE
         server.config.http_protocol_class = guarded(server.config.http_protocol_class)  # type: ignore[arg-type]
 
 
 def room() -> int:
     """Connections that may be open at once."""
     handles = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return MOST if handles == resource.RLIM_INFINITY else min(MOST, int(SHARE * handles))
+    return MOST if handles == resource.RLIM_INFINITY else max(16, min(MOST, (handles - HANDLES_APART) // HANDLES_EACH))
 
 
 def guarded(protocol: Any) -> type[asyncio.Protocol]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import socket
 import threading
 from collections import Counter
@@ -15,7 +14,7 @@ from core.store import Runs
 from tests.browser.conftest import Server
 from tests.safety.test_doors import PASSWORD, ask, signed_in
 
-HANDLES = 256
+HANDLES = 640
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +22,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A locked dashboard with few file handles."""
     folder = tmp_path_factory.mktemp("crowd") / "runs"
     Runs(folder).root.mkdir()
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (HANDLES, before[1]))  # the server inherits it
-    try:
-        started = Server(folder, INITSCOPE_PASSWORD=PASSWORD)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    started = Server(folder, INITSCOPE_PASSWORD=PASSWORD)
+    psutil.Process(started.process.pid).rlimit(psutil.RLIMIT_NOFILE, (HANDLES, HANDLES))
     yield started
     started.close()
 
