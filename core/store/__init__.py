@@ -121,6 +121,7 @@ class Runs:
 
     def info(self, run_id: str) -> RunInfo:
         """The listing entry of one run; broken files become an entry with ``error``, never an exception."""
+        refresh(self.root)
         return self._index.info(run_id)
 
     def get(self, run_id: str) -> Run:

@@ -73,7 +73,7 @@ def folder_of(url: str) -> Path:
 def store_of(root: Path) -> Shared | None:
     """The store behind a folder of runs; None for a plain one. A folder from elsewhere sends us nowhere: only those in ``scratch`` count."""
     found = _stores.get(root)
-    if found is None and os.path.dirname(os.path.abspath(root)) == os.path.abspath(scratch()) and (root / ADDRESS).is_file():
+    if found is None and os.path.dirname(os.path.realpath(root)) == os.path.realpath(scratch()) and (root / ADDRESS).is_file():
         found = _stores[root] = Shared(root, Remote(json.loads((root / ADDRESS).read_bytes())["url"]))
     return found
 

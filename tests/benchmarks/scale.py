@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
@@ -38,9 +39,9 @@ class Counted(MemoryFileSystem):
     """An object store in memory that counts what it is asked."""
 
     protocol = "counted"
-    store: dict = {}  # noqa: RUF012 (as its parent has it)
-    pseudo_dirs: list = [""]  # noqa: RUF012
-    asked: Counter[str] = Counter()
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+    asked: ClassVar[Counter[str]] = Counter()
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
