@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test lint clean
+.PHONY: run test test-offline lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/streamlit run dashboard/Home.py
@@ -11,19 +11,24 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed-tests
 	@bash tests/browser/ensure_chromium.sh
 	$(BIN)/ruff check core dashboard tests
-	$(BIN)/python -m pytest --durations=15
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+
+# The same tests where there is no network at all: nothing but this machine's own loopback.
+test-offline: $(VENV)/.installed-tests
+	@bash tests/browser/ensure_chromium.sh
+	unshare --map-root-user --net --mount sh -c 'ip link set lo up && exec $(BIN)/python -m pytest $(TESTS)'
 
 lint: $(VENV)/.installed-tests
 	$(BIN)/ruff check core dashboard tests
 
-$(VENV)/.installed: requirements.txt
+$(VENV)/.installed: requirements.txt tests/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "InitScope needs Python 3.11 or newer; try: make PYTHON=python3.11 run")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt -c tests/constraints.txt
 	touch $@
 
 $(VENV)/.installed-tests: $(VENV)/.installed tests/requirements.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -q -r tests/requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r tests/requirements.txt -c tests/constraints.txt
 	touch $@
 
 clean:

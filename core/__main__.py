@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from core import config as configs
 from core import factories, limits
 from core.config import OPTIONS, PRESETS, RunConfig
+from core.engines import ENGINES
 from core.errors import ConfigError, InitScopeError, TrainingFailed, one_line
 from core.schema import LIVE, Status
 from core.store import Run, RunInfo, Runs, default_root, own_process
@@ -101,6 +102,7 @@ def build_parser() -> Parser:
 
     train = add("train", train_command, "train one run here, or --detach it into the queue", configured)
     train.add_argument("--detach", action="store_true", help="queue the run and return at once")
+    queue_options(train)
     probe = add("probe", probe_command, "one batch, no training: each layer measured and predicted, and a forecast", configured)
     probe.add_argument("--seeds", type=int, default=1, metavar="N", help="measure so many init seeds and give the band (default 1)")
     sweep = add("sweep", sweep_command, "initializations x seeds, as many at once as the machine carries", configured)
@@ -108,6 +110,7 @@ def build_parser() -> Parser:
     sweep.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds for each (default 5)")
     sweep.add_argument("--vary", action="append", default=[], metavar="FIELD=1,2", help="also vary a number or a switch (at most twice)")
     sweep.add_argument("--models", metavar="A,B", help="the same for each of these networks, with commas between")
+    queue_options(sweep)
     add("runs", runs_command, "list all runs")
     compare = add("compare", compare_command, "did B fix what A suffers from?")
     compare.add_argument("a", metavar="A", help="a run id, or a group such as init=default,sweep=ID")
@@ -132,6 +135,14 @@ def build_parser() -> Parser:
     return parser
 
 
+def queue_options(parser: argparse.ArgumentParser) -> None:
+    """Where queued runs train, and in which order."""
+    parser.add_argument(
+        "--engine", default="", metavar="|".join(ENGINES), help="what works the queue off (default: INITSCOPE_ENGINE, or as it is now: local at first)"
+    )
+    parser.add_argument("--first", action="store_true", help="before the runs that wait already")
+
+
 def config_from(given: argparse.Namespace) -> RunConfig:
     """The config that preset, file and flags make together, each over the one before, with its own files pinned. Raises ConfigError."""
     values: dict[str, Any] = {}
@@ -140,9 +151,9 @@ def config_from(given: argparse.Namespace) -> RunConfig:
         try:
             saved = json.loads(Path(given.config).read_bytes())
         except OSError as error:
-            raise ConfigError(f"cannot read {given.config}: {error.strerror or error}") from None
+            raise ConfigError(f"cannot read {given.config}: {error.strerror or error}; check the path and who may read it") from None
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{given.config} is not valid JSON: {one_line(str(error))}") from None
+            raise ConfigError(f"{given.config} is not valid JSON: {one_line(str(error))}; correct it, or take the config.json of a run") from None
         if not isinstance(saved, dict):
             raise ConfigError(f"{given.config} must hold a JSON object, not {one_line(saved)}")
         # A run's own config.json is welcome as it is.
@@ -168,9 +179,11 @@ def train_command(given: argparse.Namespace) -> dict[str, Any]:
     if given.detach:
         from core.launcher import submit
 
-        [run] = submit(runs, [config])
+        [run] = submit(runs, [config], given.engine, given.first)
         print(f"queued {run.id}", file=sys.stderr)
         return {"run": run.id, "status": str(run.state()["status"])}
+    if given.engine or given.first:
+        raise ConfigError("--engine and --first are about the queue, and this run would train here and now; add --detach")
     from core.trainer import pick_device
 
     pick_device(config.device)  # refused before a folder is made
@@ -239,6 +252,8 @@ def probe_command(given: argparse.Namespace) -> dict[str, Any]:
         for row in result["layers"]:
             pairs = [row[side][metric] for metric in ("signal_std", "activation_grad_rms") for side in ("measured", "predicted")]
             print(f"{row['layer']:12} " + " ".join(f"{'-' if value is None else format(value, '.2e'):>10}" for value in pairs))
+        if reason := result.get("theory"):
+            print(f"no prediction: {reason}")
         print(f"{result['forecast']['outcome'].replace('_', ' ')}: {result['forecast']['reason']}")
     return result
 
@@ -263,13 +278,22 @@ def sweep_command(given: argparse.Namespace) -> dict[str, Any]:
     name = base.sweep or sweep.name_of(base, networks=bool(given.models))
     configs = sweep.plan(base, inits, given.seeds, name, axes, slots=launcher.slots())
     runs = runs_of(given)
-    launched = sweep.launch(runs, configs)
+    launched = sweep.launch(runs, configs, given.engine, given.first)
+    launcher.keep_going(runs)  # what is there already may wait for a supervisor that was killed
     print(f"sweep {name}: {len(configs)} runs, {len(configs) - len(launched)} there already", file=sys.stderr)
     wanted = sweep.covering(configs, runs)
     try:
-        with tqdm(total=len(wanted), unit="run", dynamic_ncols=True, file=sys.stderr, mininterval=0.3) as bar:
-            for ended in sweep.watch(runs, wanted):
-                bar.update(ended - bar.n)
+        form = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
+        # smoothing=0: the time left from the mean speed since the start; ``initial`` is what was there before.
+        with tqdm(total=1.0, bar_format=form, smoothing=0, miniters=0, dynamic_ncols=True, file=sys.stderr, mininterval=0.3) as bar:
+            trouble = ""
+            for ended, share in sweep.watch(runs, wanted):
+                bar.set_description_str(f"{ended} of {len(wanted)} runs", refresh=False)
+                if bar.n == 0:
+                    bar.initial = share
+                bar.update(share - bar.n)
+                if trouble != (trouble := launcher.state(runs).trouble) and trouble:
+                    bar.write(f"{trouble}; what is queued waits", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"the sweep goes on in the background; repeat the command to watch it again, or stop its runs ({name})", file=sys.stderr)
         raise
@@ -285,7 +309,8 @@ def sweep_command(given: argparse.Namespace) -> dict[str, Any]:
     if not given.json:
         for row in rows:
             cell = "  ".join(f"{field} {row[field]}" for field in by)
-            print(f"{cell}: {row['converged']} of {row['runs']} converged (95 % interval {row['low']:.0%} to {row['high']:.0%})")
+            silent = f"; {row['undecided']} undecided" if row["undecided"] else ""
+            print(f"{cell}: {row['converged']} of {row['runs']} converged (95 % interval {row['low']:.0%} to {row['high']:.0%}{silent})")
         if len(axes) == 2:
             print("\n".join(trainability.sentences(base, rows, inits, axes)))
     return {"sweep": name, "rows": rows}

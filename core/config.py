@@ -240,8 +240,16 @@ class RunConfig:
         0,
         int,
         "Threads",
-        "Processor threads of the run; 0: all cores. Part of the config because sums in another order round differently",
+        "Processor threads of each process; 0: all cores. Part of the config because sums in another order round differently",
         low=0,
+        high=1024,
+    )
+    processes: int = option(
+        1,
+        int,
+        "Processes",
+        "Processes that share every batch (DistributedDataParallel), a GPU for each where there are some; batch norm takes each share's own statistics",
+        low=1,
         high=1024,
     )
     record_every: int = option(1, int, "Record every", "Layer rows every so many steps", unit="steps", low=1, high=10**6)
@@ -269,6 +277,7 @@ class RunConfig:
             object.__setattr__(self, "batch_norm", catalog.own_batch_norm(self.model))
         self._check_model_fits()
         self._check_data_fits()
+        self._check_shares()
 
     def _check_model_fits(self) -> None:
         """The registered networks halve the image five times; one of your own may take any size."""
@@ -283,11 +292,18 @@ class RunConfig:
         if entry is None:
             return
         if self.num_classes and entry.classes and self.num_classes < entry.classes:
-            raise ConfigError(f"num_classes {self.num_classes} is too small: {self.data} has {entry.classes} classes", "num_classes")
+            raise ConfigError(f"num_classes {self.num_classes} is too small: {self.data} has {entry.classes} classes; leave it out, or ask for at least as many", "num_classes")
         if self.in_channels and entry.channels and entry.channels > 1 and self.in_channels not in (1, entry.channels):
             raise ConfigError(
                 f"in_channels {self.in_channels} does not fit {self.data}, which has {entry.channels}; use {entry.channels} or 1", "in_channels"
             )
+
+    def _check_shares(self) -> None:
+        """A process without samples has nothing to do, and batch norm needs two for a variance."""
+        least = self.processes * (2 if self.batch_norm and self.processes > 1 else 1)
+        if self.batch_size < least:
+            each = "two samples of each batch for each, as batch norm does" if self.batch_norm else "a sample of each batch for each"
+            raise ConfigError(f"processes {self.processes} need {each}: a batch_size of at least {least}, not {self.batch_size}", "processes")
 
     @property
     def title(self) -> str:
@@ -324,7 +340,7 @@ class RunConfig:
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"not valid JSON: {error}") from None
+            raise ConfigError(f"not valid JSON: {error}; expected an object of config fields") from None
         return cls.from_dict(values)
 
 

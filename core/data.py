@@ -68,16 +68,17 @@ class Data:
             train = Split(train.images[: config.train_samples], train.labels[: config.train_samples])
         self.are_images = train.images.dim() == 4
         if config.in_channels and not self.are_images:
-            raise ConfigError(f"in_channels {config.in_channels} is for images; samples of {config.data} are {tuple(train.images.shape[1:])}", "in_channels")
+            raise ConfigError(f"in_channels {config.in_channels} is for images; samples of {config.data} are {tuple(train.images.shape[1:])}; leave it out", "in_channels")
         self.channels = config.in_channels or train.images.shape[1 if self.are_images else -1]
         self.classes = config.num_classes or raw.classes
         if self.classes < raw.classes:
-            raise ConfigError(f"num_classes {self.classes} is too small: {config.data} has {raw.classes} classes", "num_classes")
+            raise ConfigError(f"num_classes {self.classes} is too small: {config.data} has {raw.classes} classes; leave it out, or ask for at least as many", "num_classes")
         self.device = torch.device(device)
         self.image_size = config.image_size
         self.batch_size = config.batch_size
         self.data_seed = config.data_seed
-        self._drop_single = config.batch_norm  # batch norm cannot take the statistics of one sample at 1x1 maps
+        # Batch norm cannot take the statistics of one sample at 1x1 maps, in no process's share.
+        self._least = 2 * config.processes if config.batch_norm else 1
         if self.are_images:
             self._offset, self._scale = _normalization(train, raw.white, self.channels, config.normalize)
         self.train, self.train_ready = self._hold(train)
@@ -107,8 +108,9 @@ class Data:
         return len(self._starts(len(self.train)))
 
     def _starts(self, samples: int) -> range:
-        if self._drop_single and samples > self.batch_size and samples % self.batch_size == 1:
-            samples -= 1
+        rest = samples % self.batch_size
+        if samples > self.batch_size and rest < self._least:
+            samples -= rest
         return range(0, samples, self.batch_size)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -239,7 +241,7 @@ def _image_folder(folder: Path, image_size: int) -> RawData:
         listing = ImageFolder(str(folder))
         images = [_read_image(listing.loader, path, image_size) for path, _ in listing.samples]
     except (OSError, ValueError, SyntaxError) as error:  # FileNotFoundError: no class folders, or one without images
-        raise DataUnavailable(f"{folder} cannot be read as an image folder: {one_line(str(error), 200)}") from None
+        raise DataUnavailable(f"{folder} cannot be read as an image folder: {one_line(str(error), 200)}; it needs one sub-folder of images for each class") from None
     if len(listing.classes) < 2:
         raise DataUnavailable(f"{folder} has {len(listing.classes)} class folder; at least two are needed")
     labels = torch.tensor(listing.targets)

@@ -37,7 +37,7 @@ def export(run: Run, form: str, output: str | Path) -> Path:
         FORMATS[form](run, temporary)
         os.rename(temporary, output)
     except OSError as error:
-        raise RunFolderError(f"cannot write {output}: {error.strerror or error}") from None
+        raise RunFolderError(f"cannot write {output}: {error.strerror or error}; free space, or choose another --output") from None
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)

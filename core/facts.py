@@ -6,6 +6,7 @@ Kept small and plain (JSON in ``status.json``); measured once a run.
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
@@ -23,6 +24,8 @@ FIRST_STEPS = 8
 """Steps whose outputs are looked at for what the targets are like."""
 IDENTICAL = 1e-3
 """Units whose incoming weights differ by at most this share of the weights' size count as identical."""
+AGREED = 0.05
+"""A loss's scale is a fact if it is the same in all of these steps, up to this share."""
 _PRODUCTS = (
     "AddmmBackward0",
     "MmBackward0",
@@ -127,9 +130,9 @@ def first_batch_facts(inputs: Any, output: Any) -> dict[str, Any]:
 
 
 def main_output(output: Any) -> Tensor | None:
-    """What the loss is most likely taken of: ``logits`` of a mapping, else the first real tensor with samples and units."""
-    if isinstance(output, dict) and isinstance(output.get("logits"), Tensor):
-        output = output["logits"]
+    """What the loss is most likely taken of: what the output calls ``logits``, else the first real tensor with samples and units."""
+    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
+    output = logits if isinstance(logits, Tensor) else output
     return next((x for x in tensors_of(output) if is_dense(x) and x.numel() and x.dim() > 1), None)
 
 
@@ -232,6 +235,21 @@ def constant_answer(chain: Sequence[str], loss: float, output: Tensor, gradient:
     return None
 
 
+@torch.no_grad()
+def cross_entropy_scale(chain: Sequence[str], loss: float, output: Tensor, gradient: Tensor) -> float | None:
+    """The loss over the batch's mean cross-entropy: the batch size for a sum, 1/4 for a loss divided for accumulation.
+
+    The targets are those that the gradient gives away (``constant_answer``); None for other losses.
+    """
+    kind = next((name for name in chain if not name.startswith(_SCALING)), "")
+    if kind != "NllLoss" or output.dim() != 2:
+        return None
+    counted = gradient.abs().sum(1) > 0
+    mean = torch.nn.functional.cross_entropy(output[counted].float(), gradient[counted].argmin(1))
+    scale = loss / mean.item() if counted.any() and mean > 0 else math.nan
+    return scale if math.isfinite(scale) and scale > 0 else None
+
+
 def _entropy(counts: Tensor) -> tuple[float, float] | None:
     """(entropy in nats with Miller and Madow's correction, its standard error) of classes seen ``counts`` times; None if none was."""
     total = float(counts.sum())
@@ -241,6 +259,12 @@ def _entropy(counts: Tensor) -> tuple[float, float] | None:
     entropy = float(-(share * share.log()).sum())
     spread = float((share * share.log().square()).sum()) - entropy**2
     return entropy + (len(share) - 1) / (2 * total), math.sqrt(max(0.0, spread) / total)
+
+
+def agreed(scales: Sequence[float]) -> float | None:
+    """The median of ``scales``; None where they differ by more than ``AGREED``: a loss with weights or smoothed labels has no one scale."""
+    middle = statistics.median(scales)
+    return middle if max(scales) - min(scales) <= AGREED * middle else None
 
 
 def pooled(answers: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -123,7 +123,7 @@ def initialize(
                 module.bias.zero_()
     if scheme == "lsuv":
         if sample is None:
-            raise ConfigError("init lsuv measures a batch of inputs, and none was given", "init")
+            raise ConfigError("init lsuv measures a batch of inputs, and none was given; pass sample=", "init")
         rescale_to_unit_variance(model, sample)
     if gain != 1.0:
         for module in model.modules():

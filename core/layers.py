@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -32,7 +33,7 @@ KINDS: dict[str, tuple[type[nn.Module], ...]] = {
 that holds parameters directly."""
 DEFAULT_KINDS = ("conv", "linear", "embedding", "recurrent", "attention", "other")
 """All but ``norm`` and ``activation``, whose few weights scale what the layers before them computed."""
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
 """Path segments by which torch wraps a module that keeps its meaning."""
 _LISTED = 12
 """Names that an error message lists."""
@@ -55,11 +56,9 @@ class Layer:
 
     @property
     def weight(self) -> nn.Parameter | None:
-        """The parameter; None while a lazy module has not made it, and where it is spread over processes."""
+        """The parameter; None while a lazy module has not made it."""
         parameter = self.owner._parameters.get(self.key)
-        if parameter is None or is_lazy(parameter) or hasattr(parameter, "full_tensor"):
-            return None
-        return parameter
+        return None if parameter is None or is_lazy(parameter) else parameter
 
     @property
     def plain(self) -> bool:
@@ -74,6 +73,9 @@ def find_layers(model: nn.Module, patterns: str | Sequence[str] | None = None, k
     classes in lower case (``"conv2d"``). Without ``kinds``: ``DEFAULT_KINDS``, or everything that ``patterns`` name.
     Raises ConfigError if nothing is left, and says what there is.
     """
+    scripted = next((clean(path) or "the model" for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        raise ConfigError(f"{scripted} was made by torch.jit.script or trace, whose layers cannot be watched; record the model it was made from")
     everything = _all_layers(model)
     if not everything:
         classes = sorted({type(module).__name__ for module in model.modules()})
@@ -134,13 +136,17 @@ def _children(module: nn.Module) -> Iterable[nn.Module]:
 
 
 def _weights(module: nn.Module) -> Iterable[tuple[nn.Module, str]]:
-    """(owner, key) of the module's own weights; its biases where it holds nothing else."""
-    own = [(module, key) for key, parameter in module._parameters.items() if parameter is not None]
+    """(owner, key) of the module's own weights; its biases where it holds nothing else. Whole numbers (quantized, frozen) are no weights."""
+    own = [(module, key) for key, parameter in module._parameters.items() if _is_trainable_kind(parameter)]
     parametrized = module._modules.get("parametrizations")
     for target, origins in parametrized.items() if isinstance(parametrized, nn.ModuleDict) else ():
         if not _is_bias(target):
-            own += [(origins, key) for key, parameter in origins._parameters.items() if parameter is not None]
+            own += [(origins, key) for key, parameter in origins._parameters.items() if _is_trainable_kind(parameter)]
     return [(owner, key) for owner, key in own if not _is_bias(key)] or own
+
+
+def _is_trainable_kind(parameter: nn.Parameter | None) -> bool:
+    return parameter is not None and (parameter.is_floating_point() or parameter.is_complex())
 
 
 def _is_bias(key: str) -> bool:

@@ -27,16 +27,20 @@ AVERAGES = {"adam": 2, "adamw": 2, "sgd": 1}
 
 @dataclass(frozen=True)
 class Estimate:
-    """``parameters`` is a count; the rest are bytes: weights with their copies, optimizer's averages, a batch's activations."""
+    """``parameters`` is a count; the rest are bytes: weights with their copies, optimizer's averages, a batch's activations.
+
+    Of several ``processes`` each has weights and averages of its own and a share of the activations.
+    """
 
     parameters: int
     weights: int
     optimizer: int
     activations: int
+    processes: int = 1
 
     @property
     def total(self) -> int:
-        return self.weights + self.optimizer + self.activations + FIXED
+        return self.weights + self.optimizer + self.activations + FIXED * self.processes
 
     @property
     def words(self) -> str:
@@ -76,9 +80,10 @@ def estimate(config: RunConfig) -> Estimate | None:
     averages = AVERAGES[config.optimizer] if config.optimizer != "sgd" or config.momentum else 0
     return Estimate(
         parameters=parameters,
-        weights=WEIGHT_COPIES * NUMBER * parameters,
-        optimizer=averages * NUMBER * parameters,
+        weights=WEIGHT_COPIES * NUMBER * parameters * config.processes,
+        optimizer=averages * NUMBER * parameters * config.processes,
         activations=config.batch_size * (kept + 2 * NUMBER * largest),
+        processes=config.processes,
     )
 
 

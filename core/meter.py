@@ -12,8 +12,10 @@ pass would tell is missing there.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,13 +34,13 @@ from torch.utils.hooks import RemovableHandle
 from core.errors import ConfigError
 from core.layers import find_layers, is_activation, is_normalization
 from core.loss_scale import LossScale
-from core.reductions import Number, by_sample, change_norms, copy_norms, forward_statistics, norm, norms, ratio, root
-from core.schema import LAYER_METRICS
+from core.reductions import Number, change_norms, copy_norms, forward_statistics, norm, norms, off_units, ratio, root
+from core.schema import LAYER_METRICS, MISSING
 
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
 _FUNCTIONS = {"ReluBackward0": "ReLU", "TanhBackward0": "Tanh", "SigmoidBackward0": "Sigmoid", "GeluBackward0": "GELU", "SiluBackward0": "SiLU"}
 """Nonlinearities called as functions, by the name of their autograd node."""
-_SHAPING = ("View", "Pool", "Dropout", "Mul", "Reshape", "Squeeze", "Permute", "Transpose")
+_SHAPING = re.compile("View|Pool|Dropout|Mul|Reshape|Squeeze|Permute|Transpose")
 """Autograd nodes that may stand between a nonlinearity and the next layer."""
 _SCALES = ("norm", "activation")
 """Families whose rows stand between a layer and its nonlinearity."""
@@ -50,6 +52,10 @@ class _Call:
 
     count: int
     values: dict[str, Number]
+    place: tuple[int, int]
+    """Where the output lies, and in which version: by this a rectifier's input is recognized as this output."""
+    below: Tensor | None = None
+    """For each unit, whether it is not above zero for any sample; only of layers that went straight into a rectifier before."""
     gradients: list[Number] = field(default_factory=list)
     """L2 norms of the loss gradient for the output, one a backward pass: of two passes through one call the sum is not known."""
     off: Tensor | None = None
@@ -105,11 +111,11 @@ class LayerMeter:
         self.names = [layer.name for layer in self.layers]
         self.kinds = [layer.kind for layer in self.layers]
         self.armed = True
-        self.order: list[int] = []
+        self._executed: dict[int, None] = {}
         self.activations: dict[str, str] = {}
         self.normalized: set[str] = set()
-        self.late_updates = 0
-        """Optimizer steps that came between a ``collect`` and the next backward pass: too late to be measured."""
+        self.late_update = False
+        """Whether an optimizer stepped between a ``collect`` and the next backward pass: too late to be measured."""
         self.on_forward: Callable[[tuple, dict, Any], None] | None = None
         """Called with (inputs, keyword inputs, output) after every training pass of the whole model."""
         self.loss_scale = LossScale()
@@ -118,6 +124,8 @@ class LayerMeter:
         self._calls = [_Calls() for _ in self.layers]
         self._latest: int | None = None
         self._handles: list[RemovableHandle | _Undo] = []
+        self._rectified: set[int] = set()
+        """Layers whose output went straight into a rectifier when they were last seen."""
         self._roles = self._assign_roles()
         self._waiting = list(range(len(self.layers)))
         self._others = list(self.model.parameters())
@@ -125,7 +133,7 @@ class LayerMeter:
         self._heard: dict[int, list[tuple[_Calls, _Call, Number]]] = {}
         self._owned = -1
         self._passes: set[int] = set()
-        self._arrived: dict[_Weight, None] = {}
+        self._arrived: dict[_Weight, tuple[Number, Tensor, int] | None] = {}
         self._backward_seen = False
         self._stepped: set[int] = set()
         self._inside = False
@@ -229,11 +237,12 @@ class LayerMeter:
         rows = self._rows_of.get(module)
         if rows is None or not self.model.training:
             return
-        if rows[0] not in self.order:
-            self.order.extend(rows)
+        if rows[0] not in self._executed:
+            self._executed.update(dict.fromkeys(rows))
         hides = self.layers[rows[0]].family in _SCALES
-        if inputs and isinstance(inputs[0], Tensor) and self._latest is not None and not hides and self._watching():
-            self._notice_function(inputs[0])
+        latest = None if hides or self._latest is None else self._calls[self._latest].newest
+        if latest is not None and latest.off is None and inputs and isinstance(inputs[0], Tensor) and self._watching():
+            self._notice_function(inputs[0], latest)
 
     def _after_module(self, module: nn.Module, inputs: Any, kwargs: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or not self.armed:
@@ -255,11 +264,12 @@ class LayerMeter:
             return
         if self._waiting and i in self._waiting:
             self._attach()  # a lazy module has just made its weight
-        with torch.no_grad():
-            values = forward_statistics(output.detach().reshape(1, -1) if samples is None else output.detach().movedim(samples, 0))
+        seen = output.detach()  # without a graph, and so are the numbers taken from it
+        rows = seen if samples == 0 else seen.reshape(1, -1) if samples is None else seen.movedim(samples, 0)
+        values = forward_statistics(rows, off=samples == 0 and i in self._rectified)
         if samples is None:
             del values["signal_std"]
-        call = _Call(output.numel(), values)
+        call = _Call(output.numel(), values, (output.data_ptr(), output._version), values.pop("off", None))
         calls = self._calls[i]
         calls.newest = call
         if self.layers[i].family not in _SCALES:
@@ -272,15 +282,15 @@ class LayerMeter:
             return
         self.activations[self.names[self._latest]] = type(module).__name__
         if isinstance(module, RECTIFIERS):
-            self._calls[self._latest].newest.off = off_units(output)
+            call, x = self._calls[self._latest].newest, inputs[0] if inputs else output
+            straight = call.count == x.numel() and call.place == (x.data_ptr(), x._version - (x is output))
+            (self._rectified.add if straight else self._rectified.discard)(self._latest)
+            call.off = call.below if straight and call.below is not None else off_units(output)
 
-    def _notice_function(self, x: Tensor) -> None:
+    def _notice_function(self, x: Tensor, call: _Call) -> None:
         """Notice a nonlinearity that was called as a function (``F.relu``) before this layer: no module's hook sees it."""
-        function, latest = _function_before(x), self._latest
-        if function is None or self.activations.setdefault(self.names[latest], function) != function:
-            return
-        call = self._calls[latest].newest
-        if function == "ReLU" and call is not None and call.off is None:
+        function = _function_before(x)
+        if function is not None and self.activations.setdefault(self.names[self._latest], function) == function == "ReLU":
             call.off = off_units(x)
 
     def _after_normalization(self, *_: object) -> None:
@@ -295,13 +305,15 @@ class LayerMeter:
             self._heard.setdefault(torch._C._current_graph_task_id(), []).append((calls, call, length))
 
     def _gradient_arrives(self, parameter: Tensor) -> None:
-        """A gradient is whole for this process; it is read at the end of the pass, when it has been averaged over processes."""
+        """A gradient is whole for this process. It counts as it is at the end of the pass, when it has been averaged over processes;
+        on a CPU it is looked at now too, while it is in the cache."""
         if not self.armed or torch.compiler.is_compiling() or self._evaluating_again():
             return
         weight = self._weight_of.get(id(parameter))
         if weight is not None:
             weight.scale = self.loss_scale.current
-            self._arrived[weight] = None
+            gradient = parameter.grad  # None if another hook has stepped with it already and cleared it
+            self._arrived[weight] = _seen(gradient) if gradient is not None and gradient.device.type == "cpu" else None
         this_pass = torch._C._current_graph_task_id()
         if this_pass not in self._passes:
             self._passes.add(this_pass)
@@ -319,14 +331,25 @@ class LayerMeter:
         self._passes.discard(this_pass)
         if self._passes:
             return  # a pass within a pass (checkpointing)
-        weights = [weight for weight in self._arrived if weight.parameter.grad is not None]
-        gradients = [dense(weight.parameter.grad) for weight in weights]
-        for weight, length in zip(weights, norms(gradients), strict=True):
-            weight.gradient = unscaled(length, weight.scale)
+        unread = []
+        for weight, seen in self._arrived.items():
+            gradient = weight.parameter.grad
+            if seen is not None and seen[1] is gradient and seen[2] == gradient._version:
+                weight.gradient = unscaled(seen[0], weight.scale)
+            elif gradient is not None:
+                unread.append(weight)
+        self._read_gradients(unread)
         self._arrived.clear()
         self._backward_seen = True
         if self._inside and self._evaluated is None:
             self._evaluated = self._versions()
+
+    def _read_gradients(self, weights: list[_Weight]) -> None:
+        """Take the norms of the gradients that the optimizer will see."""
+        weights = [weight for weight in weights if weight.parameter.grad is not None]
+        lengths = norms([dense(weight.parameter.grad) for weight in weights])
+        for weight, length in zip(weights, lengths, strict=True):
+            weight.gradient = unscaled(length, weight.scale)
 
     def _versions(self) -> tuple[int, ...]:
         """Changes whenever a weight does."""
@@ -351,10 +374,15 @@ class LayerMeter:
         self._abandon()
         self._inside, self._evaluated = True, None
         weights = self._of(k)
+        if torch._C._current_graph_task_id() != -1:  # an optimizer for each parameter, stepped during the backward pass to save memory
+            for weight in weights:
+                weight.scale = self.loss_scale.current
+            self._read_gradients(weights)
+            self._backward_seen = True
         for weight in weights:
             if weight.before is None or not _alike(weight.before, weight.parameter):
                 weight.before = torch.empty_like(weight.parameter)
-        for weight, length in zip(weights, copy_norms([w.before for w in weights], [w.parameter for w in weights]), strict=True):
+        for weight, length in zip(weights, copy_norms([w.before for w in weights], [w.parameter.detach() for w in weights]), strict=True):
             weight.values = {"weight_norm": length}
 
     @torch.no_grad()
@@ -364,12 +392,12 @@ class LayerMeter:
         self._inside = False
         weights = [weight for weight in self._of(k) if "weight_norm" in weight.values]
         if not self._backward_seen:
-            self.late_updates += 1
+            self.late_update = True
             for weight in weights:
                 weight.values = {}
             return
         self._stepped.add(k)
-        lengths = change_norms([weight.before for weight in weights], [weight.parameter for weight in weights])
+        lengths = change_norms([weight.before for weight in weights], [weight.parameter.detach() for weight in weights])
         for weight, moved in zip(weights, lengths, strict=True):
             weight.values["update_ratio"] = ratio(moved, weight.values["weight_norm"])
             if weight.gradient is not None:
@@ -431,9 +459,14 @@ class LayerMeter:
             weight.values, weight.gradient = {}, None
         self._attach()
 
+    @property
+    def order(self) -> list[int]:
+        """Layers in the order of their first execution; those never run are missing."""
+        return list(self._executed)
+
     def _ordered(self) -> Iterable[int]:
         """Layers in the order of their first execution; those never run last."""
-        return self.order + [i for i in range(len(self.names)) if i not in self.order]
+        return [*self._executed, *(i for i in range(len(self.names)) if i not in self._executed)]
 
     def ordered_names(self) -> list[str]:
         """Layer names in the order of ``collect``'s columns."""
@@ -442,10 +475,6 @@ class LayerMeter:
     def ordered_kinds(self) -> list[str]:
         """Layer kinds in the order of ``collect``'s columns."""
         return [self.kinds[i] for i in self._ordered()]
-
-
-MISSING = -1e30
-"""Stands for "not measured" on the way from device to disk, where it becomes null; no metric takes this value."""
 
 
 class _Hook:
@@ -511,7 +540,7 @@ def output_of(module: nn.Module, output: Any) -> tuple[Tensor | None, int | None
     """
     if isinstance(output, nn.utils.rnn.PackedSequence):
         return (output.data, None) if is_dense(output.data) else (None, None)
-    tensor = next(tensors_of(output), None)
+    tensor = output if isinstance(output, Tensor) else next(tensors_of(output), None)
     if tensor is None or not is_dense(tensor) or not tensor.numel():
         return None, None
     if isinstance(module, nn.modules.conv._ConvNd):
@@ -524,13 +553,15 @@ def output_of(module: nn.Module, output: Any) -> tuple[Tensor | None, int | None
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """The tensors in a model's output: a tensor, or tuples, lists and mappings of them, in their order."""
+    """The tensors in a model's output: a tensor, or tuples, lists, mappings and dataclasses of them, in their order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
         yield from (tensor for item in value.values() for tensor in tensors_of(item))
     elif isinstance(value, (list, tuple)):
         yield from (tensor for item in value for tensor in tensors_of(item))
+    elif dataclasses.is_dataclass(value):
+        yield from (tensor for field in dataclasses.fields(value) for tensor in tensors_of(getattr(value, field.name, None)))
 
 
 def is_dense(x: Tensor) -> bool:
@@ -544,10 +575,15 @@ def dense(gradient: Tensor) -> Tensor:
     return gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient
 
 
+def _seen(gradient: Tensor) -> tuple[Number, Tensor, int]:
+    """(the norm, the gradient it is of, and in which version)."""
+    return norm(dense(gradient)), gradient, gradient._version
+
+
 def together(cells: Sequence[Number], device: torch.device) -> Tensor:
     """Numbers as one float32 vector on ``device``; those that lie on a device are not looked at."""
-    if not any(isinstance(cell, Tensor) for cell in cells):
-        return torch.tensor(cells, dtype=torch.float64, device=device).float()
+    if not any(issubclass(kind, Tensor) for kind in set(map(type, cells))):
+        return torch.tensor(cells, dtype=torch.float64).float().to(device)
     made = [cell if isinstance(cell, Tensor) else torch.full((), cell, device=device) for cell in cells]
     return torch.stack([cell.to(device, torch.float32, non_blocking=True) for cell in made])
 
@@ -557,11 +593,6 @@ def unscaled(length: Number, scale: Tensor | None) -> Number:
     if scale is None:
         return length
     return length / scale.to(length.device) if isinstance(length, Tensor) else length / scale.item()
-
-
-def off_units(output: Tensor) -> Tensor:
-    """For each of a rectifier's units (samples first), whether it is zero for every sample."""
-    return by_sample(output.detach()).amax(0) <= 0
 
 
 def pooled(calls: Sequence[_Call]) -> dict[str, Number]:
@@ -575,13 +606,22 @@ def pooled(calls: Sequence[_Call]) -> dict[str, Number]:
     count = sum(call.count for call in calls)
     result = dict(calls[0].values) if len(calls) == 1 else _pooled_forward(calls, count)
     if all(len(call.gradients) == 1 for call in calls):
-        result["activation_grad_rms"] = root(sum(call.gradients[0] * call.gradients[0] for call in calls) / count)
+        result["activation_grad_rms"] = _length([call.gradients[0] for call in calls]) / math.sqrt(count)
     off = [call.off for call in calls if call.off is not None]
-    if off and all(mask.shape == off[0].shape for mask in off):
+    if len(off) > 1 and all(mask.shape == off[0].shape for mask in off):
         off = [functools.reduce(torch.logical_and, off)]
     if off:
-        result["dead_fraction"] = sum(mask.sum() for mask in off) / sum(mask.numel() for mask in off)
-    return {name: value.item() if isinstance(value, Tensor) and value.device.type == "cpu" else value for name, value in result.items()}
+        result["dead_fraction"] = sum(map(_count, off)) / sum(mask.numel() for mask in off)
+    return result
+
+
+def _length(parts: Sequence[Number]) -> Number:
+    """The norm of a vector of whose parts the norms are known."""
+    return parts[0] if len(parts) == 1 else root(sum(part * part for part in parts))
+
+
+def _count(mask: Tensor) -> Number:
+    return int(mask.sum()) if mask.device.type == "cpu" else mask.sum()
 
 
 def _pooled_forward(calls: Sequence[_Call], count: int) -> dict[str, Number]:
@@ -608,7 +648,7 @@ def _is_compiled_output(inputs: Any) -> bool:
 def _function_before(x: Tensor) -> str | None:
     """The nonlinearity whose output ``x`` is, perhaps pooled, reshaped or dropped out since; None if the last operation was another."""
     node = x.grad_fn
-    while node is not None and any(word in node.name() for word in _SHAPING):
+    while node is not None and _SHAPING.search(node.name()):
         inputs = [child for child, _ in node.next_functions if child is not None]
         node = inputs[0] if len(inputs) == 1 else None  # a product of two is a gate
     return None if node is None else _FUNCTIONS.get(node.name())

@@ -18,6 +18,7 @@ import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ from torch.nn.parameter import is_lazy
 from core.errors import ConfigError, RecordingError, RunFolderError
 from core.facts import (
     FIRST_STEPS,
+    agreed,
     constant_answer,
+    cross_entropy_scale,
     first_batch_facts,
     first_step_facts,
     last_facts,
@@ -38,12 +41,15 @@ from core.facts import (
     pooled,
     weight_facts,
 )
-from core.meter import MISSING, LayerMeter
+from core.meter import LayerMeter
 from core.schema import LAYER_METRICS, Outcome, Status
-from core.store import Run, Runs, RunWriter, own_process
+from core.store import RECORDED, Run, Runs, RunWriter, own_process
 
 CURVE_POINTS = 40
 """Points of the loss sparkline kept in ``status.json``."""
+
+
+_SHARDED = ("FullyShardedDataParallel", "FSDPModule")
 
 
 @dataclass
@@ -54,8 +60,8 @@ class _Pending:
     epoch: int
     learning_rate: float
     seconds: float
-    scalars: Tensor
-    layers: Tensor
+    numbers: Tensor
+    """Loss, accuracy, and what ``LayerMeter.collect`` gave, flat: one transfer."""
     arrived: Any
 
 
@@ -98,7 +104,7 @@ class Recorder:
         self.run = run
         if run is None and self.recording:
             self.run = Runs(runs).create(
-                {"name": name, "tags": list(tags), "model": type(self.meter.model).__name__, "init": "custom"},
+                {"name": name, "tags": list(tags), "model": type(self.meter.model).__name__, "init": RECORDED},
                 Status.RUNNING,
                 source="recorder",
                 started=time.time(),
@@ -117,9 +123,11 @@ class Recorder:
         self._seen = 0
         self._outputs: list[Tensor] = []
         self._answers: list[tuple[float, float]] = []
+        self._scales: list[float] = []
         self._layer_columns: tuple[pa.Array, pa.Array, pa.Array] | None = None
         self._recent_accuracy: deque[float] = deque(maxlen=20)
         self._gradient_seen = False
+        self._told: set[str] = set()
 
     # -- life
 
@@ -174,11 +182,13 @@ class Recorder:
 
     # -- recording
 
-    def step(self, loss: Tensor | float, accuracy: Tensor | float | None = None, *, epoch: int = 0) -> None:
+    def step(self, loss: Tensor | float, accuracy: Tensor | float | None = None, *, epoch: int = 0, whole: Tensor | None = None) -> None:
         """Call after ``optimizer.step()``: ``loss`` is the batch's loss (scalar), ``accuracy`` its share classified correctly.
 
+        Where several processes share a batch, ``whole`` is the loss over all of it, to be written in place of this process's ``loss``.
+
         On a GPU nothing is waited for: numbers are written when they have arrived, at the latest one step later. Raises
-        RecordingError outside of the ``with`` block, and if at the first step no backward pass has come before.
+        RecordingError outside of the ``with`` block, for a loss that is not one number, and if at the first step no backward pass has come before.
         """
         if not self._inside:
             when = "before the `with Recorder(...)` block began" if self._began is None else "after the `with Recorder(...)` block had ended"
@@ -186,12 +196,15 @@ class Recorder:
         if not self.recording:
             self.next_step += 1
             return
+        _check_number("loss", loss)
+        if accuracy is not None:
+            _check_number("accuracy", accuracy)
         self._check_order(loss)
         if self.next_step == 0:
             self._add_facts(first_step_facts(self.meter, loss))
         self._look_at_outputs(loss)
         if self.meter.armed:
-            self._record(loss, accuracy, epoch)
+            self._record(loss if whole is None else whole, accuracy, epoch)
         self.next_step += 1
         if self.next_step >= FIRST_STEPS:
             self.meter.on_forward = None
@@ -221,25 +234,29 @@ class Recorder:
             raise RecordingError(
                 "recorder.step(loss) was called before loss.backward(): no gradient has been computed; call it after optimizer.step()"
             )
-        if self.meter.late_updates == 1:
-            self.meter.late_updates += 1
-            warnings.warn(
-                "recorder.step(loss) is called before optimizer.step(): no update ratio is recorded; call it after optimizer.step()",
-                stacklevel=3,
+        if self.meter.late_update:
+            self._tell_once("recorder.step(loss) is called before optimizer.step(): no update ratio is recorded; call it after optimizer.step()")
+        if not self._gradient_seen and self.meter.armed:
+            self._tell_once(
+                "recorder.step(loss) finds no gradient in the model's parameters, so none is recorded: only loss.backward() leaves them there, "
+                "torch.autograd.grad and torch.func do not"
             )
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            warnings.warn(message, stacklevel=4)
 
     def _record(self, loss: Tensor | float, accuracy: Tensor | float | None, epoch: int) -> None:
         layers = self.meter.collect()
-        device = layers.device
-        both = [float("nan") if accuracy is None else accuracy, loss]
-        scalars = torch.stack([torch.as_tensor(value, device=device).detach().float().reshape(()) for value in reversed(both)])
-        arrived = None
-        if device.type == "cuda":
-            scalars, layers = (t.to("cpu", non_blocking=True) for t in (scalars, layers))
+        both = [_scalar(value, layers.device) for value in (loss, float("nan") if accuracy is None else accuracy)]
+        numbers, arrived = torch.cat([torch.stack(both), layers.reshape(-1)]), None
+        if numbers.device.type == "cuda":
+            numbers = numbers.to("cpu", non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
         rate = self.meter.optimizers[0].param_groups[0]["lr"] if self.meter.optimizers else float("nan")
-        self._pending.append(_Pending(self.next_step, epoch, float(rate), self.seconds, scalars, layers, arrived))
+        self._pending.append(_Pending(self.next_step, epoch, float(rate), self.seconds, numbers, arrived))
 
     def _harvest(self, everything: bool = False) -> None:
         """Hand to the writer what has arrived on the host; wait for it only when ``everything`` is asked for."""
@@ -253,13 +270,14 @@ class Recorder:
             self._write(first)
 
     def _write(self, pending: _Pending) -> None:
-        loss, accuracy = pending.scalars.tolist()
+        numbers = pending.numbers.cpu().numpy()
+        loss, accuracy = numbers[:2].tolist()
         self.last_loss = loss
         self.loss_finite = self.loss_finite and math.isfinite(loss)
         self._recent_accuracy.append(accuracy)
         self.writer.step(pending.step, pending.epoch, loss, accuracy, pending.learning_rate, pending.seconds)
-        names, kinds, depths = self._columns(pending.layers.shape[1])
-        measured = pending.layers.cpu().numpy()
+        measured = numbers[2:].reshape(len(LAYER_METRICS) - 1, -1)
+        names, kinds, depths = self._columns(measured.shape[1])
         self.writer.layers(pending.step, names, kinds, depths, layer_values(measured))
         self.relative_signal = relative_signal(measured)
         self._add_to_curve(loss)
@@ -319,10 +337,17 @@ class Recorder:
         """What the loss of the best constant answer is, over the batches so far."""
         outputs, self._outputs = self._outputs[:2], []
         chain = self.writer.state.get("facts", {}).get("loss", {}).get("chain")
-        if len(outputs) == 2 and chain and (answer := constant_answer(chain, float(torch.as_tensor(loss).detach()), *outputs)):
+        if len(outputs) < 2 or not chain:
+            return
+        known = (chain, float(torch.as_tensor(loss).detach()), *outputs)
+        facts: dict[str, Any] = {}
+        if answer := constant_answer(*known):
             self._answers.append(answer)
             facts = dict(zip(("constant_answer", "constant_answer_error"), pooled(self._answers), strict=True))
-            self._add_facts({"loss": {**self.writer.state["facts"]["loss"], **facts}})
+        if scale := cross_entropy_scale(*known):
+            self._scales.append(scale)
+            facts["scale"] = agreed(self._scales)
+        self._add_facts({"loss": {**self.writer.state["facts"]["loss"], **facts}})
 
     def _add_facts(self, facts: dict[str, Any]) -> None:
         """Into the status, in memory: the next flush writes them."""
@@ -335,8 +360,24 @@ def _is_another_rank() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0
 
 
+def _check_number(name: str, value: Any) -> None:
+    """Raise unless ``value`` is one real number, or a tensor of one."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_complex():
+            hint = "; give its mean, loss.mean()" if name == "loss" and value.numel() > 1 else ""
+            raise RecordingError(f"recorder.step() takes the {name} as one real number, not a {value.dtype} tensor of shape {tuple(value.shape)}{hint}")
+    elif not isinstance(value, Real):
+        raise RecordingError(f"recorder.step() takes the {name} as one real number or a tensor of one, not {type(value).__name__}")
+
+
 def _check_model(model: nn.Module, meter: LayerMeter) -> None:
     """Raise for weights that have no values or cannot be trained; warn of optimizers that train another model."""
+    sharded = any(base.__name__ in _SHARDED for module in model.modules() for base in type(module).__mro__)
+    if sharded or any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        raise RecordingError(
+            "the model's parameters are spread over processes (FSDP or tensor parallel), so none holds a whole weight to measure; "
+            "record it under DistributedDataParallel or in one process"
+        )
     empty = [layer.name for layer in meter.layers if layer.weight is not None and layer.weight.device.type == "meta"]
     if empty:
         raise RecordingError(
@@ -365,13 +406,20 @@ def relative_signal(measured: np.ndarray) -> float:
     return signal / size if size > 0 and signal >= 0 and math.isfinite(size) else 0.0 if size == 0 else math.inf
 
 
-def layer_values(measured: np.ndarray) -> list[pa.Array]:
-    """Columns for the store from ``LayerMeter.collect`` (metrics, layers): missing becomes null, ``nonfinite`` is counted.
+def layer_values(measured: np.ndarray) -> np.ndarray:
+    """Rows for the store from ``LayerMeter.collect`` (metrics, layers), with ``nonfinite`` counted as the last.
 
     ``nonfinite`` says how many of weight, gradient, output and output gradient hold a NaN or an infinity.
     """
-    rows = dict(zip(LAYER_METRICS[:-1], measured, strict=True))
-    tensors = ("weight_norm", "grad_norm", "activation_std", "activation_grad_rms")
-    nonfinite = sum((~np.isfinite(rows[name])).astype(np.int32) for name in tensors)
-    columns = [pa.array(row, pa.float32(), mask=row == np.float32(MISSING)) for row in rows.values()]
-    return [*columns, pa.array(nonfinite, pa.int32())]
+    return np.vstack([measured, (~np.isfinite(measured[_TENSORS])).sum(0, dtype=np.float32)])
+
+
+_TENSORS = [LAYER_METRICS.index(name) for name in ("weight_norm", "grad_norm", "activation_std", "activation_grad_rms")]
+"""The metrics that are no number if one of the four tensors holds one that is none."""
+
+
+def _scalar(value: Tensor | float, device: torch.device) -> Tensor:
+    """A number as a float32 scalar on ``device``; putting a plain one there must not wait for a GPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device, torch.float32, non_blocking=True).reshape(())
+    return torch.full((), value, device=device, dtype=torch.float32)

@@ -75,6 +75,9 @@ TABLES: dict[str, tuple[Column, ...]] = {"steps": STEPS, "epochs": EPOCHS, "laye
 LAYER_METRICS: tuple[str, ...] = tuple(c.name for c in LAYERS if c.name not in ("step", "layer", "depth", "kind"))
 """Measured columns of the layers table, in file order."""
 
+MISSING = -1e30
+"""Stands for "not measured" on the way to disk, where it becomes null; no metric takes this value."""
+
 COLUMN: dict[str, Column] = {c.name: c for table in TABLES.values() for c in table}
 
 

@@ -26,6 +26,7 @@ from core.errors import ConfigError, RunFolderError, one_line
 from core.memory import estimate
 from core.models import outputs as outputs_of
 from core.outcome import certain, judge
+from core.ranks import Ranks
 from core.recorder import Recorder
 from core.schema import Outcome, Status
 from core.store import Run, RunWriter, own_process
@@ -52,18 +53,24 @@ class Position:
         self.epoch, self.batch, self.loss_sum, self.correct, self.samples = self.epoch + 1, 0, 0.0, 0.0, 0
 
 
-def train(run: Run, progress: Callable[[Position, int], None] = lambda position, total: None) -> Outcome:
+def train(run: Run, progress: Callable[[Position, int], None] = lambda position, total: None, engine: str | None = None) -> Outcome:
     """Train ``run`` to its end, or on from its checkpoint, and write everything it is asked to record.
 
     ``progress`` is called after every step with the position and the number of steps planned. A stop request or a
     SIGTERM turned into one ends the run as ``stopped`` after the current step, with a checkpoint. Errors mark the run
-    ``failed`` and are raised on; InitScopeError ones carry a one-line message.
+    ``failed`` and are raised on; InitScopeError ones carry a one-line message. ``engine``: who carries the run, if it came from the queue.
     """
     try:
         writer = RunWriter(run)
         began = time.time()
-        writer.update(status=str(Status.RUNNING), started=writer.state.get("started") or began, ended=None, error=None, **own_process())
-        return _Training(run, writer, progress).go()
+        writer.update(
+            status=str(Status.RUNNING), engine=engine, started=writer.state.get("started") or began, ended=None, error=None, **own_process()
+        )
+        if run.config().processes > 1:
+            from core import torchrun  # starts processes that each come back here
+
+            return torchrun.train(run, progress)
+        return Training(run, writer, progress).go()
     except BaseException as error:
         # The disk may be the reason: what it still takes is written, and the error itself is raised on below.
         with contextlib.suppress(OSError, RunFolderError):
@@ -73,20 +80,29 @@ def train(run: Run, progress: Callable[[Position, int], None] = lambda position,
         raise
 
 
-class _Training:
-    """One run's moving parts, put together in order by ``__init__`` and moved by ``go``."""
+class Training:
+    """One run's moving parts, put together in order by ``__init__`` and moved by ``go``.
 
-    def __init__(self, run: Run, writer: RunWriter, progress: Callable[[Position, int], None]):
-        self.run, self.writer, self.progress = run, writer, progress
+    Of several ``ranks`` all do this at once; what is written is written by the first, the others have no ``writer``.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        writer: RunWriter | None,
+        progress: Callable[[Position, int], None] = lambda position, total: None,
+        ranks: Ranks | None = None,
+    ):
+        self.run, self.writer, self.progress, self.ranks = run, writer, progress, ranks or Ranks()
         self.config = run.config()
         _refuse_code_in(run.path.parent, self.config)
         self.device = pick_device(self.config.device)
         prepare_torch(self.config, self.device)
         self.precision = pick_precision(self.config.precision, self.device)
-        writer.update(phase="loading data", device=str(self.device), precision=self.precision)
-        self.data = data.load(self.config, self.device, lambda text: writer.update(phase=text))
+        self._tell(phase="loading data", device=str(self.device), precision=self.precision)
+        self.data = data.load(self.config, self.device, lambda text: self._tell(phase=text))
         _refuse_what_cannot_fit(self.config, self.device)
-        writer.update(phase="building the model")
+        self._tell(phase="building the model")
         # Channels last is 1.3 to 1.6 times as fast for these convolutions on a CPU, and what tensor cores want.
         self.model = models.build(
             self.config, in_channels=self.data.channels, num_classes=self.data.classes, sample=self.data.sample().cpu()
@@ -94,6 +110,7 @@ class _Training:
         limits.check_size(sum(p.numel() for p in self.model.parameters()), limits.limits())
         self.model.to(self.device)
         channels_last(self.model)
+        self.network = self.ranks.wrap(self.model, unused=factories.parse(self.config.model) is not None)
         self.optimizer = build_optimizer(self.config, self.model)
         self.total = planned_steps(self.config, self.data.steps_per_epoch)
         self.position = Position()
@@ -103,7 +120,7 @@ class _Training:
 
     def go(self) -> Outcome:
         """Run all epochs; returns the outcome. The status is final when this returns."""
-        self.writer.update(
+        self._tell(
             phase="training",
             total_steps=self.total,
             num_classes=self.data.classes,
@@ -111,7 +128,6 @@ class _Training:
             validation_samples=len(self.data.validation),
             train_samples=len(self.data.train),
             parameters=sum(p.numel() for p in self.model.parameters()),
-            epoch_accuracy=self.writer.state.get("epoch_accuracy"),
         )
         recorder = Recorder(
             self.model,
@@ -127,15 +143,22 @@ class _Training:
         with recorder:
             while status is Status.FINISHED and self.position.step < self.total and not self._certain(recorder):
                 status = self._epoch(recorder)
-        self._finish(recorder, status)
+        if self.ranks.first:
+            self._finish(recorder, status)
         return self.outcome
+
+    def _tell(self, **changes: Any) -> None:
+        """Into the status, if this is who writes it."""
+        if self.writer is not None:
+            self.writer.update(**changes)
 
     def _epoch(self, recorder: Recorder) -> Status:
         """One epoch or what is left of it. FINISHED: go on; STOPPED: a stop was asked for, or the loss is not finite."""
         at = self.position
         self.model.train()
         if at.batch == 0:
-            torch.manual_seed(self.config.data_seed * 1_000_003 + at.epoch)  # dropout follows the data's seed
+            # Dropout follows the data's seed, and no two ranks drop the same units.
+            torch.manual_seed(self.config.data_seed * 1_000_003 + at.epoch + (self.ranks.rank << 40))
         self._sums.copy_(torch.tensor([at.loss_sum, at.correct], dtype=self._sums.dtype))
         for images, labels in self.data.epoch(at.epoch, at.batch):
             self._step(images, labels, recorder)
@@ -145,12 +168,13 @@ class _Training:
                 return Status.STOPPED
             if at.step >= self.total:
                 break
-            if self.run.stop_requested():
+            if self.ranks.agree(self.run.stop_requested()):
                 self._save(recorder)
                 return Status.STOPPED
         if not self._finite(recorder, wait=True):
             return Status.STOPPED
-        self._validate(recorder)
+        if self.ranks.first:
+            self._validate(recorder)
         at.next_epoch()
         self._sums.zero_()
         recorder.sync()
@@ -164,30 +188,33 @@ class _Training:
             self.position.loss_sum, self.position.correct = self._sums.tolist()
             if not math.isfinite(self.position.loss_sum):
                 recorder.loss_finite = False  # also where this step was not to be recorded
-        return recorder.loss_finite
+        return self.ranks.agree(recorder.loss_finite)
 
     def _step(self, images: Tensor, labels: Tensor, recorder: Recorder) -> None:
         """One optimizer step; the sums of the losses and of the samples classified correctly grow on the device.
 
         The loss told and recorded is the classifier's own, which has a price of guessing; auxiliary classifiers only take part in training.
+        Of several ranks each computes its share of the batch; losses, sums and gradients are the whole batch's on all of them.
         """
-        at, config = self.position, self.config
+        at, config, whole = self.position, self.config, len(labels)
+        images, labels, mine = self.ranks.share(images, labels)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, at.step, self.total)
         images = in_layout(images)
         self.optimizer.zero_grad(set_to_none=True)
         with precision(self.precision, self.device):
-            outputs = self.model(images)
+            outputs = self.network(images)
             logits = outputs_of.logits(outputs)
             loss = F.cross_entropy(logits.float(), labels)
             total = loss + outputs_of.auxiliary_loss(outputs, labels)
-        total.backward()
+        (total * (mine / whole) if self.ranks.several else total).backward()
         if config.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad_norm)
         self.optimizer.step()
-        correct = (logits.detach().argmax(1) == labels).sum()
-        self._sums += torch.stack([loss.detach().to(self._sums.dtype) * len(labels), correct])
-        recorder.step(loss, correct / len(labels), epoch=at.epoch)
+        correct = (logits.detach().argmax(1) == labels)[:mine].sum()
+        sums = self.ranks.sum(torch.stack([loss.detach().to(self._sums.dtype) * mine, correct]))
+        self._sums += sums
+        recorder.step(loss, sums[1].float() / whole, epoch=at.epoch, whole=sums[0] / whole if self.ranks.several else None)
 
     def _validate(self, recorder: Recorder) -> None:
         """Loss and accuracy over the validation split, and the outcome so far."""
@@ -195,7 +222,7 @@ class _Training:
         val_loss, val_accuracy = evaluate(self.model, self.data, self.precision)
         recorder.epoch(at.epoch, at.loss_sum / at.samples, at.correct / at.samples, val_loss, val_accuracy)
         self.outcome = self._judge(recorder, val_accuracy)
-        self.writer.update(
+        self._tell(
             outcome=str(self.outcome),
             train_loss=at.loss_sum / at.samples,
             train_accuracy=at.correct / at.samples,
@@ -206,8 +233,9 @@ class _Training:
 
     def _certain(self, recorder: Recorder) -> bool:
         """Whether the run may end before its last epoch because its outcome is settled."""
-        if not self.config.stop_when_certain:
-            return False
+        return self.config.stop_when_certain and self.ranks.agree(self.ranks.first and self._settled(recorder))
+
+    def _settled(self, recorder: Recorder) -> bool:
         accuracies = self.run.read("epochs", ["val_accuracy"])["val_accuracy"].to_pylist() if self.position.step else []
         return certain(
             accuracies=accuracies,
@@ -235,30 +263,35 @@ class _Training:
         self.position.seconds = recorder.seconds
         recorder.sync()
         self.position.relative_signal = recorder.relative_signal
+        random = self.ranks.gather(torch.get_rng_state())
+        random_cuda = self.ranks.gather(torch.cuda.get_rng_state(self.device)) if self.device.type == "cuda" else []
+        if not self.ranks.first:
+            return
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "position": vars(self.position),
-            "random": torch.get_rng_state(),
+            "random": random[0],
+            "random_of_others": random[1:],
         }
-        if self.device.type == "cuda":
-            state["random_cuda"] = torch.cuda.get_rng_state(self.device)
+        if random_cuda:
+            state |= {"random_cuda": random_cuda[0], "random_cuda_of_others": random_cuda[1:]}
         with replacing(self.run.path / CHECKPOINT, durable=True) as temporary:
             torch.save(state, temporary)
 
     def _resume(self) -> None:
         path = self.run.path / CHECKPOINT
         if not path.exists():
-            self.writer.keep_until(step=0, epoch=0)
+            self._keep_rows(step=0, epoch=0)
             return
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)  # tensors and numbers only: no code from a file
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.position = Position(**state["position"])
-            torch.set_rng_state(state["random"].cpu())
+            torch.set_rng_state(self._own(state, "random"))
             if "random_cuda" in state:
-                torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
+                torch.cuda.set_rng_state(self._own(state, "random_cuda"), self.device)
         except Exception as error:  # damaged bytes, or another network's, come out of torch.load as almost anything
             if is_out_of_memory(error):
                 raise
@@ -266,7 +299,15 @@ class _Training:
             raise RunFolderError(
                 f"run {self.run.id}: {CHECKPOINT} cannot be used ({why}); delete that file and resume to train from the first step"
             ) from None
-        self.writer.keep_until(step=self.position.step, epoch=self.position.epoch)
+        self._keep_rows(step=self.position.step, epoch=self.position.epoch)
+
+    def _own(self, state: dict[str, Any], key: str) -> Tensor:
+        """This rank's random state; the first one's for a rank that was not there when the checkpoint was written."""
+        return [state[key], *state.get(f"{key}_of_others", [])][self.ranks.rank].cpu()
+
+    def _keep_rows(self, step: int, epoch: int) -> None:
+        if self.writer is not None:
+            self.writer.keep_until(step=step, epoch=epoch)
 
     # -- the end
 
@@ -303,8 +344,8 @@ def in_layout(inputs: Tensor) -> Tensor:
 
 
 def _refuse_what_cannot_fit(config: RunConfig, device: torch.device) -> None:
-    """A GPU's memory is known here only. Raises LimitExceeded."""
-    needed = estimate(config)
+    """A GPU's memory is known here only; of several processes each has one for its share of the batch. Raises LimitExceeded."""
+    needed = estimate(config.replace(processes=1, batch_size=-(-config.batch_size // config.processes)))
     if needed is not None and device.type == "cuda":
         limits.check_memory(needed, torch.cuda.get_device_properties(device).total_memory)
 
@@ -325,9 +366,14 @@ def reason(error: BaseException) -> str:
     text = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
     if is_out_of_memory(error):
         return f"out of memory: {text}; a smaller batch_size, width or image_size needs less"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if is_out_of_disk(error):
         return f"the disk takes nothing more: {text}; make room, then resume the run from its checkpoint"
     return text
+
+
+def is_out_of_disk(error: BaseException) -> bool:
+    """Whether a disk or a quota is full; torch's writer of checkpoints says so in words only: it could not write as far as it meant to."""
+    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)) or "inline_container.cc" in str(error)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -348,7 +394,7 @@ def pick_device(name: str) -> torch.device:
 
 def prepare_torch(config: RunConfig, device: torch.device) -> None:
     """Threads and determinism: the same config gives the same sums in the same order."""
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // config.processes))
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -36,22 +37,23 @@ class Line(logging.Formatter):
         return super().formatMessage(record)
 
 
-def work(run: Run, progress: Callable[[Any, int], None] = lambda position, total: None, only_queued: bool = False) -> Outcome:
-    """Train ``run`` here and now. SIGTERM and the first Ctrl-C stop it gracefully; its story goes to ``log.txt``.
+def work(run: Run, progress: Callable[[Any, int], None] = lambda position, total: None, engine: str | None = None, graceful: bool = True) -> Outcome:
+    """Train ``run`` here and now. SIGTERM and the first Ctrl-C stop it gracefully, unless ``graceful`` is false; its story goes to ``log.txt``.
 
-    Raises RunStateError if another process works on it or, with ``only_queued``, if it waits no longer.
+    ``engine`` is the one that took the run from the queue; None: somebody at a terminal. Raises RunStateError if another process
+    works on it or, from the queue, if it waits no longer.
     """
     refuse_links(run)
-    with claimed(run), logging_to(run), graceful_signals(run):
-        if only_queued and (status := run.state()["status"]) != Status.QUEUED:
-            raise RunStateError(f"run {run.id} is {status}, not queued")
+    with claimed(run), logging_to(run), graceful_signals(run) if graceful else contextlib.nullcontext():
+        if engine and (status := run.state()["status"]) != Status.QUEUED:
+            raise RunStateError(f"run {run.id} is {status}, not queued; somebody else has begun or ended it")
         remove_temporaries(run.path, run.path / "parts")  # of a worker that was killed
         from core import trainer  # torch: only where training happens
 
         try:
             config = run.config()
             log.info("start %s: %s on %s, init %s, seed %d", run.id, config.model, config.data, config.init, config.init_seed)
-            outcome = trainer.train(run, _EpochTeller(run, progress))
+            outcome = trainer.train(run, _EpochTeller(run, progress), engine)
         except InitScopeError as error:
             log.error("%s", error, exc_info=error.__cause__)  # the traceback of somebody's own code
             raise
@@ -111,10 +113,18 @@ def graceful_signals(run: Run) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def main_in_child(run: Run) -> int:
+def output_to(run: Run) -> None:
+    """From now on what this process prints, and what libraries print below Python, goes to the run's ``log.txt``."""
+    log = os.open(run.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+def main_in_child(run: Run, engine: str = "local", graceful: bool = True) -> int:
     """Exit status of a detached worker: 0 trained (whatever came out), 1 failed."""
     try:
-        work(run, only_queued=True)
+        work(run, engine=engine, graceful=graceful)
     except RunStateError as error:
         print(error, file=sys.stderr)  # somebody else works on it, or has ended it: not this run's failure
         return 0

@@ -1,4 +1,4 @@
-// A card a run: state, progress, loss, speed, time left. Kept current by the page's event stream without a rerun.
+// A card a run: state, progress, loss, speed, time left; and the sidebar's rows. Kept current by the page's event stream without a rerun.
 import { TOKENS } from "./settings.js"
 import { number, style, themeOf } from "./ink.js"
 import { join } from "./live.js"
@@ -24,13 +24,35 @@ const fixed = (value) => (value === null || value === undefined ? "–" : value 
 
 const LIVE = new Set(["queued", "running", "stopping", undefined])
 
+function steps({ step, total_steps: total, status, outcome }) {
+  const done = step.toLocaleString("en-US")
+  if (!total) return done
+  const early = status === "finished" && step < total && outcome !== "diverged"
+  return `${done} of ${total.toLocaleString("en-US")}${early ? ", settled" : ""}`
+}
+
 const FACTS = [
-  ["step", (s) => (s.total_steps ? `${s.step.toLocaleString("en-US")} of ${s.total_steps.toLocaleString("en-US")}` : s.step.toLocaleString("en-US"))],
-  ["loss", (s) => (s.broken ? "NaN" : fixed(s.loss))],
-  ["accuracy", (s) => (s.accuracy === null || s.accuracy === undefined ? "–" : `${(100 * s.accuracy).toPrecision(3)} %`)],
-  ["images/s", (s) => (s.images_per_second === null ? null : number(s.images_per_second))],
-  ["time left", (s) => (s.seconds_left === null ? null : duration(s.seconds_left))],
+  [() => "step", steps],
+  [(s) => (s.validated ? "validation loss" : "loss"), (s) => (s.broken ? "NaN" : fixed(s.loss))],
+  [(s) => (s.validated ? "validation accuracy" : "accuracy"), (s) => (s.accuracy === null || s.accuracy === undefined ? "–" : `${(100 * s.accuracy).toPrecision(3)} %`)],
+  [() => "images/s", (s) => (s.images_per_second === null ? null : number(s.images_per_second))],
+  [() => "time left", (s) => (s.seconds_left === null ? null : duration(s.seconds_left))],
 ]
+
+function progressBar(root, name) {
+  const bar = element("div", "bar", root)
+  bar.setAttribute("role", "progressbar")
+  bar.setAttribute("aria-valuemin", "0")
+  bar.setAttribute("aria-valuemax", "100")
+  bar.setAttribute("aria-label", `progress of ${name}`)
+  return { bar, fill: element("i", "", bar) }
+}
+
+function showProgress({ bar, fill }, state) {
+  const share = state.total_steps ? Math.min(1, state.step / state.total_steps) : 0
+  fill.style.width = `${100 * share}%`
+  bar.setAttribute("aria-valuenow", String(Math.round(100 * share)))
+}
 
 function build(board, card) {
   const root = element("article", "initscope-card", board.root)
@@ -38,19 +60,13 @@ function build(board, card) {
   const name = element("span", "name", header)
   name.textContent = name.title = card.name
   const state = element("span", "state", header)
-  const bar = element("div", "bar", root)
-  bar.setAttribute("role", "progressbar")
-  bar.setAttribute("aria-valuemin", "0")
-  bar.setAttribute("aria-valuemax", "100")
-  bar.setAttribute("aria-label", `progress of ${card.name}`)
-  const fill = element("i", "", bar)
+  const drawn = progressBar(root, card.name)
   const list = element("dl", "", root)
   const values = FACTS.map(([title, read]) => {
     const pair = element("div", "", list)
-    element("dt", "", pair).textContent = title
-    return [pair, element("dd", "", pair), read]
+    return [pair, element("dt", "", pair), element("dd", "", pair), title, read]
   })
-  return { root, state, bar, fill, values, shown: card.state }
+  return { root, state, ...drawn, values, shown: card.state }
 }
 
 function show(board, card) {
@@ -64,12 +80,11 @@ function show(board, card) {
   drawn.root.style.setProperty("--state-color", tokens[mark.color])
   const words = `${mark.shape} ${mark.word}`
   if (drawn.state.textContent !== words) drawn.state.textContent = words
-  const share = state.total_steps ? Math.min(1, state.step / state.total_steps) : 0
-  drawn.fill.style.width = `${100 * share}%`
-  drawn.bar.setAttribute("aria-valuenow", String(Math.round(100 * share)))
-  for (const [pair, value, read] of drawn.values) {
+  showProgress(drawn, state)
+  for (const [pair, term, value, title, read] of drawn.values) {
     const text = read(state)
     pair.hidden = text === null
+    if (term.textContent !== title(state)) term.textContent = title(state)
     if (text !== null && value.textContent !== text) value.textContent = text
   }
 }
@@ -78,16 +93,15 @@ function showAll(board) {
   for (const card of board.data.cards) show(board, card)
 }
 
-// Follow the runs of `data.stream` for a board; `behind(run)` is the last step it shows.
-function follow(board, notify) {
+// Follow the runs of `data.stream` for a board; `behind` is the last step it shows of a run.
+function follow(board, notify, appeared) {
   const key = board.data.stream.join()
   if (key === board.key) return
   board.leave?.()
   board.key = key
   board.leave = board.feed = null
-  for (const run of board.data.stream) board.told?.delete(run)
   const behind = (run) => board.data.states[run].step - 1
-  if (key) [board.feed, board.leave] = join(board.data.stream, behind, notify)
+  if (key) [board.feed, board.leave] = join(board.data.stream, behind, notify, appeared)
 }
 
 function enter(parent, tag, className) {
@@ -115,15 +129,83 @@ export function cards({ data, parentElement, setTriggerValue }) {
     board.ids = ids
     board.cards = new Map(data.cards.map((card) => [card.run, build(board, card)]))
   }
-  board.told ??= new Set()
   follow(board, (runs, ended) => {
     showAll(board)
     // A rerun brings what only the page can show: the end of a log, the outcome in the list, buttons that are no longer needed.
-    const news = runs.filter((run) => !board.told.has(run) && (ended || !LIVE.has(board.feed(run)?.state?.status)))
-    for (const run of news) board.told.add(run)
-    if (news.length) board.send("ended", news)
+    const news = runs.filter((run) => ended || !LIVE.has(board.feed(run)?.state?.status))
+    if (unheard(news, "ended")) board.send("ended", news)
   })
   showAll(board)
+  return leaving(board)
+}
+
+// -- the rows in the sidebar
+
+const heard = new Set() // what a rerun has been asked for: one is enough, whichever board saw it first
+
+function unheard(runs, what) {
+  const news = runs.map((run) => `${run} ${what}`).filter((item) => !heard.has(item))
+  for (const item of news) heard.add(item)
+  return news.length > 0
+}
+
+function left(state) {
+  if (state.status === "stopping") return state.status
+  if (state.status === "queued") return state.phase ?? state.status // what no node of a cluster has at present
+  if (!state.step) return state.phase ?? "starting"
+  return `${duration(state.seconds_left)} left`
+}
+
+function row(board, { run, name }) {
+  const root = element("div", "initscope-progress", board.root)
+  const words = element("div", "words", root)
+  const drawn = progressBar(root, name)
+  const stop = board.data.stops ? element("button", "", root) : null
+  if (stop) {
+    Object.assign(stop, { type: "button", textContent: "Stop", title: "Stop after the current step. The rows and a checkpoint are kept; it can be resumed." })
+    stop.addEventListener("click", () => {
+      stop.disabled = true
+      board.send("stop", run)
+    })
+  }
+  return { words, stop, ...drawn }
+}
+
+function showRows(board) {
+  for (const { run, name, state: known } of board.data.rows) {
+    const drawn = board.cards.get(run)
+    const state = board.feed?.(run)?.state ?? known
+    const text = `${board.data.marks[state.status]?.shape ?? "?"} ${name} · ${left(state)}`
+    if (drawn.words.textContent !== text) drawn.words.textContent = text
+    if (drawn.stop) drawn.stop.hidden = state.status === "stopping"
+    showProgress(drawn, state)
+  }
+}
+
+export function progress({ data, parentElement, setTriggerValue }) {
+  const board = enter(parentElement, "div", "initscope-progresses")
+  const states = Object.fromEntries(data.rows.map(({ run, state }) => [run, state]))
+  Object.assign(board, { data: { ...data, states }, send: setTriggerValue })
+  const ids = [...data.stream, data.more, data.stops].join()
+  if (ids !== board.ids) {
+    board.root.replaceChildren()
+    board.ids = ids
+    board.cards = new Map(data.rows.map((each) => [each.run, row(board, each)]))
+    if (data.more > 0) element("p", "", board.root).textContent = `and ${data.more} more that wait`
+  }
+  for (const run of data.stream) heard.delete(`${run} ended`) // live again: it was resumed
+  follow(
+    board,
+    (runs, ended) => {
+      showRows(board)
+      const told = (run) => board.feed?.(run)?.state
+      const over = runs.filter((run) => ended || !LIVE.has(told(run)?.status))
+      const begun = runs.filter((run) => !board.data.states[run]?.step && told(run)?.step)
+      if ([unheard(over, "ended"), unheard(begun, "begun")].includes(true)) board.send("changed", Date.now())
+    },
+    () => board.send("changed", Date.now()),
+  )
+  showRows(board)
   return leaving(board)
 }
 

@@ -1,11 +1,11 @@
-"""What runs are doing now: a headline, and a card a run with word and shape, progress, loss, speed and time left.
+"""What runs are doing now: a headline, a card a run with word and shape, progress, loss, speed and time left, and the sidebar's rows.
 
-Both are kept current by the page's event stream, without a rerun.
+All are kept current by the page's event stream, without a rerun.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -36,8 +36,25 @@ export default async function (component) {
 )
 
 
+_PROGRESS = st.components.v2.component(
+    "initscope_progress",
+    js="""
+export default async function (component) {
+  const { progress } = await import(new URL(component.data.assets + "/cards.js", location.origin))
+  return progress(component)
+}
+""",
+    isolate_styles=False,
+)
+
+
 def _token(color: str) -> str:
     return color.removeprefix("var(--").removesuffix(")")
+
+
+def _marks() -> dict[str, dict[str, str]]:
+    marks = {**theme.OUTCOMES, **theme.STATUSES}
+    return {str(name): {"word": mark.word, "shape": mark.shape, "color": _token(mark.color)} for name, mark in marks.items()}
 
 
 def headline(runs: Sequence[RunInfo], progress: Mapping[str, Mapping[str, Any]], *, key: str) -> None:
@@ -59,15 +76,44 @@ def cards(runs: Sequence[RunInfo], progress: Mapping[str, Mapping[str, Any]], *,
 
     ``progress`` holds ``loaders.progress`` of every run; live runs update themselves from there on.
     """
-    marks = {**theme.OUTCOMES, **theme.STATUSES}
     data = {
         "assets": assets_path(),
         "cards": [
             {"run": info.run, "name": text.shorten(info.name, 48), "color": _token(theme.init_color(info.init)), "state": dict(progress[info.run])}
             for info in runs
         ],
-        "marks": {str(name): {"word": m.word, "shape": m.shape, "color": _token(m.color)} for name, m in marks.items()},
+        "marks": _marks(),
         "stream": [info.run for info in runs if info.live],
     }
     result = _CARDS(key=key, data=data, on_ended_change=lambda: None)
     return bool(result.get("ended"))
+
+
+def progress_rows(runs: Sequence[RunInfo], *, more: int, key: str, on_stop: Callable[[str], None] | None) -> None:
+    """A row for each live run: name, progress, time left and, with ``on_stop(run id)``, a button. ``more`` runs are only counted.
+
+    Causes a rerun when one of them has begun or ended, or another run is there.
+    """
+    data = {
+        "assets": assets_path(),
+        "rows": [{"run": info.run, "name": text.shorten(info.name, 24), "state": _standing(info)} for info in runs],
+        "marks": _marks(),
+        "more": more,
+        "stops": on_stop is not None,
+        "stream": [info.run for info in runs],
+    }
+
+    def stop() -> None:
+        run_id = st.session_state[key].get("stop")
+        if on_stop and run_id in data["stream"]:
+            on_stop(run_id)
+
+    _PROGRESS(key=key, data=data, on_stop_change=stop, on_changed_change=lambda: None)
+
+
+def _standing(info: RunInfo) -> dict[str, Any]:
+    """Of ``loaders.progress`` what a row shows, without reading any row of the run."""
+    done = info.progress
+    left = (info.state.get("seconds") or 0.0) * (1 - done) / done if done else None
+    names = ("step", "total_steps", "phase")
+    return {"status": info.status, "seconds_left": left, **{name: info.state.get(name) for name in names}}

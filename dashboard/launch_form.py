@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import streamlit as st
@@ -86,9 +87,10 @@ def fields() -> tuple[list[RunConfig], list[str]]:
         with (left, right)[i % 2]:
             _collect(name, values, problems)
     _collect("data", values, problems)
-    with st.expander("More"):
-        for name in MORE:
-            _collect(name, values, problems)
+    more = st.expander("More", key="launch_more", on_change="rerun")
+    for name in MORE:  # drawn when they are looked at: two dozen fields are most of what a page would have to draw
+        with more if more.open else contextlib.nullcontext():
+            _collect(name, values, problems, drawn=more.open)
     if not inits:
         problems.append("Choose at least one initialization.")
     if problems:
@@ -100,10 +102,10 @@ def fields() -> tuple[list[RunConfig], list[str]]:
         return [], [str(error)]
 
 
-def _collect(name: str, values: dict[str, Any], problems: list[str]) -> None:
-    """Draw one field and read it; a bad value is refused right under it."""
+def _collect(name: str, values: dict[str, Any], problems: list[str], drawn: bool = True) -> None:
+    """Draw one field, unless it stays out of sight, and read it; a bad value is refused right under it."""
     spec = OPTIONS[name]
-    raw = _widget(spec)
+    raw = _widget(spec) if drawn else st.session_state[field_key(name)]
     try:
         values[name] = spec.parse(raw)
     except ConfigError as error:

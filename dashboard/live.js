@@ -14,9 +14,9 @@ function blank() {
 }
 
 // Take part: `ids` are followed from the step `after(id)` on and `notify(ids, ended)` is called when something came.
-// Returns [feed, leave]: feed(id) is what has come, leave() ends the part.
-export function join(ids, after, notify) {
-  const member = { ids, after, notify }
+// Returns [feed, leave]: feed(id) is what has come, leave() ends the part. `appeared()` is called when a run has come or gone on the disk.
+export function join(ids, after, notify, appeared = () => {}) {
+  const member = { ids, after, notify, appeared }
   members.add(member)
   for (const id of ids) over.delete(id) // a run that is resumed is followed again
   schedule()
@@ -56,6 +56,7 @@ function connect() {
   }
   source = new EventSource(`${new URL("../../api/stream", import.meta.url)}?${query}`)
   source.onmessage = (event) => receive(JSON.parse(event.data))
+  source.addEventListener("runs", () => members.forEach((member) => member.appeared()))
   source.addEventListener("end", (event) => {
     source?.close()
     source = null

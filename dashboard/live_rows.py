@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from core.schema import LIVE
+from core.schema import LIVE, Outcome
 from core.store import Cursor, Run
 from core.store.parts import holds_through, parts
 from dashboard import sentences
@@ -48,22 +48,26 @@ def progress(state: Mapping[str, Any], steps: pa.Table, config: Mapping[str, Any
     speed, each = pace(steps, int(config.get("batch_size") or 1))
     live = status in LIVE
     losses = steps["loss"].to_numpy()[-RECENT:] if steps.num_rows else np.empty(0)
-    classes = sentences.classes(config)
-    standing = sentences.standing(status, outcome, losses, math.log(classes))
-    accuracy = last.get("accuracy")
+    classes = sentences.classes(state, config)
+    standing = sentences.standing(status, outcome, losses, math.log(classes) if classes else None)
+    # A training batch is noise; what an ended run amounts to was measured on the validation samples.
+    validated = {} if live or outcome == Outcome.DIVERGED else {name: state.get(f"val_{name}") for name in ("loss", "accuracy") if state.get(f"val_{name}") is not None}
+    loss, accuracy = (validated.get(name, last.get(name)) for name in ("loss", "accuracy"))
     return {
         "status": status,
         "outcome": outcome,
         "error": state.get("error"),
+        "phase": state.get("phase"),
         "step": step,
         "total_steps": total,
-        "loss": finite([last.get("loss")])[0],
+        "validated": bool(validated),
+        "loss": finite([loss])[0],
         "broken": bool(last) and not math.isfinite(last["loss"]),
         "accuracy": finite([accuracy])[0],
         "images_per_second": finite([speed])[0] if live else None,
         "seconds_left": finite([max(0, total - step) * each])[0] if live and total and each else None,
         "standing": sentences.in_numbers(standing),
-        "says": sentences.says(standing, losses, step, accuracy, classes),
+        "says": sentences.says(standing, np.array([loss]) if validated else losses, step, accuracy, classes, bool(validated)),
     }
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import streamlit as st
 
-from core import depth, launcher, schema, sweep
+from core import depth, launcher, sweep
 from core.config import RunConfig
 from core.diagnosis.compare import Comparison, compare
 from core.diagnosis.diagnose import Diagnosis, diagnose
@@ -132,25 +132,23 @@ def one_layer(run_id: str, layer: str, metric: str) -> pd.DataFrame:
     return _one_layer(str(run.path), layer, metric, run.revision())
 
 
-@st.cache_resource(max_entries=64, show_spinner=False)
-def _first_layers(path: str, revision: tuple) -> pd.DataFrame:
-    return Run(path).head("layers").to_pandas()
+@st.cache_resource(max_entries=1000, show_spinner=False)
+def _first_layers(path: str, metric: str, revision: tuple) -> pd.DataFrame:
+    return Run(path).head("layers", ["step", "layer", "depth", metric]).to_pandas()
 
 
-def first_layers(run_ids: Iterable[str]) -> dict[str, pd.DataFrame]:
-    """The ``layers`` rows of each run's first recorded step."""
+def first_layers(run_ids: Iterable[str], metric: str) -> dict[str, pd.DataFrame]:
+    """Step, layer, depth and the metric at each run's first recorded step; a run that cannot be read is left out."""
     found = {}
     for run_id in run_ids:
         run = Run(runs().root / run_id)
-        try:
-            found[run_id] = _first_layers(str(run.path), run.revision())
-        except RunFolderError:
-            continue
+        with contextlib.suppress(RunFolderError):  # damaged: the list of runs says so
+            found[run_id] = _first_layers(str(run.path), metric, run.revision())
     return found
 
 
 def last_layers(run_ids: Iterable[str]) -> dict[str, pd.DataFrame]:
-    """The ``layers`` rows of each run's last recorded steps."""
+    """Step, layer, depth and gradient norm at each run's last recorded step."""
     found = {}
     for run_id in run_ids:
         run = Run(runs().root / run_id)
@@ -165,7 +163,7 @@ def last_layers(run_ids: Iterable[str]) -> dict[str, pd.DataFrame]:
 def _last_layers(path: str, revision: tuple) -> pd.DataFrame:
     run = Run(path)
     rows, _ = run.tail("layers", live_rows.near_end(run, "layers"))
-    rows = rows if rows.num_rows else run.read("layers")
+    rows = rows if rows.num_rows else run.read("layers", ["step", "layer", "depth", "grad_norm"])
     return live_rows.last_step(rows).to_pandas()
 
 
@@ -274,9 +272,9 @@ def _comparison(a: tuple[str, ...], b: tuple[str, ...], revisions: tuple) -> Com
     return compare([Run(path) for path in a], [Run(path) for path in b])
 
 
-def comparison(a: str, b: str) -> Comparison:
-    """The comparison of two selections (a run id, or a group such as ``init=default,sweep=ID``). Raises InitScopeError."""
-    sides = [tuple(str(run.path) for run in runs().select(side)) for side in (a, b)]
+def comparison(a: str, b: str, infos: Sequence[RunInfo]) -> Comparison:
+    """The comparison of two selections (a run id, or a group such as ``init=default,sweep=ID``) of the listed runs. Raises InitScopeError."""
+    sides = [tuple(str(run.path) for run in runs().select(side, infos)) for side in (a, b)]
     # Whether a live run still lives is not in its files: its state joins the key.
     seen = tuple((Run(path).revision(), info(Path(path).name).status) for side in sides for path in side)
     return _comparison(sides[0], sides[1], seen)
@@ -288,7 +286,7 @@ def latest_comparison(infos: Sequence[RunInfo]) -> Comparison | None:
     if not a or a == b:
         return None
     try:
-        found = comparison(a, b)
+        found = comparison(a, b, infos)
     except InitScopeError:
         return None  # a run was deleted or is damaged: its row in the table says so
     return found if found.verdict != Verdict.UNDECIDED else None
@@ -297,20 +295,20 @@ def latest_comparison(infos: Sequence[RunInfo]) -> Comparison | None:
 # -- sweeps
 
 
-def sweep_members(name: str) -> list[RunInfo]:
+def sweep_members(infos: Sequence[RunInfo], name: str) -> list[RunInfo]:
     """The runs of a sweep, oldest first."""
-    return [run for run in reversed(listing()) if run.config.get("sweep") == name]
+    return [run for run in reversed(infos) if run.config.get("sweep") == name]
 
 
-def sweeps() -> list[str]:
+def sweeps(infos: Sequence[RunInfo]) -> list[str]:
     """Names of all sweeps, the newest first."""
-    return list(dict.fromkeys(str(run.config["sweep"]) for run in listing() if run.config.get("sweep")))
+    return list(dict.fromkeys(str(run.config["sweep"]) for run in infos if run.config.get("sweep")))
 
 
-def network_sweeps() -> list[str]:
+def network_sweeps(infos: Sequence[RunInfo]) -> list[str]:
     """Names of the sweeps over several networks, the newest first."""
     members: dict[str, list[RunInfo]] = {}
-    for run in listing():
+    for run in infos:
         if name := run.config.get("sweep"):
             members.setdefault(str(name), []).append(run)
     return [name for name, runs_of_it in members.items() if depth.over_networks(runs_of_it)]
@@ -321,23 +319,12 @@ def missing(configs: Sequence[RunConfig]) -> list[RunConfig]:
     return sweep.missing(configs, listing())
 
 
-@st.cache_resource(max_entries=1000, show_spinner=False)
-def _first_layers(path: str, revision: tuple) -> pd.DataFrame:
-    rows = Run(path).read("layers", ["step", "layer", "depth", *schema.LAYER_METRICS]).to_pandas()
-    return rows[rows["step"] == rows["step"].min()]
-
-
 def strips(members: Sequence[RunInfo], rows: Sequence[Mapping[str, Any]], init: str, metric: str) -> list[figures_strips.Strip]:
     """For each network of ``core.depth.rows`` the metric by depth at the first recorded step, as the median of its runs."""
     found = []
     for row in (row for row in rows if row["init"] == init):
         mine = [run.run for run in members if run.init == init and depth.network_of(run) == row["network"]]
-        frames_of_it = []
-        for run_id in mine:
-            run = Run(runs().root / run_id)
-            with contextlib.suppress(RunFolderError):  # damaged: the list of runs says so
-                frames_of_it.append(_first_layers(str(run.path), run.revision()))
-        if one := figures_strips.strip(row["label"], frames_of_it, metric):
+        if one := figures_strips.strip(row["label"], list(first_layers(mine, metric).values()), metric):
             found.append(one)
     return found
 

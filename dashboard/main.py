@@ -40,9 +40,9 @@ page = st.navigation(
 )
 access.gate()
 try:
-    loaders.listing()
+    infos = loaders.listing()
 except RunFolderError as error:
     st.error(text.markdown(str(error)), icon=":material/error:")
     st.stop()
-sidebar.launcher()
+sidebar.launcher(infos)
 page.run()

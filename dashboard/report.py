@@ -9,7 +9,7 @@ import argparse
 import datetime as dt
 import html
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from plotly.offline import get_plotlyjs
 from core.catalog import init_title
 from core.config import OPTIONS
 from core.diagnosis.compare import Comparison, compare
+from core.diagnosis.diagnose import diagnose
 from core.diagnosis.statistics import p_text
 from core.errors import InitScopeError, RunFolderError
+from core.schema import Cause
 from core.store import Run, RunInfo, Runs
-from dashboard import text, theme
+from dashboard import sentences, text, theme
 from dashboard.figures import bands, base, curves, depth, heatmap, ratio
 
 METRIC = "grad_norm"
@@ -33,7 +35,7 @@ body { max-width: 62rem; margin: 2.5rem auto; padding: 0 1rem; background: #FBF9
 h1, h2 { font-family: Georgia, 'Source Serif 4', serif; line-height: 1.2 } h1 { font-size: 1.9rem } h2 { font-size: 1.2rem; margin-top: 2rem }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums } td, th { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #D3CBBB }
 .two { display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: 1rem } .two > * { min-width: 0 } .warn { background: #F2EEE5; padding: .6rem .9rem; border-left: 4px solid #C04E00 }
-.muted { color: #5F6772 } figure { margin: 0; break-inside: avoid }
+.wide { overflow-x: auto } .muted { color: #5F6772 } figure { margin: 0; break-inside: avoid }
 """
 
 
@@ -65,8 +67,9 @@ def _compared(a: Sequence[Run], b: Sequence[Run]) -> list[str]:
     parts += ["<h2>Every layer's gradient</h2><p class=muted>Both maps share one colour scale; the third is B over A.</p>", f"<div class=two>{''.join(maps)}</div>"]
     parts.append(_figure(ratio.ratio(ratio.ratio_data(*cells), title="B over A"), "Ratio of B to A"))
     parts.append(_figure(depth.depth([base.subject(one_a), base.subject(one_b)], frames, METRIC), "First-step gradient norm by depth"))
-    parts += _loss([*a, *b])
-    parts += ["<h2>What differs</h2>", _differences(result), "<h2>Runs</h2>", _runs([run.info() for run in (*a, *b)])]
+    parts += _loss(dict(zip(result.labels, (a, b), strict=True)))
+    infos = [run.info() for run in (*a, *b)]
+    parts += [_why([a[0], b[0]]), "<h2>What differs</h2>", _differences(result, infos), "<h2>Runs</h2>", _runs(infos)]
     return parts
 
 
@@ -78,7 +81,8 @@ def _alone(a: Sequence[Run]) -> list[str]:
     return [
         f"{mark.shape} {first.name}: {mark.word}",
         _figure(heatmap.heatmap(cells, title="Gradient norm"), "Gradient norm of every layer over the steps"),
-        *_loss(a),
+        *_loss({first.init: a}),
+        _why(a[:1]),
         "<h2>Runs</h2>",
         _runs(infos),
         "<h2>Configuration</h2>",
@@ -86,21 +90,29 @@ def _alone(a: Sequence[Run]) -> list[str]:
     ]
 
 
-def _loss(runs: Sequence[Run]) -> list[str]:
-    """Curves of a few runs, or median and range of each initialization over many."""
+def _loss(sides: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Curves of a few runs, or median and range of each side over many; ``sides`` by label."""
+    runs = [run for side in sides.values() for run in side]
     infos = [run.info() for run in runs]
     if len(runs) > 4:
-        groups = {init: [_frame(run, "steps") for run, info in zip(runs, infos, strict=True) if info.init == init] for init in dict.fromkeys(i.init for i in infos)}
-        drawn = [_figure(bands.bands(groups, name, classes=_classes(infos)), f"{name} over seeds") for name in ("loss", "accuracy")]
+        groups = {label: [_frame(run, "steps") for run in side] for label, side in sides.items()}
+        drawn = [_figure(bands.bands(groups, name, classes=sentences.common_classes(infos)), f"{name} over seeds") for name in ("loss", "accuracy")]
         return ["<h2>Loss and accuracy</h2>", f"<div class=two>{''.join(drawn)}</div>"]
     subjects = [base.subject(info) for info in infos]
     steps, epochs = ({run.id: _frame(run, table) for run in runs} for table in ("steps", "epochs"))
-    drawn = [_figure(curves.curves(subjects, steps, epochs, name, classes=_classes(infos)), f"{name} over the steps") for name in ("loss", "accuracy")]
+    drawn = [_figure(curves.curves(subjects, steps, epochs, name, classes=sentences.common_classes(infos)), f"{name} over the steps") for name in ("loss", "accuracy")]
     return ["<h2>Loss and accuracy</h2>", f"<div class=two>{''.join(drawn)}</div>"]
 
 
-def _classes(infos: Sequence[RunInfo]) -> int:
-    return next((int(info.state["num_classes"]) for info in infos if info.state.get("num_classes")), 10)
+def _why(runs: Sequence[Run]) -> str:
+    """The cause of each run with the evidence for it, and what would help."""
+    told = []
+    for run in runs:
+        found = diagnose(run)
+        evidence = "".join(f"<li>{html.escape(finding.text)} <span class=muted>({html.escape(finding.source)})</span></li>" for finding in found.findings)
+        advice = "" if found.cause is Cause.HEALTHY else f"<p>{html.escape(found.remedy.text)}</p>"
+        told.append(f"<p><b>{html.escape(run.info().name)}</b>: {html.escape(sentences.cause(found))}</p><ul>{evidence}</ul>{advice}")
+    return "<h2>Why</h2>" + "".join(told)
 
 
 def _how_sure(result: Comparison) -> str:
@@ -108,13 +120,13 @@ def _how_sure(result: Comparison) -> str:
     low, high = result.interval
     return (
         f"<p>Converged: {ka} of {na} in A, {kb} of {nb} in B. Difference in convergence rate {low:+.0%} to {high:+.0%} (95 % interval); "
-        f"Fisher's exact test {p_text(result.p_value)}.</p>"
+        f"Fisher's exact test {p_text(result.p_value)}; effect size h = {result.effect:.2f}.</p>"
     )
 
 
-def _differences(result: Comparison) -> str:
+def _differences(result: Comparison, infos: Sequence[RunInfo]) -> str:
     if not result.changed_fields:
-        return "<p>Nothing but chance: the configurations are the same.</p>"
+        return f"<p>{sentences.nothing_differs(infos)}</p>"
     rows = [[OPTIONS[field].title, _value(values[0]), _value(values[1])] for field, values in result.changed_fields.items()]
     return _table(rows, ["Field", "A", "B"])
 
@@ -131,7 +143,7 @@ def _runs(infos: list[RunInfo]) -> str:
 def _table(rows: list[list[str]], heads: list[str]) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
 
 
 def _value(value: Any) -> str:
@@ -178,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             Path(given.output).write_text(document, encoding="utf-8")
         except OSError as error:
-            raise RunFolderError(f"cannot write {given.output}: {error.strerror or error}") from None
+            raise RunFolderError(f"cannot write {given.output}: {error.strerror or error}; free space, or choose another --output") from None
     except InitScopeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

@@ -32,7 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core import launcher, permission
 from core.errors import InitScopeError
 from core.store import Runs
-from dashboard import access, sign_in, theme
+from dashboard import access, connections, sign_in, theme
 from dashboard.stream import Hub
 
 HERE = Path(__file__).parent
@@ -85,7 +85,7 @@ def asset(request: Request) -> Response:
 
 def routes(runs: Runs | None = None) -> list[BaseRoute]:
     """Our routes. ``runs`` is the folder that the event stream follows."""
-    hub = Hub(runs or Runs(shown="the folder of runs"))
+    hub = Hub(runs or Runs(shown="the folder of runs"), lambda request: access.role_of(request.cookies) is not None)
     return [*sign_in.routes(), Route("/assets/{version}/{name}", asset), Route("/api/stream", hub.endpoint)]
 
 
@@ -121,7 +121,10 @@ class Guard:
     route of ours is reached. Plain ASGI: streams pass through."""
 
     PUBLIC = ("/sign-in", "/sign-out", "/_stcore/health")
-    OURS = ("/api/",)
+    OURS = ("/api/", "/_stcore/metrics")
+    """What OIDC's own pages do not need."""
+    CLOSED = ("/_stcore/upload_file",)
+    """No page takes a file; Streamlit would keep what anybody with a websocket sends there."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -150,12 +153,15 @@ class Guard:
                 headers["Permissions-Policy"] = "camera=(), microphone=(), geolocation=()"
                 if headers.get("content-type", "").startswith("text/html"):
                     headers["Content-Security-Policy"] = _policy()
-                    # Plotly is needed by every page: fetch it while Streamlit starts.
+                    # Plotly is needed by every page but Home: fetch it while Streamlit starts, or when Home has nothing else to fetch.
                     plotly_url = f"{assets_path().rsplit('/', 1)[0]}/plotly-{plotly.__version__}/plotly.min.js"
-                    headers["Link"] = f"<{plotly_url}>; rel=preload; as=script"
+                    home = scope["path"].rstrip("/") == assets_path().rsplit("/", 2)[0]
+                    headers["Link"] = f"<{plotly_url}>; rel={'prefetch' if home else 'preload'}; as=script"
             await send(message)
 
         app = self._refusal(scope, headers, refused) if refused else self.app
+        if self._path(scope).startswith(self.CLOSED):
+            app = PlainTextResponse("nothing is uploaded here", 403)
         await app(scope, receive, with_headers)
 
     @staticmethod
@@ -171,10 +177,14 @@ class Guard:
             foreign = True
         return FOREIGN if foreign else ""
 
+    @staticmethod
+    def _path(scope: Scope) -> str:
+        """What is asked for, below the server's base path."""
+        return str(scope["path"]).removeprefix(sign_in.path("/").rstrip("/"))
+
     def _stranger(self, scope: Scope) -> str:
         """Why a browser that has not signed in is refused. With OIDC it reaches Streamlit, whose page asks it to sign in."""
-        rules = access.policy()
-        path = scope["path"].removeprefix(sign_in.path("/").rstrip("/"))
+        rules, path = access.policy(), self._path(scope)
         if rules.open or path in self.PUBLIC or (rules.oidc and not path.startswith(self.OURS)):
             return ""
         return "" if access.role_of(HTTPConnection(scope).cookies) else "sign in first"
@@ -203,6 +213,7 @@ QUEUE_SECONDS = 5.0
 @contextlib.asynccontextmanager
 async def lifespan(app: object) -> AsyncIterator[dict[str, Any]]:
     """While the server runs, whatever waits in the queue has a supervisor: after a restart, and if one was killed."""
+    connections.guard()
     permission.guard(access.check)
     task = None if permission.read_only() else asyncio.create_task(_keep_queue_going())
     try:
@@ -213,7 +224,10 @@ async def lifespan(app: object) -> AsyncIterator[dict[str, Any]]:
 
 
 async def _keep_queue_going() -> None:
+    """Look after the queue; at the start have a supervisor ready, for whoever opens the dashboard to launch."""
     runs = Runs()
+    with contextlib.suppress(InitScopeError, OSError):
+        await anyio.to_thread.run_sync(launcher.prepare, runs)
     while True:
         with contextlib.suppress(InitScopeError, OSError):  # an unreadable folder is told on the page
             await anyio.to_thread.run_sync(launcher.keep_going, runs)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Sequence
 
 import streamlit as st
 
 from core import launcher as processes
+from core.engines import ENGINES, State
 from core.errors import InitScopeError
 from core.schema import Status
 from core.store import RunInfo
-from dashboard import access, launch_form, loaders, text, theme
+from dashboard import access, launch_form, loaders, text
+from dashboard.cards import progress_rows
 
-REFRESH_SECONDS = 2
+ROWS = 8
+"""Runs in progress that are shown; more are counted."""
 SAME_CLICK_SECONDS = 2
 """Two identical launches within this are one double click."""
 
 
-def launcher() -> None:
+def launcher(infos: Sequence[RunInfo]) -> None:
     """The sidebar: fields, one button, and what is running."""
     with st.sidebar:
         if access.may_change():
@@ -25,14 +30,14 @@ def launcher() -> None:
         else:
             st.caption("Read-only: nothing can be launched, changed or deleted here.")
         access.sign_out()
-        live = [info for info in loaders.listing() if info.live]
-        # One polling fragment, and only while there is something to see.
-        st.fragment(in_progress, run_every=REFRESH_SECONDS if live else None)()
+        _in_progress(infos)
 
 
 def _form() -> None:
     """The launcher's fields and its button."""
     st.subheader("Launch", anchor=False)
+    with contextlib.suppress(InitScopeError):  # a folder that cannot be written: said when something is launched
+        processes.prepare(loaders.runs())
     launch_form.begin()
     configs, problems = launch_form.fields()
     label = f"Launch {len(configs)} runs" if len(configs) > 1 else "Launch"
@@ -40,6 +45,17 @@ def _form() -> None:
         launch(configs)
     if problems:
         st.caption("Nothing is launched until every field above is right.")
+    st.caption(engine_line(processes.state(loaders.runs())))
+
+
+def engine_line(state: State) -> str:
+    """Where runs train and how much of it is free, or what keeps it from training, as Markdown."""
+    title = ENGINES[state.engine]
+    if state.trouble:
+        return f"{title}: :red[{text.markdown(state.trouble)}]"
+    if state.slots is None:
+        return f"{title}: its slots show once a run is launched"
+    return f"{title}: {state.free} of {state.slots} slots free" + (f", {text.count(state.waiting)} waiting" if state.waiting else "")
 
 
 def launch(configs: list) -> None:
@@ -57,47 +73,13 @@ def launch(configs: list) -> None:
     st.switch_page("screens/live.py", query_params={"run": [run.id for run in made]})
 
 
-def in_progress() -> None:
-    """Each live run with its progress, the time left and a stop button; reloads the page whenever one has begun or ended."""
-    live = [info for info in loaders.listing() if info.live]
-    now = {(info.run, bool(info.state.get("step"))) for info in live}
-    before = st.session_state.get("live_runs", set())
-    st.session_state["live_runs"] = now
-    if before - now:
-        st.rerun()
-    if not live:
-        return
-    st.subheader("In progress", anchor=False)
-    for info in reversed(live):
-        _progress_row(info)
-
-
-def _progress_row(info: RunInfo) -> None:
-    mark = theme.STATUSES[info.status]
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.progress(info.progress, text=f"{mark.shape} {text.markdown(text.shorten(info.name, 24))} · {_left(info)}")
-        if info.status != Status.STOPPING and access.may_change():
-            st.button(
-                "Stop",
-                key=f"stop_{info.run}",
-                icon=":material/stop:",
-                type="tertiary",
-                help="Stop after the current step. The rows and a checkpoint are kept; it can be resumed.",
-                on_click=_stop,
-                args=(info.run,),
-            )
-
-
-def _left(info: RunInfo) -> str:
-    if info.status == Status.QUEUED:
-        return "queued"
-    if info.status == Status.STOPPING:
-        return "stopping"
-    if not info.state.get("step"):
-        return str(info.state.get("phase") or "starting")
-    seconds = info.state.get("seconds") or 0.0
-    left = seconds * (1 - info.progress) / info.progress if info.progress else None
-    return f"{text.duration(left)} left"
+def _in_progress(infos: Sequence[RunInfo]) -> None:
+    """The runs that train or wait, those that train first; the page's event stream keeps them current, and asks for a
+    rerun when one has begun or ended or a new one is there."""
+    live = sorted((info for info in reversed(infos) if info.live), key=lambda info: info.status == Status.QUEUED)
+    if live:
+        st.subheader("In progress", anchor=False)
+        progress_rows(live[:ROWS], more=len(live) - ROWS, key="in_progress", on_stop=_stop if access.may_change() else None)
 
 
 def _stop(run_id: str) -> None:

@@ -7,7 +7,7 @@ import html
 from urllib.parse import parse_qs, quote
 
 import streamlit as st
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
@@ -15,7 +15,7 @@ from dashboard import access
 
 PAUSE_SECONDS = 0.5
 """Passwords are tried one at a time, with this pause after a wrong one: at most 172,800 guesses a day, whoever makes them."""
-MOST_WAITING = 20
+MOST_WAITING = 8
 LONGEST_BODY = 4096
 
 _PAGE = """<!doctype html>
@@ -66,14 +66,20 @@ async def sign_in(request: Request) -> Response:
     if request.method == "GET":
         return form(request)
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > LONGEST_BODY:
-            return PlainTextResponse("too long", 413)
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > LONGEST_BODY:
+                return PlainTextResponse("too long", 413)
+    except ClientDisconnect:
+        return Response(status_code=400)  # nobody is there to read it
+    if _waiting >= MOST_WAITING:
+        return form(request, "Many passwords are being tried at this moment. Wait a little, then try again.", 429)
     given = parse_qs(body.decode("utf-8", "replace")).get("password", [""])[0]
     role = await _try(given)
     if role is None:
         return form(request, "That is not the password.", 403)
+    access.sessions.end(request.cookies.get(access.cookie_name(), ""))  # one browser, one session
     answer = RedirectResponse(local(request.query_params.get("next", "/")), 303)
     answer.set_cookie(
         access.cookie_name(),
@@ -90,8 +96,6 @@ async def sign_in(request: Request) -> Response:
 async def _try(given: str) -> access.Role | None:
     """The password's role, after whoever came before."""
     global _turn, _waiting
-    if _waiting >= MOST_WAITING:
-        return None
     _turn = _turn or asyncio.Lock()  # made here, where the event loop is
     _waiting += 1
     try:

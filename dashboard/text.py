@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import re
 from decimal import Decimal
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -120,6 +121,16 @@ def escape(name: str) -> str:
 def markdown(name: str) -> str:
     """A person's text for Streamlit markdown: every character that could mean something is escaped."""
     return "".join("\\" + char if char in r"\`*_{}[]()<>#+-.!|~$:&" else char for char in name)
+
+
+def typeset(sentence: str) -> str:
+    """A sentence of the command line as a page prints it: '6e-07' becomes '6 × 10⁻⁷', '1e-8' '10⁻⁸'."""
+
+    def printed(found: re.Match[str]) -> str:
+        mantissa, exponent = found[1], power(int(found[2]))
+        return exponent if mantissa == "1" else f"{mantissa}\u00a0×\u00a0{exponent}"
+
+    return re.sub(r"(?<![\w.])(\d+(?:\.\d+)?)e([+-]?\d+)\b", printed, sentence)
 
 
 def heading(sentence: str) -> str:

@@ -6,7 +6,8 @@ A token is therefore the only colour a figure may use, apart from the magnitude 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from core.schema import Outcome, Status, Verdict
@@ -38,6 +39,8 @@ _INITS: dict[str, tuple[str, str, str]] = {
     "lsuv": ("#7B5FC7", "#A78DEB", "star-square"),
 }
 _OTHER = ("#6B7280", "#A3ADBA", "circle")
+_SECOND = ("#2B4C7E", "#8DB4E8", "diamond")
+"""The other of two groups that no initialization tells apart."""
 
 _TOKENS: dict[str, tuple[str, str]] = {
     "ink": ("#22262B", "#E4E8ED"),
@@ -70,7 +73,7 @@ def slug(init: str) -> str:
 
 def tokens() -> dict[str, dict[str, str]]:
     """``{"light": {token: colour}, "dark": {...}}``: what ``plot.js`` fills in."""
-    inits = {f"init-{slug(name)}": colors[:2] for name, colors in _INITS.items()} | {"init-other": _OTHER[:2]}
+    inits = {f"init-{slug(name)}": colors[:2] for name, colors in _INITS.items()} | {"init-other": _OTHER[:2], "init-second": _SECOND[:2]}
     both = _TOKENS | inits | {f"{name}-soft": (light + "40", dark + "40") for name, (light, dark) in inits.items()}
     return {"light": {name: c[0] for name, c in both.items()}, "dark": {name: c[1] for name, c in both.items()}}
 
@@ -80,9 +83,15 @@ def init_color(init: str) -> str:
     return f"var(--init-{slug(init)})" if init in _INITS else "var(--init-other)"
 
 
-def init_soft(init: str) -> str:
-    """The same colour at a quarter of its strength: for bands under lines."""
-    return init_color(init)[:-1] + "-soft)"
+def group_colors(labels: Sequence[str]) -> list[str]:
+    """A colour token for each of two groups or several: their initializations', grey and blue in turn for what is none."""
+    others = itertools.cycle(("var(--init-other)", "var(--init-second)"))
+    return [init_color(label) if label in _INITS else next(others) for label in labels]
+
+
+def soft(color: str) -> str:
+    """An initialization's or a group's colour at a quarter of its strength: for bands under lines."""
+    return color[:-1] + "-soft)"
 
 
 def init_symbol(init: str) -> str:

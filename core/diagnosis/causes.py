@@ -15,6 +15,7 @@ from core.diagnosis.curve import Curve
 from core.diagnosis.finding import Finding
 from core.diagnosis.picture import MOVED, Picture
 from core.diagnosis.rules_run import last_scores
+from core.diagnosis.thresholds import Thresholds
 from core.diagnosis.vitals import Vitals
 from core.outcome import MIN_STEPS
 from core.schema import Cause
@@ -130,10 +131,10 @@ def lr_too_high(p: Picture) -> Case:
     damage = (lost and c.stuck) or p.later("signal_explosion", "exploding_gradient")
     large = p.has("update_too_large")
     large_and_shown = large and (p.violent or (lost and c.spiked) or (damage and p.failing))
-    broken = c.stuck and (c.spiked or (lost and p.vitals.path >= MOVED))
+    broken = c.stuck and (c.spiked or p.restless or (lost and p.vitals.path >= MOVED))
     explained = p.start_at_fault or p.has("input_out_of_range", *MISUSES) or (p.faded and not p.violent)
     possible = (large_and_shown or broken) and not (c.well or p.succeeded or explained)
-    return Case(possible, [(2, possible), (2, large), (2, p.violent), (1, damage), (1, not p.at_first("signal_collapse"))])
+    return Case(possible, [(2, possible), (2, large), (2, p.violent or p.restless), (1, damage), (1, not p.at_first("signal_collapse"))])
 
 
 def lr_too_low(p: Picture) -> Case:
@@ -148,12 +149,14 @@ def lr_too_low(p: Picture) -> Case:
 def labels_unrelated(p: Picture) -> Case:
     """Everything works and nothing can be learned: loss at guessing, or labels memorised with validation at guessing."""
     c = p.curve
-    memorised = c.learning and p.validation_at_chance
+    guesses = p.validation_at_chance or p.never_generalized
+    memorised = c.learning and guesses
     creeping = c.falling and c.progress > CREEPING and not (c.memorising or p.validation_at_chance)
     unmoved = c.stuck and not (c.above_chance or creeping or p.waking) and c.steps >= 0.8 * MIN_STEPS and p.seen_inside
-    damaged = p.broke_later and not memorised
+    damaged = (p.broke_later or p.has("weights_shrunk")) and not memorised
     sound = not (damaged or p.faded or p.timid or p.start_at_fault or p.has("input_out_of_range", *MISUSES))
-    possible = (memorised or unmoved) and sound and not p.has("loss_oscillates") and not c.spiked
+    calm = not (p.has("loss_oscillates") or c.spiked or p.restless)
+    possible = (memorised or (unmoved and calm)) and sound
     gone_far = memorised or p.vitals.path >= MOVED
     return Case(
         possible,
@@ -162,7 +165,7 @@ def labels_unrelated(p: Picture) -> Case:
             (1, memorised or c.chance is not None),
             (1, memorised or c.settled),
             (1, gone_far),
-            (2, p.validation_at_chance),
+            (2, guesses),
         ],
     )
 
@@ -171,8 +174,10 @@ def overfitting(p: Picture) -> Case:
     """Training goes on improving, validation has stopped well above guessing."""
     scores = last_scores(p.vitals)
     risen = scores is not None and scores.last_loss > 1.1 * scores.lowest_loss
-    clear = p.value("train_validation_gap") >= CLEAR_GAP or risen
-    possible = p.has("train_validation_gap") and clear and p.curve.learned and not p.validation_at_chance
+    improving = scores is not None and scores.last_loss < 0.9 * scores.earlier_loss
+    clear = (p.value("train_validation_gap") >= CLEAR_GAP or risen) and not improving
+    generalizes = not (p.validation_at_chance or p.never_generalized)
+    possible = p.has("train_validation_gap") and clear and p.curve.learned and generalizes
     return Case(possible, [(3, possible), (1, risen), (1, p.curve.well)])
 
 
@@ -182,7 +187,7 @@ def healthy(p: Picture) -> Case:
     hindered = p.start_at_fault or p.violent or p.at_first("signal_collapse", "update_too_large") or p.has("update_too_small")
     early = c.steps < MIN_STEPS and not hindered
     slowly = c.falling and not (c.above_chance or p.start_at_fault or c.memorising)
-    guesses = p.validation_at_chance and c.steps >= MIN_STEPS
+    guesses = (p.validation_at_chance or p.never_generalized) and c.steps >= MIN_STEPS
     possible = (c.learning or p.succeeded or early or slowly) and c.count > 0 and not (c.nonfinite or guesses)
     return Case(possible, [(2, c.learning or p.succeeded), (1, c.learned or p.succeeded), (1, not p.validation_at_chance)])
 
@@ -204,13 +209,13 @@ CAUSES: dict[Cause, Callable[[Picture], Case]] = {
 """Faults, upstream first."""
 
 
-def choose(vitals: Vitals, curve: Curve, findings: Sequence[Finding]) -> tuple[Cause, float]:
+def choose(vitals: Vitals, curve: Curve, findings: Sequence[Finding], thresholds: Thresholds) -> tuple[Cause, float]:
     """(cause, confidence).
 
     Confidence is the share of the named cause's expected evidence that is present, 0 to 1, times how much of a run was seen:
     sqrt(steps / 50), at least a half and at most 1; a loss that is not finite has been seen to its end. For ``unknown`` it is 0.
     """
-    picture = Picture(vitals, curve, {finding.id: finding for finding in findings})
+    picture = Picture(vitals, curve, {finding.id: finding for finding in findings}, thresholds)
     seen = 1.0 if curve.nonfinite else min(1.0, max(0.5, (curve.steps / MIN_STEPS) ** 0.5))
     cases = {cause: case(picture) for cause, case in CAUSES.items()}
     possible = {cause: case.share for cause, case in cases.items() if case.possible}

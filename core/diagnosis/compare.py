@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow.compute as pc
-
 from core.config import OPTIONS
 from core.diagnosis.statistics import cohens_h, fisher_exact, newcombe, p_text
-from core.errors import RunFolderError
+from core.errors import ConfigError, RunFolderError
 from core.schema import Outcome, Verdict
 from core.store import Run, RunInfo
 
@@ -19,6 +18,9 @@ INIT_FIELDS = ("init", "gain", "init_seed")
 """Fields that may differ in a fair comparison of initializations."""
 INNOCENT_FIELDS = ("name", "tags", "sweep", "record_every", "checkpoint", "threads")
 """Fields that change no training outcome worth the name."""
+SAME_RUN = (*INNOCENT_FIELDS, "stop_when_certain")
+"""Fields in which a run that repeats another may differ from it."""
+DECIDED = (Outcome.CONVERGED, Outcome.NOT_CONVERGED, Outcome.DIVERGED)
 SIGNIFICANT = 0.05
 
 
@@ -37,40 +39,70 @@ class Comparison:
     warning: str | None
     layers: list[dict[str, Any]]
     runs: dict[str, list[str]]
+    labels: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def compare(a: Sequence[Run], b: Sequence[Run]) -> Comparison:
-    """Compare group ``a`` (usually the suspected initialization) with group ``b`` (usually its fix)."""
+    """Compare group ``a`` (usually the suspected initialization) with group ``b`` (usually its fix).
+
+    A run that repeats another with the same seeds counts once. Raises ConfigError if a run is on both sides, RunFolderError for one that
+    cannot be read.
+    """
+    if shared := {run.id for run in a} & {run.id for run in b}:
+        many = f"{len(shared)} runs, such as {min(shared)}, are" if len(shared) > 1 else f"run {min(shared)} is"
+        raise ConfigError(f"{many} on both sides; a comparison needs two groups that share none")
     infos_a, infos_b = [run.info() for run in a], [run.info() for run in b]
     if unreadable := [info for info in (*infos_a, *infos_b) if info.status == "unreadable"]:
         raise RunFolderError(unreadable[0].error or f"run {unreadable[0].run} cannot be read")
+    infos_a, infos_b = distinct(infos_a), distinct(infos_b)
     (k_a, n_a), (k_b, n_b) = _count(infos_a), _count(infos_b)
     p_value = fisher_exact(k_a, n_a, k_b, n_b)
     verdict = judge_rates(k_a, n_a, k_b, n_b, p_value)
     changed = changed_between([i.config for i in infos_a], [i.config for i in infos_b])
     unfair = [field for field in changed if field not in INIT_FIELDS]
-    label_a, label_b = labels(infos_a, infos_b, changed)
+    uneven = [field for field in mixed_unevenly(infos_a, infos_b) if field not in unfair]
+    sides = labels(infos_a, infos_b, changed)
     return Comparison(
         verdict=verdict,
-        headline=headline(verdict, label_a, label_b, (k_a, n_a), (k_b, n_b), p_value, infos_a + infos_b),
+        headline=headline(verdict, *sides, (k_a, n_a), (k_b, n_b), p_value, infos_a + infos_b),
         converged={"a": [k_a, n_a], "b": [k_b, n_b]},
         p_value=p_value,
         interval=list(newcombe(k_a, n_a, k_b, n_b)),
         effect=cohens_h(k_a, n_a, k_b, n_b),
         changed_fields=changed,
-        fair=not unfair,
-        warning=_warning(unfair),
+        fair=not (unfair or uneven),
+        warning=_warning(unfair, uneven),
         layers=gradient_ratios(a, b),
         runs={"a": [run.id for run in a], "b": [run.id for run in b]},
+        labels=list(sides),
     )
 
 
+def distinct(infos: Sequence[RunInfo]) -> list[RunInfo]:
+    """Without repetitions: of runs with one config, seeds included, the last that is decided (else the first).
+
+    A seed that was run twice is no second piece of evidence. Runs of loops that tell no seed are all kept.
+    """
+    kept: dict[Any, RunInfo] = {}
+    for info in infos:
+        told = "init_seed" in info.config
+        key = tuple(repr(info.config.get(field)) for field in OPTIONS if field not in SAME_RUN) if told else info.run
+        if key not in kept or _decided(info):
+            kept[key] = info
+    return list(kept.values())
+
+
+def _decided(info: RunInfo) -> bool:
+    """A run that is live, undecided or failed says nothing about convergence."""
+    return info.outcome in DECIDED and not info.live
+
+
 def _count(infos: Sequence[RunInfo]) -> tuple[int, int]:
-    """(converged, decided): a run that is live, undecided or failed says nothing about convergence."""
-    decided = [info for info in infos if info.outcome in (Outcome.CONVERGED, Outcome.NOT_CONVERGED, Outcome.DIVERGED) and not info.live]
+    """(converged, decided)."""
+    decided = [info for info in infos if _decided(info)]
     return sum(info.outcome == Outcome.CONVERGED for info in decided), len(decided)
 
 
@@ -105,6 +137,21 @@ def changed_between(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any
     return changed
 
 
+def mixed_unevenly(a: Sequence[RunInfo], b: Sequence[RunInfo]) -> list[str]:
+    """Fields other than the initialization of which a side mixes several values, in other shares than the other side.
+
+    Five runs of an easy network and one of a hard one are no match for one and five.
+    """
+    fields = [field for field in OPTIONS if field not in (*INIT_FIELDS, *INNOCENT_FIELDS)]
+    shares_a, shares_b = ([_shares(infos, field) for field in fields] for infos in (a, b))
+    return [field for field, x, y in zip(fields, shares_a, shares_b, strict=True) if max(len(x), len(y)) > 1 and x != y]
+
+
+def _shares(infos: Sequence[RunInfo], field: str) -> dict[str, float]:
+    counts = Counter(repr(info.config.get(field)) for info in infos if _decided(info))
+    return {value: count / counts.total() for value, count in counts.items()}
+
+
 def _distinct(values: Any) -> list[Any]:
     return sorted({repr(value): value for value in values}.values(), key=repr)
 
@@ -120,7 +167,7 @@ def labels(a: Sequence[RunInfo], b: Sequence[RunInfo], changed: Mapping[str, lis
     field = next((name for name in changed if name != "init_seed"), None)
     if field:
         return tuple(f"{field} {value}" for value in changed[field])  # type: ignore[return-value]
-    return (a[0].name, b[0].name) if len(a) == len(b) == 1 else ("A", "B")
+    return (a[0].name, b[0].name) if len(a) == len(b) == 1 and a[0].name != b[0].name else ("A", "B")
 
 
 def headline(
@@ -141,15 +188,28 @@ def headline(
         missing = label_a if not a[1] else label_b
         return f"{word}: no run with {missing} has come far enough to tell"
     counts = f"{b[0]} of {b[1]} converge with {label_b}, {a[0]} of {a[1]} with {label_a}"
+    silent = sum(not _decided(info) for info in infos)
+    left_out = f"; {silent} undecided, failed or unfinished not counted" if silent else ""
+    return f"{word}: {counts} ({_how_sure(verdict, (label_a, a[1]), (label_b, b[1]), p_value)}{left_out})"
+
+
+def _how_sure(verdict: Verdict, a: tuple[str, int], b: tuple[str, int], p_value: float) -> str:
+    """The p-value, and what so few seeds are worth; ``a`` and ``b``: (label, seeds)."""
     if a[1] == b[1] == 1:
-        return f"{word}: {counts} (one seed each: an anecdote, not yet evidence)"
-    return f"{word}: {counts} ({p_text(p_value)})"
+        return "one seed each: an anecdote, not yet evidence"
+    if lone := next((label for label, seeds in (a, b) if seeds == 1), None):
+        return f"{p_text(p_value)}; one seed with {lone}: an anecdote"
+    luck = verdict in (Verdict.FIXED, Verdict.WORSE) and p_value >= SIGNIFICANT
+    return f"{p_text(p_value)}{': too few seeds to rule out luck' if luck else ''}"
 
 
-def _warning(unfair: Sequence[str]) -> str | None:
-    if not unfair:
-        return None
-    return f"More than the initialization differs ({', '.join(unfair)}): the outcome may have another cause."
+def _warning(unfair: Sequence[str], uneven: Sequence[str]) -> str | None:
+    parts = []
+    if unfair:
+        parts.append(f"More than the initialization differs ({', '.join(unfair)}): the outcome may have another cause.")
+    if uneven:
+        parts.append(f"The sides mix several values of {', '.join(uneven)} in different shares: compare one value at a time.")
+    return " ".join(parts) or None
 
 
 def gradient_ratios(a: Sequence[Run], b: Sequence[Run], metric: str = "grad_norm") -> list[dict[str, Any]]:
@@ -169,9 +229,8 @@ def _first_step(runs: Sequence[Run], metric: str) -> dict[str, list[float | None
     """{layer: its first recorded values, one a run}, layers in order of depth."""
     found: dict[str, list[float | None]] = {}
     for run in runs:
-        rows = run.read("layers", ["step", "layer", "depth", metric])
-        if rows.num_rows:
-            first = rows.filter(pc.equal(rows["step"], pc.min(rows["step"]))).sort_by("depth")
+        first = run.head("layers", ["step", "layer", "depth", metric]).sort_by("depth")
+        if first.num_rows:
             for layer, value in zip(first["layer"].to_pylist(), first[metric].to_pylist(), strict=True):
                 found.setdefault(layer, []).append(value)
     return found

@@ -70,7 +70,7 @@ def diagnose_frames(
     vitals = read_vitals(steps, epochs, layers, state, config)
     curve = read_curve(vitals, thresholds)
     found = find(vitals, curve, thresholds)
-    cause, confidence = choose(vitals, curve, found)
+    cause, confidence = choose(vitals, curve, found, thresholds)
     fine = cause is Cause.HEALTHY
     return Diagnosis(
         run=run,
@@ -80,5 +80,5 @@ def diagnose_frames(
         findings=() if fine else tuple(found),
         remedy=remedy(cause, vitals, {finding.id: finding for finding in found}),
         set_aside=tuple(found) if fine else (),
-        thresholds=thresholds.name,
+        thresholds=thresholds.title,
     )

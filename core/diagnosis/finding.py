@@ -33,7 +33,9 @@ class Finding:
 
 
 def source_of(name: str, thresholds: Thresholds) -> str:
-    """Whose number a threshold is: for ours the place it was taken from, else the preset's."""
+    """Whose number a threshold is: moved by hand, for ours the place it was taken from, else the preset's."""
+    if name in thresholds.moved:
+        return "moved by hand"
     return LIMITS[name].source if thresholds.name == OURS_NAME else thresholds.name
 
 

@@ -3,7 +3,7 @@
 It is ln K for cross-entropy over K balanced classes (their entropy where the first batch shows them to be unbalanced), the entropy of yes and
 no for binary cross-entropy, and the targets' variance for a mean squared error. It is claimed only where the loss is known to be one of
 these: from autograd's operations above the last layer, from the project's own trainer, or from a first loss that fits ln K. Where the loss is
-scaled (a sum, or divided for accumulation) its first value stands for guessing.
+scaled (a sum, or divided for accumulation) so is guessing's; where the scale is not known the first loss stands for it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ LEAST_BATCH = 16
 """A first batch smaller than this says too little about the targets."""
 UNBALANCED = 0.85
 """An entropy of the first batch's classes below this share of ln K is taken for imbalance, not chance."""
+SCALED = 0.1
+"""A loss this far (relative) from the mean cross-entropy of its own outputs is a multiple of it."""
 QUIET, LOUD = 0.7, 5.0
 """Outputs of a smaller RMS cost about ln K whatever they are; larger ones cost about their own size."""
 
@@ -67,6 +69,10 @@ def _in_chain(v: Vitals, *words: str) -> bool:
 def _of_classes(v: Vitals, first: float, classes: int, seen: tuple[float, float] | None) -> Guess:
     """Guessing among ``classes``: ln K, or the entropy ``seen`` (with its relative error) where that is clearly lower."""
     price, doubt = math.log(classes), 0.0
+    scale = v.fact("loss", "scale")
+    if scale is not None and abs(scale - 1) > SCALED:
+        unbalanced = seen is not None and seen[0] < UNBALANCED * price
+        return Guess("classes", scale * (seen[0] if unbalanced else price), classes, seen[1] if unbalanced else 0.0)
     size = float(v.rms[0, v.executed[-1]]) if len(v.executed) else math.nan
     told = bool(v.chain) or "num_classes" in v.state
     # Independent outputs of variance s^2 cost ln K + s^2/2 to second order.

@@ -10,8 +10,9 @@ import numpy as np
 from core.diagnosis.curve import ASSUMED_SAMPLES, Curve
 from core.diagnosis.finding import Finding
 from core.diagnosis.rules_run import last_scores
+from core.diagnosis.thresholds import Thresholds
 from core.diagnosis.vitals import Vitals
-from core.outcome import chance_ceiling
+from core.outcome import chance_ceiling, converged_floor
 from core.schema import Outcome
 
 SEVERE = 1e-3
@@ -20,6 +21,8 @@ MOVED = 0.1
 """Hidden layers that have gone at least this far (sum of update ratios) have had their chance to leave a mild collapse."""
 WAKING = 3.0
 """Growth of a faint signal that random labels do not bring about."""
+RESTLESS = 0.03
+"""Updates of this share of the weights, step after step, settle nowhere; with random labels they are 0.01 at most."""
 STANDING = 0.03
 """A network whose fastest layer has not even gone this far (sum of update ratios) has hardly moved yet."""
 LEAST_PULL = 1e-2
@@ -33,6 +36,7 @@ class Picture:
     vitals: Vitals
     curve: Curve
     findings: Mapping[str, Finding]
+    thresholds: Thresholds
 
     def has(self, *ids: str) -> bool:
         return any(name in self.findings for name in ids)
@@ -73,11 +77,24 @@ class Picture:
         is right on as many: both samples' noise counts, 1 / (1/validation + 1/training) guesses.
         """
         scores = last_scores(self.vitals)
-        if scores is None or not self.curve.guess.classes:
+        if scores is None or not scores.accuracies or not self.curve.guess.classes:
             return False
         chance = self.vitals.state.get("chance") or 1 / self.curve.guess.classes
         validation = self.vitals.state.get("validation_samples") or ASSUMED_SAMPLES
         return scores.validation <= chance_ceiling(chance, 1 / (1 / validation + 1 / self.vitals.train_samples))
+
+    @property
+    def never_generalized(self) -> bool:
+        """Training left guessing behind, and no validation loss ever was below guessing's: what was learned was learned by heart.
+
+        An overconfident network may be right more often than its loss says: with an accuracy that has come ``SKILL`` of the way this is not said.
+        """
+        scores, price = last_scores(self.vitals), self.curve.chance
+        if scores is None or price is None or self.curve.guess.scaled or not self.has("train_validation_gap"):
+            return False
+        right = scores.accuracies and scores.validation >= converged_floor(1 / (self.curve.guess.classes or 2))
+        error = self.vitals.fact("loss", "constant_answer_error") or 0.0
+        return not right and scores.lowest_loss >= price - 2 * error
 
     # -- what was wrong from the start
 
@@ -117,7 +134,12 @@ class Picture:
 
     @property
     def faded(self) -> bool:
-        """The signal was gone at the first step, and more than an optimizer that moves the weights can make good."""
+        """The signal was gone at the first step, and more than an optimizer that moves the weights can make good.
+
+        Where the rule for the signal is switched off, as in a tool that has none, a gradient that vanished at the first step stands in.
+        """
+        if self.thresholds.signal_kept is None:
+            return self.at_first("vanishing_gradient")
         if not self.at_first("signal_collapse"):
             return False
         return float(self.vitals.kept[0]) < SEVERE or not (self.vitals.path >= MOVED or self.timid)
@@ -150,6 +172,11 @@ class Picture:
         """Updates are tiny because the learning rate (or clipping) is, not because the gradients are."""
         standing = self.vitals.update_fastest * self.curve.steps < STANDING
         return self.has("update_too_small") and standing and not self.vitals.pull < LEAST_PULL
+
+    @property
+    def restless(self) -> bool:
+        """Updates were too large and stayed large: what one batch teaches, the next one undoes, whatever the labels."""
+        return self.has("update_too_large") and self.vitals.update_usual >= RESTLESS
 
     @property
     def seen_inside(self) -> bool:

@@ -266,31 +266,58 @@ def input_out_of_range(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
 
 def train_validation_gap(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
     scores = last_scores(v)
-    if t.overfit_gap is None or scores is None or scores.gap < t.overfit_gap:
+    if t.overfit_gap is None or scores is None:
         return None
-    text = f"Training accuracy is {percent(scores.train)}, validation accuracy {percent(scores.validation)}."
-    return Finding("train_validation_gap", (), scores.gap, t.overfit_gap, source_of("overfit_gap", t), text)
+    gap = scores.gap(c.reference)
+    if gap < t.overfit_gap:
+        return None
+    text = (
+        f"Training accuracy is {percent(scores.train)}, validation accuracy {percent(scores.validation)}."
+        if scores.accuracies
+        else f"The training loss is {g(scores.train_loss)}, the validation loss {g(scores.last_loss)}."
+    )
+    return Finding("train_validation_gap", (), gap, t.overfit_gap, source_of("overfit_gap", t), text)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracies of the last epoch, and validation losses: the lowest and the last."""
+    """The last epoch's accuracies (NaN, or both zero, where there are none, as in a regression) and losses, and the validation losses' course.
+
+    ``lowest_loss``: the lowest validation loss; ``earlier_loss``: the lowest before the last epoch, NaN if there is but one.
+    """
 
     train: float
     validation: float
+    train_loss: float
     lowest_loss: float
+    earlier_loss: float
     last_loss: float
 
     @property
-    def gap(self) -> float:
-        return self.train - self.validation
+    def accuracies(self) -> bool:
+        return math.isfinite(self.train) and math.isfinite(self.validation) and max(self.train, self.validation) > 0
+
+    def gap(self, reference: float) -> float:
+        """By how much training is ahead of validation: in accuracy, else in loss as a share of guessing's (``reference``)."""
+        if self.accuracies:
+            return self.train - self.validation
+        gap = (self.last_loss - self.train_loss) / reference if reference > 0 else 0.0
+        return gap if math.isfinite(gap) else 0.0
 
 
 def last_scores(v: Vitals) -> Scores | None:
-    """Scores of the last epoch that has both accuracies; None if there is none."""
-    epochs = v.epochs.dropna(subset=["train_accuracy", "val_accuracy"]) if len(v.epochs) else v.epochs
-    if not len(epochs):
+    """Scores of the last epoch that has both accuracies, else both losses; None if there is none."""
+    for pair in (["train_accuracy", "val_accuracy"], ["train_loss", "val_loss"]):
+        epochs = v.epochs.dropna(subset=pair) if len(v.epochs) else v.epochs
+        if len(epochs):
+            break
+    else:
         return None
-    last, losses = epochs.iloc[-1], epochs["val_loss"].to_numpy(dtype=float)
-    lowest = float(np.nanmin(losses)) if np.isfinite(losses).any() else math.nan
-    return Scores(float(last["train_accuracy"]), float(last["val_accuracy"]), lowest, float(losses[-1]))
+    last, losses = epochs.iloc[-1], epochs["val_loss"].to_numpy(dtype=float, na_value=np.nan)
+    accuracies, train_loss = (last["train_accuracy"], last["val_accuracy"]), last["train_loss"]
+    numbers = (math.nan if value is None else float(value) for value in (*accuracies, train_loss))
+    return Scores(*numbers, _lowest(losses), _lowest(losses[:-1]), float(losses[-1]))
+
+
+def _lowest(losses: np.ndarray) -> float:
+    return float(np.nanmin(losses)) if np.isfinite(losses).any() else math.nan

@@ -64,6 +64,8 @@ class Thresholds:
     """Every line that a rule compares with. ``None``: the rule is off."""
 
     name: str = OURS_NAME
+    moved: frozenset[str] = frozenset()
+    """Lines that somebody has moved away from where ``name`` drew them."""
 
     # signals at the first recorded step
     signal_kept: float | None = limit(
@@ -116,6 +118,9 @@ class Thresholds:
     update_low: float | None = limit(
         5e-4, "Update too small", "The fastest layer's usual |change| / |weight| a step", 1e-12, 1e-2, log=True
     )
+    shrunk: float | None = limit(
+        0.6, "Weights shrunk", "The median layer's weights at the end, in units of their initial size", 0.01, 1.0
+    )
     frozen_share: float | None = limit(0.5, "Frozen weights", "Share of the weights that never move", 0.01, 1.0)
 
     # inputs
@@ -146,11 +151,16 @@ class Thresholds:
     )
 
     def replace(self, **changes: float | None) -> Thresholds:
-        """A copy with some lines moved; named as moved."""
-        return dataclasses.replace(self, **{"name": "moved", **changes})
+        """A copy with some lines moved."""
+        return dataclasses.replace(self, moved=self.moved | set(changes), **changes)
+
+    @property
+    def title(self) -> str:
+        """Whose they are, and whether any was moved."""
+        return f"{self.name}, {len(self.moved)} moved" if self.moved else self.name
 
 
-LIMITS: dict[str, Limit] = {f.name: Limit(name=f.name, **f.metadata) for f in dataclasses.fields(Thresholds) if f.name != "name"}
+LIMITS: dict[str, Limit] = {f.name: Limit(name=f.name, **f.metadata) for f in dataclasses.fields(Thresholds) if f.metadata}
 """Every threshold's declaration, by name, in order."""
 
 DEFAULT = Thresholds()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ USUAL_GROWTH = 100.0
 """Weights that have grown by less can turn no finite input of the usual size into an infinite output."""
 LEAST_BATCH = 4
 """In smaller batches units that are off for every sample are no rarity."""
+FAINTEST = 1e-12
+"""A signal smaller than this may be lost to rounding."""
 _REACH = np.finfo(np.float32).eps / 2
 """A relative change below this is rounded away in float32."""
 
@@ -201,7 +204,17 @@ class Vitals:
             if self.activations.get(name) in SMOOTH_RECTIFIERS and not self.normalized[j]:
                 with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
                     dead[:, j] = _normal_cdf((OFF - mean[:, j]) / std[:, j])
-        return dead
+        return np.where(self._cut & np.isnan(dead), 1.0, dead)
+
+    @cached_property
+    def _cut(self) -> np.ndarray:
+        """(steps, layers): True where nothing of a signal that the layer's output has gets into the next one, although that has
+        weights and the nonlinearity between them is none that is known: all units between them are off."""
+        signal, length, cut = self.rows.values["signal_std"], self.rows.values["weight_norm"], np.zeros(self.rows.values["signal_std"].shape, bool)
+        for layer, after in pairwise(self.executed):
+            if self.rows.names[layer] not in self.activations and not self.normalized[layer]:
+                cut[:, layer] = (signal[:, layer] > FAINTEST) & (signal[:, after] == 0) & (length[:, after] > 0)
+        return cut
 
     def saturated(self, from_input: float) -> np.ndarray:
         """(steps, layers): estimated share of a bounded nonlinearity's inputs beyond ``from_input`` (tanh; wider for others).
@@ -255,6 +268,13 @@ class Vitals:
         ratio = self.update_ratio[:, (self.rows.first("weight_norm") > 0)]
         ratio = ratio[:, ~np.isnan(ratio).all(0)] if ratio.size else ratio
         return float(np.nanmax(np.nanmedian(ratio, 0))) if ratio.size else float("nan")
+
+    @cached_property
+    def update_usual(self) -> float:
+        """The median of ``update_total`` over the second half of the run; NaN if not measured."""
+        late = self.update_total[len(self.update_total) // 2 :]
+        late = late[np.isfinite(late)]
+        return float(np.median(late)) if len(late) else float("nan")
 
     @cached_property
     def path(self) -> float:

@@ -155,7 +155,7 @@ def read(factory: Factory, sha256: str = "") -> bytes:
     try:
         source = factory.path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"cannot read {factory.path}: {error.strerror or error}") from None
+        raise ConfigError(f"cannot read {factory.path}: {error.strerror or error}; check the path and who may read it") from None
     found = hashlib.sha256(source).hexdigest()
     if sha256 and found != sha256:
         raise ConfigError(

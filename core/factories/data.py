@@ -49,7 +49,7 @@ def read(config: RunConfig, progress: Callable[[str], None] = lambda text: None)
     train, validation = splits
     if train.images.shape[1:] != validation.images.shape[1:]:
         shapes = " and ".join(str(tuple(part.images.shape[1:])) for part in splits)
-        raise ConfigError(f"{factory.title}: training and validation samples differ in shape: {shapes}")
+        raise ConfigError(f"{factory.title}: training and validation samples differ in shape: {shapes}; all must have one")
     named = [len(names) for part in sets if isinstance(names := getattr(part, "classes", None), (list, tuple))]
     classes = max([2, *named, *(int(part.labels.max()) + 1 for part in splits)])
     return RawData(train, validation, classes=classes, white=255.0 if train.images.dtype == torch.uint8 else 1.0)
@@ -87,7 +87,7 @@ def _gathered(factory: Factory, where: str, samples: Any, progress: Callable[[st
     with blamed(factory):
         count = len(samples)
     if not count:
-        raise ConfigError(f"{where} is empty")
+        raise ConfigError(f"{where} is empty; expected samples of every class")
     if isinstance(samples, TensorDataset) and len(samples.tensors) == 2 and samples.tensors[1].dim() == 1:
         _label(where, 0, samples.tensors[1][0])
         return samples.tensors[0].detach().cpu(), samples.tensors[1].detach().cpu()
@@ -118,7 +118,7 @@ def _split(where: str, inputs: Any, labels: Tensor, form: _Form) -> Split:
     if inputs.dtype != torch.uint8 and (inputs.is_floating_point() or inputs.dim() == 4):
         inputs = inputs.float()
         if not torch.isfinite(inputs).all():
-            raise ConfigError(f"{where} holds NaN or infinite values")
+            raise ConfigError(f"{where} holds NaN or infinite values; expected finite numbers")
     if labels.min() < 0:
         raise ConfigError(f"{where} has the label {int(labels.min())}; labels are whole numbers from 0")
     return Split(inputs, labels.long())

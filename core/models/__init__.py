@@ -31,7 +31,7 @@ def build(config: RunConfig, *, in_channels: int, num_classes: int, sample: torc
             model = own.build(config, in_channels=in_channels, num_classes=num_classes, sample=sample)
         else:
             if sample is not None and sample.dim() != 4:
-                raise ConfigError(f"{config.model} takes images (channels, height, width); {config.data} has samples {tuple(sample.shape[1:])}")
+                raise ConfigError(f"{config.model} takes images (channels, height, width); {config.data} has samples {tuple(sample.shape[1:])}; choose data of images, or a network of your own")
             model = _FACTORIES[config.model](config, in_channels, num_classes)
         inits.initialize(model, config.init, gain=config.gain, seed=config.init_seed, sample=sample)
     return model

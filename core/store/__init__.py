@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -29,8 +29,10 @@ from core.store.run import Cursor, Run, RunInfo
 from core.store.shared import folder_of, refresh, store_of
 from core.store.writer import RunWriter
 
-__all__ = ["RUN_ID", "Cursor", "Run", "RunInfo", "RunWriter", "Runs", "claimed", "default_root", "new_id", "own_process", "process_alive", "write_json"]
+__all__ = ["RECORDED", "RUN_ID", "Cursor", "Run", "RunInfo", "RunWriter", "Runs", "claimed", "default_root", "new_id", "own_process", "process_alive", "write_json"]
 
+RECORDED = "custom"
+"""What runs of somebody's own loop have for an initialization: a name that no config may choose."""
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
 
@@ -129,28 +131,34 @@ class Runs:
         refresh(self.root)
         if RUN_ID.fullmatch(run_id) and self._is_run(run_id):
             if os.path.islink(self.root / run_id):
-                raise RunFolderError(f"{run_id} in {self.shown} is a link, not a run folder; nothing is done through it")
+                raise RunFolderError(f"{run_id} in {self.shown} is a link, not a run folder; nothing is done through it. Move what it leads to here")
             return Run(self.root / run_id)
         newest = self.ids()[:5]
         there = "the newest are " + ", ".join(newest) if newest else "there are none yet"
         raise RunNotFound(f"no run {one_line(run_id)} in {self.shown}; {there}")
 
-    def select(self, expression: str) -> list[Run]:
-        """A run id, or a group such as ``init=default,sweep=ID``: every run whose config has these values.
+    def select(self, expression: str, among: Sequence[RunInfo] | None = None) -> list[Run]:
+        """A run id, or a group such as ``init=default,sweep=ID``: every run whose config has these values, the oldest first.
 
-        Raises RunNotFound if nothing fits, ConfigError for a field that does not exist.
+        Values may hold commas.
+
+        ``among``: the list of runs, newest first, for whoever has it already.
+
+        Raises RunNotFound if nothing fits, ConfigError for a field that does not exist or comes twice.
         """
         if "=" not in expression:
             return [self.get(expression)]
-        wanted = {}
-        for term in expression.split(","):
-            key, _, value = term.partition("=")
-            if key.strip() not in OPTIONS:
-                raise ConfigError(choose_from("config field", key.strip(), OPTIONS))
-            wanted[key.strip()] = OPTIONS[key.strip()].parse(value.strip())
+        wanted: dict[str, Any] = {}
+        for term in re.split(r",(?=[^,]*=)", expression):
+            key, _, value = (part.strip() for part in term.partition("="))
+            if key not in OPTIONS:
+                raise ConfigError(choose_from("config field", key, OPTIONS))
+            if key in wanted:
+                raise ConfigError(f"{one_line(expression)}: {key} is given twice; a run has one", key)
+            wanted[key] = value if (key, value) == ("init", RECORDED) else OPTIONS[key].parse(value)
         found = [
             info.run
-            for info in self.list()
+            for info in (self.list() if among is None else among)
             if info.config and all(_fits(info.config.get(key), value) for key, value in wanted.items())
         ]
         if not found:

@@ -42,7 +42,7 @@ def _locked(run: Run, path: Path, flags: int, wait: float) -> Iterator[None]:
     try:
         handle = os.open(path, flags | os.O_CLOEXEC, 0o666)
     except FileNotFoundError:
-        raise RunNotFound(f"run {run.id} is gone: somebody has deleted it") from None
+        raise RunNotFound(f"run {run.id} is gone: somebody has deleted it; choose another one") from None
     except OSError as error:
         raise RunFolderError(f"run {run.id} cannot be locked: {error.strerror or error}; check who may write into its folder") from None
     try:
@@ -56,7 +56,7 @@ def _locked(run: Run, path: Path, flags: int, wait: float) -> Iterator[None]:
                     raise RunStateError(f"another process is working on run {run.id}; wait for it, or stop the run") from None
                 time.sleep(POLL_SECONDS)
         if not _still_there(handle, path):
-            raise RunNotFound(f"run {run.id} is gone: somebody has deleted it")
+            raise RunNotFound(f"run {run.id} is gone: somebody has deleted it; choose another one")
         yield
     finally:
         os.close(handle)

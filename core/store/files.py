@@ -123,9 +123,9 @@ def read_small(path: Path) -> bytes:
     return data
 
 
-def stamp(path: Path) -> tuple[int, int] | None:
+def stamp(path: str | Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        found = os.stat(path)
         return found.st_mtime_ns, found.st_size
     except OSError:
         return None

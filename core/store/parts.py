@@ -59,8 +59,8 @@ def _listed(folder: Path, table: str) -> list[tuple[int, int, Path]]:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    matches = [(_PART.fullmatch(name), folder / name) for name in names]
-    return [(int(match[2]), int(match[3]), path) for match, path in matches if match and match[1] == table]
+    matches = [_PART.fullmatch(name) for name in names if name.startswith(table)]
+    return [(int(match[2]), int(match[3]), folder / match[0]) for match in matches if match and match[1] == table]
 
 
 def holds_through(final: Path) -> int:
@@ -70,7 +70,7 @@ def holds_through(final: Path) -> int:
     try:
         return held(opened(final).schema_arrow)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise RunFolderError(f"{final.parent.name}/{final.name} cannot be read, the file is damaged: {one_line(str(error))}") from None
+        raise RunFolderError(f"{final.parent.name}/{final.name} cannot be read, the file is damaged: {one_line(str(error))}; put back a copy of it, or delete the run") from None
 
 
 def held(schema: pa.Schema) -> int:

@@ -139,7 +139,7 @@ def _ask(runs: Runs, text: str, seconds: float, most: int) -> Answer:
             raise FileNotFoundError from None
         said = str(error).partition("\n")[0].replace(f"{runs.root.absolute()}/", "")[:300]
         if isinstance(error, pa.ArrowException) or _FROM_ARROW in said:
-            raise RunFolderError(f"the rows of a run cannot be read: {said.rpartition(_FROM_ARROW)[2]}") from None
+            raise RunFolderError(f"the rows of a run cannot be read: {said.rpartition(_FROM_ARROW)[2]}; the list of runs may say which") from None
         raise QueryError(f"{said}; the views are {described()}") from None
     finally:
         alarm.cancel()

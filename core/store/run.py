@@ -85,7 +85,7 @@ class Run:
         try:
             return RunConfig.from_dict(self.json_file("config.json").get("config"))
         except ConfigError as error:
-            raise RunFolderError(f"run {self.id}: config.json is not valid: {error}") from None
+            raise RunFolderError(f"run {self.id}: config.json is not valid: {error}; delete the run, or correct the file") from None
 
     def state(self) -> dict[str, Any]:
         """``status.json`` as readers should see it: ``stopping`` once asked to stop, ``crashed`` once its process is gone."""
@@ -166,7 +166,7 @@ class Run:
         try:
             yield
         except FileNotFoundError:
-            raise RunNotFound(f"run {self.id} is gone: somebody has deleted it") from None
+            raise RunNotFound(f"run {self.id} is gone: somebody has deleted it; choose another one") from None
         except OSError as error:
             reason = error.strerror or error
             raise RunFolderError(f"cannot {action} run {self.id}: {reason}; free space, or check who may write there") from None
@@ -277,7 +277,7 @@ class Run:
                 continue
             except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
                 # Damaged bytes come out of a parquet reader as almost anything.
-                raise RunFolderError(f"run {self.id}: {table} cannot be read, the file is damaged: {one_line(str(error))}") from None
+                raise RunFolderError(f"run {self.id}: {table} cannot be read, the file is damaged: {one_line(str(error))}; put back a copy of it, or delete the run") from None
         raise RunFolderError(f"run {self.id}: {table} cannot be read: its parts keep moving; try again")
 
     def _files(self, table: str, after: int) -> list[tuple[pq.ParquetFile, int]]:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from core.errors import RunFolderError
-from core.schema import LAYER_METRICS, TABLES
+from core.schema import LAYER_METRICS, MISSING, TABLES
 from core.store.files import overwrite_json, write_json
 from core.store.parts import MERGE_AT, SCHEMAS, concatenate, drop_parts, holds_through, part_name, parts, write_table
 from core.store.run import Run
 
 FLUSH_SECONDS = 0.5
-"""Rows wait at most this long plus one step before they are on disk."""
+"""Rows wait at most this long plus one step before they are on disk; the first one does not."""
 
 
 class RunWriter:
@@ -28,10 +31,10 @@ class RunWriter:
         self.run = run
         self._clock = clock
         self._state = run.json_file("status.json")
-        self._rows: dict[str, list[pa.RecordBatch]] = {name: [] for name in TABLES}
-        self._scalars: dict[str, list[tuple]] = {"steps": [], "epochs": []}
+        self._rows: dict[str, list[tuple]] = {name: [] for name in TABLES}
         self._next = {name: self._first_free(name) for name in TABLES}
-        self._flushed = clock()
+        self._live = {name: [part[:2] for part in parts(run.path / "parts", name)] for name in TABLES}
+        self._flushed = clock() - FLUSH_SECONDS  # the first row at once: somebody waits for it
 
     def _first_free(self, table: str) -> int:
         """Number of the next part. Parts that a compaction wrote down but did not live to delete go first: merged with a
@@ -42,17 +45,17 @@ class RunWriter:
 
     def step(self, *values: float) -> None:
         """One row of ``steps``, in the schema's column order."""
-        self._scalars["steps"].append(values)
+        self._rows["steps"].append(values)
 
     def epoch(self, *values: float) -> None:
         """One row of ``epochs``, in the schema's column order."""
-        self._scalars["epochs"].append(values)
+        self._rows["epochs"].append(values)
 
-    def layers(self, step: int, names: pa.Array, kinds: pa.Array, depths: pa.Array, values: Any) -> None:
-        """One row a layer. ``values``: one array for each of ``LAYER_METRICS``; ``names`` and ``kinds`` are dictionary arrays."""
-        columns = [pa.array([step] * len(depths), pa.int32()), names, depths, kinds]
-        columns += [pa.array(row, SCHEMAS["layers"].field(name).type) for name, row in zip(LAYER_METRICS, values, strict=True)]
-        self._rows["layers"].append(pa.record_batch(columns, schema=SCHEMAS["layers"]))
+    def layers(self, step: int, names: pa.DictionaryArray, kinds: pa.DictionaryArray, depths: pa.Array, values: Any) -> None:
+        """One row a layer. ``values``: (metrics, layers), one row for each of ``LAYER_METRICS``; None or ``MISSING`` is not measured."""
+        if not isinstance(values, np.ndarray):
+            values = [[MISSING if value is None else value for value in row] for row in values]
+        self._rows["layers"].append((step, names, kinds, depths, np.array(values, np.float32)))
 
     def flush_if_due(self) -> bool:
         """Write what waits if ``FLUSH_SECONDS`` have passed; whether it did."""
@@ -67,33 +70,35 @@ class RunWriter:
             waiting = self._take(table)
             if waiting is not None:
                 number = self._next[table]
-                write_table(waiting, self.run.path / "parts" / part_name(table, number, number))
+                write_table(waiting, self._part(table, number, number))
                 self._next[table] += 1
+                self._live[table].append((number, number))
                 self._merge(table)
         self.update()
         self._flushed = self._clock()
 
     def _take(self, table: str) -> pa.Table | None:
-        if table == "layers":
-            batches, self._rows[table] = self._rows[table], []
-            return pa.Table.from_batches(batches).unify_dictionaries() if batches else None
-        rows, self._scalars[table] = self._scalars[table], []
+        rows, self._rows[table] = self._rows[table], []
         if not rows:
             return None
+        if table == "layers":
+            return _layer_rows(rows)
         schema = SCHEMAS[table]
         return pa.table([pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), schema, strict=True)], schema=schema)
 
+    def _part(self, table: str, first: int, last: int) -> Path:
+        return self.run.path / "parts" / part_name(table, first, last)
+
     def _merge(self, table: str) -> None:
         """Make one part of the last ``MERGE_AT`` if they are equally large: the number of parts grows as a logarithm."""
-        while True:
-            last = parts(self.run.path / "parts", table)[-MERGE_AT:]
-            spans = {end - first for first, end, _ in last}
-            if len(last) < MERGE_AT or len(spans) > 1:
-                return
-            target = self.run.path / "parts" / part_name(table, last[0][0], last[-1][1])
-            concatenate([path for *_, path in last], target)
-            for *_, path in last:
-                path.unlink(missing_ok=True)
+        live = self._live[table]
+        while len(live) >= MERGE_AT and len({last - first for first, last in live[-MERGE_AT:]}) == 1:
+            pieces = [self._part(table, *span) for span in live[-MERGE_AT:]]
+            whole = live[-MERGE_AT][0], live[-1][1]
+            concatenate(pieces, self._part(table, *whole))
+            live[-MERGE_AT:] = [whole]
+            for piece in pieces:
+                piece.unlink(missing_ok=True)
 
     def note(self, **changes: Any) -> None:
         """Change the status in memory; the next flush writes it."""
@@ -132,6 +137,34 @@ class RunWriter:
             covered = holds_through(final)
             concatenate(sources + [path for _, end, path in live if end > covered], final, holds, SCHEMAS[table], durable=True)
         drop_parts(self.run.path / "parts", table, holds)
+        self._live[table] = []
+
+
+def _layer_rows(rows: Sequence[tuple]) -> pa.Table:
+    """Rows of ``layers`` from what ``RunWriter.layers`` was given, step by step."""
+    # Arrow objects cost more than the numbers in them, so they are made once for all steps that have the same layers.
+    groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: tuple(map(id, row[1:4])))]
+    return pa.Table.from_batches(list(map(_layer_batch, groups))).unify_dictionaries()
+
+
+def _layer_batch(rows: Sequence[tuple]) -> pa.RecordBatch:
+    (names, kinds, depths), schema = rows[0][1:4], SCHEMAS["layers"]
+    columns = [
+        np.repeat(np.array([row[0] for row in rows], np.int32), len(depths)),
+        _repeated(names, len(rows)),
+        np.tile(depths, len(rows)),
+        _repeated(kinds, len(rows)),
+    ]
+    for name, numbers in zip(LAYER_METRICS, np.stack([row[4] for row in rows], axis=1), strict=True):
+        flat = numbers.reshape(-1)
+        missing = flat == np.float32(MISSING)
+        kind = schema.field(name).type
+        columns.append(pa.array(np.where(missing, 0, flat) if pa.types.is_integer(kind) else flat, kind, mask=missing))
+    return pa.record_batch(columns, schema=schema)
+
+
+def _repeated(words: pa.DictionaryArray, times: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(np.tile(words.indices, times), words.dictionary)
 
 
 def set_status(run: Run, **changes: Any) -> None:

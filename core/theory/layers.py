@@ -12,15 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from core.errors import InitScopeError
+from core.errors import TheoryUnavailable
 from core.theory import geometry, kernels
 from core.theory.fields import FLAT, Array, Field, InputStats, Profile, lag_mean, unequal_of
 
 Pair = tuple[int, int]
-
-
-class TheoryUnavailable(InitScopeError):
-    """Theory does not cover this network; the message says what it does not know."""
 
 
 @dataclass(frozen=True)

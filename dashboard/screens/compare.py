@@ -12,7 +12,7 @@ from core.diagnosis.statistics import p_text
 from core.errors import InitScopeError
 from core.schema import COLUMN
 from core.store import RunInfo
-from dashboard import empty, layer_view, loaders, sides, text, theme
+from dashboard import empty, layer_view, loaders, luck, sentences, sides, text, theme
 from dashboard.figures import bands, base, curves, depth, heatmap, ratio, rows
 from dashboard.plot import plot
 
@@ -28,7 +28,7 @@ def page() -> None:
     above = st.container()
     a, b = _choose(choices, sides.suggested_pair(listed))
     try:
-        result = loaders.comparison(a, b)
+        result = loaders.comparison(a, b, listed)
     except InitScopeError as error:
         above.error(text.markdown(str(error)))
         return
@@ -76,6 +76,7 @@ def _verdict(result: Comparison) -> None:
         st.markdown(evidence)
     if result.warning:
         st.warning(text.markdown(result.warning), icon=":material/balance:")
+    luck.button(result, key="compare_luck")
     (ka, na), (kb, nb) = result.converged["a"], result.converged["b"]
     low, high = result.interval
     if na + nb > 2:
@@ -129,23 +130,24 @@ def _pictures(result: Comparison) -> None:
         key="ratio",
         alt="Log ratio of B to A for every layer and step",
     )
-    _curves(side_a + side_b)
+    _curves(dict(zip(result.labels, (side_a, side_b), strict=False)))
     plot(
-        depth.depth([base.subject(one_a), base.subject(one_b)], loaders.first_layers([one_a.run, one_b.run]), metric),
+        depth.depth([base.subject(one_a), base.subject(one_b)], loaders.first_layers([one_a.run, one_b.run], metric), metric),
         key="depth",
         alt=f"{COLUMN[metric].title} of every layer at the first step, both runs",
     )
 
 
-def _curves(infos: list[RunInfo]) -> None:
+def _curves(sides_by_label: dict[str, list[RunInfo]]) -> None:
+    infos = [info for side in sides_by_label.values() for info in side]
     subjects = [base.subject(info) for info in infos]
     steps = {info.run: loaders.frame(info.run, "steps") for info in infos}
     epochs = {info.run: loaders.frame(info.run, "epochs") for info in infos}
-    classes = next((info.state["num_classes"] for info in infos if info.state.get("num_classes")), 10)
+    classes = sentences.common_classes(infos)
     live = [info.run for info in infos if info.live]
     left, right = st.columns(2)
-    if len(infos) > 4:  # lines could not be told apart: median and range of each initialization
-        groups = {init: [steps[info.run] for info in infos if info.init == init] for init in dict.fromkeys(info.init for info in infos)}
+    if len(infos) > 4:  # lines could not be told apart: median and range of each side
+        groups = {label: [steps[info.run] for info in side] for label, side in sides_by_label.items()}
         for column, name in ((left, "loss"), (right, "accuracy")):
             with column:
                 plot(bands.bands(groups, name, classes=classes), key=f"compare_{name}", alt=f"{COLUMN[name].title} over seeds of both sides")
@@ -163,7 +165,7 @@ def _curves(infos: list[RunInfo]) -> None:
 def _differences(result: Comparison) -> None:
     st.subheader("What differs", anchor=False)
     if not result.changed_fields:
-        st.markdown("Nothing but chance: the two configurations are the same.")
+        st.markdown(sentences.nothing_differs(loaders.listed([*result.runs["a"], *result.runs["b"]])))
         return
     frame = pd.DataFrame(
         {

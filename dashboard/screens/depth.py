@@ -18,7 +18,8 @@ METRICS = ("grad_norm", "grad_rms", "activation_grad_rms", "signal_std")
 
 
 def page() -> None:
-    names = loaders.network_sweeps()
+    infos = loaders.listing()
+    names = loaders.network_sweeps(infos)
     above = st.container()
     if not names:
         above.title("Does the story hold?", anchor=False)
@@ -29,7 +30,7 @@ def page() -> None:
         _launcher("", [])
         return
     name = st.selectbox("Networks", names, key="depth_sweep", bind="query-params") if len(names) > 1 else names[0]
-    members = loaders.sweep_members(name)
+    members = loaders.sweep_members(infos, name)
     rows = depth.rows(members)
     with above:
         st.title(text.heading(depth.sentence(rows)), anchor=False)

@@ -13,6 +13,7 @@ from core.diagnosis.diagnose import Diagnosis
 from core.diagnosis.findings import Finding
 from core.diagnosis.thresholds import LIMITS, PRESETS, Limit, Thresholds
 from core.errors import InitScopeError
+from core.schema import Outcome
 from core.store import RunInfo
 from dashboard import access, empty, loaders, selection, sentences, text, theme
 
@@ -26,7 +27,7 @@ def page() -> None:
         empty.nothing_yet("Why did it not train?", "There is no run to diagnose yet.")
         return
     above = st.container()
-    info = selection.run(infos, selection.newest_or_live(infos)[0], key="diagnosis-run")
+    info = selection.run(infos, _suspect(infos), key="diagnosis-run")
     body = st.container()
     thresholds = _replay()
     try:
@@ -41,20 +42,25 @@ def page() -> None:
         _findings(found)
 
 
+def _suspect(infos: list[RunInfo]) -> str:
+    """The newest run that did not train, else the newest."""
+    return next((info.run for info in infos if info.outcome in (Outcome.NOT_CONVERGED, Outcome.DIVERGED)), infos[0].run)
+
+
 def _answer(info: RunInfo, found: Diagnosis) -> None:
     st.title(text.markdown(sentences.cause(found)), anchor=False)
     mark = theme.outcome_mark(str(found.outcome), "finished")
-    moved = "" if found.thresholds == Thresholds().name else f" · with {text.markdown(found.thresholds)} thresholds"
+    whose = "" if found.thresholds == Thresholds().title else f" · thresholds: {text.markdown(found.thresholds)}"
     st.caption(
         f"{text.markdown(info.name)} · {mark.text} · `{found.cause}` with {text.percent(found.confidence)} of its expected evidence"
-        f"{' · still running' if info.live else ''}{moved}"
+        f"{' · still running' if info.live else ''}{whose}"
     )
 
 
 def _remedy(info: RunInfo, found: Diagnosis) -> None:
     """What to do, and a button that does it: the same run, same seeds, same order of data, with the remedy."""
     with st.container(border=True):
-        st.markdown(f"**What would help.** {text.markdown(found.remedy.text)}")
+        st.markdown(f"**What would help.** {text.markdown(text.typeset(found.remedy.text))}")
         if not found.remedy.changes or not access.may_change():
             return
         changes = ", ".join(f"{OPTIONS[key].title.lower()} {_value(key, value)}" for key, value in found.remedy.changes.items())
@@ -90,7 +96,7 @@ def _findings(found: Diagnosis) -> None:
 def _finding(finding: Finding) -> None:
     """Title, evidence, threshold and its source."""
     with st.container(border=True):
-        st.markdown(f"**{finding.id.replace('_', ' ')}** · {text.markdown(finding.text)}")
+        st.markdown(f"**{finding.id.replace('_', ' ')}** · {text.markdown(text.typeset(finding.text))}")
         parts = []
         if finding.value is not None and finding.threshold is not None:
             parts.append(f"{text.number(finding.value)} against a threshold of {text.number(finding.threshold)} ({finding.source})")
@@ -107,26 +113,24 @@ def _finding(finding: Finding) -> None:
 def _replay() -> Thresholds:
     """Thresholds to diagnose with: another tool's, or moved by hand. Defaults are marked on each slider."""
     with st.expander("Move the thresholds", icon=":material/tune:"):
-        name = st.segmented_control("Whose thresholds", list(PRESETS), default=next(iter(PRESETS)), key="diagnosis_preset", required=True,
-                                    on_change=_forget_moves)
+        name = st.segmented_control("Whose thresholds", list(PRESETS), default=next(iter(PRESETS)), key="diagnosis_preset", required=True)
         base = PRESETS[name]
+        # The browser keeps a slider's position as long as it keeps its key: another tool's sliders and put-back ones need another.
+        key = f"limit_{name}_{st.session_state.get('diagnosis_resets', 0)}"
         moved = {}
         columns = st.columns(2)
-        for i, limit in enumerate(LIMITS.values()):
+        for i, limit in enumerate(limit for limit in LIMITS.values() if getattr(base, limit.name) is not None):
             usual = getattr(base, limit.name)
-            if usual is None:
-                continue
             with columns[i % 2]:
-                value = _slider(limit, usual)
+                value = _slider(limit, usual, f"{key}_{limit.name}")
             if not math.isclose(value, usual, rel_tol=1e-6):
                 moved[limit.name] = value
-        st.button("Back to the defaults", on_click=_forget_moves, disabled=not moved, key="diagnosis_reset")
+        st.button("Back to the defaults", on_click=_put_back, disabled=not moved, key="diagnosis_reset")
     return base.replace(**moved) if moved else base
 
 
-def _slider(limit: Limit, usual: float) -> float:
+def _slider(limit: Limit, usual: float, key: str) -> float:
     """One threshold; magnitudes move by powers of ten."""
-    key = f"limit_{limit.name}"
     label = f"{limit.title} (default {text.number(usual)})"
     help_text = f"{limit.help}. Source of the default: {limit.source}."
     if not limit.log:
@@ -136,9 +140,8 @@ def _slider(limit: Limit, usual: float) -> float:
     return usual if abs(exponent - math.log10(usual)) < 0.05 else 10**exponent
 
 
-def _forget_moves() -> None:
-    for name in LIMITS:
-        st.session_state.pop(f"limit_{name}", None)
+def _put_back() -> None:
+    st.session_state["diagnosis_resets"] = st.session_state.get("diagnosis_resets", 0) + 1
 
 
 page()

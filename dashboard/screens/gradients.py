@@ -6,7 +6,7 @@ import streamlit as st
 
 from core.errors import RunFolderError
 from core.schema import COLUMN
-from dashboard import empty, layer_view, loaders, selection, sentences, text
+from dashboard import access, empty, layer_view, loaders, pacing, selection, sentences, text
 from dashboard.figures import base, heatmap, layer_curve, rows
 from dashboard.plot import plot
 
@@ -29,9 +29,10 @@ def choose(point: dict, chosen: rows.Rows) -> None:
     layer_view.clicked(point, chosen, "gradients")
 
 
-@st.fragment(run_every=3 if info.live else None)
+@st.fragment(run_every=pacing.every(3) if info.live else None)
 def picture() -> None:
     """The map and the curve; a live run is read again every three seconds."""
+    access.gate()  # between two looks the session may have ended
     try:
         cells = loaders.cells(info.run, metric)
     except RunFolderError as error:

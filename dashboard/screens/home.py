@@ -10,7 +10,7 @@ import streamlit as st
 from core.catalog import init_title
 from core.schema import Status
 from core.store import RunInfo
-from dashboard import access, empty, loaders, run_actions, sides, text, theme
+from dashboard import access, empty, loaders, luck, run_actions, sides, text, theme
 
 PAGE_ROWS = 200
 
@@ -40,7 +40,9 @@ def _answer(infos: list[RunInfo]) -> None:
     st.title(f"{theme.VERDICTS[result.verdict].shape} {text.heading(result.headline)}", anchor=False)
     st.markdown("Is it the initialization, and did changing it fix it? That is the newest answer; the evidence is one click away.")
     a, b = sides.suggested_pair(infos)
-    st.page_link("screens/compare.py", label="See the evidence", icon=":material/compare:", query_params={"a": a, "b": b})
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.page_link("screens/compare.py", label="See the evidence", icon=":material/compare:", query_params={"a": a, "b": b})
+        luck.button(result, key="home_luck")
 
 
 def _first_time() -> None:

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.overhead                          # quick preset: quarter-width VGG16, 32x32, batch 64, one thread
     python -m tests.benchmarks.overhead --width 1 --rounds 20    # full width
+    python -m tests.benchmarks.overhead --precision bfloat16     # as the quick preset trains where the processor computes in it
     python -m tests.benchmarks.overhead --memory                 # peak memory of each variant, a process each
     python -m tests.benchmarks.overhead --parts                  # the time in each of the recorder's parts
 
@@ -13,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import functools
 import importlib.util
+import itertools
 import os
 import pstats
 import resource
@@ -29,9 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core import config, models
+from core import config, data, models, trainer
 from core.recorder import Recorder
-from core.trainer import channels_last
 
 TURN = 2
 """Steps of one variant before the next one's turn."""
@@ -121,22 +123,21 @@ def variants() -> dict[str, Watch]:
 
 
 def loop(options: argparse.Namespace, watch: Watch, folder: str) -> Iterator[None]:
-    """Training; one step at each ``next``."""
-    run = config.preset("quick").replace(width=options.width, image_size=options.size, init="kaiming_normal", batch_size=options.batch)
+    """Training on the digits of the quick preset; one step at each ``next``."""
+    run = config.quick().replace(width=options.width, image_size=options.size, init=options.init, batch_size=options.batch)
     model = models.build(run, in_channels=1, num_classes=10)
-    channels_last(model)
+    trainer.channels_last(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(options.batch, 1, options.size, options.size, generator=generator).to(memory_format=torch.channels_last)
-    y = torch.randint(10, (options.batch,), generator=generator)
     clock = OwnTime()
     watcher = watch(model, optimizer, folder, clock)
     next(watcher)
     try:
-        while True:
+        for x, y in itertools.cycle(batches(run)):
             clock.start()
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(x), y)
+            with trainer.precision(options.precision, x.device):
+                logits = model(x)
+            loss = F.cross_entropy(logits.float(), y)
             loss.backward()
             optimizer.step()
             watcher.send(loss)
@@ -144,6 +145,13 @@ def loop(options: argparse.Namespace, watch: Watch, folder: str) -> Iterator[Non
             yield
     finally:
         watcher.close()
+
+
+@functools.cache
+def batches(run: config.RunConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The first few full batches, ready to be trained on: what it costs to make them is not the question here."""
+    loaded = data.load(run.replace(train_samples=16 * run.batch_size))
+    return [(trainer.in_layout(images), labels) for images, labels in loaded.epoch(0) if len(labels) == run.batch_size]
 
 
 def in_turns(options: argparse.Namespace) -> None:
@@ -163,7 +171,8 @@ def in_turns(options: argparse.Namespace) -> None:
                     worked[name].append((time.process_time() - busy) / TURN)
         for loop_of in running.values():
             loop_of.close()
-    print(f"\nwidth {options.width}, {options.size}x{options.size}, batch {options.batch}, {options.threads} thread, {options.rounds} turns")
+    setting = f"width {options.width}, {options.size}x{options.size}, batch {options.batch}, {options.init}, {options.precision}"
+    print(f"\n{setting}, {options.threads} thread, {options.rounds} turns of {TURN} steps; load {os.getloadavg()[0]:.1f}")
     print("| variant | ms a step | ratio to plain, median (quartiles) | the same of processor time | fastest of each |\n|---|---|---|---|---|")
     for name, times in seconds.items():
         low, middle, high = statistics.quantiles(_ratios(times, seconds["plain"]), n=4)
@@ -182,7 +191,7 @@ def memory(options: argparse.Namespace) -> None:
     base = None
     for name in variants():
         command = [sys.executable, "-m", "tests.benchmarks.overhead", "--peak", name]
-        for key in ("width", "size", "batch", "threads"):
+        for key in ("width", "size", "batch", "threads", "init", "precision"):
             command += [f"--{key}", str(getattr(options, key))]
         peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
         base = base or peak
@@ -214,6 +223,8 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--init", default="kaiming_normal")
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="", help="beside plain, only variants whose name holds this")

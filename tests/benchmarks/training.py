@@ -79,7 +79,7 @@ def reader(run: RunConfig, device: torch.device) -> Iterator[None]:
 def ours(run: RunConfig, folder: str, record: bool = True) -> Iterator[None]:
     """The project's own training, recorder and all; one step at each ``next``."""
     made = Runs(folder).create(run.to_dict(), Status.RUNNING)
-    training = trainer._Training(made, RunWriter(made), lambda position, total: None)
+    training = trainer.Training(made, RunWriter(made), lambda position, total: None)
     training.model.train()
     with Recorder(training.model, training.optimizer, run=made, writer=training.writer, every=1 if record else 10**9) as recorder:
         for epoch in itertools.count():

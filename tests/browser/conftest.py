@@ -16,26 +16,27 @@ from pathlib import Path
 
 import psutil
 import pytest
-from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
+from playwright.sync_api import Browser, Page, TimeoutError, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+expect.set_options(timeout=60_000)  # five seconds by default, too few for a page on a busy machine
 
 
 class Server:
     """A dashboard process and its address."""
 
-    def __init__(self, runs: Path, **environment: str):
+    def __init__(self, runs: Path, script: str | Path = "dashboard/Home.py", port: int = 0, **environment: str):
         self.runs = runs
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = runs.parent / f"{runs.name}-server.log"
         with open(self.log, "ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "streamlit", "run", "dashboard/Home.py", "--server.port", str(self.port), "--server.headless", "true"],
+                [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(self.port), "--server.headless", "true"],
                 cwd=ROOT,
                 env={**os.environ, "INITSCOPE_RUNS": str(runs), "PYTHONPATH": "", **environment},
                 stdout=output,
@@ -104,7 +105,7 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
     """A fresh tab of 1280 x 900; console errors fail the test at its end."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     tab = context.new_page()
-    tab.set_default_timeout(30_000)
+    tab.set_default_timeout(90_000)
     problems: list[str] = []
     tab.on("pageerror", lambda error: problems.append(str(error)))
     yield tab

@@ -9,7 +9,7 @@ import pytest
 from core.config import RunConfig
 from core.diagnosis.compare import SIGNIFICANT, compare, gradient_ratios, judge_rates
 from core.diagnosis.statistics import fisher_exact, newcombe
-from core.errors import RunFolderError
+from core.errors import ConfigError, RunFolderError
 from core.schema import LAYER_METRICS, Outcome, Status, Verdict
 from core.store import Run, Runs, RunWriter
 from tests.core.test_store import DEPTHS, KINDS, NAMES
@@ -143,13 +143,48 @@ def test_fairness(made):
     }.items():
         unfair = answer({}, {"init": "zeros", field: value})
         assert not unfair.fair and field in unfair.warning and unfair.changed_fields[field][1] == value
-    assert answer({}, {}).headline.startswith("fixed: 1 of 1 converge with default · seed 0")
+    assert answer({}, {}).headline.startswith("fixed: 1 of 1 converge with B, 0 of 1 with A"), "two runs of one name"
     assert "converge with learning_rate 0.1, 0 of 1 with learning_rate 0.001" in answer({}, {"learning_rate": 0.1}).headline
     groups = compare(
         [made("converged", init_seed=s) for s in (0, 1)],
         [made("converged", init_seed=s, learning_rate=0.1 * (s + 1)) for s in (0, 1)],
     )
     assert groups.changed_fields == {"learning_rate": [0.001, [0.1, 0.2]]}
+
+
+def test_few_seeds_are_said_to_be_few(made):
+    """Unanimous is not yet significant; a single seed on one side is an anecdote; what is left out is counted."""
+    bad = [made("not_converged", init_seed=s) for s in range(3)]
+    good = [made("converged", init="zeros", init_seed=s) for s in range(3)]
+    assert compare(bad, good).headline == "fixed: 3 of 3 converge with zeros, 0 of 3 with default (p = 0.1: too few seeds to rule out luck)"
+    assert compare(bad, good[:1]).headline == "fixed: 1 of 1 converge with zeros, 0 of 3 with default (p = 0.25; one seed with zeros: an anecdote)"
+    waiting = made("undecided", init_seed=7)
+    assert compare([*bad, waiting], good).headline.endswith("luck; 1 undecided, failed or unfinished not counted)")
+
+
+def test_a_seed_that_ran_twice_counts_once(made, runs):
+    again = [made("not_converged", steps=()), made("not_converged", steps=(), stop_when_certain=True), made(None, steps=(), status=Status.FAILED)]
+    answer = compare(again, [made("converged", init="zeros", steps=())])
+    assert answer.converged == {"a": [0, 1], "b": [1, 1]} and "anecdote" in answer.headline
+    mine = [runs.create({"init": "custom", "name": "mine"}, Status.FINISHED, outcome="converged") for _ in range(3)]
+    assert compare(mine, again).converged["a"] == [3, 3], "a loop of somebody's own tells no seed"
+
+
+def test_a_run_on_both_sides_is_refused(made):
+    run, other = made("converged", steps=()), made("converged", init="zeros", steps=())
+    with pytest.raises(ConfigError, match=rf"run {run.id} is on both sides"):
+        compare([run, other], [run])
+
+
+def test_sides_that_mix_networks_unevenly_are_unfair(made):
+    """Default weights on five easy networks and a hard one, Kaiming's on one and five: the networks decide, not the weights."""
+
+    def side(outcome: str, init: str, **models: int) -> list[Run]:
+        return [made(outcome, init=init, model=m, init_seed=s, steps=()) for m, n in models.items() for s in range(n)]
+
+    uneven = compare(side("converged", "default", vgg11=3, vgg19=1), side("not_converged", "zeros", vgg11=1, vgg19=3))
+    assert not uneven.fair and "mix several values of model" in uneven.warning and "model" not in uneven.changed_fields
+    assert compare(side("converged", "default", vgg11=2, vgg19=2), side("not_converged", "zeros", vgg11=1, vgg19=1)).fair
 
 
 def test_gradients_that_have_no_logarithm(made):

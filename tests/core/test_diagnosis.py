@@ -242,7 +242,9 @@ class TestReplay:
         found = ask(noisy(2.3, 2.3), DEFAULT.replace(signal_kept=0.5), **rows)
         finding = next(f for f in found.findings if f.id == "signal_collapse")
         assert finding.threshold == 0.5 and finding.value == pytest.approx(0.3)
-        assert found.thresholds == finding.source == "moved"
+        assert (found.thresholds, finding.source) == ("InitScope, 1 moved", "moved by hand")
+        plateau = next(f for f in found.findings if f.id == "loss_plateau_at_chance")
+        assert plateau.source == "TheDeepChecker", "a line that nobody moved keeps its source"
 
     @pytest.mark.parametrize("name", LIMITS)
     def test_every_threshold_can_be_switched_off(self, name: str) -> None:

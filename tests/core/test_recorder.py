@@ -245,7 +245,7 @@ def test_names_of_layers_and_runs_are_kept_as_they_are(tmp_path):
 
 def test_the_sparkline_is_short_and_covers_the_run(tmp_path):
     model = nn.Linear(1, 1)
-    with Recorder(model, runs=tmp_path) as recorder:
+    with pytest.warns(UserWarning, match="finds no gradient"), Recorder(model, runs=tmp_path) as recorder:
         for i in range(1000):
             recorder.step(float(i))
     curve = recorder.run.state()["curve"]

@@ -59,6 +59,46 @@ def test_models_that_cannot_be_recorded(tmp_path):
     refused(tmp_path, ConfigError, "no layer's name matches 'conv.'; there are 0, 2", lambda: Recorder(model, runs=tmp_path, layers="conv*"))
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.jit's own
+def test_models_whose_weights_cannot_be_followed(tmp_path):
+    """What would be wrong or fatal in the loop is refused before it: scripted modules, weights spread over processes."""
+    scripted = nn.Sequential(nn.Linear(2, 2), torch.jit.script(net()))
+    refused(tmp_path, ConfigError, r"^1 was made by torch.jit.script .* record the model it was made from", lambda: Recorder(scripted, runs=tmp_path))
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+        for spread in (fully_shard(net()), FullyShardedDataParallel(net(), use_orig_params=True, device_id=torch.device("cpu"))):
+            refused(tmp_path, RecordingError, "spread over processes .* DistributedDataParallel", lambda spread=spread: Recorder(spread, runs=tmp_path))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_losses_that_are_no_number(tmp_path):
+    model = net()
+    for loss, why in (
+        (torch.ones(6), r"one real number, not a torch.float32 tensor of shape \(6,\); give its mean"),
+        (torch.tensor(1j), "not a torch.complex64 tensor"),
+        (None, "or a tensor of one, not NoneType"),
+    ):
+        with pytest.raises(RecordingError, match=why) as caught, Recorder(model, sgd(model), runs=tmp_path) as recorder:
+            recorder.step(loss)
+        assert one_line(caught.value) and recorder.run.state()["status"] == "failed"
+    with pytest.raises(RecordingError, match="takes the accuracy as one real number"), Recorder(model, runs=tmp_path) as recorder:
+        recorder.step(1.0, "90 %")
+
+
+def test_a_loop_that_leaves_no_gradient_is_told_once(tmp_path):
+    model = net()
+    with warnings.catch_warnings(record=True) as told, Recorder(model, runs=tmp_path) as recorder:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            torch.func.grad(lambda w: F.cross_entropy(torch.func.functional_call(model, w, (X,)), Y))(dict(model.named_parameters()))
+            recorder.step(1.0)
+    (only,) = told
+    assert "finds no gradient" in str(only.message) and only.filename == __file__
+
+
 def test_an_optimizer_of_another_model_is_told_and_diagnosed(tmp_path):
     """A warning, not an error: the loop is left as it is, and the run's diagnosis will say the same."""
     model = net()

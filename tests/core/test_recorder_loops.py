@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import math
 import os
@@ -362,7 +363,86 @@ def test_two_backward_passes_through_one_forward_pass(tmp_path):
     follow(tmp_path, mlp(), MLP, step, only=WEIGHT | OUTPUT - {"activation_grad_rms"})
 
 
+def test_an_optimizer_for_each_parameter_stepped_in_the_backward_pass(tmp_path):
+    """PyTorch's way to save memory: no gradient is left when the pass ends."""
+    plain = Plain(twin := mlp(), MLP)
+    simple(twin, sgd(twin), plain.look)
+    model = mlp()
+    optimizers = {p: torch.optim.SGD([p], lr=0.1, momentum=0.9) for p in model.parameters()}
+
+    def update(parameter):
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(update)
+    with Recorder(model, list(optimizers.values()), runs=tmp_path) as recorder:
+        loss = F.cross_entropy(model(batch()[0]), batch()[1])
+        loss.backward()
+        recorder.step(loss)
+    assert all(p.grad is None for p in model.parameters())
+    assert_same(recorded(recorder), plain.rows())
+
+
+def test_fast_weights(tmp_path):
+    """Meta-learning: the loss of weights that are a function of the model's, called through ``functional_call``."""
+
+    def step(model, optimizer, look):
+        x, y = batch()
+        slow = dict(model.named_parameters())
+        loss = F.cross_entropy(torch.func.functional_call(model, slow, (x,)), y)
+        slopes = torch.autograd.grad(loss, list(slow.values()), create_graph=True)
+        fast = {name: weight - 0.1 * slope for (name, weight), slope in zip(slow.items(), slopes, strict=True)}
+        loss = F.cross_entropy(torch.func.functional_call(model, fast, (x,)), y)
+        loss.backward()
+        look()
+        optimizer.step()
+        return loss
+
+    model, plain = mlp(), Plain(twin := mlp(), MLP)
+    step(twin, sgd(twin), plain.look)
+    optimizer = sgd(model)
+    with Recorder(model, optimizer, runs=tmp_path) as recorder:
+        recorder.step(step(model, optimizer, lambda: None))
+    found = {layer: {metric: row[metric] for metric in WEIGHT} for layer, row in recorded(recorder).items()}
+    assert_same(found, plain.rows(), only=WEIGHT)
+
+
+def test_two_recorders_at_once(tmp_path):
+    """One within the other on one model, and two models beside each other."""
+    model, other = mlp(), mlp(seed=1)
+    optimizer, others = sgd(model), sgd(other)
+    plain = Plain(twin := mlp(), MLP)
+    twins, expected = sgd(twin), []
+    with Recorder(model, optimizer, runs=tmp_path) as outer, Recorder(other, others, runs=tmp_path) as beside:
+        with Recorder(model, optimizer, runs=tmp_path, every=2) as inner:
+            for _ in range(3):
+                plain.begin()
+                simple(twin, twins, plain.look)
+                expected.append(plain.rows())
+                loss = simple(model, optimizer, lambda: None)
+                beside.step(simple(other, others, lambda: None))
+                outer.step(loss)
+                inner.step(loss)
+        beside.step(simple(other, others, lambda: None))
+    for k, rows in enumerate(expected):
+        assert_same(recorded(outer, k), rows)
+    assert_same(recorded(inner), expected[2])
+    assert inner.run.read("steps")["step"].to_pylist() == [0, 2] and len(beside.run.read("steps")) == 4
+
+
 # ---------------------------------------------------------------- models
+
+
+def test_rectifiers_that_write_over_their_input(tmp_path):
+    plain = Plain(twin := mlp(), MLP)
+    simple(twin, sgd(twin), plain.look)
+    model = mlp()
+    model[1].inplace = True
+    optimizer = sgd(model)
+    with Recorder(model, optimizer, runs=tmp_path) as recorder:
+        recorder.step(simple(model, optimizer, lambda: None))
+    assert_same(recorded(recorder), plain.rows())
 
 
 def test_frozen_layers_and_one_that_thaws(tmp_path):
@@ -425,10 +505,16 @@ def test_outputs_of_every_shape(tmp_path):
     class Output(dict):  # transformers' ModelOutput: a mapping with attributes
         __getattr__ = dict.__getitem__
 
+    @dataclasses.dataclass
+    class Logits:
+        aux: Tensor
+        logits: Tensor
+
     forms = {
         "tuple": (lambda x: (x, x.sum()), lambda o: o[0]),
         "mapping": (lambda x: {"aux": x.sum(), "logits": x}, lambda o: o["logits"]),
         "attributes": (lambda x: Output(loss=x.mean(), logits=x), lambda o: o.logits),
+        "dataclass": (lambda x: Logits(x.sum(), x), lambda o: o.logits),
     }
     for name, (form, take) in forms.items():
 
@@ -683,7 +769,7 @@ def test_distributed_data_parallel(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     script = textwrap.dedent(WORKER)
     workers = [subprocess.Popen([sys.executable, "-c", script, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    assert [worker.wait(timeout=600) for worker in workers] == [0, 0]
     from core.store import Runs
 
     (info,) = Runs(tmp_path / "runs").list()

@@ -196,14 +196,16 @@ def test_a_reader_in_another_process_sees_a_live_run_whole(run, runs, python):
     assert_whole(run, 800)
 
 
-def test_rows_wait_at_most_half_a_second_and_one_step(run):
+def test_rows_wait_at_most_half_a_second_and_one_step_and_the_first_not_at_all(run):
     now = [0.0]
     writer = RunWriter(run, clock=lambda: now[0])
     write_step(writer, 0)
-    now[0] = writing.FLUSH_SECONDS - 0.01
-    assert not writer.flush_if_due() and len(run.read("steps")) == 0
-    now[0] += 0.02
     assert writer.flush_if_due() and len(run.read("steps")) == 1
+    write_step(writer, 1)
+    now[0] = writing.FLUSH_SECONDS - 0.01
+    assert not writer.flush_if_due() and len(run.read("steps")) == 1
+    now[0] += 0.02
+    assert writer.flush_if_due() and len(run.read("steps")) == 2
     assert writing.FLUSH_SECONDS <= 1
 
 
@@ -472,6 +474,7 @@ def test_select(runs):
         for seed in (0, 1)
     ]
     other = runs.create(RunConfig(learning_rate=0.01))
+    mine = runs.create({"init": "custom", "name": "my net, wide"})
 
     def ids(expression):
         return {run.id for run in runs.select(expression)}
@@ -480,13 +483,15 @@ def test_select(runs):
     assert ids("init=default,sweep=S 1") == {made[0].id, made[1].id}
     assert ids("init = kaiming_normal , init_seed = 1") == {made[3].id}
     assert ids("tags=b") == {made[1].id, made[3].id} and ids("learning_rate=1e-2") == {other.id}
+    assert ids("tags=a,b") == ids("tags=b") and ids("name=my net, wide") == ids("init=custom") == {mine.id}
     assert ids("max_steps=none,batch_norm=false") == {run.id for run in [*made, other]}
     for expression, error, said in (
         ("nope", RunNotFound, "no run 'nope'"),
         ("init=zeros", RunNotFound, "fits init=zeros"),
         ("init=nope", ConfigError, "unknown init"),
         ("inot=default", ConfigError, 'did you mean "init"'),
-        ("init=default,", ConfigError, "config field"),
+        ("init=default,", ConfigError, "unknown init 'default,'"),
+        ("init=default,init=zeros", ConfigError, "init is given twice"),
         ("=", ConfigError, "config field"),
     ):
         with pytest.raises(error, match=said):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from core.diagnosis.statistics import wilson
-from dashboard.figures import networks, strips
+from dashboard.figures import bands, networks, strips
 
 
 def _family_rows() -> list[dict]:
@@ -42,3 +42,14 @@ def test_strips():
     assert np.nansum(special[1]) == strips.COLUMNS // 3 and np.isnan(special[0]).all(), "an exact zero has its own colour"
     assert "fc, layer 2 of 2: 1" in drawn.data[0].text[0, -1]
     assert strips.strips([], "grad_norm").layout.meta["blank"]
+
+
+def test_bands_go_on_where_half_of_the_seeds_go_on():
+    """A run that has just begun, or ended early, cuts nobody off; without a number there is no point."""
+    def run(*losses: float) -> pd.DataFrame:
+        return pd.DataFrame({"step": range(len(losses)), "loss": losses})
+
+    [band] = bands.bands_data({"default": [run(3, 2, 1, 1), run(2, 2, 3, np.nan), run(1), run()], "zeros": [run(np.nan)]})
+    assert band.init == "default" and band.runs == 3
+    np.testing.assert_array_equal(np.array([band.steps, band.low, band.median, band.high]), [[0, 1, 2, 3], [1, 2, 1, 1], [2, 2, 2, 1], [3, 2, 3, 1]])
+    assert not bands.bands({"default": [run(3, 2)]}).layout.meta and bands.bands({}).layout.meta["blank"]

@@ -44,7 +44,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def ask(server: Server, path: str, method: str = "GET", body: str | None = None, **headers: str) -> tuple[int, dict[str, str], str]:
     """(status, headers in lower case, text); ``Host`` and others are sent exactly as given."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=240)
     connection.putrequest(method, path, skip_host=True)
     given = {"Host": f"127.0.0.1:{server.port}", **{name.replace("_", "-"): value for name, value in headers.items()}}
     if body is not None:
@@ -146,12 +146,19 @@ def test_errors_tell_nothing_of_the_machine(server):
             assert status != 500 and not [word for word in told if word in text], (method, path, status, text[:300])
 
 
+def test_nothing_is_uploaded(server, locked):
+    """No page takes a file, so nobody's file is kept."""
+    for method in ("GET", "PUT", "POST", "DELETE"):
+        assert ask(server, "/_stcore/upload_file/session/file", method)[::2] == (403, "nothing is uploaded here")
+        assert ask(locked, "/_stcore/upload_file/session/file", method)[0] == 403
+
+
 # -- passwords
 
 
-def signed_in(server: Server, password: str) -> str:
+def signed_in(server: Server, password: str, **headers: str) -> str:
     """The cookie of a session, or an empty text."""
-    status, headers, _ = ask(server, "/sign-in", "POST", "password=" + urllib.parse.quote_plus(password))
+    status, headers, _ = ask(server, "/sign-in", "POST", "password=" + urllib.parse.quote_plus(password), **headers)
     if status != 303:
         assert status == 403 and "set-cookie" not in headers
         return ""
@@ -186,9 +193,11 @@ def test_a_password_opens_one_session(locked):
     assert ask(locked, "/sign-out", Cookie=cookie)[0] == 303
     assert ask(locked, "/live", Cookie=cookie)[0] == 401 and not opens(locked, Cookie=cookie), "ended on the server, not only in the browser"
     assert opens(locked, Cookie=other), "another session goes on"
+    again = signed_in(locked, READER, Cookie=other)
+    assert opens(locked, Cookie=again) and not opens(locked, Cookie=other), "signing in anew ends the session there was: a planted cookie opens nothing"
     # Another site can neither sign anybody in nor use a session.
     assert ask(locked, "/sign-in", "POST", f"password={PASSWORD}", Origin="http://evil.example")[0] == 403
-    assert not opens(locked, Cookie=other, Origin="http://evil.example")
+    assert not opens(locked, Cookie=again, Origin="http://evil.example")
 
 
 @pytest.mark.parametrize("target", ["//evil.example", "https://evil.example", "/\\evil.example", "javascript:alert(1)", "/%0d%0aSet-Cookie:x=1"])

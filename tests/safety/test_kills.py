@@ -12,14 +12,14 @@ from core.errors import ConfigError, RunFolderError, RunStateError
 from core.store.files import own_process, process_alive
 from tests.safety.kills import kill, same_curve, start, temporaries
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 CONFIG = RunConfig(model="vgg11", width=0.0625, image_size=32, train_samples=320, batch_size=16, epochs=4, threads=1, dropout=0.3)
 
 
 def test_killed_anywhere_and_resumed_to_the_same_curve(runs, tmp_path):
-    from core.launcher import _load_for_workers
+    from core.engines.local import load_for_workers
 
-    _load_for_workers()
+    load_for_workers()
     run, whole, notes = runs.create(CONFIG), runs.create(CONFIG), tmp_path / "notes"
     kills = []
     for how in ({"after": 0.05}, {"at": "writing the checkpoint"}, {"at": "writing a part"}, {"after": 0.6}, {"at": "compacting"}):
@@ -88,11 +88,12 @@ def test_the_queue_keeps_its_order_when_the_clock_is_set_back(runs, tiny, monkey
     import time
 
     from core import launcher
+    from core.engines import queue
 
     made = [runs.create(tiny(init_seed=seed)) for seed in range(3)]
     for run, now in zip(made, (5 * 10**18, 10**18, 2 * 10**18), strict=True):
         monkeypatch.setattr(time, "time_ns", lambda now=now: now)
-        launcher._mark(runs, run)
+        queue.mark(runs, [run])
     assert launcher.queued(runs) == [run.id for run in made]
 
 

@@ -6,9 +6,10 @@ import pytest
 
 from core import launcher, limits
 from core.config import RunConfig, quick, tutorial_224
+from core.engines.local import Local
+from core.engines.supervisor import Supervisor
 from core.errors import LimitExceeded
 from core.memory import estimate, size
-from core.store.files import own_process
 
 
 @pytest.mark.parametrize(
@@ -39,14 +40,15 @@ def test_the_command_line_says_it_in_one_line(cli, runs):
 def test_concurrent_runs(runs, monkeypatch):
     """More threads than runs allowed: the supervisor keeps to the runs."""
     monkeypatch.setenv("INITSCOPE_SLOTS", "8")
-    supervisor = launcher.Supervisor(runs)
+    supervisor = Supervisor(runs, Local())
     for seed in range(2):
-        supervisor.children[seed] = runs.create(quick().replace(init_seed=seed), "running", **own_process())
-    assert supervisor._fits(1)
+        supervisor.carried[str(seed)] = quick().to_dict()
+    one = quick().to_dict()
+    assert supervisor._fits(one)
     monkeypatch.setenv("INITSCOPE_MAX_RUNS", "2")
-    assert not supervisor._fits(1)
-    supervisor.children.popitem()
-    assert supervisor._fits(1)
+    assert not supervisor._fits(one)
+    supervisor.carried.popitem()
+    assert supervisor._fits(one)
 
 
 @pytest.mark.parametrize("changes", [{}, {"batch_norm": True}, {"dropout": 0.5, "model": "vgg11", "in_channels": 3}, {"image_size": 64, "num_classes": 12}])

@@ -1,0 +1,24 @@
+"""How many processor threads may train at once on this machine, and how many of them a run takes."""
+
+from __future__ import annotations
+
+import os
+
+
+def slots() -> int:
+    """How many processor threads may train at once: ``INITSCOPE_SLOTS``, else the cores this process may use."""
+    wanted = os.environ.get("INITSCOPE_SLOTS", "")
+    return max(1, int(wanted)) if wanted.isdecimal() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes_of(config: object) -> int:
+    """Processes that train a run with this config (a mapping) together."""
+    wanted = config.get("processes") if isinstance(config, dict) else 1
+    return wanted if isinstance(wanted, int) and wanted > 0 else 1
+
+
+def threads_of(config: object, whole: int | None = None) -> int:
+    """Threads that a run with this config (a mapping) takes from a machine of ``whole`` threads (None: this one), over all its processes."""
+    whole = slots() if whole is None else whole
+    wanted = config.get("threads") if isinstance(config, dict) else 0
+    return min(wanted * processes_of(config), whole) if isinstance(wanted, int) and wanted > 0 else whole

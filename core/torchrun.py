@@ -1,0 +1,137 @@
+"""Starts the ranks of one run with torchrun's process launcher, and says why one of them died.
+
+The process that starts them holds the run's claim and trains nothing: when a rank dies it ends the others and writes the reason, and
+when it dies itself they follow. Ranks meet through a file, so no port is opened beyond loopback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure, record
+
+from core import errors, factories
+from core.errors import InitScopeError, TrainingFailed
+from core.schema import Outcome
+from core.store import Run, RunWriter
+from core.store.files import number
+
+if TYPE_CHECKING:
+    from core.trainer import Position
+
+POLL_SECONDS = 0.1
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def train(run: Run, progress: Callable[[Position, int], None]) -> Outcome:
+    """Train ``run`` with ``config.processes`` ranks and wait for them.
+
+    Raises what the first of them to fail has raised, if that is one of ours, and TrainingFailed for any other end.
+    """
+    count = run.config().processes
+    with tempfile.TemporaryDirectory(prefix="initscope-ranks-") as folder:
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        arguments = ("-m", "core.torchrun", str(run.path.resolve()), str(os.getpid()), os.path.join(folder, "meeting"))
+        with _own_signals():
+            ranks = start_processes(
+                name="rank",
+                entrypoint=sys.executable,
+                args=dict.fromkeys(range(count), arguments),
+                envs={rank: {"RANK": str(rank), "WORLD_SIZE": str(count), "PYTHONPATH": path} for rank in range(count)},
+                logs_specs=DefaultLogsSpecs(log_dir=folder),
+            )
+        try:
+            while (result := ranks.wait(POLL_SECONDS, POLL_SECONDS)) is None:
+                _pass_on(run, progress)
+        finally:
+            ranks.close(signal.SIGKILL)
+        if result.is_failed():
+            raise what_happened(result.failures, count)
+    return Outcome(run.json_file("status.json")["outcome"])
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep torch from taking the signals over, and from reporting on standard error what is reported here."""
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _pass_on(run: Run, progress: Callable[[Position, int], None]) -> None:
+    """Tell the parent's listener how far the first rank has come, by what it has written."""
+    from core.trainer import Position
+
+    state = run.json_file("status.json")
+    if total := state.get("total_steps"):
+        progress(Position(step=state["step"], epoch=state.get("epoch") or 0, loss_sum=number(state.get("loss")) or 0.0, samples=1), total)
+
+
+def what_happened(failures: Mapping[int, ProcessFailure], count: int) -> InitScopeError:
+    """The error behind the ends of the ranks. One death is followed by others: the ranks that are left lose their connection, or are ended by us."""
+    killed = [rank for rank, failure in failures.items() if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM]
+    told = sorted((rank for rank, failure in failures.items() if os.path.isfile(failure.error_file)), key=lambda rank: os.stat(failures[rank].error_file).st_mtime_ns)
+    if told and not killed:
+        kind, _, text = failures[told[0]].message["message"].partition(": ")
+        return getattr(errors, kind, TrainingFailed)(text)
+    rank = [*killed, *failures][0]
+    code = failures[rank].exitcode
+    how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exited with status {code} without a word"
+    return TrainingFailed(f"rank {rank} of {count} {how}; the others were ended, and resuming goes on from the checkpoint")
+
+
+# ---------------------------------------------------------------- a rank
+
+
+@record
+def main(path: str, parent: str, meeting: str) -> None:
+    """The life of one rank; what it raises reaches the parent through a file that ``record`` writes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, whose stop request all ranks follow together
+    threading.Thread(target=_follow, args=(int(parent),), daemon=True).start()
+    from core import ranks
+    from core.trainer import Training, pick_device, reason
+    from core.worker import logging_to, output_to
+
+    run = Run(path)
+    output_to(run)
+    with logging_to(run), factories.trusted():
+        try:
+            rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            together = ranks.join(rank, count, meeting, pick_device(run.config().device))
+            Training(run, RunWriter(run) if together.first else None, ranks=together).go()
+            ranks.leave()
+        except InitScopeError as error:
+            logging.getLogger("initscope").error("%s", error, exc_info=error.__cause__)
+            raise
+        except Exception as error:
+            logging.getLogger("initscope").exception("failed")
+            raise TrainingFailed(reason(error)) from error
+
+
+def _follow(parent: int) -> None:
+    """End with the parent: without it nobody holds the run's claim."""
+    while os.getppid() == parent:
+        time.sleep(POLL_SECONDS)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,159 @@
+"""Every error is in one tree, is really said as its example says it, and tells what was wrong, where and what to do."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core import engines, errors, launcher
+from core.__main__ import _train_here
+from core.config import RunConfig, quick
+from core.errors import InitScopeError
+
+ROOT = Path(__file__).resolve().parents[2]
+TREE = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, InitScopeError) and kind is not InitScopeError]
+
+
+# -- one place
+
+
+def modules() -> Iterator[tuple[Path, ast.Module]]:
+    for path in sorted([*(ROOT / "core").rglob("*.py"), *(ROOT / "dashboard").rglob("*.py")]):
+        yield path.relative_to(ROOT), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_all_are_in_one_file() -> None:
+    names = {kind.__name__ for kind in TREE}
+    elsewhere = [
+        f"{path}: {node.name}"
+        for path, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and path != Path("core/errors.py") and names & {ast.unparse(base).rsplit(".", 1)[-1] for base in node.bases}
+    ]
+    assert elsewhere == []
+
+
+# -- each as its example
+
+
+def example(kind: type[InitScopeError]) -> str:
+    [said] = re.findall(r'^    "(.+)"$', inspect.getdoc(kind).replace("\n", "\n    "), re.MULTILINE)
+    return said
+
+
+def make(kind: type[InitScopeError], runs, tiny, tmp_path, monkeypatch) -> None:
+    """Bring the error about as a person would."""
+    finished = runs.create(quick(), "finished", run_id="a-run") if kind is not errors.RunNotFound else None
+    nets = tmp_path / "mine.py"
+    nets.write_text("def deep():\n    raise ValueError('too deep')\n")
+    if kind is errors.ConfigError:
+        RunConfig(init="kaimng_normal")
+    elif kind is errors.DataUnavailable:
+        from core.data import load
+
+        load(quick().replace(data="image_folder:/nowhere"))
+    elif kind is errors.RunNotFound:
+        runs.get("nobody")
+    elif kind is errors.NotAllowed:
+        monkeypatch.setenv("INITSCOPE_READ_ONLY", "1")
+        launcher.submit(runs, [quick()])
+    elif kind is errors.LimitExceeded:
+        monkeypatch.setenv("INITSCOPE_MAX_EPOCHS", "8")
+        launcher.submit(runs, [quick().replace(epochs=9)])
+    elif kind is errors.EngineTrouble:
+        engines.engine("ray", "127.0.0.1:1").open()
+    elif kind is errors.RunStateError:
+        launcher.resume(runs, finished)
+    elif kind is errors.RunFolderError:
+        (finished.path / "status.json").write_text("{")
+        finished.state()
+    elif kind is errors.QueryError:
+        from core.store.query import query
+
+        query(runs, "SELECT count(*) FROM range(100000) a, range(100000) b, range(100000) c", seconds=0.05)
+    elif kind is errors.RecordingError:
+        import torch
+
+        from core.recorder import Recorder
+
+        Recorder(torch.nn.Linear(2, 2), runs=runs.root).step(1.0)
+    elif kind is errors.TheoryUnavailable:
+        from core.theory import weight_std
+
+        weight_std("lsuv", 3, 3, linear=False, longest=3)
+    elif kind is errors.TrainingFailed:
+        finished.delete()
+        run = runs.create(tiny(), run_id="a-run")
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # a disk that takes no file as large as a checkpoint
+        try:
+            _train_here(run)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    elif kind is errors.FactoryFailed:
+        from core import factories
+
+        with factories.trusted():
+            config = factories.pin(quick().replace(model=f"{nets}:deep"))
+            from core.models import build
+
+            build(config, in_channels=1, num_classes=10)
+
+
+@pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
+def test_each_says_what_its_example_says(kind, runs, tiny, tmp_path, monkeypatch) -> None:
+    with pytest.raises(kind) as raised:
+        make(kind, runs, tiny, tmp_path, monkeypatch)
+    said = str(raised.value).replace(f"{runs.root}/", "").replace(str(runs.root), "runs")
+    assert "\n" not in said and kind.exit_status == (1 if kind.__name__.endswith("Failed") else 2)
+    shown = example(kind)
+    assert said == shown or (shown.endswith("…") and said.startswith(shown[:-1])), said
+
+
+# -- all the others, read from the source
+
+ADVICE = re.compile(
+    r"; |\. [A-Z]|expected|must be|must have|must return|must hold|needs? |has between|at least|at most|once, not|available|\(see |\(traceback|: pip install|"
+    r"it has |there are |, not |choose_from|not_taken|lists them|only \{"
+)
+"""Words that say what to do, what was expected, or what there is."""
+PASSED_ON = {
+    "core/diagnosis/compare.py", "core/diagnosis/diagnose.py",  # the sentence of the file that could not be read
+    "core/theory/layers.py", "core/theory/networks.py",  # what theory knows; nothing is to be done
+    "core/factories/code.py", "core/factories/__init__.py",  # somebody's own exception, or where their file ends being Python
+}  # fmt: skip
+
+
+REASONS = ("no report was written: {", "<told>", "<reason(error)>", "{self.name}: {problem}")
+"""The beginning of a message whose other half is another error's, or a check's own."""
+
+
+def words(node: ast.expr) -> str:
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(words(value) if isinstance(value, ast.Constant) else f"{{{ast.unparse(value.value)}}}" for value in node.values)
+    return f"<{ast.unparse(node)}>"
+
+
+def messages() -> Iterator[tuple[str, str]]:
+    """(place, text) of every error of ours that is made in the source."""
+    names = {kind.__name__ for kind in TREE}
+    for path, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rsplit(".", 1)[-1] in names and node.args:
+                yield f"{path}:{node.lineno}", words(node.args[0])
+
+
+def test_every_message_names_what_was_wrong_and_what_to_do() -> None:
+    found = list(messages())
+    assert len(found) > 100, "this test must see them"
+    silent = [f"{place}: {text}" for place, text in found if not ADVICE.search(text) and not text.startswith(REASONS) and place.rsplit(":", 1)[0] not in PASSED_ON]
+    assert not silent, "\n".join(silent)
+    assert [place for place, text in found if text.endswith((".", "!")) or (text[:1].isupper() and not text.startswith(("INITSCOPE", "TensorBoard", "Ray", "<")))] == []

@@ -1,0 +1,73 @@
+"""Strangers who keep the doors busy: unfinished requests, more connections than handles, a flood of passwords."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from core.store import Runs
+from tests.browser.conftest import Server
+from tests.safety.test_doors import PASSWORD, ask, signed_in
+
+HANDLES = 640
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A locked dashboard with few file handles."""
+    folder = tmp_path_factory.mktemp("crowd") / "runs"
+    Runs(folder).root.mkdir()
+    started = Server(folder, INITSCOPE_PASSWORD=PASSWORD)
+    psutil.Process(started.process.pid).rlimit(psutil.RLIMIT_NOFILE, (HANDLES, HANDLES))
+    yield started
+    started.close()
+
+
+BEGUN = [b"", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: ", b"POST /sign-in HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99\r\n\r\npass"]
+
+
+def test_unfinished_requests_keep_nobody_out(small, until):
+    """More than there are handles, never finished: soon others are answered again, and the log stays short."""
+    strangers = []
+    for i in range(HANDLES + 64):
+        strangers.append(socket.create_connection(("127.0.0.1", small.port), timeout=10))
+        try:
+            strangers[-1].sendall(BEGUN[i % 3])
+        except ConnectionError:
+            continue  # turned away already
+
+    def answered() -> bool:
+        try:
+            return ask(small, "/_stcore/health")[0] == 200
+        except (ConnectionError, TimeoutError):
+            return False
+
+    until(answered, seconds=60)
+    assert signed_in(small, PASSWORD), "with all of them still there"
+    for stranger in strangers:
+        stranger.close()
+    process = psutil.Process(small.process.pid)
+    until(lambda: process.num_fds() < 30)
+    log = small.log.read_text()
+    assert "more are turned away" in log and "Traceback" not in log and len(log) < 5000, log[-2000:]
+
+
+def test_a_flood_of_passwords_is_told_apart_from_a_wrong_one(small):
+    """Those that wait behind eight others are asked to come again: a right password is never called wrong."""
+    told: Counter = Counter()
+
+    def guess() -> None:
+        told[ask(small, "/sign-in", "POST", "password=wrong")[0]] += 1
+
+    guessers = [threading.Thread(target=guess) for _ in range(12)]
+    for guesser in guessers:
+        guesser.start()
+    for guesser in guessers:
+        guesser.join()
+    assert set(told) == {403, 429} and told[429] >= 1, told
+    assert signed_in(small, PASSWORD)
