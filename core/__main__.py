@@ -251,6 +251,8 @@ def probe_command(given: argparse.Namespace) -> dict[str, Any]:
         for row in result["layers"]:
             pairs = [row[side][metric] for metric in ("signal_std", "activation_grad_rms") for side in ("measured", "predicted")]
             print(f"{row['layer']:12} " + " ".join(f"{'-' if value is None else format(value, '.2e'):>10}" for value in pairs))
+        if reason := result.get("theory"):
+            print(f"no prediction: {reason}")
         print(f"{result['forecast']['outcome'].replace('_', ' ')}: {result['forecast']['reason']}")
     return result
 
@@ -280,10 +282,15 @@ def sweep_command(given: argparse.Namespace) -> dict[str, Any]:
     print(f"sweep {name}: {len(configs)} runs, {len(configs) - len(launched)} there already", file=sys.stderr)
     wanted = sweep.covering(configs, runs)
     try:
-        with tqdm(total=len(wanted), unit="run", dynamic_ncols=True, file=sys.stderr, mininterval=0.3) as bar:
+        form = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
+        # smoothing=0: the time left from the mean speed since the start; ``initial`` is what was there before.
+        with tqdm(total=1.0, bar_format=form, smoothing=0, miniters=0, dynamic_ncols=True, file=sys.stderr, mininterval=0.3) as bar:
             trouble = ""
-            for ended in sweep.watch(runs, wanted):
-                bar.update(ended - bar.n)
+            for ended, share in sweep.watch(runs, wanted):
+                bar.set_description_str(f"{ended} of {len(wanted)} runs", refresh=False)
+                if bar.n == 0:
+                    bar.initial = share
+                bar.update(share - bar.n)
                 if trouble != (trouble := launcher.state(runs).trouble) and trouble:
                     bar.write(f"{trouble}; what is queued waits", file=sys.stderr)
     except KeyboardInterrupt:
@@ -301,7 +308,8 @@ def sweep_command(given: argparse.Namespace) -> dict[str, Any]:
     if not given.json:
         for row in rows:
             cell = "  ".join(f"{field} {row[field]}" for field in by)
-            print(f"{cell}: {row['converged']} of {row['runs']} converged (95 % interval {row['low']:.0%} to {row['high']:.0%})")
+            silent = f"; {row['undecided']} undecided" if row["undecided"] else ""
+            print(f"{cell}: {row['converged']} of {row['runs']} converged (95 % interval {row['low']:.0%} to {row['high']:.0%}{silent})")
         if len(axes) == 2:
             print("\n".join(trainability.sentences(base, rows, inits, axes)))
     return {"sweep": name, "rows": rows}

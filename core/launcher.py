@@ -62,7 +62,7 @@ def resume(runs: Runs, run: Run) -> None:
     with claimed(run, wait=CLAIM_SECONDS):
         check_resumable(run)  # somebody else may have resumed it meanwhile
         (run.path / "stop").unlink(missing_ok=True)
-        set_status(run, status=str(Status.QUEUED), outcome=None, error=None, ended=None, restarts=0)
+        set_status(run, status=str(Status.QUEUED), outcome=None, phase=None, error=None, ended=None, lost_at=None, in_vain=0)
         queue.mark(runs, [run])
     ensure_supervisor(runs)
 

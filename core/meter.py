@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +40,7 @@ from core.schema import LAYER_METRICS, MISSING
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
 _FUNCTIONS = {"ReluBackward0": "ReLU", "TanhBackward0": "Tanh", "SigmoidBackward0": "Sigmoid", "GeluBackward0": "GELU", "SiluBackward0": "SiLU"}
 """Nonlinearities called as functions, by the name of their autograd node."""
-_SHAPING = ("View", "Pool", "Dropout", "Mul", "Reshape", "Squeeze", "Permute", "Transpose")
+_SHAPING = re.compile("View|Pool|Dropout|Mul|Reshape|Squeeze|Permute|Transpose")
 """Autograd nodes that may stand between a nonlinearity and the next layer."""
 _SCALES = ("norm", "activation")
 """Families whose rows stand between a layer and its nonlinearity."""
@@ -51,6 +52,10 @@ class _Call:
 
     count: int
     values: dict[str, Number]
+    place: tuple[int, int]
+    """Where the output lies, and in which version: by this a rectifier's input is recognized as this output."""
+    below: Tensor | None = None
+    """For each unit, whether it is not above zero for any sample; only of layers that went straight into a rectifier before."""
     gradients: list[Number] = field(default_factory=list)
     """L2 norms of the loss gradient for the output, one a backward pass: of two passes through one call the sum is not known."""
     off: Tensor | None = None
@@ -119,6 +124,8 @@ class LayerMeter:
         self._calls = [_Calls() for _ in self.layers]
         self._latest: int | None = None
         self._handles: list[RemovableHandle | _Undo] = []
+        self._rectified: set[int] = set()
+        """Layers whose output went straight into a rectifier when they were last seen."""
         self._roles = self._assign_roles()
         self._waiting = list(range(len(self.layers)))
         self._others = list(self.model.parameters())
@@ -223,21 +230,22 @@ class LayerMeter:
         return self._inside and self._evaluated is not None and self._evaluated != self._versions()
 
     def _before_module(self, module: nn.Module, inputs: Any) -> None:
-        if not self.armed or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not self.armed:
             return
-        rows = self._rows_of.get(module)
         if module is self.model:
             self._latest = None
+        rows = self._rows_of.get(module)
         if rows is None or not self.model.training:
             return
         if rows[0] not in self._executed:
             self._executed.update(dict.fromkeys(rows))
         hides = self.layers[rows[0]].family in _SCALES
-        if inputs and isinstance(inputs[0], Tensor) and self._latest is not None and not hides and self._watching():
-            self._notice_function(inputs[0])
+        latest = None if hides or self._latest is None else self._calls[self._latest].newest
+        if latest is not None and latest.off is None and inputs and isinstance(inputs[0], Tensor) and self._watching():
+            self._notice_function(inputs[0], latest)
 
     def _after_module(self, module: nn.Module, inputs: Any, kwargs: Any, output: Any) -> None:
-        if not self.armed or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not self.armed:
             return
         if module is self.outer and self.on_forward is not None and self._watching():
             self.on_forward(inputs, kwargs, output)
@@ -257,10 +265,11 @@ class LayerMeter:
         if self._waiting and i in self._waiting:
             self._attach()  # a lazy module has just made its weight
         seen = output.detach()  # without a graph, and so are the numbers taken from it
-        values = forward_statistics(seen if samples == 0 else seen.reshape(1, -1) if samples is None else seen.movedim(samples, 0))
+        rows = seen if samples == 0 else seen.reshape(1, -1) if samples is None else seen.movedim(samples, 0)
+        values = forward_statistics(rows, off=samples == 0 and i in self._rectified)
         if samples is None:
             del values["signal_std"]
-        call = _Call(output.numel(), values)
+        call = _Call(output.numel(), values, (output.data_ptr(), output._version), values.pop("off", None))
         calls = self._calls[i]
         calls.newest = call
         if self.layers[i].family not in _SCALES:
@@ -273,15 +282,15 @@ class LayerMeter:
             return
         self.activations[self.names[self._latest]] = type(module).__name__
         if isinstance(module, RECTIFIERS):
-            self._calls[self._latest].newest.off = off_units(output)
+            call, x = self._calls[self._latest].newest, inputs[0] if inputs else output
+            straight = call.count == x.numel() and call.place == (x.data_ptr(), x._version - (x is output))
+            (self._rectified.add if straight else self._rectified.discard)(self._latest)
+            call.off = call.below if straight and call.below is not None else off_units(output)
 
-    def _notice_function(self, x: Tensor) -> None:
+    def _notice_function(self, x: Tensor, call: _Call) -> None:
         """Notice a nonlinearity that was called as a function (``F.relu``) before this layer: no module's hook sees it."""
-        function, latest = _function_before(x), self._latest
-        if function is None or self.activations.setdefault(self.names[latest], function) != function:
-            return
-        call = self._calls[latest].newest
-        if function == "ReLU" and call is not None and call.off is None:
+        function = _function_before(x)
+        if function is not None and self.activations.setdefault(self.names[self._latest], function) == function == "ReLU":
             call.off = off_units(x)
 
     def _after_normalization(self, *_: object) -> None:
@@ -303,7 +312,8 @@ class LayerMeter:
         weight = self._weight_of.get(id(parameter))
         if weight is not None:
             weight.scale = self.loss_scale.current
-            self._arrived[weight] = _seen(parameter.grad) if parameter.device.type == "cpu" else None
+            gradient = parameter.grad  # None if another hook has stepped with it already and cleared it
+            self._arrived[weight] = _seen(gradient) if gradient is not None and gradient.device.type == "cpu" else None
         this_pass = torch._C._current_graph_task_id()
         if this_pass not in self._passes:
             self._passes.add(this_pass)
@@ -572,8 +582,8 @@ def _seen(gradient: Tensor) -> tuple[Number, Tensor, int]:
 
 def together(cells: Sequence[Number], device: torch.device) -> Tensor:
     """Numbers as one float32 vector on ``device``; those that lie on a device are not looked at."""
-    if not any(isinstance(cell, Tensor) for cell in cells):
-        return torch.tensor(cells, dtype=torch.float64, device=device).float()
+    if not any(issubclass(kind, Tensor) for kind in set(map(type, cells))):
+        return torch.tensor(cells, dtype=torch.float64).float().to(device)
     made = [cell if isinstance(cell, Tensor) else torch.full((), cell, device=device) for cell in cells]
     return torch.stack([cell.to(device, torch.float32, non_blocking=True) for cell in made])
 
@@ -638,7 +648,7 @@ def _is_compiled_output(inputs: Any) -> bool:
 def _function_before(x: Tensor) -> str | None:
     """The nonlinearity whose output ``x`` is, perhaps pooled, reshaped or dropped out since; None if the last operation was another."""
     node = x.grad_fn
-    while node is not None and any(word in node.name() for word in _SHAPING):
+    while node is not None and _SHAPING.search(node.name()):
         inputs = [child for child, _ in node.next_functions if child is not None]
         node = inputs[0] if len(inputs) == 1 else None  # a product of two is a gate
     return None if node is None else _FUNCTIONS.get(node.name())

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
+import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,15 +147,33 @@ def covering(configs: Iterable[RunConfig], runs: Runs) -> list[str]:
     return found
 
 
-def watch(runs: Runs, run_ids: Sequence[str], every: float = 0.3) -> Iterator[int]:
-    """How many of these runs have ended, told until all have."""
+def watch(runs: Runs, run_ids: Sequence[str], every: float = 0.3) -> Iterator[tuple[int, float]]:
+    """(how many of these runs have ended, share of all their steps that is done), told until all have ended."""
     waiting = set(run_ids)
     while True:
-        waiting = {run_id for run_id in waiting if Run(runs.root / run_id).info().live}
-        yield len(run_ids) - len(waiting)
+        live = [info for run_id in waiting if (info := Run(runs.root / run_id).info()).live]
+        waiting = {info.run for info in live}
+        ended = len(run_ids) - len(waiting)
+        yield ended, (ended + sum(info.progress for info in live)) / max(1, len(run_ids))
         if not waiting:
             return
         time.sleep(every)
+
+
+def underway(infos: Sequence[RunInfo]) -> tuple[float, float | None]:
+    """(share that is done, seconds left) of the runs launched since the oldest that is still live; None: too early to say.
+
+    Time left: what a run takes, by those that have ended and the pace of those that train, times the runs' worth of steps to come, over how
+    many train at once. What had ended before a sweep was extended does not count, and neither does the start of a process.
+    """
+    began = min((info.created for info in infos if info.live), default=math.inf)
+    batch = [info for info in infos if info.created >= began]
+    share = sum(1.0 if not info.live else info.progress for info in batch) / max(1, len(batch))
+    taken = [seconds / (info.progress if info.live else 1.0) for info in batch if (seconds := info.state.get("seconds")) and info.progress]
+    if not taken:
+        return share, None
+    together = max(1, sum(info.status in (Status.RUNNING, Status.STOPPING) for info in batch))
+    return share, statistics.fmean(taken) * (1 - share) * len(batch) / together
 
 
 def members(runs: Runs, sweep: str) -> list[RunInfo]:

@@ -150,7 +150,8 @@ function unheard(runs, what) {
 }
 
 function left(state) {
-  if (state.status === "queued" || state.status === "stopping") return state.status
+  if (state.status === "stopping") return state.status
+  if (state.status === "queued") return state.phase ?? state.status // what no node of a cluster has at present
   if (!state.step) return state.phase ?? "starting"
   return `${duration(state.seconds_left)} left`
 }

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from core import launcher as processes
+from core.engines import ENGINES, State
 from core.errors import InitScopeError
 from core.schema import Status
 from core.store import RunInfo
@@ -44,6 +45,17 @@ def _form() -> None:
         launch(configs)
     if problems:
         st.caption("Nothing is launched until every field above is right.")
+    st.caption(engine_line(processes.state(loaders.runs())))
+
+
+def engine_line(state: State) -> str:
+    """Where runs train and how much of it is free, or what keeps it from training, as Markdown."""
+    title = ENGINES[state.engine]
+    if state.trouble:
+        return f"{title}: :red[{text.markdown(state.trouble)}]"
+    if state.slots is None:
+        return f"{title}: its slots show once a run is launched"
+    return f"{title}: {state.free} of {state.slots} slots free" + (f", {text.count(state.waiting)} waiting" if state.waiting else "")
 
 
 def launch(configs: list) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 
@@ -28,6 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # example cost 62 s of processor time on two threads and 6 s on one. A run whose config asks for threads still gets them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    hypothesis.settings.register_profile("suite", deadline=None)  # nothing is judged by the clock: the machine is shared
+    hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +112,7 @@ class Answer:
 def cli(runs: Runs) -> Callable[..., Answer]:
     """Runs ``python -m core ARGUMENTS`` as a person would, with ``--runs`` in the environment."""
 
-    def call(*arguments: object, timeout: float = 180, **environment: str) -> Answer:
+    def call(*arguments: object, timeout: float = 600, **environment: str) -> Answer:
         command = [sys.executable, "-m", "core", *map(str, arguments)]
         environ = {**os.environ, "INITSCOPE_RUNS": str(runs.root), **environment}
         return Answer(subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=timeout))
@@ -121,7 +124,7 @@ def cli(runs: Runs) -> Callable[..., Answer]:
 def until() -> Callable[..., object]:
     """Waits for a condition to become true and returns its value; generous, because the machine is shared."""
 
-    def wait(condition: Callable[[], object], seconds: float = 90, what: str = "") -> object:
+    def wait(condition: Callable[[], object], seconds: float = 240, what: str = "") -> object:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if value := condition():

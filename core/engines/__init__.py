@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from core.errors import ConfigError, choose_from
 from core.store import Run
 
-ENGINES = {"local": "processes of this machine", "ray": "tasks of a Ray cluster"}
+ENGINES = {"local": "This machine", "ray": "Ray cluster"}
 RAY = "ray==2.60.0"
 """The version that the tests pass with."""
 
@@ -38,7 +38,7 @@ class Engine(Protocol):
 
     name: str
     restarts: int
-    """How often a run whose process is lost is queued again, to go on from its checkpoint."""
+    """How often in a row a run whose process is lost is queued again, to go on from its checkpoint, without getting any further."""
 
     def open(self) -> None:
         """Load or reach what it works with. Raises EngineTrouble."""

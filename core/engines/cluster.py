@@ -62,7 +62,7 @@ class Cluster:
                 else:
                     ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
         except (RuntimeError, OSError, ValueError) as error:
-            raise EngineTrouble(f"Ray cannot be used ({one_line(str(error))}); check its address, or use --engine local") from error
+            raise EngineTrouble(f"engine ray can neither start nor join a cluster here ({one_line(str(error))}); mend that, or use --engine local") from error
         self._look()
 
     def close(self) -> None:
@@ -82,8 +82,9 @@ class Cluster:
         needed = self._needed(config)
         if any(all(node.get(kind, 0) >= amount for kind, amount in needed.items()) for node in self._nodes):
             return ""
-        words = [f"{needed['CPU']:g} cores", f"{size(needed['memory'])} of memory", *([f"{needed['GPU']:g} GPU"] if needed["GPU"] else [])]
-        return f"a node with {', '.join(words)}"
+        cores = f"{needed['CPU']:g} core{'s' if needed['CPU'] > 1 else ''}"
+        gpus = [f"{needed['GPU']:g} GPU"] if needed["GPU"] else []
+        return f"a node with {', '.join([cores, *gpus])} and {size(needed['memory'])} of memory"
 
     def fits(self, config: Mapping[str, Any], busy: Sequence[Mapping[str, Any]]) -> bool:
         self._look()
@@ -125,9 +126,9 @@ class Cluster:
 
     def _look(self) -> None:
         """What the living nodes have; asked for at most once in ``LOOK_SECONDS``."""
-        import ray
-
         if time.monotonic() - self._looked >= LOOK_SECONDS:
+            import ray
+
             with self._reporting():
                 self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             self._looked = time.monotonic()
@@ -140,7 +141,9 @@ class Cluster:
         try:
             yield
         except (ray.exceptions.RayError, ConnectionError) as error:
-            raise EngineTrouble(f"the Ray cluster {self.address or 'of this machine'} has gone ({one_line(str(error))}); start it anew, or use --engine local") from error
+            raise EngineTrouble(
+                f"the Ray cluster {self.address or 'of this machine'} has gone ({one_line(str(error))}); its runs go on once it is back"
+            ) from error
 
 
 @functools.lru_cache(maxsize=4096)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from core.engines import ENGINES
 from core.schema import Status
 from core.store import RUN_ID, Run, Runs, write_json
 from core.store.files import alive, read_small
@@ -69,7 +70,7 @@ def end_queued(runs: Runs, run: Run) -> None:
 def chosen(runs: Runs) -> tuple[str, str]:
     """(engine, address of its cluster): what whoever launched last wanted for this folder; local where nobody has said."""
     found = _read(runs.root / QUEUE / ENGINE)
-    return str(found.get("engine") or "local"), str(found.get("address") or "")
+    return str(found.get("engine", "local")), str(found.get("address", ""))
 
 
 def choose(runs: Runs, engine: str, address: str) -> None:
@@ -107,4 +108,4 @@ def _read(path: Path) -> dict[str, Any]:
         found = json.loads(read_small(path))
     except (OSError, ValueError):
         return {}  # never written, or damaged: as if nobody had said anything
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and found.get("engine") in ENGINES else {}

@@ -161,10 +161,13 @@ def _call(node) -> object:
     if name in ("view", "reshape", "flatten"):
         return "flatten"
     name = {"relu_": "relu", "hardtanh": "", "dropout": ""}.get(name, name)
+    if name == "leaky_relu":
+        return Activation(name, _argument(node, 1, "negative_slope"))
     if name in kernels.ACTIVATIONS:
         return name
     if name in ("max_pool2d", "avg_pool2d", "boolean_dispatch", "fn") and node.target is not None:
-        return ("avg" if name == "avg_pool2d" else "max", _argument(node, 1, "kernel_size"), _argument(node, 2, "stride"))
+        size, stride, padding = (_argument(node, at, keyword) for at, keyword in ((1, "kernel_size"), (2, "stride"), (3, "padding")))
+        return Pool(_pair(size), _pair(stride or size), _pair(padding or 0), maximum=name != "avg_pool2d")
     raise TheoryUnavailable(f"theory does not know the function {name or node.name!r}")
 
 
@@ -181,9 +184,8 @@ def _read(name: str, module: object, scheme: str | None, gain: float) -> list[La
         return [Flatten()]
     if isinstance(module, str):
         return [Activation(module)] if module != "identity" else []
-    if isinstance(module, tuple):
-        which, size, stride = module
-        return [Pool(_pair(size), _pair(stride or size), maximum=which == "max")]
+    if isinstance(module, Activation | Pool):
+        return [module]
     return _READERS[_kind(module)](name, module, scheme, gain)
 
 

@@ -20,6 +20,7 @@ TITLES = {
     "activation_rms": "Size of the pre-activations",
     "activation_grad_rms": "Error on its way back",
     "grad_rms": "Weight gradient",
+    "difference": "How unlike two images still are: 1 less their correlation",
 }
 
 
@@ -29,6 +30,8 @@ def profile(probes: Mapping[str, Mapping[str, Any]], metric: str = "signal_std")
     title = TITLES[metric]
     if not probes:
         return base.blank(title, "Choose an initialization.")
+    if metric == "difference":
+        probes = {init: _with_difference(result) for init, result in probes.items()}
     layers = list(dict.fromkeys(row["layer"] for result in probes.values() for row in result["layers"]))
     everything = np.array([v for result in probes.values() for row in result["layers"] for side in ("measured", "predicted")
                            if (v := row[side][metric]) is not None], float)
@@ -57,6 +60,20 @@ def profile(probes: Mapping[str, Mapping[str, Any]], metric: str = "signal_std")
     drawn.update_layout(margin={"b": 124})  # upright layer names, the axis title and the legend, one below the other
     drawn.update_yaxes(**base.log_axis("", low, high))
     return drawn
+
+
+def _with_difference(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The probe with 1 - correlation in its rows: on a logarithmic scale it shows how fast all inputs become one."""
+
+    def less(value: float | None) -> float | None:
+        return None if value is None else max(0.0, 1 - value)
+
+    layers = [{**row, **{side: {"difference": less(row[side]["correlation"])} for side in ("measured", "predicted")}} for row in result["layers"]]
+    turned = {"min": "max", "median": "median", "max": "min"}
+    band = [
+        {"difference": row["correlation"] and {name: less(row["correlation"][other]) for name, other in turned.items()}} for row in result.get("band") or []
+    ]
+    return {**result, "layers": layers, "band": band}
 
 
 def _measured(result: Mapping[str, Any], metric: str) -> np.ndarray:

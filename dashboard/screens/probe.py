@@ -31,7 +31,7 @@ def page() -> None:
         plot(profile.profile(probes, "activation_grad_rms"), key="probe_error", alt="Error signal by depth for each initialization, measured and predicted")
     st.caption(f"Lines: mean-field theory, from the variances alone. Markers: measured on one batch, with the range over {SEEDS} seeds.")
     with st.expander("More quantities"):
-        metric = st.segmented_control("Quantity", ["activation_rms", "grad_rms"], default="grad_rms", required=True,
+        metric = st.segmented_control("Quantity", ["difference", "activation_rms", "grad_rms"], default="difference", required=True,
                                       format_func=lambda name: profile.TITLES[name], label_visibility="collapsed")
         plot(profile.profile(probes, metric), key="probe_more", alt=f"{profile.TITLES[metric]} by depth, measured and predicted")
     with st.expander("Numbers"):

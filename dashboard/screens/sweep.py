@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import NamedTuple
 
 import pandas as pd
@@ -14,7 +13,7 @@ from core.diagnosis.compare import Comparison
 from core.diagnosis.statistics import p_text
 from core.errors import InitScopeError
 from core.store import RunInfo
-from dashboard import access, launch_form, loaders, text, theme
+from dashboard import access, launch_form, loaders, sentences, text, theme
 from dashboard.figures import bands, rates
 from dashboard.figures import trainability as maps
 from dashboard.plot import plot
@@ -114,9 +113,7 @@ def _sentence(members: list[RunInfo], rows: list[dict], name: str, drawn: list[M
 def _progress(members: list[RunInfo]) -> None:
     """How far the sweep is and how long it will take; the sidebar reloads the page whenever a run has ended."""
     ended = [info for info in members if not info.live]
-    began = min(info.created for info in members)
-    share = sum(1.0 if not info.live else info.progress for info in members) / len(members)
-    left = (time.time() - began) * (1 - share) / share if share > 0.02 else None
+    share, left = sweep.underway(members)
     st.progress(share, text=f"{len(ended)} of {len(members)} runs have ended" + (f" · {text.duration(left)} left" if left else ""))
 
 
@@ -143,7 +140,7 @@ def _seeds(members: list[RunInfo], rows: list[dict]) -> None:
          alt="Share of runs that converged for each initialization, with 95 % intervals")
     inits = list(dict.fromkeys(info.init for info in members))
     groups = {init: list(loaders.frames([i.run for i in members if i.init == init], "steps").values()) for init in inits}
-    classes = next((info.state["num_classes"] for info in members if info.state.get("num_classes")), 10)
+    classes = sentences.common_classes(members)
     left, right = st.columns(2)
     with left:
         plot(bands.bands(groups, "loss", classes=classes), key="band_loss", alt="Training loss over seeds: median and range for each initialization")

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
+from playwright.sync_api import Browser, Page, TimeoutError, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+expect.set_options(timeout=60_000)  # five seconds by default, too few for a page on a busy machine
 
 
 class Server:
@@ -104,7 +105,7 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
     """A fresh tab of 1280 x 900; console errors fail the test at its end."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     tab = context.new_page()
-    tab.set_default_timeout(30_000)
+    tab.set_default_timeout(90_000)
     problems: list[str] = []
     tab.on("pageerror", lambda error: problems.append(str(error)))
     yield tab

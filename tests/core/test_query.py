@@ -116,7 +116,7 @@ def test_nothing_else_can_be_reached(runs, tmp_path, monkeypatch):
 
 def test_memory_time_and_rows_are_bounded(runs):
     recorded(runs, "run-0", 20)
-    with pytest.raises(QueryError, match=r"no answer within 0\.2 seconds"):
+    with pytest.raises(QueryError, match="no answer within 0"):
         query(runs, "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range * b.range = 7", seconds=0.2)
     with pytest.raises(QueryError, match="512MB of memory"):
         query(runs, "SELECT list(repeat('x', 1000000) || range) FROM range(5000)")

@@ -1,5 +1,6 @@
 """Sweeps as plans and tables: which runs there should be, which of them are there already, and what their outcomes say."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from core import sweep
 from core.config import quick
 from core.errors import ConfigError
 from core.schema import Outcome, Status
-from core.store import Runs
+from core.store import Runs, own_process
 
 BASE = quick().replace(width=0.125, threads=0)
 
@@ -61,6 +62,20 @@ def test_runs_that_say_nothing_are_run_again(tmp_path: Path):
 def test_more_seeds_of_the_same_command_are_the_same_sweep():
     assert sweep.name_of(BASE) == sweep.name_of(BASE.replace(init="zeros", init_seed=7, name="x"))
     assert sweep.name_of(BASE) != sweep.name_of(BASE.replace(gain=2.0))
+
+
+def test_time_left_is_told_by_the_runs_of_this_launch(tmp_path: Path):
+    """An old sweep that was extended: what ended a day ago does not count. Two runs at once, one of them half way after 30 s."""
+    runs, configs = Runs(tmp_path), planned(3)
+    day = {"created": time.time() - 86_400, "seconds": 1.0}
+    infos = [runs.create(config, Status.FINISHED, outcome="converged", **day).info() for config in configs[:2]]
+    for config, step, seconds in ((configs[2], 50, 30.0), (configs[3], 0, None)):
+        infos.append(runs.create(config, Status.RUNNING, step=step, total_steps=100, seconds=seconds, **own_process()).info())
+    infos += [runs.create(config, Status.QUEUED).info() for config in configs[4:]]
+    share, left = sweep.underway(infos)
+    assert share == pytest.approx(0.5 / 4) and left == pytest.approx(60 * 3.5 / 2)
+    assert sweep.underway(infos[:2]) == (0.0, None)
+    assert next(sweep.watch(runs, [info.run for info in infos])) == (2, pytest.approx((2 + 0.5) / 6))
 
 
 def test_table_counts_decided_runs_and_the_others_beside_them(tmp_path: Path):

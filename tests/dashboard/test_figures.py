@@ -11,11 +11,28 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 from core.config import RunConfig
+from core.recorder import Recorder
 from core.trainability import Edge, TheoryMap
-from dashboard import text, theme
-from dashboard.figures import architecture, base, curves, depth, heatmap, kernels, layer_bar, layer_curve, ratio, trainability
+from dashboard import live_rows, sentences, text, theme
+from dashboard.figures import (
+    architecture,
+    bands,
+    base,
+    curves,
+    depth,
+    heatmap,
+    kernels,
+    layer_bar,
+    layer_curve,
+    profile,
+    ratio,
+    trainability,
+)
 from dashboard.figures.base import Subject
 from dashboard.plot import plain
 
@@ -91,8 +108,33 @@ def test_reference_lines_say_what_a_guess_is():
     accuracy = curves.curves([A], {"a": steps_frame([2.3])}, {}, "accuracy", classes=4)
     assert loss.layout.annotations[0].text == "ln 10 = 2.303: a guess"
     assert accuracy.layout.annotations[0].text.startswith("1/4 = 25")
-    on_log = curves.curves([A], {"a": steps_frame([2.3])}, {}, log=True)
+    on_log = curves.curves([A], {"a": steps_frame([2.3])}, {}, classes=10, log=True)
     assert on_log.layout.annotations[0].y == pytest.approx(math.log10(math.log(10)))
+
+
+def test_a_guess_is_claimed_only_where_the_loss_is_known(tmp_path):
+    """Of loops of one's own: four classes cost ln 4; a sum over the batch, a regression and a plain number have no such line."""
+    losses = {
+        4: lambda outputs: F.cross_entropy(outputs, torch.arange(16) % 4),
+        "sum": lambda outputs: F.cross_entropy(outputs, torch.arange(16) % 4, reduction="sum"),
+        "regression": lambda outputs: outputs.square().mean(),
+    }
+    infos = {}
+    for name, loss_fn in losses.items():
+        torch.manual_seed(0)
+        model = nn.Linear(3, 4)
+        with Recorder(model, runs=tmp_path) as recorder:
+            loss = loss_fn(0.01 * model(torch.randn(16, 3)))
+            loss.backward()
+            recorder.step(loss)
+        infos[name] = recorder.run.info()
+        told = live_rows.progress({**infos[name].state, "status": "running"}, recorder.run.read("steps"), infos[name].config)
+        assert ("ln\u00a04" in told["says"]) == (name == 4), told["says"]
+    assert [sentences.classes(info.state, info.config) for info in infos.values()] == [4, None, None]
+    assert sentences.common_classes([infos[4], infos[4]]) == 4 and sentences.common_classes(infos.values()) is None
+    assert "your own" in sentences.nothing_differs(infos.values())
+    unknown = [curves.curves([A], {"a": steps_frame([3.0, 1.0])}, {}, column) for column in ("loss", "accuracy")]
+    assert [len(drawn.layout.annotations) for drawn in unknown] == [0, 0] and unknown[0].layout.yaxis.title.text == "loss"
 
 
 # -- maps
@@ -427,3 +469,43 @@ def test_trainability_map_draws_rates_the_boundary_and_where_theory_was_wrong():
     assert (len(wrong.x), round(wrong.x[0]), round(wrong.y[0])) == (1, 1, 1)
     assert list(drawn.layout.yaxis.ticktext) == ["VGG11", "VGG19"]
     assert "Appears when" in trainability.trainability([cell(1.0, "vgg11", 0, 0)], "gain", "model").layout.meta["blank"]
+
+
+def probed(signal: list[float], correlation: list[float], band: bool = False) -> dict:
+    """The JSON of a probe of ``LAYERS``: theory says half of what is measured."""
+    rows = [
+        {"layer": name, "measured": {"signal_std": s, "correlation": c}, "predicted": {"signal_std": s / 2, "correlation": c}}
+        for name, s, c in zip(LAYERS, signal, correlation, strict=True)
+    ]
+    seeds = [
+        {"layer": name, "signal_std": {"min": s / 4, "median": s, "max": 4 * s}, "correlation": {"min": c - 0.05, "median": c, "max": c + 0.02}}
+        for name, s, c in zip(LAYERS, signal, correlation, strict=True)
+    ]
+    return {"layers": rows, **({"band": seeds} if band else {})}
+
+
+def test_a_profile_lays_measured_dots_on_predicted_lines() -> None:
+    drawn = profile.profile({"default": probed([1, 0.1, 0.01, 0], [0.5, 0.9, 0.95, 0.96], band=True)})
+    line, dots = drawn.data
+    assert (line.mode, dots.mode) == ("lines", "markers") and line.line.color == dots.marker.color == theme.init_color("default")
+    assert list(line.x) == list(dots.x) == LAYERS and np.allclose(line.y[:3], [0.5, 0.05, 0.005])
+    assert np.allclose(dots.y[:3], [1, 0.1, 0.01]) and dots.marker.symbol[3] != dots.marker.symbol[0], "an exact zero has a mark of its own"
+    assert np.allclose(dots.error_y.array[:3], [3, 0.3, 0.03]) and np.allclose(dots.error_y.arrayminus[:3], [0.75, 0.075, 0.0075])
+
+
+def test_a_profile_of_correlations_shows_what_is_left_to_one() -> None:
+    drawn = profile.profile({"default": probed([1] * 4, [0.5, 0.9, 0.95, 0.96], band=True)}, "difference")
+    line, dots = drawn.data
+    assert np.allclose(line.y, [0.5, 0.1, 0.05, 0.04]) and np.allclose(dots.y, line.y)
+    assert np.allclose(dots.error_y.array, 0.05) and np.allclose(dots.error_y.arrayminus, 0.02), "the least alike seed is the upper end"
+
+
+def test_bands_are_median_and_range_of_each_side() -> None:
+    """Two sides that no initialization tells apart are not drawn in one colour."""
+    losses = [[2.0, 1.0, 0.5], [2.2, 1.4, 0.1], [2.4, 1.2, math.nan]]
+    sides = {"learning_rate 0.1": [steps_frame(x) for x in losses], "learning_rate 0.001": [steps_frame([2.3, 2.3])]}
+    one, two = bands.bands_data(sides)
+    assert np.allclose(one.median, [2.2, 1.2, 0.3]) and np.allclose(one.low, [2.0, 1.0, 0.1]) and np.allclose(one.high, [2.4, 1.4, 0.5])
+    assert (one.runs, two.runs) == (3, 1)
+    colors = [trace.line.color for trace in bands.bands(sides).data if trace.name]
+    assert len(set(colors)) == 2 and [theme.init_color("zeros")] == theme.group_colors(["zeros"])

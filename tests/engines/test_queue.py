@@ -1,0 +1,93 @@
+"""The queue and the choice of an engine: order, who is asked for, what a run asks a cluster for, and what the sidebar says."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+from core import engines, launcher
+from core.engines import State, queue
+from core.engines.cluster import Cluster
+from core.errors import ConfigError, EngineTrouble
+from core.memory import estimate
+from core.store import own_process
+from dashboard.sidebar import engine_line
+
+
+def test_first_goes_before_those_that_wait(runs, tiny):
+    made = [runs.create(tiny(init_seed=seed)) for seed in range(5)]
+    queue.mark(runs, made[:2])
+    queue.mark(runs, made[2:4], first=True)
+    queue.mark(runs, made[4:])
+    assert launcher.queued(runs) == [made[i].id for i in (2, 3, 0, 1, 4)]
+
+
+def test_which_engine(runs, monkeypatch):
+    """The one named, else the environment's, else the folder's; a cluster's address stays with it."""
+    assert engines.choose("") == ("local", "") and queue.chosen(runs) == ("local", "")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert engines.choose("ray") == ("ray", "127.0.0.1:6379") and engines.choose("local") == ("local", "")
+    queue.choose(runs, "ray", "127.0.0.1:6379")
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert engines.choose("", queue.chosen(runs)) == ("ray", "127.0.0.1:6379")
+    monkeypatch.setenv("INITSCOPE_ENGINE", "local")
+    assert engines.choose("", queue.chosen(runs)) == ("local", "")
+    with pytest.raises(ConfigError, match=r"unknown engine 'rey'; did you mean \"ray\"\? available: local, ray"):
+        engines.choose("rey")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs Ray, which is not installed: pip install ray=="):
+        engines.choose("ray")
+
+
+def test_engine_and_order_are_about_the_queue(cli):
+    for flag in (["--engine", "ray"], ["--first"]):
+        answer = cli("train", *flag)
+        assert answer.status == 2 and answer.err.count("\n") == 1 and "add --detach" in answer.err
+
+
+def test_state_and_its_line(runs, monkeypatch):
+    monkeypatch.setenv("INITSCOPE_SLOTS", "4")
+    assert launcher.state(runs) == State("local", 4, 4, 0, 0)
+    assert engine_line(launcher.state(runs)) == "This machine: 4 of 4 slots free"
+    queue.choose(runs, "ray", "")
+    assert launcher.state(runs) == State("ray", None, None, 0, 0)
+    words = {"engine": "ray", "slots": 8, "free": 1, "running": 7, "trouble": ""}
+    queue.tell(runs, {**words, **own_process()})
+    assert launcher.state(runs) == State("ray", 8, 1, 0, 7)
+    queue.tell(runs, {**words, **own_process(), "pid": 2**22 + 1})
+    assert launcher.state(runs).slots is None, "the word of a supervisor that is gone"
+    assert engine_line(State("ray", 8, 1, 1200, 7)) == "Ray cluster: 1 of 8 slots free, 1,200 waiting"
+    assert ":red[no \\[cluster\\]]" in engine_line(State("ray", None, None, 1, 0, "no [cluster]"))
+    (runs.root / queue.QUEUE / queue.TOLD).write_text("[1")
+    (runs.root / queue.QUEUE / queue.ENGINE).write_text('{"engine": "abacus"}')
+    assert launcher.state(runs).engine == "local", "as if nobody had said anything"
+
+
+def test_what_a_run_asks_a_cluster_for(tiny, monkeypatch):
+    """Cores are threads x processes, a whole node where they are left open; memory as estimated; GPUs where there are any, or in shares."""
+    cluster = Cluster()
+    cluster._looked = math.inf  # these nodes, and no others
+    cluster._nodes = [{"CPU": 4.0, "memory": 8e9}, {"CPU": 2.0, "memory": 8e9, "GPU": 1.0}]
+    one, two, whole = (tiny(device="cpu", **changes).to_dict() for changes in ({}, {"processes": 2}, {"threads": 0}))
+    assert [cluster.threads_of(config) for config in (one, two, whole)] == [1, 2, 4] and cluster.slots() == 6
+    needed = cluster._needed(one)
+    assert needed == {"CPU": 1, "GPU": 0, "memory": estimate(tiny()).total} and not cluster.obstacle(one)
+    assert cluster.fits(one, [one] * 5) and not cluster.fits(one, [one] * 6) and not cluster.fits(two, [whole, one])
+    gpu = tiny(device="auto").to_dict()
+    assert cluster._needed(gpu)["GPU"] == 1 and cluster.fits(gpu, []) and not cluster.fits(gpu, [gpu])
+    assert "2 GPU" in cluster.obstacle(tiny(device="cuda", processes=2).to_dict())
+    monkeypatch.setenv("INITSCOPE_GPU_SHARE", "0.5")
+    assert cluster.fits(gpu, [gpu]) and not cluster.fits(gpu, [gpu, gpu])
+    huge = tiny(model="vgg16", width=4.0, batch_size=64, device="cpu").to_dict()
+    assert "of memory" in cluster.obstacle(huge)
+    monkeypatch.setenv("INITSCOPE_GPU_SHARE", "half")
+    with pytest.raises(EngineTrouble, match="INITSCOPE_GPU_SHARE must be a number above 0, at most 1, not 'half'"):
+        cluster.fits(gpu, [])
+
+
+def test_ray_is_loaded_only_where_it_is_the_engine():
+    code = "import sys, core.__main__, core.launcher, core.engines.supervisor, core.engines.cluster; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
