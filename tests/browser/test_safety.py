@@ -82,6 +82,7 @@ def test_strings_are_shown_as_text_on_every_page(page: Page, server: Server, str
         *(f"{name}?run={ids[i]}" for name in ("gradients", "diagnosis") for i in (0, 1, 2, 5)), f"gradients?run={ids[7]}",
         f"sweep?{sweep}", f"depth?{sweep}",  # Probe and Model show no run
     ]  # fmt: skip
+    tooltips: list[str] = []
     for address in addresses:
         name = address.partition("?")[0]
         page.goto(f"{server.url}/{address}")
@@ -92,13 +93,13 @@ def test_strings_are_shown_as_text_on_every_page(page: Page, server: Server, str
             chart.scroll_into_view_if_needed()
             chart.hover(force=True)
             page.wait_for_timeout(150)
-            if address == addresses[-3] and (tooltip := page.locator(".hoverlayer").filter(has_text="step").first.text_content()):
-                assert "<b>bold</b><br><style>" in tooltip, "a layer's name, as typed, in the tooltip"
+            tooltips += page.locator(".hoverlayer").all_text_contents()
         assert page.evaluate("window.__xss") is None and page.locator(INJECTED).count() == 0, f"{name}, hovering"
         shown = page.locator("[data-testid=stAppViewContainer]").inner_text()
         if name == "live":
             assert STRINGS[0] in shown and STRINGS[3][:20] in shown, "names and errors are there, as typed"
             assert "window.__xss" in page.locator("[data-testid=stCode]").first.inner_text(), "the log too"
+    assert any("<b>bold</b><br><style>" in told for told in tooltips), "a layer's name, as typed, in a tooltip"
 
 
 def test_the_report_shows_strings_as_text(page: Page, server: Server, strings: list[Run], tmp_path) -> None:
