@@ -23,15 +23,15 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-expect.set_options(timeout=30_000)  # five seconds by default, too few for a page on a busy machine
+expect.set_options(timeout=60_000)  # five seconds by default, too few for a page on a busy machine
 
 
 class Server:
     """A dashboard process and its address."""
 
-    def __init__(self, runs: Path, script: str | Path = "dashboard/Home.py", **environment: str):
+    def __init__(self, runs: Path, script: str | Path = "dashboard/Home.py", port: int = 0, **environment: str):
         self.runs = runs
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = runs.parent / f"{runs.name}-server.log"
         with open(self.log, "ab") as output:

@@ -117,7 +117,7 @@ def test_diagnosis_names_the_cause_and_its_remedy_leads_to_compare(page: Page, s
     for _ in watch(runs, [made.run]):
         pass
     # The page turns to the verdict by itself.
-    expect(page.get_by_role("heading", level=1)).to_contain_text("fixed: 1 of 1 converge with kaiming_normal", timeout=30_000)
+    expect(page.get_by_role("heading", level=1)).to_contain_text("fixed: 1 of 1 converge with kaiming_normal")
 
 
 def test_probe_forecasts_before_training(page: Page, server: Server) -> None:
