@@ -61,7 +61,7 @@ class Remote:
             package = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}.get(protocol)
             raise ConfigError(f"{protocol}:// needs a package that is not installed: pip install {package or 'what fsspec names for it'}") from None
         except ValueError:
-            raise ConfigError(f"{one_line(self.url)} is not an address that fsspec knows, such as s3://bucket/runs, gs://bucket/runs or file:///path") from None
+            raise ConfigError(f"{one_line(self.url)} is not an address that fsspec knows; expected one such as s3://bucket/runs, gs://bucket/runs or file:///path") from None
 
     def _path(self, name: str) -> str:
         return f"{self._fs[1].rstrip('/')}/{name}"
