@@ -312,7 +312,8 @@ class LayerMeter:
         weight = self._weight_of.get(id(parameter))
         if weight is not None:
             weight.scale = self.loss_scale.current
-            self._arrived[weight] = _seen(parameter.grad) if parameter.device.type == "cpu" else None
+            gradient = parameter.grad  # None if another hook has stepped with it already and cleared it
+            self._arrived[weight] = _seen(gradient) if gradient is not None and gradient.device.type == "cpu" else None
         this_pass = torch._C._current_graph_task_id()
         if this_pass not in self._passes:
             self._passes.add(this_pass)

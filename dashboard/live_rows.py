@@ -48,8 +48,8 @@ def progress(state: Mapping[str, Any], steps: pa.Table, config: Mapping[str, Any
     speed, each = pace(steps, int(config.get("batch_size") or 1))
     live = status in LIVE
     losses = steps["loss"].to_numpy()[-RECENT:] if steps.num_rows else np.empty(0)
-    classes = sentences.classes(config)
-    standing = sentences.standing(status, outcome, losses, math.log(classes))
+    classes = sentences.classes(state, config)
+    standing = sentences.standing(status, outcome, losses, math.log(classes) if classes else None)
     # A training batch is noise; what an ended run amounts to was measured on the validation samples.
     validated = {} if live or outcome == Outcome.DIVERGED else {name: state.get(f"val_{name}") for name in ("loss", "accuracy") if state.get(f"val_{name}") is not None}
     loss, accuracy = (validated.get(name, last.get(name)) for name in ("loss", "accuracy"))

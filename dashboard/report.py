@@ -68,7 +68,8 @@ def _compared(a: Sequence[Run], b: Sequence[Run]) -> list[str]:
     parts.append(_figure(ratio.ratio(ratio.ratio_data(*cells), title="B over A"), "Ratio of B to A"))
     parts.append(_figure(depth.depth([base.subject(one_a), base.subject(one_b)], frames, METRIC), "First-step gradient norm by depth"))
     parts += _loss(dict(zip(result.labels, (a, b), strict=True)))
-    parts += [_why([a[0], b[0]]), "<h2>What differs</h2>", _differences(result), "<h2>Runs</h2>", _runs([run.info() for run in (*a, *b)])]
+    infos = [run.info() for run in (*a, *b)]
+    parts += [_why([a[0], b[0]]), "<h2>What differs</h2>", _differences(result, infos), "<h2>Runs</h2>", _runs(infos)]
     return parts
 
 
@@ -95,11 +96,11 @@ def _loss(sides: Mapping[str, Sequence[Run]]) -> list[str]:
     infos = [run.info() for run in runs]
     if len(runs) > 4:
         groups = {label: [_frame(run, "steps") for run in side] for label, side in sides.items()}
-        drawn = [_figure(bands.bands(groups, name, classes=_classes(infos)), f"{name} over seeds") for name in ("loss", "accuracy")]
+        drawn = [_figure(bands.bands(groups, name, classes=sentences.common_classes(infos)), f"{name} over seeds") for name in ("loss", "accuracy")]
         return ["<h2>Loss and accuracy</h2>", f"<div class=two>{''.join(drawn)}</div>"]
     subjects = [base.subject(info) for info in infos]
     steps, epochs = ({run.id: _frame(run, table) for run in runs} for table in ("steps", "epochs"))
-    drawn = [_figure(curves.curves(subjects, steps, epochs, name, classes=_classes(infos)), f"{name} over the steps") for name in ("loss", "accuracy")]
+    drawn = [_figure(curves.curves(subjects, steps, epochs, name, classes=sentences.common_classes(infos)), f"{name} over the steps") for name in ("loss", "accuracy")]
     return ["<h2>Loss and accuracy</h2>", f"<div class=two>{''.join(drawn)}</div>"]
 
 
@@ -114,10 +115,6 @@ def _why(runs: Sequence[Run]) -> str:
     return "<h2>Why</h2>" + "".join(told)
 
 
-def _classes(infos: Sequence[RunInfo]) -> int:
-    return next((int(info.state["num_classes"]) for info in infos if info.state.get("num_classes")), 10)
-
-
 def _how_sure(result: Comparison) -> str:
     (ka, na), (kb, nb) = result.converged["a"], result.converged["b"]
     low, high = result.interval
@@ -127,9 +124,9 @@ def _how_sure(result: Comparison) -> str:
     )
 
 
-def _differences(result: Comparison) -> str:
+def _differences(result: Comparison, infos: Sequence[RunInfo]) -> str:
     if not result.changed_fields:
-        return "<p>Nothing but chance: the configurations are the same.</p>"
+        return f"<p>{sentences.nothing_differs(infos)}</p>"
     rows = [[OPTIONS[field].title, _value(values[0]), _value(values[1])] for field, values in result.changed_fields.items()]
     return _table(rows, ["Field", "A", "B"])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,22 +12,46 @@ import pandas as pd
 from core.catalog import DATA
 from core.diagnosis.diagnose import Diagnosis
 from core.schema import COLUMN, LIVE, Cause, Outcome, Status
+from core.store import RunInfo
 from dashboard import text
 from dashboard.figures import heatmap
 from dashboard.figures.architecture import Layer, parameters
 
+_SCALED = 0.1
+"""A loss this far (relative) from the mean cross-entropy of its outputs is a multiple of it, and so is the price of guessing."""
 
-def classes(config: Mapping[str, Any]) -> int:
-    """Classes of a run's data; ten if nothing says so."""
-    entry = DATA.get(str(config.get("data")))
-    return int(config.get("num_classes") or (entry and entry.classes) or 10)
+
+def classes(state: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
+    """K of a loss that costs ln K when guessing; None where that is not known. Of somebody's own loop autograd tells whether it is such a loss."""
+    if state.get("source") == "recorder":
+        loss = (state.get("facts") or {}).get("loss") or {}
+        kind = all(any(str(name).startswith(word) for name in loss.get("chain") or ()) for word in ("NllLoss", "LogSoftmax"))
+        found = loss.get("classes") if kind and abs((loss.get("scale") or 1) - 1) < _SCALED else None
+    else:
+        entry = DATA.get(str(config.get("data")))
+        found = state.get("num_classes") or config.get("num_classes") or (entry and entry.classes)
+    return int(found) if found and found > 1 else None
+
+
+def common_classes(infos: Iterable[RunInfo]) -> int | None:
+    """``classes`` of runs that are drawn together; None where they differ, because no line is a guess for all."""
+    found = {classes(info.state, info.config) for info in infos}
+    return found.pop() if len(found) == 1 else None
+
+
+def nothing_differs(infos: Iterable[RunInfo]) -> str:
+    """What is said in place of the fields that differ, where none does."""
+    if all(info.state.get("source") == "recorder" for info in infos):
+        return "Not recorded: these runs come from loops of your own, and only you know what was changed."
+    return "Nothing but chance: the two configurations are the same."
 
 
 # -- live
 
 
-def standing(status: str, outcome: str | None, losses: np.ndarray, chance: float) -> str:
-    """One word for a run by its newest losses: 'waiting', 'learning', 'guessing', 'rising', 'broken', or how it ended."""
+def standing(status: str, outcome: str | None, losses: np.ndarray, chance: float | None) -> str:
+    """One word for a run by its newest losses: 'waiting', 'learning', 'guessing', 'rising', 'broken', or how it ended; 'training' where
+    no loss is known to be ``chance``'s."""
     if status in (Status.CRASHED, Status.FAILED):
         return str(status)
     if status not in LIVE and outcome:
@@ -36,27 +60,30 @@ def standing(status: str, outcome: str | None, losses: np.ndarray, chance: float
         return "waiting" if status in LIVE else "empty"
     if not np.isfinite(losses).all():
         return "broken"
+    if chance is None:
+        return "training"
     level = float(losses.mean())
     return "learning" if level < 0.93 * chance else "rising" if level > 1.1 * chance else "guessing"
 
 
-def says(word: str, losses: np.ndarray, done: int, accuracy: float | None, count_of_classes: int, validated: bool = False) -> str:
+def says(word: str, losses: np.ndarray, done: int, accuracy: float | None, count_of_classes: int | None, validated: bool = False) -> str:
     """What a run is doing, to follow its name: 'is learning: loss 0.673 after 147 steps'. ``validated``: loss and accuracy are the validation's."""
-    chance = f"ln\u00a0{count_of_classes}\u00a0=\u00a0{math.log(count_of_classes):.3f}"
+    chance = f", and ln\u00a0{count_of_classes}\u00a0=\u00a0{math.log(count_of_classes):.3f} is a guess" if count_of_classes else ""
     measured = "validation " if validated else ""
     loss = f"{measured}loss {text.fixed(float(losses.mean()))}" if losses.size else "no loss"
     after = f"after {text.count(done)} steps"
     return {
         "waiting": "waits to start",
         "empty": "has no rows",
+        "training": f"trains: {loss} {after}",
         "learning": f"is learning: {loss} {after}",
-        "guessing": f"guesses so far: {loss} {after}, and {chance} is a guess",
+        "guessing": f"guesses so far: {loss} {after}{chance}",
         "rising": f"is worse than a guess: {loss} {after}",
         "broken": "has broken: its loss is not a number any more",
         "crashed": f"crashed {after}",
         "failed": f"failed {after}",
         Outcome.CONVERGED: f"converged: {measured}accuracy {text.percent(accuracy)}, {loss}",
-        Outcome.NOT_CONVERGED: f"did not converge: {loss}, and {chance} is a guess",
+        Outcome.NOT_CONVERGED: f"did not converge: {loss}{chance}",
         Outcome.DIVERGED: "diverged: its loss left every bound",
         Outcome.UNDECIDED: f"is undecided: {loss} {after}",
     }.get(word, f"is {word}")

@@ -112,7 +112,7 @@ class Answer:
 def cli(runs: Runs) -> Callable[..., Answer]:
     """Runs ``python -m core ARGUMENTS`` as a person would, with ``--runs`` in the environment."""
 
-    def call(*arguments: object, timeout: float = 180, **environment: str) -> Answer:
+    def call(*arguments: object, timeout: float = 600, **environment: str) -> Answer:
         command = [sys.executable, "-m", "core", *map(str, arguments)]
         environ = {**os.environ, "INITSCOPE_RUNS": str(runs.root), **environment}
         return Answer(subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=timeout))
@@ -124,7 +124,7 @@ def cli(runs: Runs) -> Callable[..., Answer]:
 def until() -> Callable[..., object]:
     """Waits for a condition to become true and returns its value; generous, because the machine is shared."""
 
-    def wait(condition: Callable[[], object], seconds: float = 90, what: str = "") -> object:
+    def wait(condition: Callable[[], object], seconds: float = 240, what: str = "") -> object:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if value := condition():

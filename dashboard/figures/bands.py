@@ -56,8 +56,8 @@ def bands_data(groups: Mapping[str, Sequence[pd.DataFrame]], column: str = "loss
     return found
 
 
-def bands(groups: Mapping[str, Sequence[pd.DataFrame]], column: str = "loss", *, classes: int = 10) -> go.Figure:
-    """Draw the bands, with the guess (ln K or 1/K) as a reference line."""
+def bands(groups: Mapping[str, Sequence[pd.DataFrame]], column: str = "loss", *, classes: int | None = None) -> go.Figure:
+    """Draw the bands, with the guess among ``classes`` (ln K or 1/K) as a reference line."""
     title = f"{COLUMN[column].title} over seeds: median and range"
     data = bands_data(groups, column)
     if not data:
@@ -72,10 +72,12 @@ def bands(groups: Mapping[str, Sequence[pd.DataFrame]], column: str = "loss", *,
             name=f"{band.init} ({band.runs})", legendgroup=band.init, hovertemplate="%{fullData.name}: %{y:.3g}<extra></extra>",
         )
     drawn.update_xaxes(title={"text": "step", "standoff": 6}, rangemode="tozero", automargin=True)
-    if column == "loss":
+    if column == "loss" and not classes:
+        drawn.update_yaxes(title={"text": curves.loss_title(classes)})
+    elif column == "loss":
         highest = max(float(np.nanmax(band.high)) for band in data)
         top = min(highest * 1.05, 3 * math.log(classes)) if highest > 0 else 1.0
-        drawn.update_yaxes(range=[0, max(top, 1.15 * math.log(classes))], title={"text": "cross-entropy, nats"})
+        drawn.update_yaxes(range=[0, max(top, 1.15 * math.log(classes))], title={"text": curves.loss_title(classes)})
         curves.reference(drawn, math.log(classes), f"ln {classes} = {math.log(classes):.3f}: a guess", False, above=True)
     else:
         curves.accuracy_axis(drawn, classes)

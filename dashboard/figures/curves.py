@@ -88,12 +88,12 @@ def curves(
     epochs: Mapping[str, pd.DataFrame],
     column: str = "loss",
     *,
-    classes: int = 10,
+    classes: int | None = None,
     log: bool = False,
     height: int = 340,
     legend: bool = True,
 ) -> go.Figure:
-    """Loss or accuracy of each run; validation as markers; a reference line where a guess would lie."""
+    """Loss or accuracy of each run; validation as markers; a reference line where a guess among ``classes`` would lie."""
     title = COLUMN[column].title
     if not subjects:
         return base.blank(title, "No run is selected.", height)
@@ -123,25 +123,37 @@ def curves(
             )
     drawn.update_xaxes(title={"text": "step", "standoff": 6}, rangemode="tozero", automargin=True)
     if column == "loss":
-        reference(drawn, math.log(classes), f"ln {classes} = {math.log(classes):.3f}: a guess", log, above=True)
-        drawn.update_yaxes(title={"text": "cross-entropy, nats", "standoff": 8}, automargin=True, uirevision="log" if log else "linear")
-        drawn.update_yaxes(**({"type": "log", "exponentformat": "power"} if log else {"range": [0, top]}))
+        if classes:
+            reference(drawn, math.log(classes), f"ln {classes} = {math.log(classes):.3f}: a guess", log, above=True)
+        drawn.update_yaxes(title={"text": loss_title(classes), "standoff": 8}, automargin=True, uirevision="log" if log else "linear")
+        if log:
+            drawn.update_yaxes(type="log", exponentformat="power")
+        elif classes:
+            drawn.update_yaxes(range=[0, top])
     else:
         accuracy_axis(drawn, classes)
     return drawn
 
 
-def accuracy_axis(drawn: go.Figure, classes: int) -> None:
+def loss_title(classes: int | None) -> str:
+    """Of a loss axis: what is measured, where that is known."""
+    return "cross-entropy, nats" if classes else "loss"
+
+
+def accuracy_axis(drawn: go.Figure, classes: int | None) -> None:
     """An axis from 0 to 100 %, with the line where a guess would lie."""
-    reference(drawn, 1 / classes, f"1/{classes} = {text.percent(1 / classes)}: a guess", False, above=False)
+    if classes:
+        reference(drawn, 1 / classes, f"1/{classes} = {text.percent(1 / classes)}: a guess", False, above=False)
     at = [0, 0.2, 0.4, 0.6, 0.8, 1]
     drawn.update_yaxes(range=[0, 1.02], tickvals=at, ticktext=[text.percent(v) for v in at], automargin=True)
 
 
-def _top(data: Sequence[Curve], classes: int) -> float:
+def _top(data: Sequence[Curve], classes: int | None) -> float:
     """The upper end of a linear loss axis: a run that explodes leaves through the top instead of flattening the others."""
+    highest = max((float(np.nanmax(c.values)) for c in data if np.isfinite(c.values).any()), default=math.log(classes or 10))
+    if classes is None:
+        return highest
     chance = math.log(classes)
-    highest = max((float(np.nanmax(c.values)) for c in data if np.isfinite(c.values).any()), default=chance)
     return 1.25 * chance if highest <= 1.25 * chance else 2 * chance
 
 

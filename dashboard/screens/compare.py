@@ -12,7 +12,7 @@ from core.diagnosis.statistics import p_text
 from core.errors import InitScopeError
 from core.schema import COLUMN
 from core.store import RunInfo
-from dashboard import empty, layer_view, loaders, luck, sides, text, theme
+from dashboard import empty, layer_view, loaders, luck, sentences, sides, text, theme
 from dashboard.figures import bands, base, curves, depth, heatmap, ratio, rows
 from dashboard.plot import plot
 
@@ -143,7 +143,7 @@ def _curves(sides_by_label: dict[str, list[RunInfo]]) -> None:
     subjects = [base.subject(info) for info in infos]
     steps = {info.run: loaders.frame(info.run, "steps") for info in infos}
     epochs = {info.run: loaders.frame(info.run, "epochs") for info in infos}
-    classes = next((info.state["num_classes"] for info in infos if info.state.get("num_classes")), 10)
+    classes = sentences.common_classes(infos)
     live = [info.run for info in infos if info.live]
     left, right = st.columns(2)
     if len(infos) > 4:  # lines could not be told apart: median and range of each side
@@ -165,7 +165,7 @@ def _curves(sides_by_label: dict[str, list[RunInfo]]) -> None:
 def _differences(result: Comparison) -> None:
     st.subheader("What differs", anchor=False)
     if not result.changed_fields:
-        st.markdown("Nothing but chance: the two configurations are the same.")
+        st.markdown(sentences.nothing_differs(loaders.listed([*result.runs["a"], *result.runs["b"]])))
         return
     frame = pd.DataFrame(
         {

@@ -40,16 +40,17 @@ for info in chosen:
 
 subjects = [base.subject(info) for info in chosen]
 steps, epochs = loaders.frames(ids, "steps"), loaders.frames(ids, "epochs")
-classes = sentences.classes(chosen[0].config) if chosen else 10
+classes = sentences.common_classes(chosen)
+guess = {"loss": f"; a guess is ln {classes}", "accuracy": f"; a guess is 1/{classes}"} if classes else {"loss": "", "accuracy": ""}
 
 logarithmic = st.toggle("Logarithmic loss", key="live-log")
 left, right = st.columns(2)
 with left:
     plot(curves.curves(subjects, steps, epochs, "loss", classes=classes, log=logarithmic), key="live-loss", stream=live,
-         alt=f"Training loss over steps of {len(chosen)} runs with validation loss as markers; a guess is ln {classes}.")
+         alt=f"Training loss over steps of {len(chosen)} runs with validation loss as markers{guess['loss']}.")
 with right:
     plot(curves.curves(subjects, steps, epochs, "accuracy", classes=classes), key="live-accuracy", stream=live,
-         alt=f"Training accuracy over steps of {len(chosen)} runs with validation accuracy as markers; a guess is 1/{classes}.")
+         alt=f"Training accuracy over steps of {len(chosen)} runs with validation accuracy as markers{guess['accuracy']}.")
 
 plot(layer_bar.layer_bar(subjects, loaders.last_layers(ids)), key="live-layers", stream=live,
      alt="The newest gradient norm of every layer on a logarithmic axis, input at the bottom.")

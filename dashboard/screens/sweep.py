@@ -13,7 +13,7 @@ from core.diagnosis.compare import Comparison
 from core.diagnosis.statistics import p_text
 from core.errors import InitScopeError
 from core.store import RunInfo
-from dashboard import access, launch_form, loaders, text, theme
+from dashboard import access, launch_form, loaders, sentences, text, theme
 from dashboard.figures import bands, rates
 from dashboard.figures import trainability as maps
 from dashboard.plot import plot
@@ -140,7 +140,7 @@ def _seeds(members: list[RunInfo], rows: list[dict]) -> None:
          alt="Share of runs that converged for each initialization, with 95 % intervals")
     inits = list(dict.fromkeys(info.init for info in members))
     groups = {init: list(loaders.frames([i.run for i in members if i.init == init], "steps").values()) for init in inits}
-    classes = next((info.state["num_classes"] for info in members if info.state.get("num_classes")), 10)
+    classes = sentences.common_classes(members)
     left, right = st.columns(2)
     with left:
         plot(bands.bands(groups, "loss", classes=classes), key="band_loss", alt="Training loss over seeds: median and range for each initialization")

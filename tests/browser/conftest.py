@@ -23,7 +23,7 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-expect.set_options(timeout=30_000)  # five seconds by default, too few for a page on a busy machine
+expect.set_options(timeout=60_000)  # five seconds by default, too few for a page on a busy machine
 
 
 class Server:

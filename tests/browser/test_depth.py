@@ -32,7 +32,7 @@ def test_the_story_is_tested(page: Page, server: Server) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text(depth.sentence(table))
     for found in depth.findings(table):
         expect(page.get_by_role("listitem").filter(has_text=found.claim)).to_contain_text(found.text)
-    expect(page.locator(".js-plotly-plot")).to_have_count(3, timeout=30_000)
+    expect(page.locator(".js-plotly-plot")).to_have_count(3)
     strips = page.evaluate("() => [...document.querySelectorAll('.js-plotly-plot')].filter(p => p.data[0].type === 'heatmap').map(p => p.data[0].text.at(-1).at(-1))")
     assert len(strips) == 2 and all(re.match(r"output, layer 5 of 5: ", words) for words in strips), strips
 

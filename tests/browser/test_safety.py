@@ -94,7 +94,7 @@ def test_strings_are_shown_as_text_on_every_page(page: Page, server: Server, str
 def test_the_report_shows_strings_as_text(page: Page, server: Server, strings: list[Run], tmp_path) -> None:
     target = tmp_path / "report.html"
     subprocess.run([sys.executable, "-m", "core", "report", strings[0].id, strings[1].id, "--output", str(target), "--runs", str(server.runs)],
-                   cwd=ROOT, check=True, capture_output=True, timeout=120)  # fmt: skip
+                   cwd=ROOT, check=True, capture_output=True, timeout=600)  # fmt: skip
     page.goto(target.as_uri())
     page.wait_for_timeout(1500)
     assert page.evaluate("window.__xss") is None and page.locator(INJECTED).count() == 0

@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from core import launcher
+from core.config import quick
 from core.store import Runs
 from tests.browser.conftest import Server, follow, settle
 
@@ -27,7 +28,7 @@ def wait_until(condition, seconds: float, what: str) -> None:
     pytest.fail(f"not within {seconds} s: {what}")
 
 
-def wait_in_page(page: Page, script: str, good, seconds: float = 60) -> None:
+def wait_in_page(page: Page, script: str, good, seconds: float = 240) -> None:
     """Poll ``script`` until ``good(value)``. (wait_for_function needs eval, which the page's security policy forbids.)"""
     deadline = time.monotonic() + seconds
     while not good(value := page.evaluate(script)):
@@ -77,7 +78,7 @@ def test_launch_watch_compare(page: Page, server: Server) -> None:
 
     runs = Runs(server.runs)
     assert sorted(info.init for info in runs.list()) == ["default", "kaiming_normal"]
-    wait_until(lambda: not any(info.live for info in runs.list()), 180, "both runs end")
+    wait_until(lambda: not any(info.live for info in runs.list()), 600, "both runs end")
     outcomes = {info.init: info.outcome for info in runs.list()}
     assert outcomes == {"default": "not_converged", "kaiming_normal": "converged"}
 
@@ -144,11 +145,17 @@ def test_stop_from_the_sidebar_and_rename(page: Page, server: Server) -> None:
     page.wait_for_url(re.compile(r"/live"))
     settle(page)
     expect(page.get_by_label("Epochs", exact=True)).to_have_value("500")  # what was typed stays
-    wait_until(lambda: sum(info.status == "running" and info.state.get("step", 0) > 0 for info in runs.list()) == 2, 60, "both train")
+    wait_until(lambda: sum(info.status == "running" and info.state.get("step", 0) > 0 for info in runs.list()) == 2, 240, "both train")
+    sidebar = page.locator("[data-testid=stSidebar]")
+    other = runs.create(quick().replace(name="from elsewhere"))  # what another process queues shows up by itself
+    expect(sidebar.get_by_text("from elsewhere · queued")).to_be_visible(timeout=120_000)
+    launcher.stop(runs, other)
+    other.delete()
+    expect(sidebar.get_by_text("from elsewhere")).to_have_count(0, timeout=120_000)
     for _ in range(2):
-        page.locator("[data-testid=stSidebar]").get_by_role("button", name="Stop").first.click()
+        sidebar.get_by_role("button", name="Stop").first.click()
         page.wait_for_timeout(3000)
-    wait_until(lambda: not any(info.live for info in runs.list()), 60, "both stop")
+    wait_until(lambda: not any(info.live for info in runs.list()), 240, "both stop")
     fresh = [info for info in runs.list() if info.run not in known]
     assert [info.status for info in fresh] == ["stopped", "stopped"]
     assert all((server.runs / info.run / "checkpoint.pt").exists() for info in fresh)

@@ -20,7 +20,7 @@ from core.store import Runs, RunWriter, own_process
 TINY = ["--preset", "quick", "--model", "vgg11", "--width", "0.0625", "--train-samples", "320", "--batch-size", "16", "--epochs", "3"]
 """Sixty steps: enough for an outcome."""
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_detach_stop_resume(cli, said, runs, two_slots, until):
         try:
             until(lambda before=before: run.state()["status"] == "running" and len(run.read("steps")) > before + 5)
             process.send_signal(number)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=240)
         finally:
             process.kill()
         assert process.returncode == 0 and "Traceback" not in err, err
@@ -132,7 +132,7 @@ def test_a_run_that_fails_ends_with_status_one(runs, cli):
     arguments = ["--preset", "quick", "--width", "0.5", "--image-size", "1024", "--batch-size", "1", "--train-samples", "1", "--max-steps", "1", "--json"]
     command = [sys.executable, "-m", "core", "train", *arguments]
     environment = {**os.environ, "INITSCOPE_RUNS": str(runs.root)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, preexec_fn=limit, timeout=200)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, preexec_fn=limit, timeout=600)
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
     last = done.stderr.splitlines()[-1]
     [info] = runs.list()

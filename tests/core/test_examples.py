@@ -12,7 +12,7 @@ from core.diagnosis.diagnose import diagnose
 from core.store import Run, Runs
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture

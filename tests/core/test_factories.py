@@ -20,7 +20,7 @@ from core.errors import ConfigError, FactoryFailed
 from core.launcher import check_resumable, resume
 from core.sweep import parse_axis
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(900)
 
 NETS = """
 import torch
@@ -63,6 +63,12 @@ def wants(depth):
 
 def a_class():
     return Net
+
+def weightless():
+    return nn.Sequential(nn.Flatten(), nn.ReLU())
+
+def frozen():
+    return Net().requires_grad_(False)
 
 def wide(width, num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, round(100 * width)), nn.ReLU(), nn.Linear(round(100 * width), num_classes))
@@ -224,6 +230,8 @@ def test_default_leaves_the_constructor_and_other_schemes_reach_every_layer(own)
         ("Tuple", ConfigError, "answers with tuple, not with a tensor of logits"),
         ("wants", ConfigError, "nets.py:wants needs depth; it may ask by name for num_classes, in_channels"),
         ("a_class", ConfigError, "must return an nn.Module, not the class Net; return Net()"),
+        ("weightless", ConfigError, "nothing to train in the network of nets.py:weightless: it has no layer with weights"),
+        ("frozen", ConfigError, "nothing to train in the network of nets.py:frozen: every parameter has requires_grad=False"),
         ("NUMBER", ConfigError, "is int, not a function or class"),
         ("torch", ConfigError, "is module, not a function or class"),
     ],

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from core.store import Runs
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
 
 lightning = pytest.importorskip("pytorch_lightning")
 transformers = pytest.importorskip("transformers")

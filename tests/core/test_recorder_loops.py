@@ -769,7 +769,7 @@ def test_distributed_data_parallel(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     script = textwrap.dedent(WORKER)
     workers = [subprocess.Popen([sys.executable, "-c", script, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    assert [worker.wait(timeout=600) for worker in workers] == [0, 0]
     from core.store import Runs
 
     (info,) = Runs(tmp_path / "runs").list()

@@ -434,7 +434,7 @@ def test_devices():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_one_step_of_the_full_network_at_224(tmp_path, trained):
     """134 million parameters, images of 224x224: one optimizer step, and its run folder is whole."""
     random = np.random.default_rng(0)

@@ -11,10 +11,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 from core.config import RunConfig
+from core.recorder import Recorder
 from core.trainability import Edge, TheoryMap
-from dashboard import text, theme
+from dashboard import live_rows, sentences, text, theme
 from dashboard.figures import (
     architecture,
     bands,
@@ -104,8 +108,33 @@ def test_reference_lines_say_what_a_guess_is():
     accuracy = curves.curves([A], {"a": steps_frame([2.3])}, {}, "accuracy", classes=4)
     assert loss.layout.annotations[0].text == "ln 10 = 2.303: a guess"
     assert accuracy.layout.annotations[0].text.startswith("1/4 = 25")
-    on_log = curves.curves([A], {"a": steps_frame([2.3])}, {}, log=True)
+    on_log = curves.curves([A], {"a": steps_frame([2.3])}, {}, classes=10, log=True)
     assert on_log.layout.annotations[0].y == pytest.approx(math.log10(math.log(10)))
+
+
+def test_a_guess_is_claimed_only_where_the_loss_is_known(tmp_path):
+    """Of loops of one's own: four classes cost ln 4; a sum over the batch, a regression and a plain number have no such line."""
+    losses = {
+        4: lambda outputs: F.cross_entropy(outputs, torch.arange(16) % 4),
+        "sum": lambda outputs: F.cross_entropy(outputs, torch.arange(16) % 4, reduction="sum"),
+        "regression": lambda outputs: outputs.square().mean(),
+    }
+    infos = {}
+    for name, loss_fn in losses.items():
+        torch.manual_seed(0)
+        model = nn.Linear(3, 4)
+        with Recorder(model, runs=tmp_path) as recorder:
+            loss = loss_fn(0.01 * model(torch.randn(16, 3)))
+            loss.backward()
+            recorder.step(loss)
+        infos[name] = recorder.run.info()
+        told = live_rows.progress({**infos[name].state, "status": "running"}, recorder.run.read("steps"), infos[name].config)
+        assert ("ln\u00a04" in told["says"]) == (name == 4), told["says"]
+    assert [sentences.classes(info.state, info.config) for info in infos.values()] == [4, None, None]
+    assert sentences.common_classes([infos[4], infos[4]]) == 4 and sentences.common_classes(infos.values()) is None
+    assert "your own" in sentences.nothing_differs(infos.values())
+    unknown = [curves.curves([A], {"a": steps_frame([3.0, 1.0])}, {}, column) for column in ("loss", "accuracy")]
+    assert [len(drawn.layout.annotations) for drawn in unknown] == [0, 0] and unknown[0].layout.yaxis.title.text == "loss"
 
 
 # -- maps

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pytest
 
 from core.config import quick
+from core.errors import RunNotFound
 from core.schema import LAYER_METRICS
 from core.store import Run, Runs, RunWriter, own_process
 from dashboard import live_rows, stream
@@ -77,7 +78,7 @@ class Listener:
         self.events = hub._events(runs, positions, lambda: self.welcome)
         self.got: list[dict[str, Any]] = []
 
-    async def until(self, enough, seconds: float = 20) -> list[dict[str, Any]]:
+    async def until(self, enough, seconds: float = 120) -> list[dict[str, Any]]:
         async with asyncio.timeout(seconds):
             while not enough(self.got):
                 self.got.append(parsed(await anext(self.events)))
@@ -207,7 +208,7 @@ def test_who_lags_beyond_memory_catches_up_from_the_files(runs, training, monkey
         for _ in range(6):
             before = feed.sequence
             training.rows(2)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(120):
                 while feed.sequence == before:
                     await asyncio.sleep(0.01)
         await listener.until(lambda _: len(listener.steps()) >= 14)
@@ -262,6 +263,42 @@ def test_a_run_that_is_deleted_ends_the_stream(runs, training):
     assert "missing" in state["error"]
 
 
+def test_a_run_that_is_gone_already_is_said_to_be_and_the_others_go_on(runs, training):
+    hub = stream.Hub(runs)
+    with pytest.raises(RunNotFound):
+        hub._find(["gone", "also-gone"])
+    with pytest.raises(RunNotFound):
+        hub._find([training.run.id, "../elsewhere"])
+
+    async def watch() -> Listener:
+        listener = Listener(hub, **{training.run.id: stream.Position()})
+        listener.events = hub._events(hub._find([training.run.id, "gone"]), {training.run.id: stream.Position(), "gone": stream.Position()}, lambda: True)
+        training.rows(2)
+        await listener.until(lambda got: any(event["data"] and event["data"].get("run") == "gone" for event in got) and has("steps")(got))
+        return listener
+
+    told = [event["data"] for event in asyncio.run(watch()).got if event["data"]]
+    assert {event["state"]["status"] for event in told if event["run"] == "gone"} == {"unreadable"}
+    assert {event["state"]["status"] for event in told if event["run"] == training.run.id and "state" in event} == {"running"}
+
+
+def test_a_run_that_comes_or_goes_is_announced_and_a_row_is_not(runs, training):
+    async def watch() -> Listener:
+        _, listener = listening(runs, training.run)
+        training.rows(1)
+        await listener.until(has("steps"))
+        training.rows(1)
+        await listener.until(lambda _: len(listener.steps()) == 2)
+        assert not [event for event in listener.got if event["event"] == "runs"]
+        other = runs.create(quick(), status="stopped")
+        await listener.until(lambda got: got[-1]["event"] == "runs")
+        other.delete()
+        await listener.until(lambda got: [event["event"] for event in got].count("runs") == 2)
+        return listener
+
+    assert asyncio.run(watch()).steps() == [0, 1]
+
+
 def test_a_session_that_ends_takes_its_streams_along(runs, training):
     async def watch() -> Listener:
         hub, listener = listening(runs, training.run)
@@ -283,7 +320,7 @@ def test_silence_is_broken_by_a_comment(runs, training, monkeypatch):
     async def watch() -> str:
         _, listener = listening(runs, training.run)
         await listener.until(has("steps"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             return await anext(listener.events)
 
     assert asyncio.run(watch()).startswith(":")
@@ -338,7 +375,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Runs
 
 
 def get(port: int, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
     answer = connection.getresponse()
     return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
@@ -348,7 +385,7 @@ def test_the_route_streams_and_ends(served):
     port, runs, _ = served
     training = Training(runs)
     training.rows(3)
-    answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/api/stream?run={training.run.id}:0", timeout=60)
+    answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/api/stream?run={training.run.id}:0", timeout=240)
     assert answer.headers["content-type"].startswith("text/event-stream")
     text = ""
     while '"steps"' not in text:
@@ -399,7 +436,7 @@ def test_an_open_stream_does_not_hold_up_the_servers_end(served):
     port, runs, process = served
     training = Training(runs)
     training.rows(1)
-    answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/api/stream?run={training.run.id}", timeout=60)
+    answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/api/stream?run={training.run.id}", timeout=240)
     answer.readline()
     process.send_signal(signal.SIGINT)
     process.wait(20)

@@ -17,7 +17,7 @@ from core.store import Run, Runs
 from tests.safety.damage import fuzz, template
 from tests.safety.kills import start
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).resolve().parents[2]
 
 

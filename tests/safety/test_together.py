@@ -16,7 +16,7 @@ from core.config import RunConfig
 from core.errors import InitScopeError, RunFolderError, RunNotFound
 from core.store import Run, Runs
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).resolve().parents[2]
 
 PERSON = """
