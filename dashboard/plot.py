@@ -84,6 +84,7 @@ def plot(
     A point is ``{"x", "y", "run", "trace"}``. ``stream`` holds the ids of runs whose new rows extend the traces with
     ``meta["run"]`` without a rerun. Under ``min_width`` pixels the figure scrolls sideways. ``still``: no tool bar.
     """
+    key = re.sub("_{2,}", "_", key)  # two are Streamlit's own separator, and an initialization's name may come from a foreign folder
     drawn = plain(packed(figure))
     drawn["layout"].pop("template", None)
     data = {
