@@ -92,7 +92,7 @@ class Supervisor:
         """After a supervisor that died: adopt its runs, and mark again what was queued."""
         _sweep_up(self.runs.root)
         marked = set(queue.queued(self.runs))
-        for info in reversed(self.runs.list()):
+        for info in reversed(self.runs.own()):
             if info.status == Status.QUEUED and info.run not in marked:
                 queue.mark(self.runs, [self.runs.get(info.run)])
             elif info.status in (Status.RUNNING, Status.STOPPING):
