@@ -279,7 +279,6 @@ def sweep_command(given: argparse.Namespace) -> dict[str, Any]:
     configs = sweep.plan(base, inits, given.seeds, name, axes, slots=launcher.slots())
     runs = runs_of(given)
     launched = sweep.launch(runs, configs, given.engine, given.first)
-    launcher.keep_going(runs)  # what is there already may wait for a supervisor that was killed
     print(f"sweep {name}: {len(configs)} runs, {len(configs) - len(launched)} there already", file=sys.stderr)
     wanted = sweep.covering(configs, runs)
     try:
@@ -292,6 +291,7 @@ def sweep_command(given: argparse.Namespace) -> dict[str, Any]:
                 if bar.n == 0:
                     bar.initial = share
                 bar.update(share - bar.n)
+                launcher.keep_going(runs)
                 if trouble != (trouble := launcher.state(runs).trouble) and trouble:
                     bar.write(f"{trouble}; what is queued waits", file=sys.stderr)
     except KeyboardInterrupt:

@@ -102,8 +102,8 @@ def state(runs: Runs) -> engines.State:
 
 
 def keep_going(runs: Runs) -> None:
-    """Start a supervisor if runs wait and none is there: it was killed, or the machine has been started anew."""
-    if queued(runs):
+    """Start a supervisor if runs wait, or were lost with one, and none is there: it was killed, or the machine has been started anew."""
+    if queued(runs) or queue.abandoned(runs):
         ensure_supervisor(runs)
 
 

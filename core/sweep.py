@@ -151,13 +151,18 @@ def watch(runs: Runs, run_ids: Sequence[str], every: float = 0.3) -> Iterator[tu
     """(how many of these runs have ended, share of all their steps that is done), told until all have ended."""
     waiting = set(run_ids)
     while True:
-        live = [info for run_id in waiting if (info := Run(runs.root / run_id).info()).live]
+        live = [info for run_id in waiting if goes_on(info := Run(runs.root / run_id).info())]
         waiting = {info.run for info in live}
         ended = len(run_ids) - len(waiting)
         yield ended, (ended + sum(info.progress for info in live)) / max(1, len(run_ids))
         if not waiting:
             return
         time.sleep(every)
+
+
+def goes_on(info: RunInfo) -> bool:
+    """Whether a run is live, or lost on a cluster and about to be queued again: nobody has written its end."""
+    return info.live or (info.status == Status.CRASHED and info.state.get("engine") == "ray" and not info.state.get("ended"))
 
 
 def underway(infos: Sequence[RunInfo]) -> tuple[float, float | None]:

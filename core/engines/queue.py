@@ -103,6 +103,12 @@ def told(runs: Runs) -> dict[str, Any]:
     return found if found and alive(found) else {}
 
 
+def abandoned(runs: Runs) -> bool:
+    """Whether a supervisor that is gone had runs on a cluster, which went with it and are to be queued again."""
+    found = _read(runs.root / QUEUE / TOLD)
+    return found.get("engine") == "ray" and bool(found.get("running")) and not alive(found)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(read_small(path))
