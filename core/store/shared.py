@@ -325,8 +325,9 @@ class Shared:
             else:
                 return False  # merged or compacted since it was listed
         for table in ("steps", "epochs", "layers"):
-            for _, last, path in parts(folder / "parts", table):
-                if f"parts/{path.name}" not in listed:
+            for path in (folder / "parts").glob(f"{table}-*.parquet"):  # those too that a merged part hides
+                if FILES.fullmatch(f"parts/{path.name}") and f"parts/{path.name}" not in listed:
+                    last = int(path.stem.rpartition("-")[2])
                     merged = any(end >= last for _, end, other in parts(folder / "parts", table) if f"parts/{other.name}" in listed)
                     if not merged and _through(folder / f"{table}.parquet") < last:
                         return False  # nothing covers its rows yet: the list was made between two moments
