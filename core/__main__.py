@@ -76,7 +76,7 @@ def finite(value: Any) -> Any:
 def build_parser() -> Parser:
     """Every command with its arguments; config flags come from the config's own declaration."""
     common = Parser(add_help=False)
-    common.add_argument("--runs", metavar="DIR", default=None, help="folder of all runs (INITSCOPE_RUNS; default runs/)")
+    common.add_argument("--runs", metavar="DIR", default=None, help="folder of all runs, or its address such as s3://bucket/runs (INITSCOPE_RUNS; default runs/)")
     common.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     configured = Parser(add_help=False, parents=[common], allow_abbrev=False)
@@ -214,6 +214,7 @@ def _train_here(run: Run) -> dict[str, Any]:
         raise TrainingFailed(f"run {run.id} failed: {run.info().error or one_line(error)} (traceback in {run.path / 'log.txt'})") from error
     finally:
         bar.close()
+    Runs(run.path.parent).settle(run.id)
     result = train_result(run)
     print(_sentence(run.info()))
     return result

@@ -52,6 +52,10 @@ class _Call:
 
     count: int
     values: dict[str, Number]
+    place: tuple[int, int]
+    """Where the output lies, and in which version: by this a rectifier's input is recognized as this output."""
+    below: Tensor | None = None
+    """For each unit, whether it is not above zero for any sample; only of layers that went straight into a rectifier before."""
     gradients: list[Number] = field(default_factory=list)
     """L2 norms of the loss gradient for the output, one a backward pass: of two passes through one call the sum is not known."""
     off: Tensor | None = None
@@ -120,6 +124,8 @@ class LayerMeter:
         self._calls = [_Calls() for _ in self.layers]
         self._latest: int | None = None
         self._handles: list[RemovableHandle | _Undo] = []
+        self._rectified: set[int] = set()
+        """Layers whose output went straight into a rectifier when they were last seen."""
         self._roles = self._assign_roles()
         self._waiting = list(range(len(self.layers)))
         self._others = list(self.model.parameters())
@@ -259,10 +265,11 @@ class LayerMeter:
         if self._waiting and i in self._waiting:
             self._attach()  # a lazy module has just made its weight
         seen = output.detach()  # without a graph, and so are the numbers taken from it
-        values = forward_statistics(seen if samples == 0 else seen.reshape(1, -1) if samples is None else seen.movedim(samples, 0))
+        rows = seen if samples == 0 else seen.reshape(1, -1) if samples is None else seen.movedim(samples, 0)
+        values = forward_statistics(rows, off=samples == 0 and i in self._rectified)
         if samples is None:
             del values["signal_std"]
-        call = _Call(output.numel(), values)
+        call = _Call(output.numel(), values, (output.data_ptr(), output._version), values.pop("off", None))
         calls = self._calls[i]
         calls.newest = call
         if self.layers[i].family not in _SCALES:
@@ -275,7 +282,10 @@ class LayerMeter:
             return
         self.activations[self.names[self._latest]] = type(module).__name__
         if isinstance(module, RECTIFIERS):
-            self._calls[self._latest].newest.off = off_units(output)
+            call, x = self._calls[self._latest].newest, inputs[0] if inputs else output
+            straight = call.count == x.numel() and call.place == (x.data_ptr(), x._version - (x is output))
+            (self._rectified.add if straight else self._rectified.discard)(self._latest)
+            call.off = call.below if straight and call.below is not None else off_units(output)
 
     def _notice_function(self, x: Tensor, call: _Call) -> None:
         """Notice a nonlinearity that was called as a function (``F.relu``) before this layer: no module's hook sees it."""
@@ -302,7 +312,8 @@ class LayerMeter:
         weight = self._weight_of.get(id(parameter))
         if weight is not None:
             weight.scale = self.loss_scale.current
-            self._arrived[weight] = _seen(parameter.grad) if parameter.device.type == "cpu" else None
+            gradient = parameter.grad  # None if another hook has stepped with it already and cleared it
+            self._arrived[weight] = _seen(gradient) if gradient is not None and gradient.device.type == "cpu" else None
         this_pass = torch._C._current_graph_task_id()
         if this_pass not in self._passes:
             self._passes.add(this_pass)
@@ -571,7 +582,7 @@ def _seen(gradient: Tensor) -> tuple[Number, Tensor, int]:
 
 def together(cells: Sequence[Number], device: torch.device) -> Tensor:
     """Numbers as one float32 vector on ``device``; those that lie on a device are not looked at."""
-    if Tensor not in set(map(type, cells)):
+    if not any(issubclass(kind, Tensor) for kind in set(map(type, cells))):
         return torch.tensor(cells, dtype=torch.float64).float().to(device)
     made = [cell if isinstance(cell, Tensor) else torch.full((), cell, device=device) for cell in cells]
     return torch.stack([cell.to(device, torch.float32, non_blocking=True) for cell in made])

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -164,16 +165,20 @@ def off_units(output: Tensor) -> Tensor:
     rows = by_sample(output.detach())
     if rows.device.type != "cpu":
         return rows.amax(0) <= 0
-    # What is never negative adds up to zero only where it is zero; a sum is half the work of a maximum.
-    return torch.from_numpy(functools.reduce(np.add, map(_over_samples, _blocks(rows))) <= 0)
+    return torch.from_numpy(functools.reduce(np.maximum, map(_highest, _blocks(rows))) <= 0)
+
+
+def _highest(block: np.ndarray) -> np.ndarray:
+    return np.maximum.reduce(block, 0)
 
 
 def _over_samples(block: np.ndarray) -> np.ndarray:
     return block[0] if len(block) == 1 else np.dot(np.ones(len(block), block.dtype), block)
 
 
-def forward_statistics(output: Tensor) -> dict[str, Number]:
-    """activation_mean, activation_std and signal_std of a layer's output (samples first).
+def forward_statistics(output: Tensor, off: bool = False) -> dict[str, Any]:
+    """activation_mean, activation_std and signal_std of a layer's output (samples first). ``off`` asks for the units that are not above
+    zero for any sample too, which a rectifier will set to zero: a CPU gives them with the same look at the memory, a GPU does not.
 
     ``signal_std`` is the population standard deviation of each unit across the samples, root-mean-squared over units. It
     can be a millionth of the values themselves, so the first sample is subtracted before anything is squared: the
@@ -183,7 +188,7 @@ def forward_statistics(output: Tensor) -> dict[str, Number]:
     """
     x = by_sample(output)
     if x.device.type == "cpu":
-        return _on_cpu(x)
+        return _on_cpu(x, off)
     if x.dtype not in _NATIVE:
         x = x.float()
     samples, units = x.shape
@@ -201,15 +206,17 @@ def forward_statistics(output: Tensor) -> dict[str, Number]:
 
 
 @_QUIETLY
-def _on_cpu(x: Tensor) -> dict[str, float]:
+def _on_cpu(x: Tensor, off: bool) -> dict[str, Any]:
     """The same over the memory of a CPU tensor (samples, units)."""
     samples, units = x.shape
-    square, total = _sums(_blocks(x))
+    tops: list[np.ndarray] | None = [] if off else None
+    square, total = _sums(_blocks(x), tops)
+    asked = {"off": torch.from_numpy(functools.reduce(np.maximum, tops) <= 0)} if tops else {}
     square /= samples * units
     signal = square - sum(map(_squares, _cut(total))) / (samples * samples * units)
     if signal > _PLAIN * square:
         mean = float(total.sum()) / (samples * units)
-        return {"activation_mean": mean, "activation_std": root(square - mean * mean), "signal_std": math.sqrt(signal)}
+        return {"activation_mean": mean, "activation_std": root(square - mean * mean), "signal_std": math.sqrt(signal), **asked}
     first = next(_blocks(x[:1]))[0]
     square, moved = _sums(_less(first, _blocks(x)))
     moved = moved / samples
@@ -218,7 +225,7 @@ def _on_cpu(x: Tensor) -> dict[str, float]:
     means = (first - origin) + moved
     mean = means.mean()
     between = sum(map(_squares, _cut(means - mean))) / units
-    return {"activation_mean": float(origin) + float(mean), "activation_std": root(signal + between), "signal_std": root(signal)}
+    return {"activation_mean": float(origin) + float(mean), "activation_std": root(signal + between), "signal_std": root(signal), **asked}
 
 
 def _blocks(x: Tensor) -> Iterator[np.ndarray]:
@@ -240,11 +247,13 @@ def _less(first: np.ndarray, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarra
         yield np.subtract(block, first, out=buffer[: len(block)])
 
 
-def _sums(blocks: Iterable[np.ndarray]) -> tuple[float, np.ndarray]:
-    """Sum of squares over everything, and sums over the samples, one a unit."""
+def _sums(blocks: Iterable[np.ndarray], tops: list[np.ndarray] | None = None) -> tuple[float, np.ndarray]:
+    """Sum of squares over everything, and sums over the samples, one a unit; ``tops`` gathers the highest of each block, one a unit."""
     square, total = 0.0, None
     for block in blocks:
         square += sum(map(_squares, _cut(block.reshape(-1))))
+        if tops is not None:
+            tops.append(_highest(block))
         part = _over_samples(block)
         total = part if total is None else total + part
     return square, total

@@ -134,7 +134,7 @@ def _oidc_role(cookies: dict[str, str]) -> Role | None:
     if not user.get("is_logged_in"):
         return None
     editors = policy().editors
-    known = user.get("email_verified", True) is True and str(user.get("email", "")).lower() in editors
+    known = user.get("email_verified") in (True, "true") and str(user.get("email", "")).lower() in editors
     return Role.EDITOR if known or not editors else Role.READER
 
 

@@ -34,6 +34,9 @@ export function themeOf(element) {
 // Text that was escaped for Plotly's little HTML, as it was typed.
 export const plain = (text) => (text ?? "").replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&").replaceAll("\u200b", "")
 
+// A name for a label of Plotly's, which reads a little HTML: shown as typed.
+export const typed = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;")
+
 export const PAPER = { ...TOKENS.light, paper: "#FFFFFF" }
 
 // A copy in which every "var(--token)" has become a colour. Long arrays are shared, not copied.

@@ -67,7 +67,7 @@ def progress(state: Mapping[str, Any], steps: pa.Table, config: Mapping[str, Any
         "images_per_second": finite([speed])[0] if live else None,
         "seconds_left": finite([max(0, total - step) * each])[0] if live and total and each else None,
         "standing": sentences.in_numbers(standing),
-        "says": sentences.says(standing, np.array([loss]) if validated else losses, step, accuracy, classes, bool(validated)),
+        "says": sentences.says(standing, np.array([loss]) if loss is not None and validated else losses, step, accuracy, classes, bool(validated)),
     }
 
 

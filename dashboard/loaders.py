@@ -28,6 +28,8 @@ from core.diagnosis.thresholds import Thresholds
 from core.errors import InitScopeError, RunFolderError, RunNotFound, RunStateError
 from core.schema import Verdict
 from core.store import Run, RunInfo, Runs, default_root
+from core.store.query import Answer
+from core.store.query import query as sql_query
 from core.trainability import TheoryMap, theory_map
 from dashboard import access, live_rows, sides
 from dashboard.figures import architecture, heatmap
@@ -45,7 +47,7 @@ def _runs(root: str) -> Runs:
 
 def runs() -> Runs:
     """The folder of all runs: ``INITSCOPE_RUNS`` or ``runs/``. Its path on this machine stays out of what pages say."""
-    return _runs(str(default_root()))  # one for all sessions: it remembers what it has read of ended runs
+    return _runs(default_root())  # one for all sessions: it remembers what it has read of ended runs
 
 
 # -- the list
@@ -65,6 +67,18 @@ def listed(run_ids: Iterable[str]) -> list[RunInfo]:
     """The entries of those runs that exist, in the order asked for."""
     there = set(runs().ids())
     return [info(run_id) for run_id in dict.fromkeys(run_ids) if run_id in there]
+
+
+# -- questions in SQL
+
+
+QUERY_SECONDS = 15.0
+QUERY_ROWS = 1000
+
+
+def query(sql: str) -> Answer:
+    """The answer to one SELECT over all runs as they are now. Raises QueryError, RunFolderError."""
+    return sql_query(runs(), sql, QUERY_SECONDS, QUERY_ROWS)
 
 
 # -- rows

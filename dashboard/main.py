@@ -31,6 +31,8 @@ page = st.navigation(
                 help="Initializations over seeds: was it luck?"),
         st.Page(SCREENS / "depth.py", title="Depth", icon=":material/stacks:", url_path="depth",
                 help="From LeNet-5 to ResNet-34: which networks need initialization?"),
+        st.Page(SCREENS / "query.py", title="Query", icon=":material/table_view:", url_path="query",
+                help="One question over all runs, in SQL: rate by initialization, worst layer by run, slowest runs."),
         st.Page(SCREENS / "model.py", title="Model", icon=":material/layers:", url_path="model",
                 help="The network layer by layer: shapes, parameters, and why three by three."),
     ],

@@ -1,6 +1,6 @@
 // Draws Plotly figures for dashboard/plot.py. One module for all charts of a page; Plotly.react keeps node and zoom.
 import { PLOTLY_URL } from "./settings.js"
-import { axis, change, number, PAPER, plain, resolved, style, themeOf } from "./ink.js"
+import { axis, change, number, PAPER, plain, resolved, style, themeOf, typed } from "./ink.js"
 import { join } from "./live.js"
 
 const TITLE = 32 // pixels of a figure's upper margin that are meant for its title
@@ -103,7 +103,7 @@ async function prepared(figure, streaming) {
         const { what, around, notes } = trace.meta
         const steps = decoded(trace.x)
         ready.z = trace.z.deflated ? await unpacked(trace.z) : decoded(trace.z)
-        const line = (row, i) => `<b>${trace.y[row]}</b> · step ${steps[i].toLocaleString("en-US")}${around}<br>${what}${words(ready.z[row][i])}${notes?.[row] ? `<br>${notes[row]}` : ""}`
+        const line = (row, i) => `<b>${typed(trace.y[row])}</b> · step ${steps[i].toLocaleString("en-US")}${around}<br>${what}${words(ready.z[row][i])}${notes?.[row] ? `<br>${notes[row]}` : ""}`
         ready.text = ready.z.map((values, row) => lazily(values.length, (i) => (Number.isNaN(values[i]) ? "" : line(row, i))))
         ready.hoverongaps = false
       }
@@ -135,7 +135,7 @@ function ticks({ keys, names, groups }, [from, to], pixels, longest) {
     if (end < low || first > high || (!near && (middle - last) * each < ROOM)) continue
     last = middle
     tickvals.push(keys[middle])
-    ticktext.push(name.length > longest ? `${name.slice(0, longest / 2 - 1)}…${name.slice(-longest / 2)}` : name)
+    ticktext.push(typed(name.length > longest ? `${name.slice(0, longest / 2 - 1)}…${name.slice(-longest / 2)}` : name))
   }
   return { tickmode: "array", tickvals, ticktext }
 }

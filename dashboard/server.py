@@ -153,9 +153,10 @@ class Guard:
                 headers["Permissions-Policy"] = "camera=(), microphone=(), geolocation=()"
                 if headers.get("content-type", "").startswith("text/html"):
                     headers["Content-Security-Policy"] = _policy()
-                    # Plotly is needed by every page: fetch it while Streamlit starts.
+                    # Plotly is needed by every page but Home: fetch it while Streamlit starts, or when Home has nothing else to fetch.
                     plotly_url = f"{assets_path().rsplit('/', 1)[0]}/plotly-{plotly.__version__}/plotly.min.js"
-                    headers["Link"] = f"<{plotly_url}>; rel=preload; as=script"
+                    home = scope["path"].rstrip("/") == assets_path().rsplit("/", 2)[0]
+                    headers["Link"] = f"<{plotly_url}>; rel={'prefetch' if home else 'preload'}; as=script"
             await send(message)
 
         app = self._refusal(scope, headers, refused) if refused else self.app

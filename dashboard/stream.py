@@ -14,10 +14,11 @@ One task a run reads the files, however many viewers there are; each viewer walk
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from core.errors import InitScopeError
 from core.schema import LIVE
-from core.store import Cursor, Run, Runs
+from core.store import RUN_ID, Cursor, Run, Runs
 from core.store.files import stamp
 from dashboard import connections
 from dashboard.live_rows import PACE_STEPS, epoch_rows, near_end, newest_layers, progress, step_rows, thin
@@ -177,16 +178,18 @@ class Hub:
         self.runs = runs
         self.welcome = welcome
         self.feeds: dict[str, Feed] = {}
+        self._seen: tuple[int, int] | None = None
+        self._there: frozenset[str] = frozenset()
 
     async def endpoint(self, request: Request) -> Response:
-        """The route. 404 names a run that is not there, 400 a question that makes no sense."""
+        """The route. 404 names a run if none is there, 400 a question that makes no sense."""
         asked = request.query_params.getlist("run")
         if not 0 < len(asked) <= MOST_RUNS:
             return PlainTextResponse(f"give 1 to {MOST_RUNS} runs: /api/stream?run=ID", 400)
         try:
             wanted = dict(Position.parse(text) for text in asked)
             wanted |= {run: at for run, at in _last_event(request.headers.get("last-event-id", "")).items() if run in wanted}
-            found = {run: await anyio.to_thread.run_sync(self.runs.get, run) for run in wanted}
+            found = await anyio.to_thread.run_sync(self._find, list(wanted))
         except ValueError:
             return PlainTextResponse("a run is asked for as ID, ID:STEP or ID:STEP:EPOCH", 400)
         except InitScopeError as error:
@@ -194,11 +197,22 @@ class Hub:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(self._events(found, wanted, lambda: self.welcome(request)), media_type="text/event-stream", headers=headers)
 
+    def _find(self, ids: Sequence[str]) -> dict[str, Run]:
+        """The runs of these ids; one that was deleted a moment ago is followed too, and said to be gone. Runs in a thread.
+
+        Raises InitScopeError if none is there.
+        """
+        there = set(self.runs.ids())
+        lost = [run for run in ids if run not in there and not RUN_ID.fullmatch(run)] or (ids if there.isdisjoint(ids) else [])
+        for run in lost:
+            self.runs.get(run)
+        return {run: self.runs.get(run) if run in there else Run(self.runs.root / run) for run in ids}
+
     async def _events(self, runs: Mapping[str, Run], positions: Mapping[str, Position], welcome: Callable[[], bool]) -> AsyncIterator[str]:
         """The text of the stream, until the runs, the server or the viewer's session end. Starlette cancels it when the viewer is gone."""
         viewers = {run: Viewer(self._feed(runs[run]), position) for run, position in positions.items()}
         clock = asyncio.get_running_loop().time
-        quiet_since, there = clock(), stamp(self.runs.root)
+        quiet_since, there = clock(), await self._ids()
         for viewer in viewers.values():
             viewer.feed.enter()
         try:
@@ -211,7 +225,7 @@ class Hub:
                         body = {"run": run, "position": viewer.position.text(run), **message}
                         where = ",".join(v.position.text(r) for r, v in viewers.items())
                         yield f"id: {where}\ndata: {json.dumps(body, allow_nan=False, separators=(',', ':'))}\n\n"
-                if there != (there := stamp(self.runs.root)):
+                if there != (there := await self._ids()):
                     yield "event: runs\ndata: {}\n\n"
                 if all(viewer.ended for viewer in viewers.values()):
                     yield f"event: end\ndata: {json.dumps({'runs': list(viewers)})}\n\n"
@@ -227,6 +241,14 @@ class Hub:
             for run, viewer in viewers.items():
                 if viewer.feed.leave() and self.feeds.get(run) is viewer.feed:
                     del self.feeds[run]
+
+    async def _ids(self) -> frozenset[str]:
+        """Which runs there are; looked up when an entry of the folder has come or gone."""
+        if (seen := stamp(self.runs.root)) != self._seen:
+            self._seen = seen
+            with contextlib.suppress(InitScopeError):  # an unreadable folder is told on the page
+                self._there = frozenset(await anyio.to_thread.run_sync(self.runs.ids))
+        return self._there
 
     def _feed(self, run: Run) -> Feed:
         feed = self.feeds.get(run.id)

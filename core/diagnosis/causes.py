@@ -131,10 +131,10 @@ def lr_too_high(p: Picture) -> Case:
     damage = (lost and c.stuck) or p.later("signal_explosion", "exploding_gradient")
     large = p.has("update_too_large")
     large_and_shown = large and (p.violent or (lost and c.spiked) or (damage and p.failing))
-    broken = c.stuck and (c.spiked or (lost and p.vitals.path >= MOVED))
+    broken = c.stuck and (c.spiked or p.restless or (lost and p.vitals.path >= MOVED))
     explained = p.start_at_fault or p.has("input_out_of_range", *MISUSES) or (p.faded and not p.violent)
     possible = (large_and_shown or broken) and not (c.well or p.succeeded or explained)
-    return Case(possible, [(2, possible), (2, large), (2, p.violent), (1, damage), (1, not p.at_first("signal_collapse"))])
+    return Case(possible, [(2, possible), (2, large), (2, p.violent or p.restless), (1, damage), (1, not p.at_first("signal_collapse"))])
 
 
 def lr_too_low(p: Picture) -> Case:
@@ -153,9 +153,9 @@ def labels_unrelated(p: Picture) -> Case:
     memorised = c.learning and guesses
     creeping = c.falling and c.progress > CREEPING and not (c.memorising or p.validation_at_chance)
     unmoved = c.stuck and not (c.above_chance or creeping or p.waking) and c.steps >= 0.8 * MIN_STEPS and p.seen_inside
-    damaged = p.broke_later and not memorised
+    damaged = (p.broke_later or p.has("weights_shrunk")) and not memorised
     sound = not (damaged or p.faded or p.timid or p.start_at_fault or p.has("input_out_of_range", *MISUSES))
-    calm = not (p.has("loss_oscillates") or c.spiked)
+    calm = not (p.has("loss_oscillates") or c.spiked or p.restless)
     possible = (memorised or (unmoved and calm)) and sound
     gone_far = memorised or p.vitals.path >= MOVED
     return Case(

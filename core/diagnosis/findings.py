@@ -34,6 +34,7 @@ RULES: tuple[Rule, ...] = (
     rules_layers.saturated_units,
     rules_layers.update_too_large,
     rules_layers.update_too_small,
+    rules_layers.weights_shrunk,
     rules_run.train_validation_gap,
 )
 """In the order in which a reader wants them: the symptom, then what may cause it, upstream first."""

@@ -21,6 +21,8 @@ MOVED = 0.1
 """Hidden layers that have gone at least this far (sum of update ratios) have had their chance to leave a mild collapse."""
 WAKING = 3.0
 """Growth of a faint signal that random labels do not bring about."""
+RESTLESS = 0.03
+"""Updates of this share of the weights, step after step, settle nowhere; with random labels they are 0.01 at most."""
 STANDING = 0.03
 """A network whose fastest layer has not even gone this far (sum of update ratios) has hardly moved yet."""
 LEAST_PULL = 1e-2
@@ -170,6 +172,11 @@ class Picture:
         """Updates are tiny because the learning rate (or clipping) is, not because the gradients are."""
         standing = self.vitals.update_fastest * self.curve.steps < STANDING
         return self.has("update_too_small") and standing and not self.vitals.pull < LEAST_PULL
+
+    @property
+    def restless(self) -> bool:
+        """Updates were too large and stayed large: what one batch teaches, the next one undoes, whatever the labels."""
+        return self.has("update_too_large") and self.vitals.update_usual >= RESTLESS
 
     @property
     def seen_inside(self) -> bool:

@@ -158,3 +158,17 @@ def update_too_small(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
         return None
     text = f"Even the fastest layer usually changes by {g(v.update_fastest)} of its size a step; about 0.001 is usual."
     return Finding("update_too_small", (), v.update_fastest, limit, source_of("update_low", t), text)
+
+
+def weights_shrunk(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+    length = v.rows.values["weight_norm"]
+    begun = v.rows.first("weight_norm") > 0
+    if t.shrunk is None or len(length) < 2 or not begun.any():
+        return None
+    left = length[-1, begun] / length[0, begun]
+    value = float(np.median(left))
+    if not value < t.shrunk:
+        return None
+    names = tuple(name for name, share in zip(names_of(v, begun), left, strict=True) if share < t.shrunk)
+    text = f"The weights have shrunk to {percent(value)} of their initial size: weight decay pulls harder than the loss does."
+    return Finding("weights_shrunk", names, value, t.shrunk, source_of("shrunk", t), text, int(v.rows.steps[-1]), False)

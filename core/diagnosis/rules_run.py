@@ -281,7 +281,7 @@ def train_validation_gap(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
 
 @dataclass(frozen=True)
 class Scores:
-    """The last epoch's accuracies (NaN where there are none, as in a regression) and losses, and the validation losses' course.
+    """The last epoch's accuracies (NaN, or both zero, where there are none, as in a regression) and losses, and the validation losses' course.
 
     ``lowest_loss``: the lowest validation loss; ``earlier_loss``: the lowest before the last epoch, NaN if there is but one.
     """
@@ -295,7 +295,7 @@ class Scores:
 
     @property
     def accuracies(self) -> bool:
-        return math.isfinite(self.train) and math.isfinite(self.validation)
+        return math.isfinite(self.train) and math.isfinite(self.validation) and max(self.train, self.validation) > 0
 
     def gap(self, reference: float) -> float:
         """By how much training is ahead of validation: in accuracy, else in loss as a share of guessing's (``reference``)."""

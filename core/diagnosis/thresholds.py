@@ -118,6 +118,9 @@ class Thresholds:
     update_low: float | None = limit(
         5e-4, "Update too small", "The fastest layer's usual |change| / |weight| a step", 1e-12, 1e-2, log=True
     )
+    shrunk: float | None = limit(
+        0.6, "Weights shrunk", "The median layer's weights at the end, in units of their initial size", 0.01, 1.0
+    )
     frozen_share: float | None = limit(0.5, "Frozen weights", "Share of the weights that never move", 0.01, 1.0)
 
     # inputs

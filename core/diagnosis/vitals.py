@@ -270,6 +270,13 @@ class Vitals:
         return float(np.nanmax(np.nanmedian(ratio, 0))) if ratio.size else float("nan")
 
     @cached_property
+    def update_usual(self) -> float:
+        """The median of ``update_total`` over the second half of the run; NaN if not measured."""
+        late = self.update_total[len(self.update_total) // 2 :]
+        late = late[np.isfinite(late)]
+        return float(np.median(late)) if len(late) else float("nan")
+
+    @cached_property
     def path(self) -> float:
         """How far the hidden layers have gone: the median layer's sum of update ratios over all steps; NaN if not measured."""
         ratio = self.update_ratio[:, self.hidden] if len(self.hidden) else np.empty((0, 0))

@@ -80,7 +80,7 @@ def choose(runs: Runs, engine: str, address: str) -> None:
         write_json(runs.root / QUEUE / ENGINE, {"engine": engine, "address": address})
 
 
-PREPARED_SECONDS = 120
+PREPARED_SECONDS = 300
 """So long after somebody looked at a launch form a supervisor waits for what may come."""
 
 

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Mapping
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from core import engines, factories, limits
 from core.engines import Engine, local, queue
@@ -32,6 +32,7 @@ IDLE_SECONDS = 300
 POLL_SECONDS = 0.1
 IDLE_POLL_SECONDS = 0.05
 """With nothing to supervise on this machine a look at the queue is all there is to do, and somebody may be waiting for it."""
+LOOKS = 3
 TROUBLE_SECONDS = 2.0
 """Pause after the disk or the engine refused something."""
 LEFT_SECONDS = 60
@@ -91,7 +92,7 @@ class Supervisor:
         """After a supervisor that died: adopt its runs, and mark again what was queued."""
         _sweep_up(self.runs.root)
         marked = set(queue.queued(self.runs))
-        for info in reversed(self.runs.list()):
+        for info in reversed(self.runs.own()):
             if info.status == Status.QUEUED and info.run not in marked:
                 queue.mark(self.runs, [self.runs.get(info.run)])
             elif info.status in (Status.RUNNING, Status.STOPPING):
@@ -147,7 +148,9 @@ class Supervisor:
             self._told = words
 
     def tell_trouble(self, trouble: str) -> None:
-        """Leave word that the engine cannot work, and why."""
+        """Leave word that the engine cannot work, and why; in the log once, however often it is tried again."""
+        if queue.told(self.runs).get("trouble") != trouble:
+            complain(trouble)
         words = {"engine": self.engine.name, "slots": None, "free": None, "running": len(self._busy()), "trouble": trouble}
         with contextlib.suppress(OSError):
             queue.tell(self.runs, {**words, **self.process})
@@ -227,9 +230,7 @@ def main(root: str) -> int:
     runs = Runs(root)
     while True:
         with open(runs.root / queue.LOCK, "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _locked(file):
                 return 0
             local.inherited[:] = [file.fileno()]
             with factories.trusted():  # whoever made the runs has answered for their files
@@ -238,6 +239,16 @@ def main(root: str) -> int:
         # A run queued between the last look and the lock's release would wait for ever: look once more.
         if not runs.root.exists() or not queue.queued(runs):
             return 0
+
+
+def _locked(file: IO[str]) -> bool:
+    """Whether the folder is ours to supervise. Whoever only looks whether somebody does holds the lock for a moment: that is waited for."""
+    for _ in range(LOOKS):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(IDLE_POLL_SECONDS)
+    return False
 
 
 def _serve(runs: Runs) -> End:
@@ -266,7 +277,6 @@ def _serve_and_exit(supervisor: Supervisor) -> None:
         status = supervisor.serve()
         supervisor.engine.close()
     except EngineTrouble as error:
-        complain(error)
         supervisor.tell_trouble(str(error))
     except BaseException:
         traceback.print_exc()

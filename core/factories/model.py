@@ -34,7 +34,7 @@ def build(config: RunConfig, *, in_channels: int, num_classes: int, sample: Tens
         raise ConfigError(f"{factory.title} must return an nn.Module, not {what}")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         has = "every parameter has requires_grad=False" if any(True for _ in model.parameters()) else "it has no layer with weights"
-        raise ConfigError(f"nothing to train in the network of {factory.title}: {has}")
+        raise ConfigError(f"nothing to train in the network of {factory.title}: {has}; return one with weights that can be trained")
     if sample is not None:
         _check_answer(factory, model, sample[:2], num_classes)
     return model

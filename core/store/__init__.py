@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from core.config import OPTIONS, RunConfig
 from core.errors import ConfigError, RunFolderError, RunNotFound, RunStateError, choose_from, one_line
@@ -23,7 +24,9 @@ from core.schema import Status
 from core.store.claim import claimed
 from core.store.files import environment, own_process, process_alive, write_json
 from core.store.index import Index
+from core.store.remote import remote_url
 from core.store.run import Cursor, Run, RunInfo
+from core.store.shared import folder_of, refresh, store_of
 from core.store.writer import RunWriter
 
 __all__ = ["RECORDED", "RUN_ID", "Cursor", "Run", "RunInfo", "RunWriter", "Runs", "claimed", "default_root", "new_id", "own_process", "process_alive", "write_json"]
@@ -33,17 +36,23 @@ RECORDED = "custom"
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
 
-def default_root() -> Path:
-    """``INITSCOPE_RUNS``, else ``runs/`` beside ``core/``."""
-    return Path(os.environ.get("INITSCOPE_RUNS") or Path(__file__).resolve().parents[2] / "runs")
+def default_root() -> str:
+    """``INITSCOPE_RUNS``, a folder or the address of one in an object store; else ``runs/`` beside ``core/``."""
+    return os.environ.get("INITSCOPE_RUNS") or str(Path(__file__).resolve().parents[2] / "runs")
 
 
 class Runs:
-    """All runs in one folder. ``shown`` is what messages call it, where its path is nobody's business."""
+    """All runs in one folder, or below an address such as ``s3://bucket/runs`` (``core.store.shared``).
+
+    ``shown`` is what messages call it, where its path is nobody's business.
+    """
 
     def __init__(self, root: str | Path | None = None, shown: str = ""):
-        self.root = Path(root) if root else default_root()
-        self.shown = shown or str(self.root)
+        given = str(root or default_root())
+        url = remote_url(given)
+        self.root = folder_of(url) if url else Path(unquote(given.removeprefix("file://")) if given.startswith("file://") else given)
+        self.shown = shown or url or str(self.root)
+        self._store = store_of(self.root)
         self._index = Index(self.root)
 
     def create(self, config: RunConfig | Mapping[str, Any], status: Status = Status.QUEUED, run_id: str | None = None, **extra: Any) -> Run:
@@ -56,6 +65,8 @@ class Runs:
         run_id = run_id or new_id(values)
         if not RUN_ID.fullmatch(run_id):
             raise RunFolderError(f"a run id is 1 to 120 letters, digits, '.', '_' or '-', not {one_line(run_id)}")
+        if self._store:
+            self._store.claim(run_id)
         temporary = self.root / f".new-{secrets.token_hex(6)}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -74,6 +85,8 @@ class Runs:
             ) from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)  # gone already if all went well
+        if self._store:
+            self._store.ensure_shipper()
         return Run(self.root / run_id)
 
     def ids(self) -> list[str]:
@@ -82,6 +95,7 @@ class Runs:
 
     def _folders(self) -> list[str]:
         """Names of the folders that may be runs. Raises RunFolderError."""
+        refresh(self.root)
         try:
             with os.scandir(self.root) as entries:
                 return [e.name for e in entries if RUN_ID.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
@@ -98,12 +112,23 @@ class Runs:
         """What a table of runs needs, newest first. A folder that cannot be read is listed with its error."""
         return sorted(self._index.infos(self._folders()), key=lambda info: (info.created, info.run), reverse=True)
 
+    def own(self) -> list[RunInfo]:
+        """Those that processes of this machine work on: all but what an object store has of other machines."""
+        return [info for info in self.list() if self._store is None or self._store.owns(info.run)]
+
+    def settle(self, run_id: str) -> None:
+        """Wait until an object store has all of a run of this machine's; in a folder it is there already."""
+        if self._store:
+            self._store.wait_until_shipped(run_id)
+
     def info(self, run_id: str) -> RunInfo:
         """The listing entry of one run; broken files become an entry with ``error``, never an exception."""
+        refresh(self.root)
         return self._index.info(run_id)
 
     def get(self, run_id: str) -> Run:
         """The run of that id. Raises RunNotFound, naming the newest runs there are."""
+        refresh(self.root)
         if RUN_ID.fullmatch(run_id) and self._is_run(run_id):
             if os.path.islink(self.root / run_id):
                 raise RunFolderError(f"{run_id} in {self.shown} is a link, not a run folder; nothing is done through it. Move what it leads to here")

@@ -100,7 +100,7 @@ _STATE: dict[str, Callable[[Any], Any]] = {
 
 def state(found: Mapping[str, Any]) -> dict[str, Any]:
     """``status.json`` with every known field of its type; "nan" and "inf" become the numbers. Raises Wrong."""
-    if "status" not in found:
+    if found.get("status") is None:
         raise Wrong("there is no status")
     return {key: _checked(key, value, _STATE.get(key)) for key, value in found.items()}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import RunFolderError, RunNotFound, RunStateError
+from core.store.shared import held
 
 if TYPE_CHECKING:
     from core.store.run import Run
@@ -19,13 +20,13 @@ POLL_SECONDS = 0.02
 
 
 @contextlib.contextmanager
-def claimed(run: Run, wait: float = 0.0) -> Iterator[None]:
+def claimed(run: Run, wait: float = 0.0, files: bool = True) -> Iterator[None]:
     """Hold the run's lock: one process a run, whoever starts it. A process that ends holds it a moment longer than its
-    last word: ``wait`` so many seconds for it.
+    last word: ``wait`` so many seconds for it. A run of an object store becomes this machine's, with all its ``files``.
 
     Raises RunStateError if it is held, RunNotFound if the run is gone, RunFolderError if the folder cannot be written.
     """
-    with _locked(run, run.path / "worker.lock", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, wait):
+    with held(run.path, files), _locked(run, run.path / "worker.lock", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, wait):
         yield
 
 

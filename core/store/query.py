@@ -97,8 +97,8 @@ def described() -> str:
     return "; ".join(f"{name}({', '.join(schema.names)})" for name, schema in VIEWS.items())
 
 
-def query(runs: Runs, sql: str, seconds: float = SECONDS) -> Answer:
-    """The answer to one SELECT over all runs, or to the recipe of that name.
+def query(runs: Runs, sql: str, seconds: float = SECONDS, most: int = ROWS) -> Answer:
+    """The answer to one SELECT over all runs, or to the recipe of that name; its first ``most`` rows.
 
     Raises QueryError for SQL that is wrong, more than one SELECT, or beyond the bounds; RunFolderError for a damaged file.
     """
@@ -109,13 +109,13 @@ def query(runs: Runs, sql: str, seconds: float = SECONDS) -> Answer:
         raise QueryError(f"{choose_from('recipe', text, RECIPES)}; or a SELECT over {described()}")
     for _ in range(ATTEMPTS):
         try:
-            return _ask(runs, text, seconds)
+            return _ask(runs, text, seconds, most)
         except FileNotFoundError:  # a live run's parts became one, or a run was deleted: look again
             continue
     raise RunFolderError("the runs keep changing while they are read; ask again")
 
 
-def _ask(runs: Runs, text: str, seconds: float) -> Answer:
+def _ask(runs: Runs, text: str, seconds: float, most: int) -> Answer:
     database = _database()
     import duckdb
 
@@ -129,7 +129,7 @@ def _ask(runs: Runs, text: str, seconds: float) -> Answer:
             if name in text.lower():  # the others cost a look into every folder
                 database.register(name, _table(infos) if name == "runs" else _rows(runs, infos, name))
         alarm.start()
-        return _cut(database.sql(text).to_arrow_reader(1024))
+        return _cut(database.sql(text).to_arrow_reader(1024), most)
     except duckdb.InterruptException:
         raise QueryError(f"no answer within {seconds:g} seconds; ask for fewer runs or columns, such as WHERE run = '...'") from None
     except duckdb.OutOfMemoryException:
@@ -160,15 +160,15 @@ def _database() -> duckdb.DuckDBPyConnection:
     return database
 
 
-def _cut(reader: pa.RecordBatchReader) -> Answer:
+def _cut(reader: pa.RecordBatchReader, most: int) -> Answer:
     batches: list[pa.RecordBatch] = []
     for batch in reader:
         batches.append(batch)
-        if sum(map(len, batches)) > ROWS:
+        if sum(map(len, batches)) > most:
             break
     found = pa.Table.from_batches(batches, reader.schema)
     names = [name if name not in found.column_names[:i] else f"{name}_{i}" for i, name in enumerate(found.column_names)]
-    return Answer(found.rename_columns(names).slice(0, ROWS), len(found) > ROWS)
+    return Answer(found.rename_columns(names).slice(0, most), len(found) > most)
 
 
 def _table(infos: Iterable[RunInfo]) -> pa.Table:

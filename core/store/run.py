@@ -20,7 +20,7 @@ from core.config import OPTIONS, RunConfig, title_of
 from core.errors import ConfigError, RunFolderError, RunNotFound, RunStateError, one_line
 from core.permission import require
 from core.schema import LIVE, Status
-from core.store import checked
+from core.store import checked, shared
 from core.store.claim import claimed, editing
 from core.store.files import alive, number, open_regular, read_small, stamp, write_json
 from core.store.grid import Grid, Scan, grids
@@ -102,6 +102,7 @@ class Run:
         return state
 
     def _written_state(self) -> dict[str, Any]:
+        shared.refresh(self.path.parent)
         try:
             return checked.state(self.json_file("status.json"))
         except checked.Wrong as error:
@@ -156,7 +157,8 @@ class Run:
                 parsed = OPTIONS[key].parse(changes[key])
                 changes[key] = list(parsed) if isinstance(parsed, tuple) else parsed
         with editing(self), self._writing("change"):
-            write_json(self.path / "meta.json", {**self.meta(), **changes})
+            store = shared.store_of(self.path.parent)
+            write_json(self.path / "meta.json", store.edit(self.id, changes) if store else {**self.meta(), **changes})
 
     @contextlib.contextmanager
     def _writing(self, action: str) -> Iterator[None]:
@@ -180,6 +182,7 @@ class Run:
 
     def revision(self) -> tuple:
         """Changes whenever anything a reader sees may have changed; cheap enough for a cache key."""
+        shared.look(self.path)
         return tuple(stamp(self.path / name) for name in ("status.json", "meta.json", "parts", "layers.parquet", "stop"))
 
     # -- what it does
@@ -192,6 +195,8 @@ class Run:
             raise RunStateError(f"run {self.id} is {status}; only a queued or running run can be stopped")
         with self._writing("stop"):
             (self.path / "stop").touch()
+        if store := shared.store_of(self.path.parent):
+            store.stop(self.id)
 
     def stop_requested(self) -> bool:
         return (self.path / "stop").exists()
@@ -206,13 +211,18 @@ class Run:
             raise RunFolderError(f"{self.id} is a link, not a run folder; nothing deleted. Remove it by hand if you mean to")
         # Claimed, so that nobody resumes it meanwhile; renamed first, so that no reader sees half a run.
         grave = self.path.with_name(f".deleted-{self.id}-{secrets.token_hex(3)}")
-        with claimed(self, wait=CLAIM_SECONDS), self._writing("delete"):
+        store = shared.store_of(self.path.parent)
+        with claimed(self, wait=CLAIM_SECONDS, files=False), self._writing("delete"):
             status = self.info().status
             if status in LIVE:
                 raise RunStateError(f"run {self.id} is {status}; stop it first")
+            if store:
+                store.forget(self.id)
             os.rename(self.path, grave)
         with self._writing("delete"):
             shutil.rmtree(grave)
+        if store:
+            store.remove(self.id)
 
     # -- what it measured
 
@@ -273,6 +283,7 @@ class Run:
     def _files(self, table: str, after: int) -> list[tuple[pq.ParquetFile, int]]:
         """The files that hold rows beyond part number ``after``, in order, each with the number of its last part."""
         found, last = [], after
+        shared.look(self.path)
         # Parts are listed before the compacted file is looked at: compaction writes that file first and deletes parts
         # after, so rows that leave one are already in the other.
         listed = parts(self.path / "parts", table)

@@ -97,7 +97,8 @@ def home(browser: Browser, ours: Server, empty: Server, rounds: int) -> None:
 
 def clicks(browser: Browser, server: Server, rounds: int) -> None:
     """Bytes of each page's first load, and what a change in the sidebar's form costs there."""
-    print("\n| page | first load, kB | largest message, kB | answer to a click, ms, p50 | p99 | its kB |\n|---|---|---|---|---|---|")
+    print("\n| page | first load, kB | largest message, kB | answer to a click, ms, p50 | p99 | server's processor time, ms, p50 | p99 | its kB |\n|---|---|---|---|---|---|---|---|")
+    process = psutil.Process(server.process.pid)
     for path in PAGES:
         with tab(browser) as page:
             answers: list[int] = []
@@ -106,14 +107,14 @@ def clicks(browser: Browser, server: Server, rounds: int) -> None:
             page.wait_for_selector("h1")
             rest(page)
             came = [size for _, size in page.evaluate("() => stopwatch.came")]
-            times, size = _times(page, lambda i, page=page: _type_epochs(page, 6 + i % 2), rounds)
-            print(f"| {path} | {(sum(came) + sum(answers)) / 1e3:.0f} | {max(came) / 1e3:.0f} | {spread(times)} | {size / 1e3:.0f} |", flush=True)
+            cells = _answers(page, process, lambda i, page=page: _type_epochs(page, 6 + i % 2), rounds)
+            print(f"| {path} | {(sum(came) + sum(answers)) / 1e3:.0f} | {max(came) / 1e3:.0f} | {cells} |", flush=True)
     with tab(browser, useful=["table", None]) as page:
         page.goto(server.url)
         painted(page, "useful")
         sheet = page.locator("[data-testid=stDataFrame] canvas").first
-        times, size = _times(page, lambda i: sheet.click(position={"x": 18, "y": 52 + 35 * (i % 8)}, force=True), rounds)
-        print(f"| / (a row is chosen) | | | {spread(times)} | {size / 1e3:.0f} |", flush=True)
+        cells = _answers(page, process, lambda i: sheet.click(position={"x": 18, "y": 52 + 35 * (i % 8)}, force=True), rounds)
+        print(f"| / (a row is chosen) | | | {cells} |", flush=True)
 
 
 def _dynamic(response: Response) -> int:
@@ -130,10 +131,23 @@ def _type_epochs(page: Page, value: int) -> None:
     field.press("Enter")
 
 
-def _times(page: Page, act: Callable[[int], None], rounds: int) -> tuple[list[float], int]:
-    """Milliseconds of each answer, the first one aside, and the bytes of the largest."""
-    found = [answered(page, lambda i=i: act(i)) for i in range(rounds + 1)][1:]
-    return [taken for taken, *_ in found], max(size for _, size, _ in found)
+def _answers(page: Page, process: psutil.Process, act: Callable[[int], None], rounds: int) -> str:
+    """Cells of the table: milliseconds and processor time of the answers, the first one aside, and the bytes of the largest."""
+    taken, worked, sizes = [], [], []
+    for i in range(rounds + 1):
+        before = _worked(process)
+        milliseconds, size, _ = answered(page, lambda i=i: act(i))
+        if i:
+            taken.append(milliseconds)
+            worked.append(1000 * (_worked(process) - before))
+            sizes.append(size)
+    return f"{spread(taken)} | {spread(worked)} | {max(sizes) / 1e3:.0f}"
+
+
+def _worked(process: psutil.Process) -> float:
+    """Seconds of processor time so far."""
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 # -- two long runs
@@ -146,9 +160,7 @@ def compare(browser: Browser, folder: Path, rounds: int) -> None:
         runs = folder / f"long{i}"
         many_runs.make(runs, 2, LONG)
         with serving(runs) as server, tab(browser) as page:
-            page.goto(server.url)
-            page.wait_for_selector("[data-testid=stDataFrame] canvas")
-            page.goto(f"{server.url}/model")  # a page that reads no run
+            page.goto(f"{server.url}/model")  # reads no run
             rest(page)
             for times in ((verdict, everything), (again, None)):
                 want(page, maps=["maps", 3], charts=["charts", 6])
@@ -163,7 +175,7 @@ def compare(browser: Browser, folder: Path, rounds: int) -> None:
                 if times[1] is not None:
                     times[1].append(all_six - clicked)
                     kilobytes.append(sum(size for _, size in page.evaluate("() => stopwatch.came")) / 1e3)
-                    page.get_by_role("link", name="Model").first.click()
+                    page.get_by_role("link", name="Sweep").first.click()  # another that reads none
                     rest(page)
     print(f"\n| Compare of two runs of {LONG:,} steps, ms after the click | p50 | p99 |\n|---|---|---|")
     print(f"| verdict and three maps, never opened before | {spread(verdict)} |")
@@ -180,40 +192,33 @@ def live(browser: Browser, server: Server, seconds: float) -> None:
     process = psutil.Process(server.process.pid)
     try:
         _until(lambda: run.state().get("step", 0) > 20)
-        costs = {0: _cost(process)}
+        nobody = _cost(process)
+        print("\n| viewers of a live run | server, % of a core | more than without a viewer |\n|---|---|---|")
+        print(f"| 0 | {nobody:.1f} | |", flush=True)
         with contextlib.ExitStack() as tabs:
-            pages = []
+            pages: list[Page] = []
             for count in (1, 10):
                 while len(pages) < count:
                     pages.append(tabs.enter_context(tab(browser)))
                     pages[-1].goto(f"{server.url}/live?run={run.id}")
                     _until(lambda: pages[-1].evaluate(ROW_CHARTS), pages[-1])
-                    rest_of_load(pages[-1])
-                costs[count] = _cost(process, pages[0])
+                pages[0].wait_for_timeout(3000)  # a live page is never at rest
+                cost = _cost(process, pages[0])
+                print(f"| {count} | {cost:.1f} | {cost - nobody:.1f} |", flush=True)
                 if count == 1:
                     delays = row_to_pixel(pages[0], run, seconds)
     finally:
         launcher.stop(Runs(server.runs), run)
         _until(lambda: not run.info().live)
-    print("\n| viewers of a live run | server, % of a core | more than without a viewer |\n|---|---|---|")
-    for count, cost in costs.items():
-        print(f"| {count} | {cost:.1f} | {cost - costs[0]:.1f} |")
     print("\n| row to pixel, ms | p50 | p99 | rows |\n|---|---|---|---|")
     print(f"| from the file's time to the frame | {spread(delays)} | {len(delays)} |", flush=True)
 
 
-def rest_of_load(page: Page) -> None:
-    """A live page is never quiet: give it the time to load."""
-    page.wait_for_timeout(2000)
-
-
 def _cost(process: psutil.Process, page: Page | None = None) -> float:
     """Percent of a core that the server takes."""
-    before = process.cpu_times()
-    began = time.monotonic()
+    before, began = _worked(process), time.monotonic()
     page.wait_for_timeout(1000 * WATCHED_SECONDS) if page else time.sleep(WATCHED_SECONDS)
-    after = process.cpu_times()
-    return 100 * (after.user + after.system - before.user - before.system) / (time.monotonic() - began)
+    return 100 * (_worked(process) - before) / (time.monotonic() - began)
 
 
 def row_to_pixel(page: Page, run: Run, seconds: float) -> list[float]:
@@ -251,7 +256,7 @@ def _watch_parts(run: Run, arrived: dict[int, float], over: threading.Event) -> 
         time.sleep(0.02)
 
 
-def _until(condition: Callable[[], object], page: Page | None = None, seconds: float = 60) -> None:
+def _until(condition: Callable[[], object], page: Page | None = None, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -39,7 +39,7 @@ STOPWATCH = """
       return false
     },
     chart: () => Boolean(document.querySelector(".js-plotly-plot .scatterlayer path, .js-plotly-plot .heatmaplayer image")),
-    charts: (count) => [...document.querySelectorAll(".js-plotly-plot .cartesianlayer .plot")].filter((p) => p.querySelector("path.js-line, .heatmaplayer image, .point")).length >= count,
+    charts: (count) => [...document.querySelectorAll(".js-plotly-plot")].filter((p) => p.querySelector("path.js-line, .heatmaplayer image, .point")).length >= count,
     maps: (count) => document.querySelectorAll(".js-plotly-plot .heatmaplayer image").length >= count && Boolean(document.querySelector("h1")),
     point: () => [...document.querySelectorAll(".js-plotly-plot")].some((p) => p.data?.some((t) => t.meta?.table === "steps" && t.x?.length > 0)),
   }
@@ -74,7 +74,7 @@ def tab(browser: Browser, **wanted: Any) -> Iterator[Page]:
     """A tab of a browser that has never been here, 1280 x 900, whose stopwatch waits for what is ``wanted``: {name: [what, argument]}."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(300_000)
     prepare(page, **wanted)
     yield page
     context.close()
@@ -95,7 +95,7 @@ def want(page: Page, **wanted: Any) -> None:
     )
 
 
-def painted(page: Page, name: str, seconds: float = 60) -> float:
+def painted(page: Page, name: str, seconds: float = 300) -> float:
     """When it was on the screen: milliseconds since the navigation began. Raises TimeoutError."""
     for _ in range(int(seconds * 1000 / 20)):
         if (at := page.evaluate("(name) => stopwatch.painted[name] ?? null", name)) is not None:

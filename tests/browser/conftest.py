@@ -29,9 +29,9 @@ expect.set_options(timeout=60_000)  # five seconds by default, too few for a pag
 class Server:
     """A dashboard process and its address."""
 
-    def __init__(self, runs: Path, script: str | Path = "dashboard/Home.py", **environment: str):
+    def __init__(self, runs: Path, script: str | Path = "dashboard/Home.py", port: int = 0, **environment: str):
         self.runs = runs
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = runs.parent / f"{runs.name}-server.log"
         with open(self.log, "ab") as output:

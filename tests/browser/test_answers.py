@@ -104,7 +104,10 @@ def test_diagnosis_names_the_cause_and_its_remedy_leads_to_compare(page: Page, s
     settle(page)
     expect(page.get_by_text("signal collapse")).to_have_count(0)
     expect(page.get_by_text("vanishing gradient", exact=True)).to_be_visible()
+    dead = page.get_by_test_id("stSlider").filter(has_text="Dead units")
+    expect(dead).to_contain_text("0.70")  # the slider stands where that tool draws its line
     page.get_by_role("radio", name="InitScope").click()
+    expect(dead).to_contain_text("0.90")
     settle(page)
     expect(page.get_by_text("signal collapse")).to_be_visible()
 
@@ -144,5 +147,6 @@ def test_report_opens_offline(browser: Browser, server: Server, tmp_path: Path) 
     maps = page.evaluate("() => [...document.querySelectorAll('.js-plotly-plot')].filter(p => p.data.some(t => t.type === 'heatmap')).length")
     assert maps == 3
     expect(page.get_by_text("Initialization", exact=True).first).to_be_visible()
+    expect(page.get_by_text("The initial weights are too small: the signal dies on its way")).to_be_visible()
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
     context.close()

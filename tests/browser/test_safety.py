@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -31,12 +32,12 @@ STRINGS = [
     "$\\href{javascript:window.__xss=7}{x}$ :red[x] %{customdata}",
     "<b>bold</b><br><style>*{display:none}</style>",
 ]
-PAGES = ("", "live", "gradients", "compare", "diagnosis", "sweep", "probe", "model")
 INJECTED = "img[src*='x-xss'], svg[onload], #xss-a, a[href^='javascript'], iframe[src^='javascript'], .js-plotly-plot [onerror], .stMarkdown style"
 
 
-def wicked(runs: Runs, string: str, status: str, sweep: str = "") -> Run:
-    """A run whose every text is ``string``: name, tag, notes, log, error, phase, initialization's sweep, and its layers' names."""
+def wicked(runs: Runs, string: str, status: str, sweep: str = "", foreign: bool = False) -> Run:
+    """A run whose every text is ``string``: name, tag, notes, log, error, phase, its sweep's name, the words of its config, its
+    layers' names and kinds; ``foreign``: its model's and initialization's, too."""
     run = runs.create(quick().replace(name=string, tags=(string.replace(",", ";")[:40],), sweep=sweep), "running", pid=0, num_classes=10, chance=0.1)
     writer = RunWriter(run)
     names = pa.DictionaryArray.from_arrays(pa.array(range(2), pa.int32()), [string, string + "2"])
@@ -48,10 +49,14 @@ def wicked(runs: Runs, string: str, status: str, sweep: str = "") -> Run:
         writer.layers(step, names, kinds, pa.array(range(2), pa.int32()), values)
     writer.epoch(0, 2.3, 0.1, 2.3, 0.1, 6.0)
     writer.compact()
+    saved = json.loads((run.path / "config.json").read_text())
+    saved["config"] |= dict.fromkeys(("data", "optimizer", "schedule", "precision", "device", *(("model", "init") if foreign else ())), string)
+    (run.path / "config.json").write_text(json.dumps(saved | {"platform": string, "git": string}))
     (run.path / "log.txt").write_text(string + "\n")
     run.edit(notes=string)
     outcome = "not_converged" if status == "finished" else None
-    writer.update(status=status, outcome=outcome, error=string, phase=string, step=60, total_steps=60, val_accuracy=0.1, validation_samples=359, device=string)
+    writer.update(status=status, outcome=outcome, error=string, phase=string, step=60, total_steps=60, val_accuracy=0.1, validation_samples=359,
+                  device=string, source=string if foreign else None, facts={"optimizer": string, "activations": {string: string}, "normalized": [string]})  # fmt: skip
     return run
 
 
@@ -65,18 +70,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def strings(server: Server) -> list[Run]:
     runs = Runs(server.runs)
-    return [wicked(runs, string, ("finished", "failed")[i % 2], sweep=STRINGS[0] if i < 4 else "") for i, string in enumerate(STRINGS)]
+    return [wicked(runs, string, ("finished", "failed")[i % 2], sweep=STRINGS[0] if i < 4 else "", foreign=i in (2, 5)) for i, string in enumerate(STRINGS)]
 
 
 def test_strings_are_shown_as_text_on_every_page(page: Page, server: Server, strings: list[Run]) -> None:
     page.on("dialog", lambda dialog: pytest.fail(f"a dialog: {dialog.message}"))
     ids = [run.id for run in strings]
-    queries = {
-        "live": urllib.parse.urlencode([("run", run) for run in ids]), "gradients": f"run={ids[0]}", "diagnosis": f"run={ids[1]}",
-        "compare": f"a={ids[0]}&b={ids[2]}", "sweep": urllib.parse.urlencode({"sweep": STRINGS[0]}),
-    }  # fmt: skip
-    for name in PAGES[:-2]:  # Probe and Model show no run
-        page.goto(f"{server.url}/{name}?{queries.get(name, '')}")
+    sweep = urllib.parse.urlencode({"sweep": STRINGS[0]})
+    addresses = [
+        "?", "live?" + urllib.parse.urlencode([("run", run) for run in ids]), f"compare?a={ids[0]}&b={ids[2]}", f"compare?a={ids[5]}&b={ids[2]}",
+        *(f"{name}?run={ids[i]}" for name in ("gradients", "diagnosis") for i in (0, 1, 2, 5)), f"gradients?run={ids[7]}",
+        f"sweep?{sweep}", f"depth?{sweep}",  # Probe and Model show no run
+    ]  # fmt: skip
+    tooltips: list[str] = []
+    for address in addresses:
+        name = address.partition("?")[0]
+        page.goto(f"{server.url}/{address}")
         settle(page)
         assert page.locator(INJECTED).count() == 0, (name, page.locator(INJECTED).first.evaluate("e => e.outerHTML"))
         assert page.evaluate("window.__xss") is None, name
@@ -84,11 +93,13 @@ def test_strings_are_shown_as_text_on_every_page(page: Page, server: Server, str
             chart.scroll_into_view_if_needed()
             chart.hover(force=True)
             page.wait_for_timeout(150)
+            tooltips += page.locator(".hoverlayer").all_text_contents()
         assert page.evaluate("window.__xss") is None and page.locator(INJECTED).count() == 0, f"{name}, hovering"
         shown = page.locator("[data-testid=stAppViewContainer]").inner_text()
         if name == "live":
             assert STRINGS[0] in shown and STRINGS[3][:20] in shown, "names and errors are there, as typed"
             assert "window.__xss" in page.locator("[data-testid=stCode]").first.inner_text(), "the log too"
+    assert any("<b>bold</b><br><style>" in told for told in tooltips), "a layer's name, as typed, in a tooltip"
 
 
 def test_the_report_shows_strings_as_text(page: Page, server: Server, strings: list[Run], tmp_path) -> None:

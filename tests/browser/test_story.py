@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from core import launcher
+from core.config import quick
 from core.store import Runs
 from tests.browser.conftest import Server, follow, settle
 
@@ -145,8 +146,14 @@ def test_stop_from_the_sidebar_and_rename(page: Page, server: Server) -> None:
     settle(page)
     expect(page.get_by_label("Epochs", exact=True)).to_have_value("500")  # what was typed stays
     wait_until(lambda: sum(info.status == "running" and info.state.get("step", 0) > 0 for info in runs.list()) == 2, 240, "both train")
+    sidebar = page.locator("[data-testid=stSidebar]")
+    other = runs.create(quick().replace(name="from elsewhere"))  # what another process queues shows up by itself
+    expect(sidebar.get_by_text("from elsewhere · queued")).to_be_visible(timeout=120_000)
+    launcher.stop(runs, other)
+    other.delete()
+    expect(sidebar.get_by_text("from elsewhere")).to_have_count(0, timeout=120_000)
     for _ in range(2):
-        page.locator("[data-testid=stSidebar]").get_by_role("button", name="Stop").first.click()
+        sidebar.get_by_role("button", name="Stop").first.click()
         page.wait_for_timeout(3000)
     wait_until(lambda: not any(info.live for info in runs.list()), 240, "both stop")
     fresh = [info for info in runs.list() if info.run not in known]

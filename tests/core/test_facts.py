@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.diagnosis.diagnose import diagnose
-from core.facts import constant_answer, loss_facts, scales, units_identical
+from core.facts import agreed, constant_answer, cross_entropy_scale, loss_facts, scales, units_identical
 from core.recorder import Recorder
 from core.schema import Cause, Outcome
 from core.store import Runs
@@ -43,6 +43,20 @@ def test_constant_answer_of_classes_is_their_entropy() -> None:
     value, _ = constant_answer(*(lambda c, loss, g: (c, loss, output, g))(*gradient_of(F.cross_entropy, output, target)))
     rate = target.double().mean().item()
     assert value == pytest.approx(-rate * math.log(rate) - (1 - rate) * math.log(1 - rate), abs=2e-3)
+
+
+def test_the_scale_of_a_cross_entropy_is_read_off_its_gradient() -> None:
+    output, target = torch.randn(32, 5), torch.randint(5, (32,))
+
+    def scale(loss_fn):
+        chain, loss, gradient = gradient_of(loss_fn, output, target)
+        return cross_entropy_scale(chain, loss, output, gradient)
+
+    assert scale(F.cross_entropy) == pytest.approx(1, rel=1e-5)
+    assert scale(lambda o, t: F.cross_entropy(o, t, reduction="sum")) == pytest.approx(32, rel=1e-5)
+    assert scale(lambda o, t: F.cross_entropy(o, t) / 4) == pytest.approx(0.25, rel=1e-5)
+    assert scale(lambda o, t: F.mse_loss(o, F.one_hot(t, 5).float())) is None
+    assert agreed([32.0, 32.1, 31.9]) == 32.0 and agreed([0.9, 1.1]) is None
 
 
 def test_constant_answer_of_yes_and_no() -> None:

@@ -14,12 +14,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from core import inits
-from core.meter import MISSING, LayerMeter
+from core.meter import MISSING, LayerMeter, together
 from core.models import vgg
 from core.recorder import layer_values
-from core.reductions import by_sample, forward_statistics, norm
+from core.reductions import by_sample, change_norms, copy_norms, forward_statistics, norm, norms, off_units, ratio
 from core.schema import LAYER_METRICS
 
 torch.set_num_threads(1)
@@ -281,6 +282,54 @@ def test_dead_fraction_is_exact():
 
 
 # ---------------------------------------------------------------- what users do
+
+
+class Shifted(nn.Module):
+    """A convolution and a rectifier, with something between the two in every second pass."""
+
+    def __init__(self, rectifier: nn.Module, kind: str):
+        super().__init__()
+        self.layer, self.rectifier, self.kind, self.passes = nn.Conv2d(1, 6, 3), rectifier, kind, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        self.passes += 1
+        if self.passes % 2 == 0 and self.kind == "in place":
+            x += 0.3
+        if self.passes % 2 == 0 and self.kind == "apart":
+            x = x + 0.3
+        self.before = x.detach().clone()
+        return self.rectifier(x).flatten(1)[:, :10]
+
+
+@pytest.mark.parametrize("kind", ["straight", "in place", "apart"])
+@pytest.mark.parametrize("rectifier", [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6()])
+def test_dead_units_of_a_rectifier_that_is_known_by_now(rectifier, kind):
+    """From the second step on they are counted with the layer's other statistics, if nothing came between layer and rectifier."""
+    torch.manual_seed(0)
+    model, (x, y) = Shifted(rectifier, kind), batch()
+    with torch.no_grad():
+        model.layer.bias.fill_(-0.5)
+    with LayerMeter(model) as meter:
+        for _ in range(5):
+            loss_of(model, x, y).backward()
+            dead = (model.before <= 0).flatten(1).all(0).double().mean().item()
+            assert 0.05 < dead < 0.95
+            assert read(meter)["layer"]["dead_fraction"] == pytest.approx(dead, abs=1e-6)
+
+
+def test_nothing_on_a_gpu_is_waited_for():
+    """Fake CUDA tensors refuse to be looked at, so whatever a step makes of a layer stays on the device until the one transfer."""
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            output, weight, gradient = torch.randn(4, 3, 5, 5), torch.randn(8, 3), torch.randn(4, 3, 5, 5).to(torch.bfloat16)
+        with pytest.raises(DataDependentOutputException):
+            output.sum().item()
+        before = [torch.empty_like(weight)]
+        found = forward_statistics(output, off=True)
+        (length,), (moved,), (norms_of,) = copy_norms(before, [weight]), change_norms(before, [weight]), norms([weight])
+        numbers = [*found.values(), ratio(moved, length), norms_of, norm(gradient), off_units(output.relu()).sum(), MISSING]
+        assert together(numbers, output.device).device.type == "cuda"
 
 
 def test_the_norm_is_taken_before_clipping():

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pytest
 
 from core.config import quick
+from core.errors import RunNotFound
 from core.schema import LAYER_METRICS
 from core.store import Run, Runs, RunWriter, own_process
 from dashboard import live_rows, stream
@@ -260,6 +261,42 @@ def test_a_run_that_is_deleted_ends_the_stream(runs, training):
     state = asyncio.run(watch())
     assert state["status"] == "unreadable"
     assert "missing" in state["error"]
+
+
+def test_a_run_that_is_gone_already_is_said_to_be_and_the_others_go_on(runs, training):
+    hub = stream.Hub(runs)
+    with pytest.raises(RunNotFound):
+        hub._find(["gone", "also-gone"])
+    with pytest.raises(RunNotFound):
+        hub._find([training.run.id, "../elsewhere"])
+
+    async def watch() -> Listener:
+        listener = Listener(hub, **{training.run.id: stream.Position()})
+        listener.events = hub._events(hub._find([training.run.id, "gone"]), {training.run.id: stream.Position(), "gone": stream.Position()}, lambda: True)
+        training.rows(2)
+        await listener.until(lambda got: any(event["data"] and event["data"].get("run") == "gone" for event in got) and has("steps")(got))
+        return listener
+
+    told = [event["data"] for event in asyncio.run(watch()).got if event["data"]]
+    assert {event["state"]["status"] for event in told if event["run"] == "gone"} == {"unreadable"}
+    assert {event["state"]["status"] for event in told if event["run"] == training.run.id and "state" in event} == {"running"}
+
+
+def test_a_run_that_comes_or_goes_is_announced_and_a_row_is_not(runs, training):
+    async def watch() -> Listener:
+        _, listener = listening(runs, training.run)
+        training.rows(1)
+        await listener.until(has("steps"))
+        training.rows(1)
+        await listener.until(lambda _: len(listener.steps()) == 2)
+        assert not [event for event in listener.got if event["event"] == "runs"]
+        other = runs.create(quick(), status="stopped")
+        await listener.until(lambda got: got[-1]["event"] == "runs")
+        other.delete()
+        await listener.until(lambda got: [event["event"] for event in got].count("runs") == 2)
+        return listener
+
+    assert asyncio.run(watch()).steps() == [0, 1]
 
 
 def test_a_session_that_ends_takes_its_streams_along(runs, training):

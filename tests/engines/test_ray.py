@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from core import launcher, sweep
@@ -98,10 +97,12 @@ def test_a_sweep_loses_a_node_its_driver_and_the_head(on_ray, runs, tiny, tmp_pa
     until(lambda: on(on_ray, "b", made) or on(on_ray, "head", made), seconds=WAIT, what="something trains")
     for process in supervisors(runs.root):
         process.kill()
-    until(lambda: not [process for process in supervisors(runs.root) if process.status() != psutil.STATUS_ZOMBIE])
-    launcher.ensure_supervisor(runs)
 
-    until(lambda: on(on_ray, "head", made), seconds=WAIT, what="a run on the head again")
+    def on_the_head_again() -> list[Run]:
+        launcher.keep_going(runs)  # as the dashboard does: the killed one's lock may be held a moment longer than it can be seen
+        return on(on_ray, "head", made)
+
+    until(on_the_head_again, seconds=WAIT, what="a run on the head again")
     on_ray.kill("head")
     on_ray.start("head")
     on_ray.start("c")

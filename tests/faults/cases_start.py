@@ -114,7 +114,7 @@ def healthy_log_softmax_twice(runs: Path) -> Run:
 # ---------------------------------------------------------------- initialization
 
 
-@case("vgg", "init_too_small")
+@case("vgg", "init_too_small", finds=("signal_collapse", "vanishing_gradient", "loss_plateau_at_chance"))
 def default_vgg(runs: Path) -> Run:
     return trained(runs, model="vgg16", init="default", epochs=3)
 
@@ -139,7 +139,7 @@ def small_tanh(runs: Path) -> Run:
     return record(runs, mlp([64] + [64] * 9 + [10], nn.Tanh, "xavier_normal", gain=0.3), optimizer=sgd(0.1))
 
 
-@case("mlp", "init_too_large")
+@case("mlp", "init_too_large", finds=("exploding_gradient",))
 def large_mlp(runs: Path) -> Run:
     return record(runs, mlp([64] + [128] * 6 + [10], gain=3))
 
@@ -154,7 +154,7 @@ def large_vgg_trained(runs: Path) -> Run:
     return trained(runs, init="kaiming_normal", gain=4.0, max_steps=50)
 
 
-@case("mlp", "symmetric_init")
+@case("mlp", "symmetric_init", finds=("identical_units",))
 def zeros_mlp(runs: Path) -> Run:
     return record(runs, mlp(init="zeros"))
 

@@ -34,7 +34,7 @@ def high_adam(runs: Path) -> Run:
     return record(runs, mlp(), optimizer=adam(1.0))
 
 
-@case("cnn", "lr_too_high")
+@case("cnn", "lr_too_high", finds=("loss_nonfinite",))
 def high_sgd(runs: Path) -> Run:
     return record(runs, cnn(), optimizer=sgd(10))
 
@@ -52,6 +52,16 @@ def high_resnet(runs: Path) -> Run:
 @case("mlp", "lr_too_high")
 def high_regression(runs: Path) -> Run:
     return record(runs, mlp((8, 64, 64, 1)), waves(), loss_fn=F.mse_loss, optimizer=adam(1.0))
+
+
+@case("mlp", "lr_too_high", finds=("loss_oscillates",))
+def jumping_without_hidden_layers(runs: Path) -> Run:
+    return record(runs, mlp((20, 10)), clusters(spread=2.0), sgd(30, momentum=0.0))
+
+
+@case("mlp", "lr_too_high")
+def restless_but_no_louder_than_guessing(runs: Path) -> Run:
+    return record(runs, mlp((20, 10)), clusters(spread=2.0), sgd(3, momentum=0.0))
 
 
 @case("vgg", "lr_too_low")
@@ -74,7 +84,7 @@ def low_resnet(runs: Path) -> Run:
     return record(runs, resnet(), optimizer=sgd(1e-5), steps=50)
 
 
-@case("mlp", "not_updating")
+@case("mlp", "not_updating", finds=("weights_frozen",))
 def no_step(runs: Path) -> Run:
     return record(runs, mlp(), update=False)
 
@@ -107,7 +117,7 @@ def optimizer_of_the_last_layer(runs: Path) -> Run:
 # ---------------------------------------------------------------- units
 
 
-@case("mlp", "dead_relu")
+@case("mlp", "dead_relu", finds=("dead_units",))
 def dead_mlp(runs: Path) -> Run:
     return record(runs, with_bias(mlp(), -10))
 
@@ -127,7 +137,7 @@ def saturated_tanh_cnn(runs: Path) -> Run:
     return record(runs, cnn(gain=8, activation=torch.tanh), optimizer=sgd(0.01))
 
 
-@case("tanh mlp", "saturated_activation")
+@case("tanh mlp", "saturated_activation", finds=("saturated_units",))
 def saturated_tanh(runs: Path) -> Run:
     return record(runs, mlp([64] + [64] * 6 + [10], nn.Tanh, "xavier_normal", gain=10), optimizer=sgd(0.02))
 

@@ -6,7 +6,7 @@ trains when the fault is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,22 +16,23 @@ from tests.faults.kit import digits, shuffled
 
 @dataclass(frozen=True)
 class Case:
-    """One planted fault: where, what it is called, and how to make its run."""
+    """One planted fault: where, what it is called, how to make its run, and findings that must be among its evidence."""
 
     name: str
     architecture: str
     causes: frozenset[str]
     make: Callable[[Path], Run]
+    finds: frozenset[str] = frozenset()
 
 
 CASES: dict[str, Case] = {}
 
 
-def case(architecture: str, *causes: str) -> Callable[[Callable[[Path], Run]], Callable[[Path], Run]]:
-    """Register a function of the runs folder as a case on ``architecture`` that is called by one of ``causes``."""
+def case(architecture: str, *causes: str, finds: Iterable[str] = ()) -> Callable[[Callable[[Path], Run]], Callable[[Path], Run]]:
+    """Register a function of the runs folder as a case on ``architecture`` that is called by one of ``causes``, with ``finds`` among its findings."""
 
     def register(make: Callable[[Path], Run]) -> Callable[[Path], Run]:
-        CASES[make.__name__] = Case(make.__name__, architecture, frozenset(causes), make)
+        CASES[make.__name__] = Case(make.__name__, architecture, frozenset(causes), make, frozenset(finds))
         return make
 
     return register

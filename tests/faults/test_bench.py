@@ -15,6 +15,20 @@ from core.trainer import train
 from tests.faults.bench import CASES
 from tests.faults.kit import trained
 
+SYMPTOMS = {
+    "signal_collapse",
+    "vanishing_gradient",
+    "exploding_gradient",
+    "loss_plateau_at_chance",
+    "loss_nonfinite",
+    "loss_oscillates",
+    "dead_units",
+    "saturated_units",
+    "weights_frozen",
+    "identical_units",
+}
+"""The symptom ids of the contract (DESIGN.md)."""
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
@@ -31,6 +45,7 @@ def test_cause_is_named(name: str, tmp_path: Path) -> None:
     assert 0 < found.confidence <= 1
     assert (not found.findings) == (found.cause is Cause.HEALTHY)
     assert found.remedy.text
+    assert case.finds <= {finding.id for finding in found.findings}, evidence
 
 
 def test_bench_is_wide_enough() -> None:
@@ -39,6 +54,7 @@ def test_bench_is_wide_enough() -> None:
     assert len({case.architecture for case in CASES.values()}) >= 6
     assert expected.count("healthy") >= 8
     assert {cause for cause in Cause if expected.count(cause) < 2} <= {Cause.UNKNOWN}
+    assert frozenset().union(*(case.finds for case in CASES.values())) == SYMPTOMS, "each of the contract's, from a real fault"
     assert sum(len(case.causes) > 1 for case in CASES.values()) == 0, "a case with two names proves half as much"
 
 

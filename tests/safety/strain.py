@@ -35,6 +35,10 @@ class Crowd:
     after: Upkeep | None = None
 
 
+HANDLES_KEPT = 3
+"""Streamlit keeps the event loop of a session that has gone, for two minutes and 128 sessions at most."""
+
+
 async def until(condition: Callable[[], object], seconds: float = 120) -> None:
     """Wait for it without holding up the others. Raises TimeoutError."""
     async with asyncio.timeout(seconds):

@@ -1,0 +1,326 @@
+"""Runs in an object store: two machines (two scratch folders) and a real S3 server on loopback between them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import boto3
+import psutil
+import pytest
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from core.config import RunConfig
+from core.errors import ConfigError, RunFolderError, RunStateError
+from core.schema import Status
+from core.store import Run, Runs, RunWriter, own_process, shared, ship
+from core.store.claim import claimed
+from core.store.parts import MERGE_AT
+from tests.conftest import ROOT
+from tests.core.test_store import assert_whole, write_step
+
+SECRET = "wJalrXUtnFEMI-K7MDENG-EXAMPLEKEY"
+Machine = Callable[..., Runs]
+
+
+class Quiet(WSGIRequestHandler):
+    """Without a line in the log for each request."""
+
+    def log_request(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, list[str]]]:
+    """(its address, every request it got as "METHOD /path?query")."""
+    application = DomainDispatcherApplication(create_backend_app)
+    requests: list[str] = []
+
+    def counted(environ: dict, start: Callable) -> object:
+        requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{environ.get('QUERY_STRING', '')}")
+        return application(environ, start)
+
+    serving = make_server("127.0.0.1", 0, counted, threaded=True, request_handler=Quiet)
+    thread = threading.Thread(target=serving.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{serving.port}", requests
+    serving.shutdown()
+    thread.join()
+
+
+@pytest.fixture
+def bucket(server, monkeypatch, request) -> Iterator[object]:
+    """An empty bucket; its address and credentials are in the environment, as usual."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server[0])
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[-50:].strip("-")
+    made = boto3.resource("s3").create_bucket(Bucket=name)
+    yield made
+    made.objects.delete()
+    made.delete()
+
+
+@pytest.fixture
+def machine(bucket, tmp_path, monkeypatch) -> Iterator[Machine]:
+    """``machine("a")``: the bucket's runs as machine "a" has them. Its shippers end with the test."""
+
+    def at(name: str) -> Runs:
+        monkeypatch.setenv("INITSCOPE_SCRATCH", str(tmp_path / name))
+        return Runs(f"s3://{bucket.name}/runs")
+
+    yield at
+    for process in psutil.process_iter():
+        try:
+            if process.cmdline()[1:3] == ["-m", "core.store.ship"] and process.cmdline()[3].startswith(str(tmp_path)):
+                process.kill()
+                process.wait(10)
+        except (psutil.Error, IndexError):
+            continue
+
+
+def shippers(runs: Runs) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cmdline()[1:] == ["-m", "core.store.ship", str(runs.root)]:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def keys(bucket) -> list[str]:
+    return sorted(item.key for item in bucket.objects.all())
+
+
+def command(runs: Runs, *arguments: object) -> subprocess.Popen:
+    """``python -m core`` on that machine."""
+    environment = {**os.environ, "INITSCOPE_SCRATCH": str(runs.root.parent), "INITSCOPE_RUNS": runs.shown}
+    return subprocess.Popen([sys.executable, "-m", "core", *map(str, arguments)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_run_trains_here_and_is_watched_stopped_resumed_and_deleted_there(machine, bucket, runs, tiny, trained, until, tmp_path):
+    undisturbed = trained(tiny(epochs=25))
+    a, b = machine("a"), machine("b")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(undisturbed.config().to_dict()))
+    training = command(a, "train", "--config", config, "--json")
+    until(lambda: [info for info in b.list() if info.state.get("step")], what="B sees it train")
+    [info] = b.list()
+    run = Run(b.root / info.run)
+    assert info.status == "running"
+    run.edit(name="renamed from B")
+    run.request_stop()
+    with pytest.raises(RunStateError, match="another machine is working"), claimed(run):
+        pass
+    out, err = training.communicate(timeout=120)
+    assert training.returncode == 0, err
+    assert json.loads(out.splitlines()[-1])["status"] == "stopped"
+    # The command has waited until everything was in the store: what B reads now is what A has.
+    time.sleep(shared.REFRESH_SECONDS)
+    [info] = b.list()
+    assert (info.status, info.name) == ("stopped", "renamed from B") and a.info(info.run).name == "renamed from B"
+    mine = Run(a.root / info.run)
+    done = mine.count("steps")
+    assert 1 <= done < undisturbed.count("steps")
+    for table in ("steps", "epochs", "layers"):
+        assert run.read(table).equals(mine.read(table))
+    assert run.log_tail() == mine.log_tail() != ""
+    # Elsewhere, from the checkpoint, to the curve of a run that nobody stopped.
+    resumed = command(b, "resume", info.run, "--json")
+    out, err = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, err
+    time.sleep(shared.REFRESH_SECONDS)
+    assert a.info(info.run).status == "finished"
+    assert Run(a.root / info.run).read("steps", ["step", "loss"]).equals(undisturbed.read("steps", ["step", "loss"]))
+    assert not [key for key in keys(bucket) if "/parts/" in key or "checkpoint" in key or "/.claims/" in key or "/.stops/" in key]
+    # No secret in anything that was written, here or there.
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
+    assert not [item.key for item in bucket.objects.all() if SECRET.encode() in item.get()["Body"].read()]
+    Run(a.root / info.run).delete()
+    assert keys(bucket) == []
+    time.sleep(shared.REFRESH_SECONDS)
+    assert b.list() == [] and not run.path.exists()
+
+
+def test_readers_see_whole_runs_while_parts_merge_and_a_shipper_is_killed(machine, bucket, until):
+    a, b = machine("a"), machine("b")
+    written = a.create(RunConfig(), Status.RUNNING, run_id="run", **own_process())
+    writer = RunWriter(written)
+    writer.flush()
+    until(lambda: b.ids(), what="B sees the run")
+    read = Run(b.root / "run")
+    steps, seen, killed, deadline = 0, 0, False, time.monotonic() + 60
+    total = 2 * MERGE_AT + 5
+    while seen < total and time.monotonic() < deadline:
+        for _ in range(3):
+            if steps < total:
+                write_step(writer, steps)
+                writer.flush()
+                steps += 1
+        if not killed and steps > MERGE_AT:
+            killed = True
+            [process] = shippers(a)
+            process.kill()
+            process.wait()
+            a.list()
+            a._store.ensure_shipper()  # as the next launch does
+        rows = read.read("steps")["step"].to_pylist()
+        assert rows == list(range(len(rows))) and len(rows) >= seen
+        assert read.read("layers")["step"].to_pylist()[::2] == list(range(len(read.read("layers")) // 2))
+        seen = len(rows)
+    assert seen == total and killed
+    writer.compact()
+    writer.update(status="finished", outcome="undecided", ended=time.time())
+    until(lambda: b.info("run").status == "finished", what="B sees the end")
+    assert_whole(read, total)
+    assert not list((read.path / "parts").iterdir())
+    until(lambda: not a._store.owns("run"), what="A lets the run go")
+    assert not [key for key in keys(bucket) if "/parts/" in key]
+
+
+def test_one_machine_works_on_a_run_and_both_edits_are_kept(machine, bucket):
+    a, b = machine("a"), machine("b")
+    for name in ("ended", "lost", "live"):
+        heartbeat = time.time() - (100 if name == "lost" else 0)
+        state = {"status": "finished" if name == "ended" else "running", "heartbeat": heartbeat, "host": "another", "created": heartbeat}
+        bucket.put_object(Key=f"runs/.runs/{name}~card", Body=json.dumps({"config": {"config": {}}, "status": state}))
+        if name != "ended":
+            bucket.put_object(Key=f"runs/.claims/{name}", Body=b"another machine's")
+    assert {info.run: info.status for info in a.list()} == {"ended": "finished", "lost": "crashed", "live": "running"}
+    b.list()
+
+    def take(where: Runs, name: str) -> bool:
+        try:
+            where._store.take(name, files=True)
+        except RunStateError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        for name, winners in (("ended", 1), ("lost", 1), ("live", 0)):
+            assert sum(pool.map(lambda where, name=name: take(where, name), (a, b))) == winners, name
+        with pytest.raises(RunStateError, match="there is a run live already"):
+            a._store.claim("live")
+        list(pool.map(lambda change: Run(change[0].root / "ended").edit(**change[1]), [(a, {"name": "new"}), (b, {"tags": "x,y"})]))
+    time.sleep(shared.REFRESH_SECONDS)
+    assert [(where.info("ended").name, where.info("ended").tags) for where in (a, b)] == [("new", ("x", "y"))] * 2
+    # A machine that slept and lost its run stops at once, and writes nothing over the winner's.
+    loser = a if b._store.owns("lost") else b
+    (loser._store.root / shared.OURS / "lost").touch()
+    before = keys(bucket)
+    ship.Cargo(loser._store, "lost").ship()
+    assert not loser._store.owns("lost") and (loser.root / "lost" / "stop").exists() and keys(bucket) == before
+
+
+def test_requests_are_few_and_counted(machine, bucket, server):
+    b, count = machine("b"), 1050
+    card = {"config": {"config": {"init": "default"}}, "status": {"status": "finished", "outcome": "converged", "loss": 0.1, "created": 1.0, "ended": 2.0}}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: bucket.put_object(Key=f"runs/.runs/run-{n:04}~card", Body=json.dumps(card)), range(count)))
+
+    rounds: list[int] = []
+
+    def asked(action: Callable[[], object]) -> dict[str, int]:
+        time.sleep(shared.REFRESH_SECONDS)
+        server[1].clear()
+        began = time.monotonic()
+        action()
+        rounds.append(1 + int((time.monotonic() - began) / shared.REFRESH_SECONDS))
+        lists = sum("list-type" in request for request in server[1])
+        return {"list": lists, "get": sum(request.startswith("GET") for request in server[1]) - lists, "all": len(server[1])}
+
+    first = asked(b.list)
+    assert first["get"] == count and first["all"] - count == first["list"] <= 2 * rounds[-1]
+    again = asked(lambda: [b.list() for _ in range(20)])
+    assert again["all"] == again["list"] <= 2 * rounds[-1]  # all looks within a second are one
+    bucket.put_object(Key="runs/.runs/run-0007~card", Body=json.dumps(card | {"status": {**card["status"], "loss": 0.5}}))
+    bucket.put_object(Key="runs/run-0007/log.txt", Body=b"hello")
+    changed = asked(lambda: b.info("run-0007"))
+    assert changed["all"] - 1 == changed["list"] <= 2 * rounds[-1] and changed["get"] == 1 and b.info("run-0007").loss == 0.5
+    opened = asked(lambda: Run(b.root / "run-0007").revision())
+    assert opened["list"] <= 2 * rounds[-1] + 1 and opened["get"] == 1 and Run(b.root / "run-0007").log_tail() == "hello"
+    assert asked(lambda: [Run(b.root / "run-0007").revision() for _ in range(20)])["all"] <= 2 * rounds[-1]
+
+
+def test_what_a_bucket_holds_beside_runs_reaches_no_file(machine, bucket, tmp_path):
+    b = machine("b")
+    card = json.dumps({"config": {"config": {}}, "status": {"status": "finished"}})
+    for key in ("runs/.runs/../../evil~card", "runs/.runs/.queue~card", "runs/.runs/good~card", "runs/.runs/broken~card", "runs/.runs/odd"):
+        bucket.put_object(Key=key, Body="[" if "broken" in key else card)
+    for key in ("runs/good/../../evil.txt", "runs/good/worker.lock", "runs/good/parts/../../../x", "runs/good/stop", "runs/good/log.txt"):
+        bucket.put_object(Key=key, Body=b"x")
+    assert {info.run: info.status for info in b.list()} == {"good": "finished", "broken": "unreadable"}
+    b.get("good").revision()
+    assert sorted(path.name for path in (b.root / "good").iterdir()) == ["config.json", "log.txt", "parts", "status.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b"]
+
+
+def test_mistakes_are_one_line_without_secrets(machine, monkeypatch, tmp_path, cli, server):
+    with pytest.raises(ConfigError, match="must not hold credentials") as told:
+        Runs(f"s3://AKIAEXAMPLE:{SECRET}@bucket/runs")
+    assert SECRET not in str(told.value)
+    monkeypatch.setenv("INITSCOPE_SCRATCH", str(tmp_path / "c"))
+    for address, expected in (
+        ("gs://bucket/runs", "^gs:// needs a package that is not installed: pip install gcsfs"),
+        ("nothing://bucket/runs", "is not an address that fsspec knows"),
+        ("s3://no-such-bucket/runs", "cannot list 's3://no-such-bucket/runs': there is no such bucket"),
+    ):
+        with pytest.raises((ConfigError, RunFolderError), match=expected):
+            Runs(address).list()
+    answer = cli("runs", "--runs", "s3://no-such-bucket/runs")
+    assert answer.status == 2 and len(answer.err.splitlines()) == 1 and SECRET not in answer.err
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    runs = Runs("s3://bucket/runs")
+    with pytest.raises(RunFolderError, match=r"^cannot list 's3://bucket/runs': it cannot be reached"):
+        runs.list()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    with pytest.raises(RunFolderError, match="access is refused; check the credentials in the environment"):
+        Runs("s3://another/runs").list()
+
+
+def test_a_file_address_is_a_plain_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("INITSCOPE_SCRATCH", str(tmp_path / "scratch"))
+    run = Runs(f"file://{tmp_path}/my%20runs").create(RunConfig())
+    assert run.path.parent == tmp_path / "my runs" and not (tmp_path / "scratch").exists()
+    # A folder from elsewhere that claims to stand for an address is a folder.
+    (tmp_path / "my runs" / shared.ADDRESS).write_text('{"url": "s3://theirs/runs"}')
+    assert [info.run for info in Runs(tmp_path / "my runs").list()] == [run.id]
+
+
+def test_a_killed_trainer_is_told_by_its_machine(machine, python, until):
+    a, b = machine("a"), machine("b")
+    code = """
+import sys, time
+from core.store import Runs, RunWriter, own_process
+run = Runs(sys.argv[1]).create({"init": "default"}, "running", run_id="run", **own_process())
+writer = RunWriter(run)
+for step in range(5): writer.step(step, 0, 2.3, 0.1, 1e-3, 0.1)
+writer.flush()
+print("written", flush=True)
+time.sleep(600)
+"""
+    trainer = python(code, a.shown, env={**os.environ, "INITSCOPE_SCRATCH": str(a.root.parent)})
+    assert trainer.stdout.readline() == "written\n"
+    trainer.send_signal(signal.SIGKILL)
+    trainer.wait()
+    until(lambda: b.ids() and Run(b.root / "run").json_file("status.json")["status"] == "crashed", what="B is told of the crash")
+    assert Run(b.root / "run").count("steps") == 5 and "killed" in b.info("run").error
+    until(lambda: not a._store.owns("run"))
+    b.get("run").delete()
+    assert b.list() == []
