@@ -22,7 +22,11 @@ HELP = (
 
 
 def layer_view(maps: Sequence[Cells | None], key: str) -> rows.Rows:
-    """The controls, where there are many layers, and the rows that they choose for all ``maps``."""
+    """The controls, where there are many layers, and the rows that they choose for all ``maps``.
+
+    What comes and goes has a place of its own: where an element took a container's place while the page is being drawn, a second click
+    leaves Streamlit's page blank ("'setIn' cannot be called on an ElementNode").
+    """
     names = list(dict.fromkeys(name for cells in maps if cells is not None for name in cells.layers))
     if len(names) <= MANY:
         return rows.choose(maps, rows.View())
@@ -33,14 +37,15 @@ def layer_view(maps: Sequence[Cells | None], key: str) -> rows.Rows:
         )
         order = st.pills("Order", list(ORDERS), default="depth", required=True, key=f"{key}-order", format_func=ORDERS.get, label_visibility="collapsed", help=HELP)
         shown = st.pills("Rows", list(BLOCKS), default="layers", required=True, key=f"{key}-blocks", format_func=BLOCKS.get, label_visibility="collapsed")
+    below, note = st.container(), st.container()
     opened: list[str] = []
     if shown != "layers":
         found = list(dict.fromkeys(blocks.groups(names)))
         st.session_state[f"{key}-opened"] = [block for block in st.session_state.get(f"{key}-opened", []) if block in found]
-        opened = st.multiselect("Open blocks", found, key=f"{key}-opened", placeholder="Open a block: choose it here or click its row", label_visibility="collapsed")
+        opened = below.multiselect("Open blocks", found, key=f"{key}-opened", placeholder="Open a block: choose it here or click its row", label_visibility="collapsed")
     chosen = rows.choose(maps, rows.View(pattern, order, shown, frozenset(opened)))
     if not chosen.layers:
-        st.info(f"No layer fits {text.markdown(repr(pattern))}. There are {text.markdown(', '.join(names[:4]))} and {text.count(len(names) - 4)} more.")
+        note.info(f"No layer fits {text.markdown(repr(pattern))}. There are {text.markdown(', '.join(names[:4]))} and {text.count(len(names) - 4)} more.")
     return chosen
 
 

@@ -255,7 +255,7 @@ function paint(chart, printing = false) {
   chart.config ??= configured(chart) // another object would make Plotly.react start anew and forget the zoom
   const traces = chart.traces.map((trace) => resolved(trace, tokens))
   if (width < NARROW) for (const trace of traces) change(trace, trace.meta?.narrow)
-  Plotly.react(node, traces, layout, chart.config)
+  chart.drawn = Plotly.react(node, traces, layout, chart.config)
   if (!chart.listening) {
     chart.listening = true
     node.on("plotly_hover", (event) => (chart.pointer = event.event))
@@ -318,8 +318,10 @@ export async function draw({ data, parentElement, setTriggerValue }) {
     chart.leave?.()
     chart.observer.disconnect()
     charts.delete(parentElement)
-    if (chart.Plotly) chart.Plotly.purge(chart.node)
     chart.box.remove()
+    // A drawing that is under way ends with an event of the node's, which a purged node cannot emit.
+    const purge = () => chart.Plotly?.purge(chart.node)
+    Promise.resolve(chart.drawn).then(purge, purge)
   }
   const hint = data.figure.layout.meta?.blank
   chart.node.classList.toggle("hint", Boolean(hint))

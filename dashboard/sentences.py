@@ -13,6 +13,7 @@ from core.catalog import DATA
 from core.diagnosis.diagnose import Diagnosis
 from core.schema import COLUMN, LIVE, Cause, Outcome, Status
 from core.store import RunInfo
+from core.store.files import number
 from dashboard import text
 from dashboard.figures import heatmap
 from dashboard.figures.architecture import Layer, parameters
@@ -24,13 +25,16 @@ _SCALED = 0.1
 def classes(state: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
     """K of a loss that costs ln K when guessing; None where that is not known. Of somebody's own loop autograd tells whether it is such a loss."""
     if state.get("source") == "recorder":
-        loss = (state.get("facts") or {}).get("loss") or {}
-        kind = all(any(str(name).startswith(word) for name in loss.get("chain") or ()) for word in ("NllLoss", "LogSoftmax"))
-        found = loss.get("classes") if kind and abs((loss.get("scale") or 1) - 1) < _SCALED else None
+        facts = state.get("facts")
+        loss = facts.get("loss") if isinstance(facts, dict) else None
+        loss = loss if isinstance(loss, dict) else {}
+        chain = loss["chain"] if isinstance(loss.get("chain"), list) else []
+        kind = all(any(str(name).startswith(word) for name in chain) for word in ("NllLoss", "LogSoftmax"))
+        found = loss.get("classes") if kind and abs((number(loss.get("scale")) or 1) - 1) < _SCALED else None
     else:
         entry = DATA.get(str(config.get("data")))
         found = state.get("num_classes") or config.get("num_classes") or (entry and entry.classes)
-    return int(found) if found and found > 1 else None
+    return int(found) if (number(found) or 0) > 1 else None  # a damaged file may hold anything
 
 
 def common_classes(infos: Iterable[RunInfo]) -> int | None:

@@ -41,10 +41,12 @@ def picture() -> None:
         return
     head.title(text.markdown(sentences.first_step(cells)) if cells else "No layer rows yet: they come with the first recorded step.")
     chosen = layer_view.layer_view([cells], "gradients")
+    place = st.container()
     if cells is None or chosen.layers:
-        plot(heatmap.heatmap(rows.arranged(cells, chosen), title=f"{COLUMN[metric].title} · {info.name}"), key="gradients-map",
-             on_click=lambda point: choose(point, chosen),
-             alt=f"{COLUMN[metric].title} of every layer of {info.name} over the steps; input at the bottom, output at the top.")
+        with place:
+            plot(heatmap.heatmap(rows.arranged(cells, chosen), title=f"{COLUMN[metric].title} · {info.name}"), key="gradients-map",
+                 on_click=lambda point: choose(point, chosen),
+                 alt=f"{COLUMN[metric].title} of every layer of {info.name} over the steps; input at the bottom, output at the top.")
     if cells is None:
         return
     if st.session_state.get("gradients-layer") not in cells.layers:
