@@ -34,7 +34,8 @@ def classes(state: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
     else:
         entry = DATA.get(str(config.get("data")))
         found = state.get("num_classes") or config.get("num_classes") or (entry and entry.classes)
-    return int(found) if (number(found) or 0) > 1 else None  # a damaged file may hold anything
+    count = number(found) or 0.0  # a damaged file may hold anything
+    return int(count) if 2 <= count < math.inf else None
 
 
 def common_classes(infos: Iterable[RunInfo]) -> int | None:
