@@ -141,7 +141,7 @@ class Shared:
             return
         self.refresh(now=True)
         if not (self.root / run_id).is_dir():
-            raise RunNotFound(f"run {run_id} is gone: somebody has deleted it")
+            raise RunNotFound(f"run {run_id} is gone: somebody has deleted it; choose another one")
         claim, token = self.remote.seen(f".claims/{run_id}")
         state = _object((self.root / run_id / "status.json").read_bytes())
         beats = [_object(claim).get("since"), state.get("heartbeat") if state.get("status") in LIVE else 0]
