@@ -79,7 +79,7 @@ class Remote:
                 why = "access is refused; check the credentials in the environment and what they allow"
             else:
                 why = f"it cannot be reached ({type(error).__name__}); check the address, the network and the endpoint"
-            raise RunFolderError(f"cannot {what} {one_line(self.url)}: {why}; check the address, the keys and the network") from None
+            raise RunFolderError(f"cannot {what} {one_line(self.url)}: {why}") from None
 
     def listed(self, folder: str) -> dict[str, str]:
         """{name below ``folder``: a token that changes with its content}, of all objects there. One request a thousand objects."""
