@@ -130,7 +130,7 @@ PASSED_ON = {
 }  # fmt: skip
 
 
-REASONS = ("no report was written: {", "<told>", "<reason(error)>", "{self.name}: {problem}")
+REASONS = ("cannot {what} {one_line(self.url)}: {why}", "no report was written: {", "<told>", "<reason(error)>", "{self.name}: {problem}")
 """The beginning of a message whose other half is another error's, or a check's own."""
 
 
