@@ -120,7 +120,7 @@ def test_each_says_what_its_example_says(kind, runs, tiny, tmp_path, monkeypatch
 
 ADVICE = re.compile(
     r"; |\. [A-Z]|expected|must be|must have|must return|must hold|needs? |has between|at least|at most|once, not|available|\(see |\(traceback|: pip install|"
-    r"it has |there are |, not |choose_from|not_taken|lists them|only \{"
+    r"it has |there are |such as |, not |choose_from|not_taken|lists them|only \{"
 )
 """Words that say what to do, what was expected, or what there is."""
 PASSED_ON = {
