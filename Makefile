@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# Two processes; the tests of a file stay together and in order.
+TWO    := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test test-offline lint clean
 
@@ -11,12 +13,12 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed-tests
 	@bash tests/browser/ensure_chromium.sh
 	$(BIN)/ruff check core dashboard tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+	$(BIN)/python -m pytest $(TWO) --durations=15
 
 # The same tests where there is no network at all: nothing but this machine's own loopback.
 test-offline: $(VENV)/.installed-tests
 	@bash tests/browser/ensure_chromium.sh
-	unshare --map-root-user --net --mount sh -c 'ip link set lo up && exec $(BIN)/python -m pytest $(TESTS)'
+	unshare --map-root-user --net --mount sh -c 'ip link set lo up && exec $(BIN)/python -m pytest $(TWO) $(TESTS)'
 
 lint: $(VENV)/.installed-tests
 	$(BIN)/ruff check core dashboard tests

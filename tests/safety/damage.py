@@ -96,8 +96,8 @@ def mutate(folder: Path, chance: random.Random) -> str:
     return f"{kind} {path.name}"
 
 
-def read_everything(runs: Runs, run_id: str) -> str:
-    """All that lists, pages and commands do with a run; returns its status, or "refused" where a reader said why. Anything else is raised."""
+def read_everything(runs: Runs, run_id: str, other: Run) -> str:
+    """All that lists, pages and commands do with a run, beside an ``other`` one that is whole; returns its status, or "refused" where a reader said why. Anything else is raised."""
     info = runs.info(run_id)
     assert info.status in [*Status, "unreadable"], info.status
     assert all(isinstance(value, str) for value in (info.run, info.name, info.status, info.init, *info.tags)), info
@@ -122,7 +122,7 @@ def read_everything(runs: Runs, run_id: str) -> str:
     except InitScopeError as error:
         assert str(error) and "\n" not in str(error)
         said = "refused"
-    for judge in (lambda: diagnose(run), lambda: compare([run], [run])):
+    for judge in (lambda: diagnose(run), lambda: compare([other], [run])):
         try:
             judge()
         except InitScopeError as error:
@@ -152,7 +152,7 @@ def fuzz(folder: Path, count: int, seed: int) -> tuple[Counter, list[str]]:
             shutil.rmtree(target)
             continue
         try:
-            told[read_everything(runs, target.name)] += 1
+            told[read_everything(runs, target.name, healthy)] += 1
         except Exception as error:  # a finding: told with how to make it again
             wrong.append(f"{i}: {', '.join(done)}: {type(error).__name__}: {error}"[:300])
         if i % 50 == 49:
