@@ -196,19 +196,23 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     told, tell = os.pipe()
     child = os.fork()
     if child == 0:
+        answer = "nothing"
         try:
             if os.getuid() == 0:
                 os.setuid(65534)
             Recorder(net(), runs=folder)
-            answer = "nothing"
-        except RunFolderError as error:
-            answer = str(error)
-        os.write(tell, answer.encode())
-        os._exit(0)
+        except BaseException as error:  # whatever it is, the child must not go on as a second pytest
+            answer = f"{type(error).__name__}: {error}"
+        finally:
+            os.write(tell, answer.encode())
+            os._exit(0)
     os.waitpid(child, 0)
     os.close(tell)
-    assert os.read(told, 1000).decode().startswith(f"cannot write a run into {folder}: Permission denied; ")
+    answer = os.read(told, 1000).decode()
     os.close(told)
+    if answer == "OSError: [Errno 22] Invalid argument":
+        pytest.skip("no second user to become: a namespace that knows root alone")
+    assert answer.startswith(f"RunFolderError: cannot write a run into {folder}: Permission denied; ")
     assert not list(folder.iterdir())
 
 
