@@ -758,7 +758,9 @@ WORKER = """
             recorder.step(loss)
         recorder.epoch(0, 1.0, 0.1, 1.0, 0.1)
     assert (recorder.run is None) == (rank == 1)
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # gloo's threads may outlive the interpreter, and abort it
 """
 
 
