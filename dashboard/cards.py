@@ -12,40 +12,12 @@ import streamlit as st
 
 from core.store import RunInfo
 from dashboard import sentences, text, theme
+from dashboard.component import component
 from dashboard.server import assets_path
 
-_HEADLINE = st.components.v2.component(
-    "initscope_headline",
-    js="""
-export default async function (component) {
-  const { headline } = await import(new URL(component.data.assets + "/cards.js", location.origin))
-  return headline(component)
-}
-""",
-    isolate_styles=False,
-)
-_CARDS = st.components.v2.component(
-    "initscope_cards",
-    js="""
-export default async function (component) {
-  const { cards } = await import(new URL(component.data.assets + "/cards.js", location.origin))
-  return cards(component)
-}
-""",
-    isolate_styles=False,
-)
-
-
-_PROGRESS = st.components.v2.component(
-    "initscope_progress",
-    js="""
-export default async function (component) {
-  const { progress } = await import(new URL(component.data.assets + "/cards.js", location.origin))
-  return progress(component)
-}
-""",
-    isolate_styles=False,
-)
+_HEADLINE = component("initscope_headline", "cards.js", "headline")
+_CARDS = component("initscope_cards", "cards.js", "cards")
+_PROGRESS = component("initscope_progress", "cards.js", "progress")
 
 
 def _token(color: str) -> str:

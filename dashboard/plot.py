@@ -18,18 +18,10 @@ import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 
+from dashboard.component import component
 from dashboard.server import assets_path
 
-_PLOT = st.components.v2.component(
-    "initscope_plot",
-    js="""
-export default async function (component) {
-  const { draw } = await import(new URL(component.data.assets + "/plot.js", location.origin))
-  return draw(component)
-}
-""",
-    isolate_styles=False,
-)
+_PLOT = component("initscope_plot", "plot.js", "draw")
 
 
 def plain(value: Any) -> Any:
