@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import math
 import os
 import time
@@ -34,6 +35,8 @@ from core.store.files import replacing
 from core.store.writer import set_status
 
 CHECKPOINT = "checkpoint.pt"
+
+log = logging.getLogger("initscope")
 
 
 @dataclass
@@ -66,7 +69,9 @@ def train(run: Run, progress: Callable[[Position, int], None] = lambda position,
         writer.update(
             status=str(Status.RUNNING), engine=engine, started=writer.state.get("started") or began, ended=None, error=None, **own_process()
         )
-        if run.config().processes > 1:
+        config = run.config()
+        log.info("start %s: %s on %s, init %s, seed %d", run.id, config.model, config.data, config.init, config.init_seed)
+        if config.processes > 1:
             from core import torchrun  # starts processes that each come back here
 
             return torchrun.train(run, progress)

@@ -51,8 +51,6 @@ def work(run: Run, progress: Callable[[Any, int], None] = lambda position, total
         from core import trainer  # torch: only where training happens
 
         try:
-            config = run.config()
-            log.info("start %s: %s on %s, init %s, seed %d", run.id, config.model, config.data, config.init, config.init_seed)
             outcome = trainer.train(run, _EpochTeller(run, progress), engine)
         except InitScopeError as error:
             log.error("%s", error, exc_info=error.__cause__)  # the traceback of somebody's own code
