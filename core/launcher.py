@@ -46,6 +46,7 @@ def submit(runs: Runs, configs: Sequence[RunConfig], engine: str = "", first: bo
     require("launch a run")
     engine, address = engines.choose(engine, queue.chosen(runs))
     pinned = [factories.pin(config) for config in configs]
+    _refuse_links(runs)
     limits.check(pinned, len(queued(runs)), runs.root)
     made = [runs.create(config) for config in pinned]
     queue.choose(runs, engine, address)
@@ -57,6 +58,7 @@ def submit(runs: Runs, configs: Sequence[RunConfig], engine: str = "", first: bo
 def resume(runs: Runs, run: Run) -> None:
     """Queue an ended run again; it goes on from its checkpoint. Raises RunStateError if it has finished or is live."""
     check_resumable(run)
+    _refuse_links(runs)
     with factories.trusted():
         limits.check([run.config()], len(queued(runs)), runs.root)
     with claimed(run, wait=CLAIM_SECONDS):
@@ -84,6 +86,7 @@ def check_resumable(run: Run) -> None:
 
 def stop(runs: Runs, run: Run) -> None:
     """Ask a run to stop: a running one after its current step, a queued one at once. Raises RunStateError if it has ended."""
+    _refuse_links(runs)
     run.request_stop()
     if run.state()["status"] == Status.QUEUED:
         with contextlib.suppress(RunStateError, RunNotFound), claimed(run):  # a worker that got it first will see the request
@@ -123,6 +126,7 @@ _begun: dict[Path, tuple[int, float]] = {}
 
 def ensure_supervisor(runs: Runs) -> None:
     """Start a supervisor for this folder unless one is there, or on its way to the lock."""
+    _refuse_links(runs)
     pid, when = _begun.get(runs.root, (None, 0.0))
     if time.monotonic() - when < STARTING_SECONDS and process_alive(pid, None):
         return
@@ -145,6 +149,15 @@ def ensure_supervisor(runs: Runs) -> None:
     _begun[runs.root] = process.pid, time.monotonic()
     # Somebody must take note of its end, or it stays in the process table as a zombie of ours.
     threading.Thread(target=process.wait, name="supervisor's end", daemon=True).start()
+
+
+def _refuse_links(runs: Runs) -> None:
+    """A link in place of the queue, its lock or its log would have us write, or delete markers, somewhere else; a pipe would have
+    us wait for ever. Raises RunFolderError."""
+    for name in (QUEUE, LOCK, LOG):
+        path = runs.root / name
+        if path.is_symlink() or path.is_fifo():
+            raise RunFolderError(f"{name} in {runs.shown} is a {'link' if path.is_symlink() else 'pipe'}; nothing is written through it. Remove it")
 
 
 @contextlib.contextmanager

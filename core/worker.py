@@ -16,7 +16,7 @@ from typing import Any
 from core.errors import InitScopeError, RunStateError
 from core.schema import Outcome, Status
 from core.store import Run, claimed
-from core.store.files import remove_temporaries
+from core.store.files import remove_temporaries, touch
 from core.store.writer import refuse_links
 
 log = logging.getLogger("initscope")
@@ -100,7 +100,7 @@ def graceful_signals(run: Run) -> Iterator[None]:
 
     def ask(number: int, frame: object) -> None:
         log.info("signal %s: stopping after this step", signal.Signals(number).name)
-        (run.path / "stop").touch()
+        touch(run.path / "stop")
         signal.signal(number, before[number])
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -76,7 +76,7 @@ def progress_rows(runs: Sequence[RunInfo], *, more: int, key: str, on_stop: Call
     }
 
     def stop() -> None:
-        run_id = st.session_state[key].get("stop")
+        run_id = st.session_state.get(key, {}).get("stop")
         if on_stop and run_id in data["stream"]:
             on_stop(run_id)
 

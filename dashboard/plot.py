@@ -11,7 +11,7 @@ import base64
 import math
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,9 +93,16 @@ def plot(
     }
 
     def clicked() -> None:
-        point = st.session_state[key].get("click")
+        point = _point(st.session_state.get(key))
         if on_click and point:
             on_click(point)
 
-    result = _PLOT(key=key, data=data, height=data["height"], on_click_change=clicked)
-    return result.get("click")
+    return _point(_PLOT(key=key, data=data, height=data["height"], on_click_change=clicked))
+
+
+def _point(sent: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What was clicked, if what came over the websocket is a point of a chart: whoever has the page open may send anything."""
+    point = (sent or {}).get("click")
+    if not isinstance(point, dict) or not {"x", "y", "run", "trace"} <= point.keys() or any(isinstance(value, (dict, list)) for value in point.values()):
+        return None
+    return point

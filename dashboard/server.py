@@ -32,7 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core import launcher, permission
 from core.errors import InitScopeError
 from core.store import Runs
-from dashboard import access, connections, sign_in, theme
+from dashboard import access, connections, frames, log, sign_in, theme
 from dashboard.stream import Hub
 
 HERE = Path(__file__).parent
@@ -139,7 +139,7 @@ class Guard:
             if refused:
                 await send({"type": "websocket.close", "code": 1008, "reason": refused})
             else:
-                await self.app(scope, receive, send)
+                await self.app(scope, frames.only_readable(receive, send), send)
             return
 
         async def with_headers(message: Message) -> None:
@@ -214,6 +214,7 @@ QUEUE_SECONDS = 5.0
 async def lifespan(app: object) -> AsyncIterator[dict[str, Any]]:
     """While the server runs, whatever waits in the queue has a supervisor: after a restart, and if one was killed."""
     connections.guard()
+    log.guard()
     permission.guard(access.check)
     task = None if permission.read_only() else asyncio.create_task(_keep_queue_going())
     try:

@@ -106,8 +106,14 @@ LARGEST = 64_000_000
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading that is one: a pipe or a device in its place would keep the reader waiting for ever. Raises OSError."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    """Open a file for reading that is one: a pipe or a device in its place would keep the reader waiting for ever, and a link in
+    a run folder from elsewhere would show whoever looks at the run what its owner may read. Raises OSError."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link") from None
+        raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file")
@@ -121,6 +127,11 @@ def read_small(path: Path) -> bytes:
     if len(data) > LARGEST:
         raise OSError(errno.EFBIG, "larger than a file of ours can be")
     return data
+
+
+def touch(path: Path) -> None:
+    """Make an empty file, or leave the one that is there; never through a link. Raises OSError."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666))
 
 
 def stamp(path: str | Path) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -22,7 +23,7 @@ from core.permission import require
 from core.schema import LIVE, Status
 from core.store import checked, shared
 from core.store.claim import claimed, editing
-from core.store.files import alive, number, open_regular, read_small, stamp, write_json
+from core.store.files import alive, number, open_regular, read_small, stamp, touch, write_json
 from core.store.grid import Grid, Scan, grids
 from core.store.parts import SCHEMAS, held, opened, parts, rows_of
 
@@ -194,7 +195,7 @@ class Run:
         if status not in LIVE:
             raise RunStateError(f"run {self.id} is {status}; only a queued or running run can be stopped")
         with self._writing("stop"):
-            (self.path / "stop").touch()
+            touch(self.path / "stop")
         if store := shared.store_of(self.path.parent):
             store.stop(self.id)
 
@@ -315,7 +316,8 @@ class Run:
         except (ValueError, RecursionError):
             raise RunFolderError(f"run {self.id}: {name} is not valid JSON; delete the run, or correct the file") from None
         except OSError as error:
-            raise RunFolderError(f"run {self.id}: {name} cannot be read: {error.strerror}; check who may read it") from None
+            advice = "put the file itself there" if error.errno == errno.ELOOP else "check who may read it"
+            raise RunFolderError(f"run {self.id}: {name} cannot be read: {error.strerror}; {advice}") from None
         if not isinstance(value, dict):
             raise RunFolderError(f"run {self.id}: {name} holds no JSON object; delete the run, or correct the file")
         return value

@@ -181,11 +181,12 @@ def set_status(run: Run, **changes: Any) -> None:
 
 
 def refuse_links(run: Run) -> None:
-    """A link in a run folder would have us write, or delete parts, somewhere else. Raises RunFolderError."""
+    """A link in a run folder would have us write, or delete parts, somewhere else; a pipe would have us wait for ever. Raises RunFolderError."""
     try:
         with os.scandir(run.path) as entries:
-            linked = [entry.name for entry in entries if entry.is_symlink()]
+            strange = {entry.name: entry.is_symlink() for entry in entries if entry.is_symlink() or not (entry.is_file() or entry.is_dir())}
     except OSError as error:
         raise RunFolderError(f"run {run.id} cannot be read: {error.strerror or error}; check who may read its folder") from None
-    if linked:
-        raise RunFolderError(f"run {run.id}: {linked[0]} is a link; nothing is written through it. Replace it by the file it stands for")
+    for name, linked in strange.items():
+        what = "a link; nothing is written through it. Replace it by the file it stands for" if linked else "neither a file nor a folder; remove it"
+        raise RunFolderError(f"run {run.id}: {name} is {what}")
