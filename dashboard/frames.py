@@ -44,9 +44,8 @@ def request(data: bytes | None) -> str | None:
         message = BackMsg.FromString(data)
         for widget in message.rerun_script.widget_states.widgets:
             kind = widget.WhichOneof("value") or ""
-            if kind.startswith("json"):
-                if not isinstance(json.loads(getattr(widget, kind)), (dict, list)):
-                    return None
+            if kind.startswith("json") and not isinstance(json.loads(getattr(widget, kind)), (dict, list)):
+                return None
     except (DecodeError, ValueError, RecursionError):
         return None
     return message.WhichOneof("type")

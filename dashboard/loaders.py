@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,7 @@ from core.config import RunConfig
 from core.diagnosis.compare import Comparison, compare
 from core.diagnosis.diagnose import Diagnosis, diagnose
 from core.diagnosis.thresholds import Thresholds
-from core.errors import InitScopeError, RunFolderError, RunNotFound, RunStateError
+from core.errors import InitScopeError, QueryError, RunFolderError, RunNotFound, RunStateError
 from core.schema import Verdict
 from core.store import Run, RunInfo, Runs, default_root
 from core.store.query import Answer
@@ -74,11 +75,22 @@ def listed(run_ids: Iterable[str]) -> list[RunInfo]:
 
 QUERY_SECONDS = 15.0
 QUERY_ROWS = 1000
+QUERY_BYTES = 20_000_000
+_asking = threading.BoundedSemaphore(2)
+"""Each question may take half a gigabyte and two cores, and whoever looks may ask."""
 
 
 def query(sql: str) -> Answer:
     """The answer to one SELECT over all runs as they are now. Raises QueryError, RunFolderError."""
-    return sql_query(runs(), sql, QUERY_SECONDS, QUERY_ROWS)
+    if not _asking.acquire(timeout=QUERY_SECONDS):
+        raise QueryError("two other questions are being answered; ask again in a moment")
+    try:
+        answer = sql_query(runs(), sql, QUERY_SECONDS, QUERY_ROWS)
+    finally:
+        _asking.release()
+    if answer.rows.nbytes > QUERY_BYTES:
+        raise QueryError(f"the answer takes {answer.rows.nbytes / 1e6:.0f} MB, and a page shows {QUERY_BYTES / 1e6:.0f}; ask for fewer rows or columns")
+    return answer
 
 
 # -- rows

@@ -43,6 +43,8 @@ SHUTDOWN_SECONDS = 1.0
 STATE_SECONDS = 1.0
 """A crash changes no file, so the state is looked at this often even if none changed."""
 MOST_RUNS = 64
+MOST_STREAMS = 500
+"""Streams that may be open at once, read or not: 400 on two live runs take half a core. At most half of all connections, so that pages are still answered."""
 LAST = 2**31 - 1
 """No step and no epoch is later: their columns have 32 bits."""
 REMEMBERED = 256
@@ -187,11 +189,14 @@ class Hub:
         self.runs = runs
         self.welcome = welcome
         self.feeds: dict[str, Feed] = {}
+        self.streams = 0
         self._seen: tuple[int, int] | None = None
         self._there: frozenset[str] = frozenset()
 
     async def endpoint(self, request: Request) -> Response:
-        """The route. 404 names a run if none is there, 400 a question that makes no sense."""
+        """The route. 404 names a run if none is there, 400 a question that makes no sense, 503 one too many at once."""
+        if self.streams >= min(MOST_STREAMS, connections.room() // 2):
+            return PlainTextResponse("too many pages follow runs at this moment; close some, then reload this one", 503)
         asked = request.query_params.getlist("run")
         if not 0 < len(asked) <= MOST_RUNS:
             return PlainTextResponse(f"give 1 to {MOST_RUNS} runs: /api/stream?run=ID", 400)
@@ -224,6 +229,7 @@ class Hub:
         quiet_since, there = clock(), await self._ids()
         for viewer in viewers.values():
             viewer.feed.enter()
+        self.streams += 1
         try:
             yield "retry: 1000\n\n"
             while welcome() and not server_stops():
@@ -247,6 +253,7 @@ class Hub:
                     quiet_since = clock()
                     yield ": still here\n\n"
         finally:
+            self.streams -= 1
             for run, viewer in viewers.items():
                 if viewer.feed.leave() and self.feeds.get(run) is viewer.feed:
                     del self.feeds[run]

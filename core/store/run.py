@@ -194,7 +194,7 @@ class Run:
         status = self.state()["status"]
         if status not in LIVE:
             raise RunStateError(f"run {self.id} is {status}; only a queued or running run can be stopped")
-        with self._writing("stop"):
+        with editing(self), self._writing("stop"):
             touch(self.path / "stop")
         if store := shared.store_of(self.path.parent):
             store.stop(self.id)
@@ -213,7 +213,8 @@ class Run:
         # Claimed, so that nobody resumes it meanwhile; renamed first, so that no reader sees half a run.
         grave = self.path.with_name(f".deleted-{self.id}-{secrets.token_hex(3)}")
         store = shared.store_of(self.path.parent)
-        with claimed(self, wait=CLAIM_SECONDS, files=False), self._writing("delete"):
+        # Not while somebody writes a small file into it: that would be left behind.
+        with claimed(self, wait=CLAIM_SECONDS, files=False), editing(self), self._writing("delete"):
             status = self.info().status
             if status in LIVE:
                 raise RunStateError(f"run {self.id} is {status}; stop it first")
