@@ -244,6 +244,9 @@ def probe_command(given: argparse.Namespace) -> dict[str, Any]:
     config = config_from(given)
     if not 1 <= given.seeds <= 1000:
         raise ConfigError(f"seeds must be a whole number from 1 to 1000, not {given.seeds}")
+    from core import limits
+
+    limits.check_network(config.replace(optimizer="sgd", momentum=0), limits.limits())  # no optimizer, no averages
     from core.probe import report
 
     result = report(config, given.seeds)

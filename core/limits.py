@@ -76,9 +76,14 @@ def check_one(config: RunConfig, allowed: Limits) -> None:
     """The limits of a single run: its epochs, its network's size, and whether it fits into memory."""
     if allowed.max_epochs is not None and config.epochs > allowed.max_epochs:
         raise LimitExceeded(f"{config.epochs} epochs are over INITSCOPE_MAX_EPOCHS={allowed.max_epochs}; ask for fewer")
+    check_network(config, allowed)
+
+
+def check_network(config: RunConfig, allowed: Limits) -> None:
+    """Refuse a network that is too large or cannot fit into memory, for training it or for a look at one batch."""
     needed = estimate(config)
     if needed is None:
-        return  # not a network whose layers are known without building it: its training process looks before it begins
+        return  # one of somebody's own, known once it is built: its process looks before it begins
     check_size(needed.parameters, allowed)
     if config.device == "cpu" or (config.device == "auto" and not _accelerator()):
         check_memory(needed, allowed.memory if allowed.memory is not None else memory())

@@ -1,7 +1,7 @@
 """How much memory a training will take, told from its configuration alone: no torch, no network built.
 
 Four bytes a number: the weights, their gradients, one copy of the weights for the recorder's update ratio, the optimizer's averages
-(two a weight for Adam, one for SGD with momentum), and what the backward pass needs of a batch: every ReLU's output, every
+(two a weight for Adam, one for SGD with momentum), and what the backward pass needs of a batch: every activation's output, every
 pooling's output with the positions of its maxima (eight bytes each), and the largest map with its gradient once more.
 A lower bound: kernels take room of their own (1.6 to 2 times the part that depends on the network was measured), so that what is
 refused could not have run.
@@ -13,12 +13,8 @@ from dataclasses import dataclass
 
 from core import catalog
 from core.config import RunConfig
-from core.errors import ConfigError
-from core.theory.layers import Activation, Pool, Weighted
-from core.theory.networks import vgg_layers
+from core.sizes import NUMBER, size_of
 
-NUMBER = 4
-POSITION = 8
 FIXED = 700_000_000
 """Python and torch: what a training process takes before its first layer (778 MB measured with torch 2.14 on Linux)."""
 WEIGHT_COPIES = 3
@@ -58,31 +54,16 @@ def estimate(config: RunConfig) -> Estimate | None:
     entry = catalog.DATA.get(config.data)
     channels = config.in_channels or (entry and entry.channels) or 1
     classes = config.num_classes or (entry and entry.classes) or 10
-    try:
-        layers = vgg_layers(config, in_channels=channels, num_classes=classes)
-    except ConfigError:
+    network = size_of(config, channels, classes)
+    if network is None:
         return None
-    parameters, kept, largest, units, side = 0, 0, 0, channels, config.image_size
-    for layer in layers:
-        pixels = side**2
-        if isinstance(layer, Weighted):
-            convolution = layer.kind == "conv2d"
-            side = side if convolution else 1
-            units = layer.fan_out // (layer.kernel[0] * layer.kernel[1])
-            parameters += (layer.fan_in + 1) * units + (2 * units if config.batch_norm and convolution else 0)
-            largest = max(largest, units * side**2)
-            kept += NUMBER * units * side**2 if config.batch_norm and convolution else 0
-        elif isinstance(layer, Activation):
-            kept += NUMBER * units * pixels
-        elif isinstance(layer, Pool):
-            side //= 2
-            kept += (NUMBER + POSITION) * units * side**2
+    parameters = network.parameters
     averages = AVERAGES[config.optimizer] if config.optimizer != "sgd" or config.momentum else 0
     return Estimate(
         parameters=parameters,
         weights=WEIGHT_COPIES * NUMBER * parameters * config.processes,
         optimizer=averages * NUMBER * parameters * config.processes,
-        activations=config.batch_size * (kept + 2 * NUMBER * largest),
+        activations=config.batch_size * (network.kept + 2 * NUMBER * network.largest),
         processes=config.processes,
     )
 

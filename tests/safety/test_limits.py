@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from core import launcher, limits
+from core.catalog import MODELS
 from core.config import RunConfig, quick, tutorial_224
 from core.engines.local import Local
 from core.engines.supervisor import Supervisor
@@ -17,6 +18,8 @@ from core.memory import estimate, size
     [
         ("INITSCOPE_MAX_EPOCHS", "5", {"epochs": 6}, r"6 epochs are over INITSCOPE_MAX_EPOCHS=5"),
         ("INITSCOPE_MAX_PARAMETERS", "3M", {"width": 1.0}, r"33,6\d\d,\d\d\d parameters, over INITSCOPE_MAX_PARAMETERS=3,000,000"),
+        ("INITSCOPE_MAX_PARAMETERS", "3M", {"model": "resnet50", "width": 1.0}, r"23,\d\d\d,\d\d\d parameters, over INITSCOPE_MAX_PARAMETERS=3,000,000"),
+        ("INITSCOPE_MEMORY", "2GiB", {"model": "resnet34", "batch_norm": True, "batch_size": 4096, "width": 1.0, "device": "cpu"}, r"needs about .* GB of memory"),
         ("INITSCOPE_MAX_QUEUE", "1", {}, r"0 runs wait and 2 more would be over INITSCOPE_MAX_QUEUE=1"),
         ("INITSCOPE_DISK_QUOTA", "10kB", {}, r"runs take .* of the 10 kB that INITSCOPE_DISK_QUOTA allows; delete some"),
         ("INITSCOPE_MEMORY", "2GiB", {"width": 1.0, "batch_size": 1024, "device": "cpu"}, r"needs about [2-9].* GB of memory .* there are 2.15 GB; a smaller"),
@@ -51,12 +54,21 @@ def test_concurrent_runs(runs, monkeypatch):
     assert supervisor._fits(one)
 
 
-@pytest.mark.parametrize("changes", [{}, {"batch_norm": True}, {"dropout": 0.5, "model": "vgg11", "in_channels": 3}, {"image_size": 64, "num_classes": 12}])
+NETWORKS = [
+    *({"model": model} for model in MODELS),
+    {"batch_norm": True}, {"dropout": 0.5, "model": "vgg11", "in_channels": 3}, {"image_size": 64, "num_classes": 12},
+    {"model": "resnet34", "batch_norm": False, "image_size": 96}, {"model": "googlenet", "batch_norm": True, "image_size": 96},
+    {"model": "alexnet", "batch_norm": True, "image_size": 96}, {"model": "lenet", "batch_norm": True, "image_size": 96},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", NETWORKS, ids=str)
 def test_the_estimate_counts_the_network_that_is_built(changes):
     """Parameters, and the bytes that autograd keeps of a batch, against torch's own accounting."""
     import torch
 
     from core.models import build
+    from core.models.outputs import training_loss
 
     config = RunConfig(width=0.125, batch_size=4, **{"image_size": 32, **changes})
     told = estimate(config)
@@ -71,7 +83,7 @@ def test_the_estimate_counts_the_network_that_is_built(changes):
 
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = model(torch.rand(4, config.in_channels or 1, config.image_size, config.image_size))
+        out = training_loss(model(torch.rand(4, config.in_channels or 1, config.image_size, config.image_size)), torch.zeros(4, dtype=torch.long))
     saved = sum(nbytes for key, nbytes in kept.items() if key not in weights)
     del out
     assert 0.7 < told.activations / saved < 2.0, (told.activations, saved)
