@@ -19,7 +19,7 @@ from core import config as configs
 from core import factories, limits
 from core.config import OPTIONS, PRESETS, RunConfig
 from core.engines import ENGINES
-from core.errors import ConfigError, InitScopeError, TrainingFailed, one_line
+from core.errors import ConfigError, InitScopeError, QueryError, TrainingFailed, one_line
 from core.schema import LIVE, Status
 from core.store import Run, RunInfo, Runs, default_root, own_process
 from core.store.files import number
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except InitScopeError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        _complain(error)
         return error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -55,8 +55,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        _complain(error)
         return 1
+
+
+LONGEST = 1_000
+"""Characters of a complaint: what somebody typed may be longer than anybody reads."""
+
+
+def _complain(error: Exception) -> None:
+    """One line on standard error, its middle left out if it is too long."""
+    told = " ".join(str(error).split())
+    half = LONGEST // 2
+    print("error:", told if len(told) <= LONGEST else f"{told[:half]} … {told[-half:]}", file=sys.stderr)
 
 
 def finite(value: Any) -> Any:
@@ -399,6 +410,10 @@ def export_command(given: argparse.Namespace) -> dict[str, Any]:
 def query_command(given: argparse.Namespace) -> dict[str, Any]:
     from core.store.query import query
 
+    try:
+        given.sql.encode()
+    except UnicodeEncodeError:  # bytes of another encoding, as a shell passes them on
+        raise QueryError("a question must be text in UTF-8; type it anew") from None
     answer = query(runs_of(given), given.sql)
     columns = answer.rows.column_names
     rows = [{key: _plain(value) for key, value in row.items()} for row in answer.rows.to_pylist()]

@@ -39,9 +39,9 @@ def export(run: Run, form: str, output: str | Path) -> Path:
     except OSError as error:
         raise RunFolderError(f"cannot write {output}: {error.strerror or error}; free space, or choose another --output") from None
     finally:
-        if temporary.is_dir():
+        if os.path.isdir(temporary):
             shutil.rmtree(temporary)
-        elif temporary.exists():
+        elif os.path.exists(temporary):
             temporary.unlink()
     return output
 

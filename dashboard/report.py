@@ -6,6 +6,7 @@ The figures are those of the pages; Plotly is inside the file. Everything that c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime as dt
 import html
 import sys
@@ -25,6 +26,7 @@ from core.diagnosis.statistics import p_text
 from core.errors import InitScopeError, RunFolderError
 from core.schema import Cause
 from core.store import Run, RunInfo, Runs
+from core.store.files import replacing
 from dashboard import sentences, text, theme
 from dashboard.figures import bands, base, curves, depth, heatmap, ratio
 
@@ -188,7 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         groups = [runs.select(side) for side in given.sides[:2]]
         document = report(*groups)
         try:
-            Path(given.output).write_text(document, encoding="utf-8")
+            output = Path(given.output)
+            with replacing(output) if output.is_file() or not output.exists() else contextlib.nullcontext(output) as place:  # a pipe is no file to replace
+                place.write_text(document, encoding="utf-8")
         except OSError as error:
             raise RunFolderError(f"cannot write {given.output}: {error.strerror or error}; free space, or choose another --output") from None
     except InitScopeError as error:
