@@ -37,7 +37,7 @@ def only_readable(receive: Receive, send: Send) -> Receive:
 
 
 def request(data: bytes | None) -> str | None:
-    """What a message asks for; None if it is text, too large, no message of Streamlit's, or holds JSON that is none."""
+    """What a message asks for; None if it is text, empty, too large, no message of Streamlit's, or holds JSON that is none."""
     if data is None or len(data) > LARGEST:
         return None
     try:

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.soak [--sessions 50] [--chromium 4] [--seconds 60] [--runs 5000] [--rounds 100]
 
-Each part on a dashboard of its own. Prints seconds, steps a second, file handles, memory and zombies; what one process keeps
-to itself (USS) counts as its memory. A part whose number is 0 is left out.
+Each part on a dashboard of its own. Prints seconds, steps a second, file handles, memory and zombies; memory is what no file
+stands behind. A part whose number is 0 is left out.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -103,3 +104,11 @@ def test_a_token_that_somebody_else_signed_opens_nothing(visitor, server, provid
     come_in(visitor, server)
     expect(visitor.get_by_role("button", name="Sign in")).to_be_visible()
     assert "secret" not in visitor.locator("body").inner_text()
+
+
+def test_what_is_secret_was_written_nowhere(server):
+    """After all of the above: neither the client's secret, nor the one that signs cookies, nor a token."""
+    given = tomllib.loads((server.runs.parent / ".streamlit" / "secrets.toml").read_text())["auth"]
+    for path in [server.log, *(path for path in server.runs.rglob("*") if path.is_file())]:
+        written = path.read_text(errors="replace")
+        assert not [word for word in (given["client_secret"], given["cookie_secret"], "eyJ", "id_token") if word in written], path

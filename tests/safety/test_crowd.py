@@ -1,4 +1,4 @@
-"""Strangers who keep the doors busy: unfinished requests, more connections than handles, a flood of passwords."""
+"""Strangers who keep the doors busy: unfinished requests, more connections than handles, streams nobody reads, a flood of passwords."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from core.store import Runs
+from core.config import RunConfig
+from core.store import Runs, own_process
+from dashboard import connections
 from tests.browser.conftest import Server
 from tests.safety.test_doors import PASSWORD, ask, signed_in
 
@@ -55,6 +57,23 @@ def test_unfinished_requests_keep_nobody_out(small, until):
     until(lambda: process.num_fds() < 30)
     log = small.log.read_text()
     assert "more are turned away" in log and "Traceback" not in log and len(log) < 5000, log[-2000:]
+
+
+def test_streams_that_nobody_reads_leave_room_for_pages(small, until):
+    """Half of all connections may be streams; the next one is told so, and pages are answered. Those that end make room."""
+    live = Runs(small.runs).create(RunConfig(), "running", **own_process())
+    cookie = signed_in(small, PASSWORD)
+    question = f"GET /api/stream?run={live.id} HTTP/1.1\r\nHost: 127.0.0.1:{small.port}\r\nCookie: {cookie}\r\n\r\n"
+    streams, most = [], (HANDLES - connections.HANDLES_APART) // connections.HANDLES_EACH // 2
+    for _ in range(most):
+        streams.append(socket.create_connection(("127.0.0.1", small.port), timeout=60))
+        streams[-1].sendall(question.encode())
+        assert streams[-1].recv(12).endswith(b"200")
+    assert ask(small, f"/api/stream?run={live.id}", Cookie=cookie)[::2] == (503, "too many pages follow runs at this moment; close some, then reload this one")
+    assert ask(small, "/live", Cookie=cookie)[0] == 200 and signed_in(small, PASSWORD)
+    for stream in streams:
+        stream.close()
+    until(lambda: ask(small, f"/api/stream?run={live.id}", Cookie=cookie)[0] == 200)
 
 
 def test_a_flood_of_passwords_is_told_apart_from_a_wrong_one(small):

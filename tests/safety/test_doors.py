@@ -16,11 +16,16 @@ import pytest
 import websockets
 
 from core.config import RunConfig
+from core.launcher import submit
 from core.store import Runs
 from tests.browser.conftest import Server
+from tests.conftest import supervisors
+from tests.safety.strain import until
+from tests.safety.visitors import Visitor
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD, READER = "correct horse battery", "only looking here"
+CLOUD = {"AWS_ACCESS_KEY_ID": "AKIAPLANTEDKEYNUMBER", "AWS_SECRET_ACCESS_KEY": "planted/secret+for+the+cloud", "AWS_SESSION_TOKEN": "planted-session-token"}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("locked") / "runs"
     Runs(folder).create(RunConfig(name="a secret run"), "finished", outcome="converged", run_id="the-secret-run")
-    started = Server(folder, INITSCOPE_PASSWORD=PASSWORD, INITSCOPE_READER_PASSWORD=READER)
+    started = Server(folder, INITSCOPE_PASSWORD=PASSWORD, INITSCOPE_READER_PASSWORD=READER, INITSCOPE_SLOTS="2", **CLOUD)
     yield started
     started.close()
 
@@ -215,6 +220,37 @@ def test_the_password_is_in_no_log_and_no_environment(locked):
     environment = {**os.environ, "INITSCOPE_PASSWORD": PASSWORD, "INITSCOPE_READER_PASSWORD": READER}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_no_secret_is_written_anywhere(locked):
+    """Passwords, a session and cloud credentials, after a launch, a failure and some refusals: in no file, log or answer; the passwords with no training process."""
+    cookie = signed_in(locked, PASSWORD)
+    answers = [ask(locked, path, Cookie=cookie, Accept="text/html")[2] for path in ("/nothing/there", "/api/stream?run=x", "/api/stream", "/sign-in?next=/x")]
+    answers += [ask(locked, "/sign-in", "POST", body)[2] for body in (f"password={PASSWORD[:-1]}", f"x={PASSWORD}", "x" * 5000)]
+    runs = Runs(locked.runs)
+    [broken] = submit(runs, [RunConfig(data="image_folder:/nowhere")])
+
+    async def launch() -> list[dict[str, str]]:
+        async with Visitor(locked.port, cookie) as visitor:
+            await visitor.open()
+            await visitor.click("launch")
+            await until(lambda: runs.get(broken.id).state()["status"] == "failed" and sum(bool(info.state.get("step")) for info in runs.list()) >= 2)
+            environments = [process.environ() for process in supervisors(runs.root)]
+            for info in runs.list():
+                if info.live:
+                    runs.get(info.run).request_stop()
+            await until(lambda: not any(info.live for info in runs.list()))
+            await visitor.open("live", run=[broken.id])
+            assert not visitor.failures
+        return environments
+
+    environments = asyncio.run(launch())
+    assert environments and not [name for environment in environments for name in environment if "PASSWORD" in name]
+    files = [path for path in (*runs.root.rglob("*"), locked.log) if path.is_file()]
+    assert len(files) > 15
+    secrets = [PASSWORD, READER, urllib.parse.quote_plus(PASSWORD), cookie.partition("=")[2], *CLOUD.values()]
+    written = {str(path): path.read_bytes() for path in files} | {f"answer {i}": text.encode() for i, text in enumerate(answers)}
+    assert [(where, secret) for where, data in written.items() for secret in secrets if secret.encode() in data] == []
 
 
 @pytest.mark.parametrize(("first", "second", "said"), [("short", "", "at least 8"), ("the same for both", "the same for both", "are equal")])

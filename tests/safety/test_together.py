@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,9 +14,12 @@ from pathlib import Path
 import pytest
 
 from core import launcher
+from core.__main__ import main
 from core.config import RunConfig
 from core.errors import InitScopeError, RunFolderError, RunNotFound
-from core.store import Run, Runs
+from core.store import RUN_ID, Run, Runs, own_process
+from core.worker import work
+from tests.safety.damage import template
 
 pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,6 +135,74 @@ def test_nothing_outside_can_be_named(runs, tmp_path, name):
             raise RunNotFound("made")
         assert len(str(refused.value)) < 1000
     assert set(before) <= set(tmp_path.rglob("*"))
+
+
+def census(folder: Path) -> dict[str, tuple]:
+    """All that is there, with its kind, time of change and content."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        seen = path.lstat()
+        found[str(path)] = seen.st_mode, seen.st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() and not path.is_symlink() else ""
+    return found
+
+
+ODD = ["..", "", "../../etc", "/etc/passwd", "x" * 10_000, "\u202egnp", "\u200b", "a\u0301" * 60, "．．", "-rf", ".queue", "init=default,sweep=" + "y" * 9_000]
+
+
+def test_no_command_reaches_outside(runs, tmp_path, monkeypatch, capsys):
+    """Every word that a command takes, odd: done inside the folder of runs, or refused in one line that can be read; outside it nothing changes."""
+    outside = tmp_path / "outside"
+    (outside / "deep").mkdir(parents=True)
+    (outside / "status.json").write_text('{"status": "finished"}')
+    monkeypatch.chdir(outside)
+    monkeypatch.setattr(launcher, "ensure_supervisor", lambda runs: None)
+    run, before = template(runs), census(outside)
+    for name in ODD:
+        for command in (["delete"], ["stop"], ["resume"], ["compare", run.id], ["report", "--output", "r.html"], ["export", "--format", "csv", "--output", "e"], ["query"],
+                        *(["train", "--detach", flag] for flag in ("--name", "--tags", "--sweep", "--model", "--data", "--config"))):  # fmt: skip
+            status = main([*command, name])
+            said = capsys.readouterr().err.strip()
+            assert status == 0 or (status == 2 and len(said.splitlines()) == 1 and len(said) < 1_100), (command, name[:40], status, said[:300])
+    assert main(["query", "\udcff"]) == 2, "a byte that is no text, as a shell passes it on"
+    assert census(outside) == before
+    assert all(RUN_ID.fullmatch(name) for name in os.listdir(runs.root) if name[0] != "."), "what was made is a run"
+    assert [info.error for info in runs.list() if info.status == "unreadable"] == []
+
+
+def test_links_and_pipes_in_place_of_our_files(runs, tmp_path, monkeypatch):
+    """Nothing is written, touched or shown through them, neither in a run nor beside it; nobody waits for ever."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("the owner's own")
+    before = census(outside)
+    for name in ("log.txt", "meta.json", "config.json", "status.json", "parts", "checkpoint.pt", "worker.lock"):
+        run = runs.create(RunConfig(), "stopped", error=None)
+        (run.path / name).unlink(missing_ok=True) if name != "parts" else (run.path / name).rmdir()
+        (run.path / name).symlink_to(outside / ("." if name == "parts" else "secret"))
+        assert "own" not in run.log_tail() and "own" not in str(run.info())
+        for act in (lambda run=run: launcher.resume(runs, run), lambda run=run: work(run)):
+            with pytest.raises(InitScopeError):
+                act()
+        run.delete() if name != "worker.lock" else shutil.rmtree(run.path)
+    live = runs.create(RunConfig(), "running", **own_process())
+    (live.path / "stop").symlink_to(outside / "new")
+    with pytest.raises(RunFolderError):
+        live.request_stop()
+    pipe = runs.create(RunConfig(), "stopped")
+    (pipe.path / "log.txt").unlink()
+    os.mkfifo(pipe.path / "log.txt")
+    with pytest.raises(RunFolderError, match=r"log\.txt is neither a file nor a folder; remove it"):
+        work(pipe)
+    for name in (".queue", ".supervisor.lock", ".supervisor.log"):
+        for put in (lambda path: path.symlink_to(outside), os.mkfifo):
+            shutil.rmtree(runs.root / ".queue", ignore_errors=True)
+            put(runs.root / name)
+            for act in (lambda: launcher.submit(runs, [RunConfig()]), lambda: launcher.stop(runs, live), lambda: launcher.prepare(runs)):
+                with pytest.raises(RunFolderError, match=rf"\{name} in .* is a (link|pipe); nothing is written through it"):
+                    act()
+            launcher.keep_going(runs)
+            (runs.root / name).unlink()
+    assert census(outside) == before
 
 
 def test_links_lead_a_deletion_nowhere(runs, tmp_path):

@@ -21,8 +21,8 @@ ANSWER_SECONDS = 180
 class Visitor:
     """One browser session. Sends what Streamlit's page sends, the timers of fragments too, and keeps what it needs of the answers."""
 
-    def __init__(self, port: int):
-        self.port = port
+    def __init__(self, port: int, cookie: str = ""):
+        self.port, self.cookie = port, cookie
         self.widgets: dict[str, str] = {}
         self.failures: list[str] = []
         self.page, self.query = "", ""
@@ -32,7 +32,10 @@ class Visitor:
 
     async def __aenter__(self) -> Visitor:
         address = f"ws://127.0.0.1:{self.port}/_stcore/stream"
-        self.socket = await websockets.connect(address, subprotocols=["streamlit"], proxy=None, max_size=None, ping_interval=None, open_timeout=ANSWER_SECONDS)
+        self.socket = await websockets.connect(
+            address, subprotocols=["streamlit"], proxy=None, max_size=None, ping_interval=None, open_timeout=ANSWER_SECONDS,
+            additional_headers={"Cookie": self.cookie} if self.cookie else None,
+        )  # fmt: skip
         self._tasks.append(asyncio.create_task(self._listen()))
         return self
 
@@ -111,7 +114,8 @@ class Visitor:
 
 
 class Upkeep(NamedTuple):
-    """What a process and its children take: file handles, threads, children, zombies among them, and megabytes of memory."""
+    """What a process and its children take: file handles, threads, children, zombies among them, and megabytes of memory that no
+    file stands behind (a library's pages count for whoever alone has it open: they come and go with other programs)."""
 
     handles: int
     threads: int
@@ -129,6 +133,6 @@ def upkeep(pid: int) -> Upkeep | None:
         for child in children:
             with contextlib.suppress(psutil.NoSuchProcess):
                 zombies += child.status() == psutil.STATUS_ZOMBIE
-        memory = process.memory_full_info().uss / 1e6
+        memory = sum(area.anonymous for area in process.memory_maps()) / 1e6
         return Upkeep(process.num_fds(), process.num_threads(), len(children), zombies, memory)
     return None
