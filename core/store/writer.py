@@ -188,5 +188,6 @@ def refuse_links(run: Run) -> None:
     except OSError as error:
         raise RunFolderError(f"run {run.id} cannot be read: {error.strerror or error}; check who may read its folder") from None
     for name, linked in strange.items():
-        what = "a link; nothing is written through it. Replace it by the file it stands for" if linked else "neither a file nor a folder; remove it"
-        raise RunFolderError(f"run {run.id}: {name} is {what}")
+        if linked:
+            raise RunFolderError(f"run {run.id}: {name} is a link; nothing is written through it. Replace it by the file it stands for")
+        raise RunFolderError(f"run {run.id}: {name} is neither a file nor a folder; remove it")

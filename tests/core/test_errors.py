@@ -39,6 +39,32 @@ def test_all_are_in_one_file() -> None:
     assert elsewhere == []
 
 
+INNER = {
+    ("core/models/vgg.py", "ValueError"), ("core/models/resnet.py", "ValueError"),  # a program that names a network itself; a config has checked it
+    ("core/integrations/lightning.py", "ImportError"), ("core/integrations/huggingface.py", "ImportError"),  # what to install, as Python says it
+    ("core/store/parts.py", "FileNotFoundError"), ("core/store/parts.py", "OSError"), ("core/store/parts.py", "KeyError"), ("core/store/parts.py", "ValueError"),  # RunFolderError by Run._retrying
+    ("core/store/checked.py", "Wrong"), ("core/store/files.py", "OSError"),  # RunFolderError by Run
+    ("core/store/query.py", "FileNotFoundError"),  # looked at again
+    ("core/store/shared.py", "Taken"), ("core/store/remote.py", "Taken"),  # RunStateError by Shared
+    ("core/inits.py", "_Reached"),  # ends a forward pass
+    ("dashboard/stream.py", "ValueError"),  # status 400
+}  # fmt: skip
+"""Whatever else is raised, and who turns it into one of ours before anybody sees it."""
+
+
+def test_whatever_else_is_raised_is_turned_into_one_of_ours() -> None:
+    names = {kind.__name__ for kind in TREE}
+    found = set()
+    for path, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Raise) and node.exc is not None:
+                for raised in (node.exc.body, node.exc.orelse) if isinstance(node.exc, ast.IfExp) else (node.exc,):
+                    kind = ast.unparse(raised.func if isinstance(raised, ast.Call) else raised).rsplit(".", 1)[-1]
+                    if kind.lstrip("_")[:1].isupper():  # not a variable, nor a function that makes one of ours
+                        found.add((str(path), kind))
+    assert {(path, kind) for path, kind in found if kind not in names} == INNER
+
+
 # -- each as its example
 
 
