@@ -395,7 +395,10 @@ def _theory_map(config_json: str, x: str, xs: tuple, y: str, ys: tuple) -> Theor
 
 def theory(members: Sequence[RunInfo], x: str, y: str) -> TheoryMap | None:
     """What theory foresees in the plane of two fields of these runs, which differ in nothing else but the seed; None where it cannot say."""
-    xs, ys = (tuple(sorted({run.config[field] for run in members})) for field in (x, y))
+    seen = [{run.config.get(field) for run in members} for field in (x, y)]
+    if any(None in values for values in seen):
+        return None  # a folder that does not say it
+    xs, ys = (tuple(sorted(values)) for values in seen)
     try:
         return _theory_map(json.dumps(dict(members[0].config), sort_keys=True), x, xs, y, ys)
     except InitScopeError:

@@ -69,6 +69,7 @@ def launch(configs: list) -> None:
     try:
         made = processes.submit(loaders.runs(), configs)
     except InitScopeError as error:
+        del st.session_state["last_launch"]  # nothing was launched: trying again is no double click
         st.error(text.markdown(str(error)))
         return
     st.switch_page("screens/live.py", query_params={"run": [run.id for run in made]})

@@ -9,7 +9,7 @@ from core.catalog import init_title
 from core.config import OPTIONS
 from core.diagnosis.compare import Comparison
 from core.diagnosis.statistics import p_text
-from core.errors import InitScopeError
+from core.errors import InitScopeError, RunFolderError
 from core.schema import COLUMN
 from core.store import RunInfo
 from dashboard import empty, layer_view, loaders, luck, sentences, sides, text, theme
@@ -34,7 +34,10 @@ def page() -> None:
         return
     with above:
         _verdict(result)
-    _pictures(result)
+    try:
+        _pictures(result)
+    except RunFolderError as error:  # damage in a table that the verdict does not ask
+        st.error(text.markdown(str(error)), icon=":material/error:")
     _differences(result)
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from core import catalog, depth, sweep, trainability
-from core.config import PRESETS, preset
+from core.config import OPTIONS, PRESETS, preset
 from core.diagnosis.compare import Comparison
 from core.diagnosis.statistics import p_text
 from core.store import RunInfo
@@ -36,6 +36,11 @@ def page() -> None:
         above.page_link("screens/depth.py", label="Network by network", icon=":material/stacks:", query_params={"depth_sweep": name})
         return
     fields = _varied(members)
+    everybody, members = members, [info for info in members if all(info.config.get(field) is not None for field in fields)]
+    if not members:
+        fields, members = [], everybody
+    elif len(members) < len(everybody):  # "auto" has no place on an axis; a damaged folder may not say it at all
+        st.caption(f"{len(everybody) - len(members)} of {len(everybody)} runs have no number for {' or '.join(map(trainability.title, fields))} and are left out.")
     rows = sweep.table(members, ("init", *fields))
     drawn = _maps(members, rows, fields) if fields else []
     with above:
@@ -61,7 +66,12 @@ def _choose(names: list[str]) -> str:
 def _varied(members: list[RunInfo]) -> list[str]:
     """Fields besides initialization and seed that take several values in this sweep."""
     fields = dict.fromkeys("model" if name == "depth" else name for name in sweep.SWEEPABLE)
-    return [field for field in fields if len({repr(info.config.get(field)) for info in members}) > 1][:2]
+
+    def values(field: str) -> set[str]:
+        found = [info.config.get(field) for info in members]
+        return {repr(value) for value in found if value is not None or OPTIONS[field].optional}
+
+    return [field for field in fields if len(values(field)) > 1][:2]
 
 
 class Map(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -21,6 +22,9 @@ from core.schema import LAYER_METRICS
 from core.store import Run, Runs, RunWriter
 from dashboard import text
 from tests.browser.conftest import ROOT, Server, settle
+from tests.conftest import supervisors
+from tests.safety.damage import mutate, template
+from tests.safety.test_together import census
 
 STRINGS = [
     '<img src=x-xss onerror="window.__xss=1">',
@@ -174,3 +178,125 @@ def test_a_password_and_a_reader(browser: Browser, tmp_path_factory: pytest.Temp
             context.close()
     finally:
         server.close()
+
+
+LIMITS = {"INITSCOPE_MAX_QUEUE": "2", "INITSCOPE_MAX_EPOCHS": "8", "INITSCOPE_MAX_PARAMETERS": "3M", "INITSCOPE_MEMORY": "2GB", "INITSCOPE_DISK_QUOTA": "10MB",
+          "INITSCOPE_MAX_RUNS": "1", "INITSCOPE_SLOTS": "2"}  # fmt: skip
+
+
+def test_over_a_limit_the_page_says_so_and_nothing_starts(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One line with the figure in the sidebar; no folder, no mark in the queue, no process. Within the limits two runs are launched, and one waits."""
+    runs = Runs(tmp_path_factory.mktemp("limits") / "runs")
+    server = Server(runs.root, **LIMITS)
+    try:
+        page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+        page.set_default_timeout(60_000)
+        page.goto(server.url)
+        settle(page)
+        page.wait_for_timeout(500)
+
+        def there() -> tuple:
+            return runs.ids(), launcher.queued(runs), {process.pid for process in supervisors(runs.root)}
+
+        def type_in(label: str, value: str) -> None:
+            page.get_by_label(label, exact=True).fill(value)
+            page.get_by_label(label, exact=True).press("Enter")
+            settle(page)
+
+        def refused(said: str) -> None:
+            page.get_by_role("button", name="Launch", exact=False).first.click()
+            settle(page)
+            alert = page.locator("[data-testid=stSidebar] [role=alert]")
+            expect(alert).to_contain_text(said)
+            assert "\n" not in alert.inner_text().strip() and there() == before, alert.inner_text()
+
+        before = there()
+        page.get_by_text("More", exact=True).click()
+        settle(page)
+        for label, value, said in (
+            ("Epochs", "9", "9 epochs are over INITSCOPE_MAX_EPOCHS=8; ask for fewer"),
+            ("Width", "1", "the network has 33,637,066 parameters, over INITSCOPE_MAX_PARAMETERS=3,000,000"),
+            ("Batch size (samples)", "8192", "of memory"),
+        ):
+            usual = page.get_by_label(label, exact=True).input_value()
+            type_in(label, value)
+            refused(said)
+            type_in(label, usual)
+        (runs.root / "ballast").write_bytes(b"x" * 10_000_000)
+        refused("runs take 10 MB of the 10 MB that INITSCOPE_DISK_QUOTA allows; delete some first")
+        (runs.root / "ballast").unlink()
+        page.get_by_role("button", name="Launch 2 runs").click()
+        page.wait_for_url("**/live?*")
+        settle(page)
+        expect(page.get_by_text("running").first).to_be_visible()
+        type_in("Epochs", "4")  # the same launch again at once would be a double click
+        before = there()
+        assert len(before[0]) == 2 and len(before[1]) == 1, "there are slots for two, and one waits all the same"
+        refused("1 runs wait and 2 more would be over INITSCOPE_MAX_QUEUE=2; wait, or launch fewer")
+        for run in map(runs.get, before[0]):
+            launcher.stop(runs, run)
+    finally:
+        server.close()
+
+
+def test_odd_names_and_links_reach_nothing_outside(page: Page, server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Renamed and deleted by the page's own buttons: what no name can hold is refused in the dialog, a path is a name like any other, a link shows and deletes nothing."""
+    runs, outside = Runs(server.runs), tmp_path_factory.mktemp("outside")
+    (outside / "status.json").write_text('{"status": "finished"}')
+    (outside / "log.txt").write_text("the owner's own words")
+    before = census(outside)
+    (runs.root / "99999999-linked").symlink_to(outside)
+    failed = wicked(runs, "a failed run", "failed")
+    (failed.path / "log.txt").unlink()
+    (failed.path / "log.txt").symlink_to(outside / "log.txt")
+    run = wicked(runs, "to be renamed", "stopped")
+    for address in (f"?run={failed.id}", f"live?run={failed.id}"):
+        page.goto(f"{server.url}/{address}")
+        settle(page)
+        shown = page.locator("body").inner_text()
+        assert "a failed run" in shown or not address.startswith("live")
+        assert "own words" not in shown and "linked" not in shown
+
+    def choose() -> None:
+        page.goto(server.url)
+        settle(page)
+        page.locator("[data-testid=stDataFrame] canvas").first.click(position={"x": 15, "y": 52}, force=True)  # the newest run's box
+        settle(page)
+
+    choose()
+    page.get_by_role("button", name="Rename or tag").click()
+    dialog = page.get_by_role("dialog")
+    name, alert = dialog.get_by_label("Name"), dialog.get_by_role("alert")
+    expect(name).to_have_value("to be renamed")
+    for odd in ("\u202egnp.exe", "zero\u200bwidth", "a\u0000b"):
+        name.fill(odd)
+        dialog.get_by_role("button", name="Save").click()
+        expect(alert).to_contain_text("name must be text, not")
+    name.fill("x" * 10_000)
+    assert len(name.input_value()) <= 120
+    name.fill("../../../etc/passwd e\u0301")
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog).to_have_count(0)
+    assert run.info().name == "../../../etc/passwd e\u0301" and runs.ids()[0] == run.id
+    choose()
+    page.get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("dialog")).to_contain_text("../../../etc/passwd")
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    assert run.id not in runs.ids() and failed.id in runs.ids() and (runs.root / "99999999-linked").is_symlink()
+    failed.delete()
+    assert census(outside) == before
+
+
+def test_damaged_folders_on_the_pages(page: Page, server: Server) -> None:
+    """A sample of those that `tests.benchmarks.fuzz` makes, on the pages that show them: no error box, no error in the browser."""
+    runs, chance = Runs(server.runs), random.Random(11)
+    good, made = template(runs), []
+    while len(made) < 12:
+        run = template(runs, live=len(made) % 3 == 0)
+        mutate(run.path, chance)
+        made += [run.id] if run.id in runs.ids() else []
+    for address in ("", "live?" + urllib.parse.urlencode([("run", run) for run in made]), *(f"compare?a={run}&b={good.id}" for run in made[:4])):
+        page.goto(f"{server.url}/{address}")
+        settle(page)
+        expect(page.get_by_role("heading", level=1).first).to_be_visible()

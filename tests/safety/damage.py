@@ -25,9 +25,9 @@ ODD = [None, True, -1, 0, 3.7, 10**400, -(10**30), 1e308, float("nan"), float("i
        ["\ud800", 1, None], "<img src=x onerror=alert(1)>", "nan", "running", "finished", [float("nan")] * 50, "../..", "2026-13-45"]  # fmt: skip
 
 
-def template(runs: Runs, live: bool = False) -> Run:
+def template(runs: Runs, live: bool = False, sweep: str = "") -> Run:
     """A small run with all files: two hundred steps, five epochs, three layers; live: rows still in parts."""
-    run = runs.create(RunConfig(name="a run", tags=("one", "two"), epochs=5), "running", total_steps=200, num_classes=10, chance=0.1, pid=0)
+    run = runs.create(RunConfig(name="a run", tags=("one", "two"), epochs=5, sweep=sweep), "running", total_steps=200, num_classes=10, chance=0.1, pid=0)
     writer = RunWriter(run)
     names = pa.DictionaryArray.from_arrays(pa.array(range(3), pa.int32()), ["conv1_1", "conv1_2", "fc1"])
     kinds = pa.DictionaryArray.from_arrays(pa.array([0, 0, 1], pa.int32()), ["conv2d", "linear"])
