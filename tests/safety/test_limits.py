@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from core import launcher, limits
+from core.__main__ import main
 from core.catalog import MODELS
 from core.config import RunConfig, quick, tutorial_224
 from core.engines.local import Local
@@ -34,10 +35,15 @@ def test_over_a_limit_nothing_starts(runs, monkeypatch, setting, value, changes,
     assert len(runs.ids()) == 1 and launcher.queued(runs) == []
 
 
-def test_the_command_line_says_it_in_one_line(cli, runs):
-    answer = cli("train", "--batch-size", "60000", "--image-size", "224", "--width", "1", "--device", "cpu", INITSCOPE_MEMORY="16GB")
-    assert answer.status == 2 and len(answer.err.splitlines()) == 1 and " TB of memory" in answer.err
-    assert cli("train", "--epochs", "9", INITSCOPE_MAX_EPOCHS="8").status == 2 and runs.ids() == []
+def test_the_command_line_says_it_in_one_line(runs, monkeypatch, capsys):
+    monkeypatch.setenv("INITSCOPE_MEMORY", "16GB")
+    monkeypatch.setenv("INITSCOPE_MAX_EPOCHS", "8")
+    huge = ["--batch-size", "60000", "--image-size", "224", "--width", "1", "--device", "cpu"]
+    for command, said in ((["train", *huge], " TB of memory"), (["probe", *huge], " TB of memory"), (["train", "--epochs", "9"], "9 epochs are over")):
+        assert main(command) == 2
+        told = capsys.readouterr().err
+        assert len(told.splitlines()) == 1 and said in told
+    assert runs.ids() == []
 
 
 def test_concurrent_runs(runs, monkeypatch):
