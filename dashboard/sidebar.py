@@ -43,6 +43,8 @@ def _form() -> None:
     label = f"Launch {len(configs)} runs" if len(configs) > 1 else "Launch"
     if st.button(label, key="launch", type="primary", width="stretch", disabled=bool(problems), icon=":material/play_arrow:"):
         launch(configs)
+    elif (refused := st.session_state.get("refused")) and refused[0] == repr(configs):  # a rerun that a run's end asks for does not take the answer away
+        st.error(text.markdown(refused[1]))
     if problems:
         st.caption("Nothing is launched until every field above is right.")
     st.caption(engine_line(processes.state(loaders.runs())))
@@ -70,8 +72,10 @@ def launch(configs: list) -> None:
         made = processes.submit(loaders.runs(), configs)
     except InitScopeError as error:
         del st.session_state["last_launch"]  # nothing was launched: trying again is no double click
+        st.session_state["refused"] = fingerprint, str(error)
         st.error(text.markdown(str(error)))
         return
+    st.session_state.pop("refused", None)
     st.switch_page("screens/live.py", query_params={"run": [run.id for run in made]})
 
 

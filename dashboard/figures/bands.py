@@ -44,7 +44,7 @@ def bands_data(groups: Mapping[str, Sequence[pd.DataFrame]], column: str = "loss
         recorded, times = np.unique(np.concatenate([frame["step"].to_numpy() for frame in usable]), return_counts=True)
         steps = recorded[2 * times >= len(usable)]
         steps = steps[:: -(-len(steps) // POINTS)] if len(steps) else steps
-        values = np.array([frame.set_index("step")[column].reindex(steps).to_numpy(np.float64) for frame in usable])
+        values = np.array([frame.drop_duplicates("step").set_index("step")[column].reindex(steps).to_numpy(np.float64) for frame in usable])
         values = np.where(np.isfinite(values), values, np.nan)
         told = ~np.isnan(values).all(axis=0)
         if not told.any():

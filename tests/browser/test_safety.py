@@ -20,6 +20,7 @@ from core import launcher
 from core.config import quick
 from core.schema import LAYER_METRICS
 from core.store import Run, Runs, RunWriter
+from core.store.files import alive
 from dashboard import text
 from tests.browser.conftest import ROOT, Server, settle
 from tests.conftest import supervisors
@@ -184,59 +185,92 @@ LIMITS = {"INITSCOPE_MAX_QUEUE": "2", "INITSCOPE_MAX_EPOCHS": "8", "INITSCOPE_MA
           "INITSCOPE_MAX_RUNS": "1", "INITSCOPE_SLOTS": "2"}  # fmt: skip
 
 
-def test_over_a_limit_the_page_says_so_and_nothing_starts(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """One line with the figure in the sidebar; no folder, no mark in the queue, no process. Within the limits two runs are launched, and one waits."""
-    runs = Runs(tmp_path_factory.mktemp("limits") / "runs")
-    server = Server(runs.root, **LIMITS)
-    try:
-        page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
-        page.set_default_timeout(60_000)
-        page.goto(server.url)
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    started = Server(tmp_path_factory.mktemp("limits") / "runs", **LIMITS)
+    yield started
+    started.close()
+
+
+def home(browser: Browser, server: Server) -> Page:
+    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    page.set_default_timeout(60_000)
+    page.goto(server.url)
+    settle(page)
+    return page
+
+
+def test_over_a_limit_the_page_says_so_and_nothing_starts(browser: Browser, limited: Server, until) -> None:
+    """One line with the figure in the sidebar; no folder, no mark in the queue, no process. Within the limits two runs are launched, and one waits; the
+    other is deleted while it trains."""
+    runs, page = Runs(limited.runs), home(browser, limited)
+
+    def there() -> tuple:
+        return runs.ids(), launcher.queued(runs), {process.pid for process in supervisors(runs.root)}
+
+    def type_in(label: str, value: str) -> None:
+        page.get_by_label(label, exact=True).fill(value)
+        page.get_by_label(label, exact=True).press("Enter")
         settle(page)
-        page.wait_for_timeout(500)
 
-        def there() -> tuple:
-            return runs.ids(), launcher.queued(runs), {process.pid for process in supervisors(runs.root)}
-
-        def type_in(label: str, value: str) -> None:
-            page.get_by_label(label, exact=True).fill(value)
-            page.get_by_label(label, exact=True).press("Enter")
-            settle(page)
-
-        def refused(said: str) -> None:
-            page.get_by_role("button", name="Launch", exact=False).first.click()
-            settle(page)
-            alert = page.locator("[data-testid=stSidebar] [role=alert]")
-            expect(alert).to_contain_text(said)
-            assert "\n" not in alert.inner_text().strip() and there() == before, alert.inner_text()
-
-        before = there()
-        page.get_by_text("More", exact=True).click()
+    def refused(said: str) -> None:
+        page.get_by_role("button", name="Launch", exact=False).first.click()
         settle(page)
-        for label, value, said in (
-            ("Epochs", "9", "9 epochs are over INITSCOPE_MAX_EPOCHS=8; ask for fewer"),
-            ("Width", "1", "the network has 33,637,066 parameters, over INITSCOPE_MAX_PARAMETERS=3,000,000"),
-            ("Batch size (samples)", "8192", "of memory"),
-        ):
-            usual = page.get_by_label(label, exact=True).input_value()
-            type_in(label, value)
-            refused(said)
-            type_in(label, usual)
-        (runs.root / "ballast").write_bytes(b"x" * 10_000_000)
-        refused("runs take 10 MB of the 10 MB that INITSCOPE_DISK_QUOTA allows; delete some first")
-        (runs.root / "ballast").unlink()
-        page.get_by_role("button", name="Launch 2 runs").click()
-        page.wait_for_url("**/live?*")
-        settle(page)
-        expect(page.get_by_text("running").first).to_be_visible()
-        type_in("Epochs", "4")  # the same launch again at once would be a double click
-        before = there()
-        assert len(before[0]) == 2 and len(before[1]) == 1, "there are slots for two, and one waits all the same"
-        refused("1 runs wait and 2 more would be over INITSCOPE_MAX_QUEUE=2; wait, or launch fewer")
-        for run in map(runs.get, before[0]):
-            launcher.stop(runs, run)
-    finally:
-        server.close()
+        alert = page.locator("[data-testid=stSidebar] [role=alert]")
+        expect(alert).to_contain_text(said)
+        assert "\n" not in alert.inner_text().strip() and there() == before, alert.inner_text()
+
+    before = there()
+    page.get_by_text("More", exact=True).click()
+    settle(page)
+    for label, value, said in (
+        ("Epochs", "9", "9 epochs are over INITSCOPE_MAX_EPOCHS=8; ask for fewer"),
+        ("Width", "1", "the network has 33,637,066 parameters, over INITSCOPE_MAX_PARAMETERS=3,000,000"),
+        ("Batch size (samples)", "8192", "of memory"),
+    ):
+        usual = page.get_by_label(label, exact=True).input_value()
+        type_in(label, value)
+        refused(said)
+        type_in(label, usual)
+    (runs.root / "ballast").write_bytes(b"x" * 10_000_000)
+    refused("runs take 10 MB of the 10 MB that INITSCOPE_DISK_QUOTA allows; delete some first")
+    (runs.root / "ballast").unlink()
+    type_in("Epochs", "8")
+    page.get_by_role("button", name="Launch 2 runs").click()
+    page.wait_for_url("**/live?*")
+    settle(page)
+    expect(page.get_by_text("running").first).to_be_visible()
+    type_in("Epochs", "7")  # the same launch again at once would be a double click
+    before = there()
+    assert len(before[0]) == 2 and len(before[1]) == 1, "there are slots for two, and one waits all the same"
+    refused("1 runs wait and 2 more would be over INITSCOPE_MAX_QUEUE=2; wait, or launch fewer")
+    # A live run is deleted by the page: it asks, and stops it.
+    [waiting] = before[1]
+    [live] = set(before[0]) - {waiting}
+    launcher.stop(runs, runs.get(waiting))
+    process = runs.get(live).state()
+    page.goto(limited.url)
+    settle(page)
+    choose(page, live)
+    page.get_by_role("button", name="Delete").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("everything recorded? This cannot be undone.")
+    expect(dialog).to_contain_text("It is still running: it is stopped first.")
+    assert runs.info(live).live
+    dialog.get_by_role("button", name="Delete").click()
+    expect(dialog).to_have_count(0)
+    assert runs.ids() == [waiting]
+    until(lambda: not alive(process))
+    page.context.close()
+
+
+def choose(page: Page, name: str) -> None:
+    """On Home, by the search box and the table's first row."""
+    page.get_by_placeholder("Search name").fill(name)
+    page.get_by_placeholder("Search name").press("Enter")
+    settle(page)
+    page.locator("[data-testid=stDataFrame] canvas").first.click(position={"x": 15, "y": 52}, force=True)
+    settle(page)
 
 
 def test_odd_names_and_links_reach_nothing_outside(page: Page, server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -255,13 +289,9 @@ def test_odd_names_and_links_reach_nothing_outside(page: Page, server: Server, t
     shown = page.locator("body").inner_text()
     assert "a failed run failed." in shown and "own words" not in shown
 
-    def choose() -> None:
-        page.goto(server.url)
-        settle(page)
-        page.locator("[data-testid=stDataFrame] canvas").first.click(position={"x": 15, "y": 52}, force=True)  # the newest run's box
-        settle(page)
-
-    choose()
+    page.goto(server.url)
+    settle(page)
+    choose(page, "to be renamed")
     page.get_by_role("button", name="Rename or tag").click()
     dialog = page.get_by_role("dialog")
     name, alert = dialog.get_by_label("Name"), dialog.get_by_role("alert")
@@ -276,7 +306,7 @@ def test_odd_names_and_links_reach_nothing_outside(page: Page, server: Server, t
     dialog.get_by_role("button", name="Save").click()
     expect(dialog).to_have_count(0)
     assert run.info().name == "../../../etc/passwd e\u0301"
-    choose()
+    choose(page, "passwd")
     page.get_by_role("button", name="Delete").click()
     expect(page.get_by_role("dialog")).to_contain_text("../../../etc/passwd")
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()

@@ -1,4 +1,4 @@
-"""Two dashboards on one folder of runs: each sees what the other launches, one supervisor serves both, and nothing runs twice."""
+"""Two dashboards on one folder of runs: each sees what the other launches, one supervisor serves both, and nothing runs twice, whoever is killed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import asyncio
 import json
 import time
 
+import psutil
 import pytest
 
+from core.launcher import submit
 from core.schema import LIVE
 from core.store import Runs
 from tests.browser.conftest import Server
 from tests.conftest import supervisors
-from tests.safety.strain import until
+from tests.safety.strain import LONG, until
 from tests.safety.visitors import Visitor
 
 pytestmark = pytest.mark.timeout(300)
@@ -37,12 +39,34 @@ async def press(first: Server, second: Server, runs: Runs) -> list[str]:
     return made
 
 
+async def kill(first: Server, runs: Runs) -> None:
+    """A dashboard and the supervisor killed: training goes on, the queue too once another dashboard looks, and nothing runs twice."""
+    made = submit(runs, [LONG] * 3)
+    await until(lambda: all(run.state().get("step") for run in made[:2]))
+    own = {run.state().get("pid") for run in made[:2]}
+    for process in [psutil.Process(first.process.pid), *(process for process in supervisors(runs.root) if process.pid not in own)]:
+        process.kill()
+    done = made[0].state()["step"]
+    await until(lambda: made[0].state()["step"] > done)
+    made[1].request_stop()
+    await until(lambda: made[2].state().get("step"))
+    for run in made:
+        if run is not made[1]:
+            run.request_stop()
+    await until(lambda: not [run for run in made if run.state()["status"] in LIVE])
+    for run in made:
+        steps = run.read("steps")["step"].to_pylist()
+        assert (run.path / "log.txt").read_text().count(" start ") == 1 and steps == list(range(len(steps)))
+        run.delete()
+
+
 def test_two_dashboards_on_one_folder_and_a_clock_that_jumps(tmp_path):
     runs = Runs(tmp_path / "runs")
     first, second = Server(runs.root, INITSCOPE_SLOTS="2"), None
     try:
         second = Server(runs.root, INITSCOPE_SLOTS="2")
         made = asyncio.run(press(first, second, runs))
+        asyncio.run(kill(first, runs))
         for run in map(runs.get, made):
             begun = [line for line in (run.path / "log.txt").read_text().splitlines() if " start " in line]
             steps = run.read("steps")["step"].to_pylist()
