@@ -22,6 +22,7 @@ from core.config import OPTIONS, PRESETS, RunConfig
 from core.engines import ENGINES
 from core.errors import ConfigError, InitScopeError, QueryError, TrainingFailed, one_line
 from core.loading import load_training, without_collection
+from core.permission import require
 from core.schema import LIVE, Status
 from core.store import Run, RunInfo, Runs, default_root, own_process
 from core.store.files import number
@@ -197,12 +198,13 @@ def train_command(given: argparse.Namespace) -> dict[str, Any]:
         return {"run": run.id, "status": str(run.state()["status"])}
     if given.engine or given.first:
         raise ConfigError("--engine and --first are about the queue, and this run would train here and now; add --detach")
+    require("launch a run")  # refused before two seconds are spent on loading
+    limits.check([config], 0, runs.root)
     load_training()
     gc.freeze()  # nothing of it is ever to be collected, at the exit neither
     from core.trainer import pick_device
 
     pick_device(config.device)  # refused before a folder is made
-    limits.check([config], 0, runs.root)
     # Running from the first moment: a supervisor that looks at this folder now must not take it for one that waits.
     return _train_here(runs.create(config, Status.RUNNING, **own_process()))
 
