@@ -181,7 +181,7 @@ def test_a_password_and_a_reader(browser: Browser, tmp_path_factory: pytest.Temp
         server.close()
 
 
-LIMITS = {"INITSCOPE_MAX_QUEUE": "2", "INITSCOPE_MAX_EPOCHS": "8", "INITSCOPE_MAX_PARAMETERS": "3M", "INITSCOPE_MEMORY": "2GB", "INITSCOPE_DISK_QUOTA": "10MB",
+LIMITS = {"INITSCOPE_MAX_QUEUE": "2", "INITSCOPE_MAX_EPOCHS": "500", "INITSCOPE_MAX_PARAMETERS": "3M", "INITSCOPE_MEMORY": "2GB", "INITSCOPE_DISK_QUOTA": "10MB",
           "INITSCOPE_MAX_RUNS": "1", "INITSCOPE_SLOTS": "2"}  # fmt: skip
 
 
@@ -224,7 +224,7 @@ def test_over_a_limit_the_page_says_so_and_nothing_starts(browser: Browser, limi
     page.get_by_text("More", exact=True).click()
     settle(page)
     for label, value, said in (
-        ("Epochs", "9", "9 epochs are over INITSCOPE_MAX_EPOCHS=8; ask for fewer"),
+        ("Epochs", "501", "501 epochs are over INITSCOPE_MAX_EPOCHS=500; ask for fewer"),
         ("Width", "1", "the network has 33,637,066 parameters, over INITSCOPE_MAX_PARAMETERS=3,000,000"),
         ("Batch size (samples)", "8192", "of memory"),
     ):
@@ -235,19 +235,18 @@ def test_over_a_limit_the_page_says_so_and_nothing_starts(browser: Browser, limi
     (runs.root / "ballast").write_bytes(b"x" * 10_000_000)
     refused("runs take 10 MB of the 10 MB that INITSCOPE_DISK_QUOTA allows; delete some first")
     (runs.root / "ballast").unlink()
-    type_in("Epochs", "8")
+    type_in("Epochs", "500")
     page.get_by_role("button", name="Launch 2 runs").click()
     page.wait_for_url("**/live?*")
     settle(page)
     expect(page.get_by_text("running").first).to_be_visible()
-    type_in("Epochs", "7")  # the same launch again at once would be a double click
+    type_in("Epochs", "499")  # the same launch again at once would be a double click
     before = there()
     assert len(before[0]) == 2 and len(before[1]) == 1, "there are slots for two, and one waits all the same"
     refused("1 runs wait and 2 more would be over INITSCOPE_MAX_QUEUE=2; wait, or launch fewer")
     # A live run is deleted by the page: it asks, and stops it.
     [waiting] = before[1]
     [live] = set(before[0]) - {waiting}
-    launcher.stop(runs, runs.get(waiting))
     process = runs.get(live).state()
     page.goto(limited.url)
     settle(page)
@@ -261,6 +260,8 @@ def test_over_a_limit_the_page_says_so_and_nothing_starts(browser: Browser, limi
     expect(dialog).to_have_count(0)
     assert runs.ids() == [waiting]
     until(lambda: not alive(process))
+    launcher.stop(runs, runs.get(waiting))
+    until(lambda: not runs.info(waiting).live)
     page.context.close()
 
 
