@@ -21,7 +21,7 @@ from core.config import RunConfig
 from core.engines import queue
 from core.engines.queue import LOCK, QUEUE, queued
 from core.engines.slots import slots, threads_of
-from core.errors import RunFolderError, RunNotFound, RunStateError
+from core.errors import ConfigError, RunFolderError, RunNotFound, RunStateError, one_line
 from core.permission import require
 from core.schema import LIVE, Status
 from core.store import Run, Runs, claimed, process_alive
@@ -45,6 +45,11 @@ def submit(runs: Runs, configs: Sequence[RunConfig], engine: str = "", first: bo
     """
     require("launch a run")
     engine, address = engines.choose(engine, queue.chosen(runs))
+    if runs.shared and not engines.here(address):
+        raise ConfigError(
+            f"runs in an object store are trained on the machine that launches them, not on the Ray cluster at {one_line(address)}, whose nodes "
+            "do not see its scratch folder; use --engine local, engine ray without RAY_ADDRESS, or a folder that all nodes see"
+        )
     pinned = [factories.pin(config) for config in configs]
     limits.check(pinned, len(queued(runs)), runs.root)
     made = [runs.create(config) for config in pinned]

@@ -19,6 +19,7 @@ from typing import Any
 
 from core import factories, limits
 from core.config import RunConfig
+from core.engines import OWN, here
 from core.engines.slots import processes_of, slots, threads_of
 from core.errors import ConfigError, EngineTrouble, one_line
 from core.memory import estimate, size
@@ -29,10 +30,10 @@ LOOK_SECONDS = 1.0
 CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 100_000_000
 """Runs go through the file system: Ray's own store stays all but empty."""
+NO_SIZE = ("name", "tags", "sweep", "init_seed", "data_seed")
+"""Fields in which the runs of a sweep differ, and which take no memory: thousands of runs are a few estimates."""
 PASSED_ON = ("INITSCOPE_DATA", *limits.SETTINGS)
 """Settings of this machine that hold for a run wherever it trains."""
-OWN = ("", "local")
-"""Addresses that stand for a cluster on this machine which lives as long as its supervisor."""
 
 
 class Cluster:
@@ -50,7 +51,7 @@ class Cluster:
     def open(self) -> None:
         _check_reachable(self.address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        if self.address in OWN or self.address.startswith(("127.", "localhost:")):
+        if here(self.address):
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray takes the machine's outer address for 127.0.0.1
         import ray
 
@@ -122,7 +123,8 @@ class Cluster:
         gpus = any(node.get("GPU", 0) for node in self._nodes)
         wants_gpu = config.get("device") == "cuda" or (config.get("device") == "auto" and gpus)
         share = gpu_share() * processes_of(config) if wants_gpu else 0.0
-        return {"CPU": self.threads_of(config), "GPU": share, "memory": _memory(json.dumps(dict(config), sort_keys=True))}
+        sized = {key: value for key, value in config.items() if key not in NO_SIZE}
+        return {"CPU": self.threads_of(config), "GPU": share, "memory": _memory(json.dumps(sized, sort_keys=True))}
 
     def _look(self) -> None:
         """What the living nodes have; asked for at most once in ``LOOK_SECONDS``."""

@@ -20,6 +20,7 @@ class Local:
     """Forks a worker for each run. Workers are sessions of their own: they outlive whoever forked them."""
 
     name = "local"
+    address = ""
     restarts = 0
 
     def __init__(self) -> None:

@@ -20,6 +20,7 @@ from core.errors import QueryError, RunFolderError, choose_from
 from core.store.files import number
 from core.store.parts import SCHEMAS, holds_through, parts
 from core.store.run import RunInfo
+from core.store.shared import look
 
 if TYPE_CHECKING:
     import duckdb
@@ -196,6 +197,8 @@ def _rows(runs: Runs, infos: Iterable[RunInfo], table: str) -> pds.Dataset | pa.
     files: list[str] = []
     for info in infos:
         folder = root / info.run
+        if runs.shared:
+            look(folder)  # what another machine has of it
         live = parts(folder / "parts", table)  # before the compacted file, as every reader does
         final = folder / f"{table}.parquet"
         if final.is_file():

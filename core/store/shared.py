@@ -47,6 +47,8 @@ REFRESH_SECONDS = 1.0
 OUTAGE_SECONDS = 45.0
 """So long a store that cannot be reached is not worth a word: what is here is shown, and no heartbeat is overdue yet."""
 ATTEMPTS = 8
+AGAIN_SECONDS = 0.1
+"""Between two attempts, and so much longer before each further one."""
 ADDRESS, OURS, FETCHED, SEEN = ".address.json", ".ours", ".fetched", ".seen.json"
 CHECKPOINT = "checkpoint.pt"
 FILES = re.compile(r"(?:config\.json|status\.json|log\.txt|checkpoint\.pt|(?:steps|epochs|layers)\.parquet|parts/(?:steps|epochs|layers)-\d{8}-\d{8}\.parquet)")
@@ -256,6 +258,10 @@ class Shared:
                 self._take_card(name.removesuffix("~card"), data)
             elif (self.root / name.removesuffix("~meta")).is_dir():
                 _put(self.root / name.removesuffix("~meta") / "meta.json", data)
+        # A listing may lag behind: what it no longer has is gone only if asking for it says so too.
+        gone = seen.keys() - listed.keys()
+        there = self.remote.get_many(f".runs/{name}" for name in gone)
+        listed |= {name: seen[name] for name in gone if f".runs/{name}" in there}
         for name in seen.keys() - listed.keys():
             run_id, _, kind = name.partition("~")
             if kind == "card" and not self.owns(run_id):
@@ -304,9 +310,12 @@ class Shared:
         if not everything and self._fetched(run_id).get("card") == card:
             return
         with self.locked(".fetch.lock"):
-            for _ in range(ATTEMPTS):
+            for attempt in range(ATTEMPTS):
                 if self._fetch(run_id, card, everything):
                     return
+                if not everything and attempt and self._fetched(run_id):
+                    return  # what is here is whole, if not the latest: shown until a listing has caught up
+                time.sleep(AGAIN_SECONDS * attempt)
                 card = self._seen().get(f"{run_id}~card", "")
         raise RunFolderError(f"run {run_id}: its files keep moving in {self.remote.url}; try again")
 
