@@ -49,7 +49,7 @@ OUTAGE_SECONDS = 45.0
 ATTEMPTS = 8
 AGAIN_SECONDS = 0.1
 """Between two attempts, and so much longer before each further one."""
-ADDRESS, OURS, FETCHED, SEEN = ".address.json", ".ours", ".fetched", ".seen.json"
+ADDRESS, OURS, FETCHED, SEEN, REFRESHED = ".address.json", ".ours", ".fetched", ".seen.json", ".refreshed"
 CHECKPOINT = "checkpoint.pt"
 FILES = re.compile(r"(?:config\.json|status\.json|log\.txt|checkpoint\.pt|(?:steps|epochs|layers)\.parquet|parts/(?:steps|epochs|layers)-\d{8}-\d{8}\.parquet)")
 """What is copied, up and down; anything else under a run's name is none of ours."""
@@ -230,7 +230,7 @@ class Shared:
 
     def refresh(self, now: bool = False) -> None:
         """Cards that have changed since the last look, if that was ``REFRESH_SECONDS`` ago. Raises RunFolderError."""
-        stamp = self.root / ".refreshed"
+        stamp = self.root / REFRESHED
         if not now and 0 <= _age(stamp) < REFRESH_SECONDS:
             return
         with self._refreshing, self.locked(".mirror.lock"):
@@ -239,7 +239,7 @@ class Shared:
             try:
                 self._refresh()
             except RunFolderError:
-                if now or _age(stamp, by_content=True) > OUTAGE_SECONDS:
+                if now or self._away_too_long():
                     raise
                 os.utime(stamp)  # not again at once
                 return
@@ -270,6 +270,10 @@ class Shared:
                 (self.root / run_id / "meta.json").unlink(missing_ok=True)
         if changed or seen.keys() != listed.keys():
             write_json(self.root / SEEN, listed)
+
+    def _away_too_long(self) -> bool:
+        """Whether the store has not answered for so long that it is worth a word."""
+        return _age(self.root / REFRESHED, by_content=True) > OUTAGE_SECONDS
 
     def _seen(self) -> dict[str, str]:
         try:
@@ -310,11 +314,17 @@ class Shared:
         if not everything and self._fetched(run_id).get("card") == card:
             return
         with self.locked(".fetch.lock"):
+            here = not everything and bool(self._fetched(run_id))
             for attempt in range(ATTEMPTS):
-                if self._fetch(run_id, card, everything):
-                    return
-                if not everything and attempt and self._fetched(run_id):
-                    return  # what is here is whole, if not the latest: shown until a listing has caught up
+                try:
+                    if self._fetch(run_id, card, everything):
+                        return
+                except RunFolderError:
+                    if here and not self._away_too_long():
+                        return
+                    raise
+                if attempt and here:
+                    return  # whole, if not the latest: shown until a listing has caught up
                 time.sleep(AGAIN_SECONDS * attempt)
                 card = self._seen().get(f"{run_id}~card", "")
         raise RunFolderError(f"run {run_id}: its files keep moving in {self.remote.url}; try again")
