@@ -128,6 +128,46 @@ def test_readers_see_whole_runs_while_parts_merge_and_a_shipper_is_killed(machin
     assert not [key for key in keys(bucket) if "/parts/" in key]
 
 
+def test_a_store_that_is_away_and_listings_that_lag(machine, bucket, s3, tiny, until, tmp_path):
+    """The run goes on, who watches sees what was there and no error, and the rest follows once the store is back."""
+    a, b = machine("a"), machine("b")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(tiny(epochs=100_000).to_dict()))
+    s3.lag = 2.0  # longer than between two looks
+    seen: list[int] = []
+
+    def watched() -> int:
+        """How many rows B has: whole and never fewer, whatever the store does."""
+        [info] = b.list()
+        rows = Run(b.root / info.run).read("steps", ["step"])["step"].to_pylist()
+        assert rows == list(range(len(rows))) and len(rows) >= (seen or [0])[-1]
+        seen.append(len(rows))
+        return len(rows)
+
+    training = command(s3.on(a), "train", "--config", config, "--json")
+    try:
+        until(lambda: b.list() and watched(), what="B sees it train")
+        [info] = b.list()
+        mine = Run(a.root / info.run)
+        s3.stop()
+        before = mine.state()["step"]
+        until(lambda: watched() and mine.state()["step"] > before + 150, what="it goes on without the store")
+        assert b.info(info.run).status == "running" and seen[-1] <= before
+        with pytest.raises(RunFolderError, match=r"^cannot write to .*: it cannot be reached"):
+            a.create(RunConfig())
+        s3.start()
+        until(lambda: watched() > before + 150, what="B sees what was trained meanwhile")
+        mine.request_stop()
+        assert training.wait(120) == 0, training.stderr.read()
+        until(lambda: watched() == mine.count("steps") and b.info(info.run).status == "stopped", what="B sees all of it")
+        assert Run(b.root / info.run).read("layers").equals(mine.read("layers"))
+        assert s3.secret not in (a.root / ".shipper.log").read_text() != ""
+    finally:
+        s3.lag = 0.0
+        training.kill()
+        training.communicate()
+
+
 def test_one_machine_works_on_a_run_and_both_edits_are_kept(machine, bucket):
     a, b = machine("a"), machine("b")
     for name in ("ended", "lost", "live"):
