@@ -66,6 +66,9 @@ class Engine(Protocol):
     def ended(self) -> Iterator[tuple[Run, str]]:
         """The runs whose processes are over since the last call, and how: right only for one that has written no end."""
 
+    def wait(self, seconds: float) -> None:
+        """Until so much later, or until a run's process is over, where that can be known at once."""
+
 
 def choose(name: str, current: tuple[str, str] = ("local", "")) -> tuple[str, str]:
     """(engine, address of its cluster): the one named, else ``INITSCOPE_ENGINE``, else the ``current`` one of the folder.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -64,6 +65,9 @@ class Local:
             raise
         finally:
             os._exit(status)  # the parent's cleanup is not the child's
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def ended(self) -> Iterator[tuple[Run, str]]:
         while self.children:

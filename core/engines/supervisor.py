@@ -86,7 +86,7 @@ class Supervisor:
                 last_busy = time.monotonic()
             elif not self.runs.root.exists() or (time.monotonic() - last_busy > IDLE_SECONDS and not queue.prepared(self.runs)):
                 return End.IDLE
-            time.sleep(POLL_SECONDS if busy or self.engine.name != "local" else IDLE_POLL_SECONDS)
+            self.engine.wait(POLL_SECONDS if busy or self.engine.name != "local" else IDLE_POLL_SECONDS)
 
     def _take_over(self) -> None:
         """After a supervisor that died: adopt its runs, and mark again what was queued."""

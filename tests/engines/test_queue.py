@@ -72,7 +72,7 @@ def test_what_a_run_asks_a_cluster_for(tiny, monkeypatch):
     """Cores are threads x processes, a whole node where they are left open; memory as estimated; GPUs where there are any, or in shares."""
     cluster = Cluster()
     cluster._looked = math.inf  # these nodes, and no others
-    cluster._nodes = [{"CPU": 4.0, "memory": 8e9}, {"CPU": 2.0, "memory": 8e9, "GPU": 1.0}]
+    cluster._take_note([{"CPU": 4.0, "memory": 8e9}, {"CPU": 2.0, "memory": 8e9, "GPU": 1.0}])
     one, two, whole = (tiny(device="cpu", **changes).to_dict() for changes in ({}, {"processes": 2}, {"threads": 0}))
     assert [cluster.threads_of(config) for config in (one, two, whole)] == [1, 2, 4] and cluster.slots() == 6
     needed = cluster._needed(one)
@@ -94,7 +94,8 @@ def test_what_a_run_asks_a_cluster_for(tiny, monkeypatch):
 def nowhere() -> Cluster:
     """An engine whose cluster has a core, and carries nothing."""
     cluster = Cluster()
-    cluster._looked, cluster._nodes = math.inf, [{"CPU": 1.0, "memory": 8e9}]
+    cluster._looked = math.inf
+    cluster._take_note([{"CPU": 1.0, "memory": 8e9}])
     return cluster
 
 
