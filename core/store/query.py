@@ -153,8 +153,8 @@ def _database() -> duckdb.DuckDBPyConnection:
         import duckdb
     except ImportError:
         raise QueryError("a query needs DuckDB, which is not installed: pip install duckdb") from None
-    extensions = ("autoinstall_known_extensions", "autoload_known_extensions", "allow_community_extensions")
-    settings = {"memory_limit": MEMORY, "threads": 2, "temp_directory": "", **dict.fromkeys(extensions, False)}
+    off = ("autoinstall_known_extensions", "autoload_known_extensions", "allow_community_extensions", "allow_persistent_secrets")
+    settings = {"memory_limit": MEMORY, "threads": 2, "temp_directory": "", "secret_directory": "none", **dict.fromkeys(off, False)}
     database = duckdb.connect(":memory:", config={**settings, "python_enable_replacements": False})
     database.execute("SET enable_external_access = false")
     database.execute("SET lock_configuration = true")

@@ -263,7 +263,7 @@ def test_mistakes_are_one_line_without_secrets(machine, s3, monkeypatch, tmp_pat
     runs = Runs("s3://bucket/runs")
     with pytest.raises(RunFolderError, match=r"^cannot list 's3://bucket/runs': it cannot be reached"):
         runs.list()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_s3.secret_ACCESS_KEY"):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
