@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from core.errors import ConfigError, RunFolderError, one_line
 
 _URL = re.compile(r"([a-z][a-z0-9+]*)://(.+)")
-_S3 = {"max_concurrency": 1, "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 3}}}
-"""No question about an object's size before each reading; a store that does not answer is told of, not waited for."""
+_S3 = {"max_concurrency": 1, "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 1}}}
+"""No question about an object's size before each reading; a store that does not answer is told of, not waited for: whoever looks or copies asks again soon."""
 AGAIN_SECONDS = 1.0
 """Where a store has no conditional writing, a claim is written, and read again so much later."""
 

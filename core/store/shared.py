@@ -119,6 +119,8 @@ class Shared:
         # As claims name this machine; a scratch folder belongs to one alone.
         self._name = {"host": socket.gethostname(), "scratch": str(root.absolute().parent)}
         self._refreshing = threading.Lock()
+        self._away = (0.0, "")
+        """Until when a store that did not answer is left alone (monotonic seconds), and what it said."""
 
     # -- whose a run is
 
@@ -236,9 +238,17 @@ class Shared:
         with self._refreshing, self.locked(".mirror.lock"):
             if not now and 0 <= _age(stamp) < REFRESH_SECONDS:
                 return  # another thread or process has just looked
+            until, told = self._away
+            if not now and time.monotonic() < until:
+                if self._away_too_long():
+                    raise RunFolderError(told)
+                return
+            began = time.monotonic()
             try:
                 self._refresh()
-            except RunFolderError:
+            except RunFolderError as error:
+                # Asking in vain may never take more than a quarter of the time of whoever looks.
+                self._away = time.monotonic() + 3 * (time.monotonic() - began), str(error)
                 if now or self._away_too_long():
                     raise
                 os.utime(stamp)  # not again at once
