@@ -20,6 +20,7 @@ from core import factories, limits
 from core.config import OPTIONS, PRESETS, RunConfig
 from core.engines import ENGINES
 from core.errors import ConfigError, InitScopeError, TrainingFailed, one_line
+from core.loading import load_training, without_collection
 from core.schema import LIVE, Status
 from core.store import Run, RunInfo, Runs, default_root, own_process
 from core.store.files import number
@@ -184,6 +185,7 @@ def train_command(given: argparse.Namespace) -> dict[str, Any]:
         return {"run": run.id, "status": str(run.state()["status"])}
     if given.engine or given.first:
         raise ConfigError("--engine and --first are about the queue, and this run would train here and now; add --detach")
+    load_training()
     from core.trainer import pick_device
 
     pick_device(config.device)  # refused before a folder is made
@@ -244,7 +246,8 @@ def probe_command(given: argparse.Namespace) -> dict[str, Any]:
     config = config_from(given)
     if not 1 <= given.seeds <= 1000:
         raise ConfigError(f"seeds must be a whole number from 1 to 1000, not {given.seeds}")
-    from core.probe import report
+    with without_collection():
+        from core.probe import report
 
     result = report(config, given.seeds)
     if not given.json:

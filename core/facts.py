@@ -18,7 +18,8 @@ from torch.nn.parameter import is_lazy
 
 from core.inits import fans
 from core.layers import Layer, is_normalization
-from core.meter import LayerMeter, is_dense, tensors_of
+from core.meter import LayerMeter
+from core.tensors import is_dense, tensors_of
 
 FIRST_STEPS = 8
 """Steps whose outputs are looked at for what the targets are like."""

@@ -12,11 +12,9 @@ pass would tell is missing there.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,48 +29,17 @@ from torch.nn.modules.module import (
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from core.errors import ConfigError
+from core.calls import Call, Calls, pooled
 from core.layers import find_layers, is_activation, is_normalization
 from core.loss_scale import LossScale
-from core.reductions import Number, change_norms, copy_norms, forward_statistics, norm, norms, off_units, ratio, root
+from core.reductions import Number, change_norms, copy_norms, forward_statistics, norm, norms, off_units, ratio
 from core.schema import LAYER_METRICS, MISSING
+from core.tensors import alike, dense, function_before, is_compiled_output, is_dense, output_of
+from core.wrappers import as_optimizers, is_compiled, unwrapped
 
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
-_FUNCTIONS = {"ReluBackward0": "ReLU", "TanhBackward0": "Tanh", "SigmoidBackward0": "Sigmoid", "GeluBackward0": "GELU", "SiluBackward0": "SiLU"}
-"""Nonlinearities called as functions, by the name of their autograd node."""
-_SHAPING = re.compile("View|Pool|Dropout|Mul|Reshape|Squeeze|Permute|Transpose")
-"""Autograd nodes that may stand between a nonlinearity and the next layer."""
 _SCALES = ("norm", "activation")
 """Families whose rows stand between a layer and its nonlinearity."""
-
-
-@dataclass(eq=False)
-class _Call:
-    """One call of a layer: what was measured, over ``count`` numbers."""
-
-    count: int
-    values: dict[str, Number]
-    place: tuple[int, int]
-    """Where the output lies, and in which version: by this a rectifier's input is recognized as this output."""
-    below: Tensor | None = None
-    """For each unit, whether it is not above zero for any sample; only of layers that went straight into a rectifier before."""
-    gradients: list[Number] = field(default_factory=list)
-    """L2 norms of the loss gradient for the output, one a backward pass: of two passes through one call the sum is not known."""
-    off: Tensor | None = None
-    """For each unit after the layer's rectifier, whether it is zero for all samples."""
-
-
-@dataclass(eq=False)
-class _Calls:
-    """The calls of a layer in a step. Those that a gradient reached count; if none was reached, the newest one."""
-
-    reached: list[_Call] = field(default_factory=list)
-    newest: _Call | None = None
-    over: bool = False
-    """The step has been collected: what arrives later is not its own."""
-
-    def chosen(self) -> list[_Call]:
-        return self.reached or ([self.newest] if self.newest is not None else [])
 
 
 @dataclass(eq=False)
@@ -121,7 +88,7 @@ class LayerMeter:
         self.loss_scale = LossScale()
         self._weights: list[_Weight] = []
         self._weight_of: dict[int, _Weight] = {}
-        self._calls = [_Calls() for _ in self.layers]
+        self._calls = [Calls() for _ in self.layers]
         self._latest: int | None = None
         self._handles: list[RemovableHandle | _Undo] = []
         self._rectified: set[int] = set()
@@ -130,7 +97,7 @@ class LayerMeter:
         self._waiting = list(range(len(self.layers)))
         self._others = list(self.model.parameters())
         self._followed: set[nn.Parameter] = set()
-        self._heard: dict[int, list[tuple[_Calls, _Call, Number]]] = {}
+        self._heard: dict[int, list[tuple[Calls, Call, Number]]] = {}
         self._owned = -1
         self._passes: set[int] = set()
         self._arrived: dict[_Weight, tuple[Number, Tensor, int] | None] = {}
@@ -269,7 +236,7 @@ class LayerMeter:
         values = forward_statistics(rows, off=samples == 0 and i in self._rectified)
         if samples is None:
             del values["signal_std"]
-        call = _Call(output.numel(), values, (output.data_ptr(), output._version), values.pop("off", None))
+        call = Call(output.numel(), values, (output.data_ptr(), output._version), values.pop("off", None))
         calls = self._calls[i]
         calls.newest = call
         if self.layers[i].family not in _SCALES:
@@ -278,7 +245,7 @@ class LayerMeter:
             output.register_hook(functools.partial(self._output_gradient_arrives, calls, call))
 
     def _after_activation(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if self._latest is None or not isinstance(output, Tensor) or _is_compiled_output(inputs):
+        if self._latest is None or not isinstance(output, Tensor) or is_compiled_output(inputs):
             return
         self.activations[self.names[self._latest]] = type(module).__name__
         if isinstance(module, RECTIFIERS):
@@ -287,9 +254,9 @@ class LayerMeter:
             (self._rectified.add if straight else self._rectified.discard)(self._latest)
             call.off = call.below if straight and call.below is not None else off_units(output)
 
-    def _notice_function(self, x: Tensor, call: _Call) -> None:
+    def _notice_function(self, x: Tensor, call: Call) -> None:
         """Notice a nonlinearity that was called as a function (``F.relu``) before this layer: no module's hook sees it."""
-        function = _function_before(x)
+        function = function_before(x)
         if function is not None and self.activations.setdefault(self.names[self._latest], function) == function == "ReLU":
             call.off = off_units(x)
 
@@ -299,7 +266,7 @@ class LayerMeter:
 
     # -- backward
 
-    def _output_gradient_arrives(self, calls: _Calls, call: _Call, gradient: Tensor) -> None:
+    def _output_gradient_arrives(self, calls: Calls, call: Call, gradient: Tensor) -> None:
         if self.armed and not calls.over and is_dense(gradient):
             length = unscaled(norm(gradient.detach()), self.loss_scale.current)
             self._heard.setdefault(torch._C._current_graph_task_id(), []).append((calls, call, length))
@@ -380,7 +347,7 @@ class LayerMeter:
             self._read_gradients(weights)
             self._backward_seen = True
         for weight in weights:
-            if weight.before is None or not _alike(weight.before, weight.parameter):
+            if weight.before is None or not alike(weight.before, weight.parameter):
                 weight.before = torch.empty_like(weight.parameter)
         for weight, length in zip(weights, copy_norms([w.before for w in weights], [w.parameter.detach() for w in weights]), strict=True):
             weight.values = {"weight_norm": length}
@@ -451,7 +418,7 @@ class LayerMeter:
         self._abandon()
         for calls in self._calls:
             calls.over = True
-        self._calls = [_Calls() for _ in self.layers]
+        self._calls = [Calls() for _ in self.layers]
         self._latest = None
         self._inside = self._backward_seen = False
         self._stepped.clear()
@@ -498,81 +465,7 @@ class _Undo:
         self.remove = remove
 
 
-# ---------------------------------------------------------------- models and optimizers
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside ``torch.compile``, DataParallel and DistributedDataParallel."""
-    while True:
-        if "_orig_mod" in model._modules:
-            model = model._orig_mod
-        elif isinstance(model, (nn.parallel.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        else:
-            return model
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Whether the model or a part of it is ``torch.compile``'s."""
-    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
-
-
-def as_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:
-    """One optimizer, several or none as a list, without the wrappers of training frameworks (their ``.optimizer`` does the work).
-
-    Raises ConfigError for anything else.
-    """
-    given = [] if optimizer is None else list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
-    found = [getattr(one, "optimizer", one) for one in given]
-    for one in found:
-        if not isinstance(one, torch.optim.Optimizer):
-            raise ConfigError(f"optimizer must be a torch.optim.Optimizer, several in a list, or None, not {type(one).__name__}")
-    return found
-
-
-# ---------------------------------------------------------------- tensors
-
-
-def output_of(module: nn.Module, output: Any) -> tuple[Tensor | None, int | None]:
-    """(a layer's output, which of its dimensions is that of the samples, None if none is); no output where it cannot be measured.
-
-    Of a tuple or dict the first tensor is taken: for recurrent layers and attention that is what the next layer sees.
-    """
-    if isinstance(output, nn.utils.rnn.PackedSequence):
-        return (output.data, None) if is_dense(output.data) else (None, None)
-    tensor = output if isinstance(output, Tensor) else next(tensors_of(output), None)
-    if tensor is None or not is_dense(tensor) or not tensor.numel():
-        return None, None
-    if isinstance(module, nn.modules.conv._ConvNd):
-        batched = tensor.dim() == len(module.kernel_size) + 2
-    elif isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
-        return tensor, None if tensor.dim() < 3 else 0 if module.batch_first else 1
-    else:
-        batched = tensor.dim() > (1 if isinstance(module, (nn.Linear, nn.Bilinear, nn.RNNCellBase)) else 0)
-    return tensor, 0 if batched else None
-
-
-def tensors_of(value: Any) -> Iterator[Tensor]:
-    """The tensors in a model's output: a tensor, or tuples, lists, mappings and dataclasses of them, in their order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from (tensor for item in value.values() for tensor in tensors_of(item))
-    elif isinstance(value, (list, tuple)):
-        yield from (tensor for item in value for tensor in tensors_of(item))
-    elif dataclasses.is_dataclass(value):
-        yield from (tensor for field in dataclasses.fields(value) for tensor in tensors_of(getattr(value, field.name, None)))
-
-
-def is_dense(x: Tensor) -> bool:
-    """Whether ``x`` holds plain real numbers that can be looked at."""
-    return type(x) in (Tensor, nn.Parameter) and x.is_floating_point() and x.layout == torch.strided and x.device.type != "meta"
-
-
-def dense(gradient: Tensor) -> Tensor:
-    """The numbers of a gradient, a sparse one's entries added up."""
-    gradient = gradient.detach()
-    return gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient
+# ---------------------------------------------------------------- numbers
 
 
 def _seen(gradient: Tensor) -> tuple[Number, Tensor, int]:
@@ -593,62 +486,3 @@ def unscaled(length: Number, scale: Tensor | None) -> Number:
     if scale is None:
         return length
     return length / scale.to(length.device) if isinstance(length, Tensor) else length / scale.item()
-
-
-def pooled(calls: Sequence[_Call]) -> dict[str, Number]:
-    """The columns of a layer over all its calls in a step, each number of an output counting alike.
-
-    ``signal_std`` is the spread across the samples of a call. A unit is dead if it is zero in all calls; where calls differ in shape,
-    their shares are averaged.
-    """
-    if not calls:
-        return {}
-    count = sum(call.count for call in calls)
-    result = dict(calls[0].values) if len(calls) == 1 else _pooled_forward(calls, count)
-    if all(len(call.gradients) == 1 for call in calls):
-        result["activation_grad_rms"] = _length([call.gradients[0] for call in calls]) / math.sqrt(count)
-    off = [call.off for call in calls if call.off is not None]
-    if len(off) > 1 and all(mask.shape == off[0].shape for mask in off):
-        off = [functools.reduce(torch.logical_and, off)]
-    if off:
-        result["dead_fraction"] = sum(map(_count, off)) / sum(mask.numel() for mask in off)
-    return result
-
-
-def _length(parts: Sequence[Number]) -> Number:
-    """The norm of a vector of whose parts the norms are known."""
-    return parts[0] if len(parts) == 1 else root(sum(part * part for part in parts))
-
-
-def _count(mask: Tensor) -> Number:
-    return int(mask.sum()) if mask.device.type == "cpu" else mask.sum()
-
-
-def _pooled_forward(calls: Sequence[_Call], count: int) -> dict[str, Number]:
-    shares = [call.count / count for call in calls]
-    mean = sum(share * call.values["activation_mean"] for share, call in zip(shares, calls, strict=True))
-    total, signal = 0.0, 0.0
-    for share, call in zip(shares, calls, strict=True):
-        off_mean, std, spread = call.values["activation_mean"] - mean, call.values["activation_std"], call.values.get("signal_std")
-        total += share * (std * std + off_mean * off_mean)
-        signal = None if signal is None or spread is None else signal + share * (spread * spread)
-    result = {"activation_mean": mean, "activation_std": root(total)}
-    return result if signal is None else {**result, "signal_std": root(signal)}
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and a.stride() == b.stride()
-
-
-def _is_compiled_output(inputs: Any) -> bool:
-    x = inputs[0] if inputs else None
-    return isinstance(x, Tensor) and x.grad_fn is not None and x.grad_fn.name().startswith("CompiledFunction")
-
-
-def _function_before(x: Tensor) -> str | None:
-    """The nonlinearity whose output ``x`` is, perhaps pooled, reshaped or dropped out since; None if the last operation was another."""
-    node = x.grad_fn
-    while node is not None and _SHAPING.search(node.name()):
-        inputs = [child for child, _ in node.next_functions if child is not None]
-        node = inputs[0] if len(inputs) == 1 else None  # a product of two is a gate
-    return None if node is None else _FUNCTIONS.get(node.name())

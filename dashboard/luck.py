@@ -1,11 +1,14 @@
-"""From an anecdote to evidence: both initializations of a comparison again, five seeds each, as one sweep."""
+"""From an anecdote to evidence: a sweep over seeds, begun from a form or from a comparison of two runs."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import streamlit as st
 
 from core import launcher as processes
 from core import sweep
+from core.config import RunConfig
 from core.diagnosis.compare import INNOCENT_FIELDS, Comparison
 from core.errors import InitScopeError
 from dashboard import access, loaders, text
@@ -27,14 +30,27 @@ def button(result: Comparison, *, key: str) -> None:
 
 
 def _launch(ids: list[str]) -> None:
-    runs = loaders.runs()
     try:
-        a, b = (runs.get(run_id).config() for run_id in ids)
-        base = a.replace(sweep="", stop_when_certain=True)
-        name = sweep.name_of(base)
-        sweep.launch(runs, sweep.plan(base, [a.init, b.init], SEEDS, name, slots=processes.slots()))
+        a, b = (loaders.runs().get(run_id).config() for run_id in ids)
     except InitScopeError as error:
         st.error(text.markdown(str(error)))
         return
+    if begin(a.replace(sweep=""), [a.init, b.init], SEEDS) is not None:
+        st.switch_page("screens/sweep.py", query_params={"sweep": st.session_state["sweep_name"]})
+
+
+def begin(base: RunConfig, inits: Sequence[str], seeds: int, vary: str = "") -> int | None:
+    """Queue what a sweep over ``base`` still lacks and make it the one that the Sweep page shows; ``vary`` as in ``gain=1,2 depth=11,16``.
+
+    Returns how many runs were queued; None, and the reason on the page, where nothing was.
+    """
+    try:
+        base = base.replace(stop_when_certain=True)
+        name = sweep.name_of(base)
+        axes = [sweep.parse_axis(word) for word in vary.split()]
+        launched = sweep.launch(loaders.runs(), sweep.plan(base, inits, seeds, name, axes, slots=processes.slots()))
+    except InitScopeError as error:
+        st.error(text.markdown(str(error)))
+        return None
     st.session_state["sweep_name"] = name
-    st.switch_page("screens/sweep.py", query_params={"sweep": name})
+    return len(launched)

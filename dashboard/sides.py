@@ -43,7 +43,8 @@ RECENT = 60
 
 def suggested_pair(infos: Sequence[RunInfo]) -> tuple[str, str]:
     """The pair a person most likely means: the newest sweep's worst and best initialization if they differ; else the
-    newest run that converged and the newest that did not but differs in initialization only; else the two newest."""
+    newest run that converged and the newest that did not but differs in initialization only, with all their seeds if
+    they belong to a sweep; else the two newest."""
     recent = [info for info in infos if info.status != "unreadable"][:RECENT]
     if group_pair := _extremes_of_newest_sweep(recent):
         return group_pair
@@ -52,7 +53,7 @@ def suggested_pair(infos: Sequence[RunInfo]) -> tuple[str, str]:
     pairs = [(b, g) for g in good for b in bad if _differ_in_init_only(b, g)] or [(b, g) for g in good[:1] for b in bad[:1]]
     if pairs:
         b, g = max(pairs, key=lambda pair: min(pair[0].created, pair[1].created))
-        return b.run, g.run
+        return _all_seeds(b, g, infos) or (b.run, g.run)
     newest = [info.run for info in recent[:2]]
     return (newest[-1], newest[0]) if newest else ("", "")
 
@@ -71,6 +72,22 @@ def _extremes_of_newest_sweep(infos: Sequence[RunInfo]) -> tuple[str, str] | Non
     return (f"init={worst},sweep={sweep}", f"init={best},sweep={sweep}") if rates[worst] < rates[best] else None
 
 
+def _all_seeds(b: RunInfo, g: RunInfo, infos: Sequence[RunInfo]) -> tuple[str, str] | None:
+    """The groups of a sweep that two of its runs stand for, where nothing but the seed varies in them."""
+    sweep = b.config.get("sweep")
+    if not sweep or sweep != g.config.get("sweep"):
+        return None
+    for one in (b, g):
+        members = groups(infos).get((str(sweep), one.init), [])
+        if not members or any(_changed(one, other) - {"init_seed"} for other in members):
+            return None
+    return f"init={b.init},sweep={sweep}", f"init={g.init},sweep={sweep}"
+
+
 def _differ_in_init_only(a: RunInfo, b: RunInfo) -> bool:
-    ignored = ("init", "name", "tags", "sweep")
-    return a.init != b.init and all(a.config.get(key) == b.config.get(key) for key in {*a.config, *b.config} if key not in ignored)
+    return _changed(a, b) == {"init"}
+
+
+def _changed(a: RunInfo, b: RunInfo) -> set[str]:
+    """Fields of their configs, but names and notes, in which two runs differ."""
+    return {key for key in {*a.config, *b.config} - {"name", "tags", "sweep"} if a.config.get(key) != b.config.get(key)}

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from core.engines.slots import slots, threads_of
+from core.loading import load_training
 from core.store import Run
 
 NICENESS = 10
@@ -28,7 +29,7 @@ class Local:
         self.children: dict[int, Run] = {}
 
     def open(self) -> None:
-        load_for_workers()
+        load_training()
 
     def close(self) -> None:
         pass  # workers go on by themselves
@@ -80,15 +81,6 @@ class Local:
                 yield run, f"killed by signal {number} ({signal.Signals(number).name})"
             elif run is not None:
                 yield run, f"exited with status {os.waitstatus_to_exitcode(status)} without a word"
-
-
-def load_for_workers() -> None:
-    """Load once what a forked worker would wait for: torch, and what its first optimizer (torch._dynamo) and pyarrow's
-    first array (pandas) load behind their backs, 1.3 and 0.7 s."""
-    import pandas  # noqa: F401
-    import torch._dynamo  # noqa: F401
-
-    import core.trainer  # noqa: F401
 
 
 inherited: list[int] = []

@@ -62,7 +62,8 @@ def parameters(channels: int = 512, height: int = 330) -> go.Figure:
         short += [f"{s.field**2} C²", f"{9 * s.layers} C² · {text.percent(round(s.saving, 2))} fewer"]
     drawn.add_bar(
         x=values[::-1], y=names[::-1], orientation="h", marker={"color": colors[::-1]}, text=words[::-1], textposition="auto",
-        insidetextanchor="start", textfont={"size": 13}, hovertemplate="%{y}: %{x:,} weights<extra></extra>",
+        insidetextanchor="start", textfont={"size": 13}, insidetextfont={"color": [theme.PAPER if c == theme.ACCENT else theme.INK for c in colors[::-1]]},
+        outsidetextfont={"color": theme.INK}, hovertemplate="%{y}: %{x:,} weights<extra></extra>",
         meta={"narrow": {"text": short[::-1]}},
     )
     drawn.update_xaxes(showgrid=False, zeroline=False, showticklabels=False, showline=False, ticks="", fixedrange=True)

@@ -11,9 +11,8 @@ from core import catalog, depth, sweep, trainability
 from core.config import PRESETS, preset
 from core.diagnosis.compare import Comparison
 from core.diagnosis.statistics import p_text
-from core.errors import InitScopeError
 from core.store import RunInfo
-from dashboard import access, launch_form, loaders, sentences, text, theme
+from dashboard import access, launch_form, loaders, luck, sentences, text, theme
 from dashboard.figures import bands, rates
 from dashboard.figures import trainability as maps
 from dashboard.plot import plot
@@ -181,23 +180,10 @@ def _launcher() -> None:
         vary = right.text_input("Also vary", placeholder="gain=0.5,1,2  depth=11,16",
                                 help="At most two of these, with a space between: " + ", ".join(sweep.SWEEPABLE) + ".")
         if st.form_submit_button("Launch the sweep", type="primary"):
-            _launch(base_name, inits, int(seeds), vary)
-
-
-def _launch(base_name: str, inits: list[str], seeds: int, vary: str) -> None:
-    from core import launcher
-
-    try:
-        base = preset(base_name).replace(stop_when_certain=True)
-        axes = [sweep.parse_axis(word) for word in vary.split()]
-        name = sweep.name_of(base)
-        launched = sweep.launch(loaders.runs(), sweep.plan(base, inits, seeds, name, axes, slots=launcher.slots()))
-    except InitScopeError as error:
-        st.error(text.markdown(str(error)))
-        return
-    st.session_state["sweep_name"] = name
-    st.toast(f"{len(launched)} runs queued" if launched else "All of these runs are there already", icon=":material/check:")
-    st.rerun()
+            launched = luck.begin(preset(base_name), inits, int(seeds), vary)
+            if launched is not None:
+                st.toast(f"{launched} runs queued" if launched else "All of these runs are there already", icon=":material/check:")
+                st.rerun()
 
 
 page()

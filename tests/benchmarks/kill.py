@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from core.config import RunConfig
-from core.engines.local import load_for_workers
+from core.loading import load_training
 from core.store import Runs
 from tests.safety.kills import MOMENTS, kill, same_curve, start
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     chance, kills, runs_made, wrong = random.Random(given.seed), [], 0, 0
-    load_for_workers()
+    load_training()
     with tempfile.TemporaryDirectory() as folder:
         runs, notes = Runs(Path(folder) / "runs"), Path(folder) / "notes"
         config = RunConfig(model="vgg11", width=0.0625, image_size=32, train_samples=480, batch_size=16, epochs=5, threads=1, dropout=0.3)

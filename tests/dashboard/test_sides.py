@@ -21,3 +21,22 @@ def test_titles_are_unique_and_do_not_change_when_a_run_ends(tmp_path: Path) -> 
     runs.create(made[0].config().replace(init_seed=9), Status.FINISHED, outcome=str(Outcome.CONVERGED))
     after = sides.choices(runs.list())
     assert {key: after[key] for key in before} == before
+
+
+def test_the_pair_that_is_suggested_is_evidence_where_there_is_some(tmp_path: Path) -> None:
+    """Two runs of a sweep over seeds stand for all of its seeds, also when something else was launched since; cells of a varied sweep do not."""
+    runs = Runs(tmp_path)
+    ended = {"default": Outcome.NOT_CONVERGED, "kaiming_normal": Outcome.CONVERGED}
+
+    def sweep(name: str, rates: tuple[float, ...]) -> list[str]:
+        configs = [config for rate in rates for config in plan(quick().replace(learning_rate=rate), list(ended), 2, name)]
+        return [runs.create(config, Status.FINISHED, outcome=str(ended[config.init])).id for config in configs]
+
+    made = sweep("varied", (1e-4, 1e-3))
+    assert sides.suggested_pair(runs.list()) == ("init=default,sweep=varied", "init=kaiming_normal,sweep=varied"), "the newest sweep"
+    runs.create(quick().replace(epochs=9))
+    a, b = sides.suggested_pair(runs.list())
+    assert {a, b} <= set(made) and [runs.info(run).init for run in (a, b)] == list(ended)
+    sweep("seeds", (1e-3,))
+    runs.create(quick().replace(epochs=9))
+    assert sides.suggested_pair(runs.list()) == ("init=default,sweep=seeds", "init=kaiming_normal,sweep=seeds")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from core.config import RunConfig
-from core.engines.local import load_for_workers
 from core.errors import RunFolderError
+from core.loading import load_training
 from core.store import Run, Runs
 from tests.safety.damage import fuzz, template
 from tests.safety.kills import start
@@ -37,7 +37,7 @@ def small(tmp_path: Path) -> Iterator[Path | None]:
 
 def test_a_full_disk_ends_a_run_with_the_reason(small, runs, tmp_path):
     """Failed, not crashed: the status is written over itself where there is no room for a second one. With room, it resumes."""
-    load_for_workers()
+    load_training()
     there = Runs(small / "runs") if small else runs
     run = there.create(RunConfig(model="vgg11", width=0.0625, image_size=32, batch_size=16, epochs=2, train_samples=480, threads=1))
     if small:  # leave 60 kB: the rows fit for a while, the checkpoint does not

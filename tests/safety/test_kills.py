@@ -17,9 +17,9 @@ CONFIG = RunConfig(model="vgg11", width=0.0625, image_size=32, train_samples=320
 
 
 def test_killed_anywhere_and_resumed_to_the_same_curve(runs, tmp_path):
-    from core.engines.local import load_for_workers
+    from core.loading import load_training
 
-    load_for_workers()
+    load_training()
     run, whole, notes = runs.create(CONFIG), runs.create(CONFIG), tmp_path / "notes"
     kills = []
     for how in ({"after": 0.05}, {"at": "writing the checkpoint"}, {"at": "writing a part"}, {"after": 0.6}, {"at": "compacting"}):

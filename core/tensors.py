@@ -1,0 +1,78 @@
+"""Tensors in what modules take and return: which one is a layer's output, which can be looked at, and what made them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_FUNCTIONS = {"ReluBackward0": "ReLU", "TanhBackward0": "Tanh", "SigmoidBackward0": "Sigmoid", "GeluBackward0": "GELU", "SiluBackward0": "SiLU"}
+"""Nonlinearities called as functions, by the name of their autograd node."""
+_SHAPING = re.compile("View|Pool|Dropout|Mul|Reshape|Squeeze|Permute|Transpose")
+"""Autograd nodes that may stand between a nonlinearity and the next layer."""
+
+
+def output_of(module: nn.Module, output: Any) -> tuple[Tensor | None, int | None]:
+    """(a layer's output, which of its dimensions is that of the samples, None if none is); no output where it cannot be measured.
+
+    Of a tuple or dict the first tensor is taken: for recurrent layers and attention that is what the next layer sees.
+    """
+    if isinstance(output, nn.utils.rnn.PackedSequence):
+        return (output.data, None) if is_dense(output.data) else (None, None)
+    tensor = output if isinstance(output, Tensor) else next(tensors_of(output), None)
+    if tensor is None or not is_dense(tensor) or not tensor.numel():
+        return None, None
+    if isinstance(module, nn.modules.conv._ConvNd):
+        batched = tensor.dim() == len(module.kernel_size) + 2
+    elif isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return tensor, None if tensor.dim() < 3 else 0 if module.batch_first else 1
+    else:
+        batched = tensor.dim() > (1 if isinstance(module, (nn.Linear, nn.Bilinear, nn.RNNCellBase)) else 0)
+    return tensor, 0 if batched else None
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """The tensors in a model's output: a tensor, or tuples, lists, mappings and dataclasses of them, in their order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from (tensor for item in value.values() for tensor in tensors_of(item))
+    elif isinstance(value, (list, tuple)):
+        yield from (tensor for item in value for tensor in tensors_of(item))
+    elif dataclasses.is_dataclass(value):
+        yield from (tensor for field in dataclasses.fields(value) for tensor in tensors_of(getattr(value, field.name, None)))
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether ``x`` holds plain real numbers that can be looked at."""
+    return type(x) in (Tensor, nn.Parameter) and x.is_floating_point() and x.layout == torch.strided and x.device.type != "meta"
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """The numbers of a gradient, a sparse one's entries added up."""
+    gradient = gradient.detach()
+    return gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether one can be copied into the other number by number, in the order of memory."""
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and a.stride() == b.stride()
+
+
+def is_compiled_output(inputs: Any) -> bool:
+    """Whether the first of a module's inputs came out of ``torch.compile``."""
+    x = inputs[0] if inputs else None
+    return isinstance(x, Tensor) and x.grad_fn is not None and x.grad_fn.name().startswith("CompiledFunction")
+
+
+def function_before(x: Tensor) -> str | None:
+    """The nonlinearity whose output ``x`` is, perhaps pooled, reshaped or dropped out since; None if the last operation was another."""
+    node = x.grad_fn
+    while node is not None and _SHAPING.search(node.name()):
+        inputs = [child for child, _ in node.next_functions if child is not None]
+        node = inputs[0] if len(inputs) == 1 else None  # a product of two is a gate
+    return None if node is None else _FUNCTIONS.get(node.name())
