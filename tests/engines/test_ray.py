@@ -9,17 +9,18 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from core import launcher, sweep
 from core.config import RunConfig
 from core.errors import ConfigError
 from core.schema import LIVE
-from core.store import Run, Runs
+from core.store import Run, Runs, ship
 from core.store.query import query
 from core.trainer import CHECKPOINT
 from tests.conftest import supervisors
-from tests.engines.nodes import Nodes
+from tests.engines.nodes import Nodes, listening
 
 pytest_plugins = ("tests.s3",)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -87,9 +88,11 @@ def test_queue_stop_and_resume(on_ray, runs, tiny, until):
     assert status(run) == "stopped" and starts(run) == 2 and len(run.read("steps")) == run.state()["step"]
 
 
-def test_an_address_in_an_object_store(cluster, machine, s3, tiny, until, monkeypatch):
-    """The queue of a machine whose runs are in a bucket: on Ray, with its driver killed, then on another engine, watched and stopped from elsewhere."""
-    monkeypatch.setenv("INITSCOPE_MAX_RUNS", "1")
+def test_an_address_in_an_object_store_and_a_cluster_of_its_own(machine, s3, tiny, until, monkeypatch):
+    """The queue of a machine whose runs are in a bucket: on a cluster that it starts itself, with the driver killed, then on another engine, watched
+    and stopped from elsewhere."""
+    pytest.importorskip("ray")
+    monkeypatch.setenv("INITSCOPE_SLOTS", "1")
     there = machine("b")
     here = machine("a")  # the last one: its scratch folder is that of what is started from now on
     theirs = {"status": "running", "heartbeat": time.time() + 1e6, "host": "another", "engine": "ray", "created": 1.0}
@@ -97,12 +100,16 @@ def test_an_address_in_an_object_store(cluster, machine, s3, tiny, until, monkey
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
     with pytest.raises(ConfigError, match=r"trained on the machine that launches them, not on the Ray cluster at '192\.0\.2\.1:6379'"):
         launcher.submit(here, [tiny()], engine="ray")
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    monkeypatch.delenv("RAY_ADDRESS")
     [run] = launcher.submit(here, [tiny(epochs=100_000)], engine="ray")
     try:
         until(lambda: (run.path / CHECKPOINT).exists() and there.info(run.id).state.get("step"), seconds=WAIT, what="it trains, and the other machine sees it")
+        family = [child for process in supervisors(here.root) for child in process.children(recursive=True)]
+        assert {address.removeprefix("::ffff:") for address in listening(family)} == {"127.0.0.1"}
         for process in supervisors(here.root):
             process.kill()
+        time.sleep(ship.GONE_SECONDS + 2)  # a run that nobody looks after would be called crashed by then
+        until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in family), what="its cluster follows it")
 
         def lost_and_on_again() -> bool:
             launcher.keep_going(here)
