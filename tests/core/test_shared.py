@@ -294,10 +294,12 @@ time.sleep(600)
 """
     trainer = python(code, a.shown, env={**os.environ, "INITSCOPE_SCRATCH": str(a.root.parent)})
     assert trainer.stdout.readline() == "written\n"
+    a.create({"init": "default"}, Status.RUNNING, run_id="lost", engine="ray", **own_process() | {"pid_birth": "another boot"})
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
-    until(lambda: b.ids() and Run(b.root / "run").json_file("status.json")["status"] == "crashed", what="B is told of the crash")
+    until(lambda: "run" in b.ids() and Run(b.root / "run").json_file("status.json")["status"] == "crashed", what="B is told of the crash")
     assert Run(b.root / "run").count("steps") == 5 and "killed" in b.info("run").error
     until(lambda: not a._store.owns("run"))
     b.get("run").delete()
-    assert b.list() == []
+    assert [info.run for info in b.list()] == ["lost"]
+    assert Run(b.root / "lost").json_file("status.json")["status"] == "running", "a run that a cluster has lost is its next supervisor's to tell"
