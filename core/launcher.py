@@ -97,11 +97,14 @@ def stop(runs: Runs, run: Run) -> None:
 
 
 def state(runs: Runs) -> engines.State:
-    """How the folder's queue stands. Between supervisors it is this machine's slots that are free, a cluster's are not known."""
+    """How the folder's queue stands; with nothing in it, what the next launch will find. Between supervisors it is this machine's slots that
+    are free, a cluster's are not known."""
     waiting, told = len(queued(runs)), queue.told(runs)
-    if told:
-        return engines.State(told["engine"], told.get("slots"), told.get("free"), waiting, told.get("running") or 0, told.get("trouble") or "")
     engine, _ = queue.chosen(runs)
+    with contextlib.suppress(ConfigError):  # said when something is launched
+        engine, _ = engines.choose("", queue.chosen(runs))
+    if told and (waiting or told.get("running") or told["engine"] == engine):
+        return engines.State(told["engine"], told.get("slots"), told.get("free"), waiting, told.get("running") or 0, told.get("trouble") or "")
     free = slots() if engine == "local" else None
     return engines.State(engine, free, free, waiting, 0)
 
