@@ -54,6 +54,7 @@ def test_state_and_its_line(runs, monkeypatch):
     monkeypatch.setenv("INITSCOPE_SLOTS", "4")
     assert launcher.state(runs) == State("local", 4, 4, 0, 0)
     assert engine_line(launcher.state(runs)) == "This machine: 4 of 4 slots free"
+    (runs.root / queue.QUEUE).mkdir(parents=True)
     queue.tell(runs, {"engine": "local", "slots": 4, "free": 4, "running": 0, "trouble": "", **own_process()})
     monkeypatch.setenv("INITSCOPE_ENGINE", "ray")
     assert launcher.state(runs) == State("ray", None, None, 0, 0), "what waits for a launch does not say where it will train"
