@@ -168,6 +168,26 @@ def test_a_store_that_is_away_and_listings_that_lag(machine, bucket, s3, tiny, u
         training.communicate()
 
 
+def test_a_listing_that_forgets_a_run_takes_it_away_from_nobody(machine, bucket, s3):
+    b = machine("b")
+    try:
+        s3.lag = 600.0
+        assert b.list() == []
+        s3.lag = 0.0
+        bucket.put_object(Key="runs/.runs/run~card", Body=json.dumps({"config": {"config": {}}, "status": {"status": "finished", "created": 1.0}}))
+        bucket.put_object(Key="runs/run/log.txt", Body=b"hello")
+        for lag in (0.0, 600.0):  # the second time it is as if nothing had come since the first listing
+            s3.lag = lag
+            time.sleep(shared.REFRESH_SECONDS)
+            assert b.ids() == ["run"] and b.get("run").revision() and b.get("run").log_tail() == "hello"
+        s3.lag = 0.0
+        bucket.delete_objects(Delete={"Objects": [{"Key": "runs/.runs/run~card"}]})
+        time.sleep(shared.REFRESH_SECONDS)
+        assert b.list() == []
+    finally:
+        s3.lag = 0.0
+
+
 def test_one_machine_works_on_a_run_and_both_edits_are_kept(machine, bucket):
     a, b = machine("a"), machine("b")
     for name in ("ended", "lost", "live"):

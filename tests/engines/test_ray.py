@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import tempfile
 import time
@@ -164,6 +165,8 @@ def test_a_sweep_loses_a_node_its_driver_and_the_head(on_ray, runs, tiny, tmp_pa
     told = [(starts(run), run.state().get("restarts") or 0) for run in made]
     assert sum(restarts for _, restarts in told) >= 2, told
     assert all(1 <= begun <= 1 + restarts for begun, restarts in told), f"once, and once more for each loss: {told}"
+    last = (lost.path / "log.txt").read_text().rpartition("Z INFO start ")[2]
+    assert int(re.search(r"INFO epoch (\d+),", last)[1]) > 0, "it went on from its checkpoint"
     assert launcher.queued(runs) == [] and len(runs.ids()) == 4
     monkeypatch.setenv("INITSCOPE_ENGINE", "local")
     here = Runs(tmp_path / "here")
