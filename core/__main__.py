@@ -6,6 +6,7 @@ Exit status 0: it did what was asked (a network that does not converge is a resu
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -186,6 +187,7 @@ def train_command(given: argparse.Namespace) -> dict[str, Any]:
     if given.engine or given.first:
         raise ConfigError("--engine and --first are about the queue, and this run would train here and now; add --detach")
     load_training()
+    gc.freeze()  # nothing of it is ever to be collected, at the exit neither
     from core.trainer import pick_device
 
     pick_device(config.device)  # refused before a folder is made
@@ -248,6 +250,7 @@ def probe_command(given: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"seeds must be a whole number from 1 to 1000, not {given.seeds}")
     with without_collection():
         from core.probe import report
+    gc.freeze()
 
     result = report(config, given.seeds)
     if not given.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -30,6 +31,7 @@ class Local:
 
     def open(self) -> None:
         load_training()
+        gc.freeze()  # workers need not look through any of it, and go on sharing its pages
 
     def close(self) -> None:
         pass  # workers go on by themselves

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import streamlit as st
 
 from core.errors import InitScopeError
-from core.store.query import RECIPES, VIEWS
+from core.store.query import RECIPES, VIEWS, Answer
 from dashboard import loaders, text
 
 
@@ -15,11 +17,10 @@ def page() -> None:
         for name, recipe in RECIPES.items():
             st.button(recipe.title, key=f"recipe_{name}", on_click=_ask, args=(recipe.sql,))
     sql = st.text_area("One SELECT", key="sql", bind="query-params", height=130, placeholder=RECIPES["rates"].sql)
-    if not (sql or "").strip():
-        above.title("What do all runs say?", anchor=False)
-        above.markdown("Choose a question, or ask one of your own.")
+    if (sql or "").strip():
+        _answer(above, sql, _counted)
     else:
-        _answer(above, sql)
+        _answer(above, RECIPES["rates"].sql, _rates)
     with st.expander("What can be asked for"):
         for name, schema in VIEWS.items():
             st.markdown(f"**{name}**: " + ", ".join(f"`{column}`" for column in schema.names))
@@ -29,19 +30,31 @@ def _ask(sql: str) -> None:
     st.session_state["sql"] = sql
 
 
-def _answer(above: st.delta_generator.DeltaGenerator, sql: str) -> None:
-    """The rows, under a sentence that says how many they are; or the one line that says what was wrong."""
+def _answer(above: st.delta_generator.DeltaGenerator, sql: str, sentence: Callable[[Answer], str]) -> None:
+    """The rows, under a sentence about them; or the one line that says what was wrong."""
     try:
         answer = loaders.query(sql)
     except InitScopeError as error:
         above.title("No answer", anchor=False)
         st.error(text.markdown(str(error)), icon=":material/error:")
         return
-    rows = answer.rows.num_rows
-    above.title(f"{'More than ' if answer.cut else ''}{text.count(rows)} {'row' if rows == 1 else 'rows'}", anchor=False)
+    above.title(sentence(answer), anchor=False)
     if answer.cut:
         above.markdown("Only these are shown; ask for fewer, such as with LIMIT.")
     st.dataframe(answer.rows, hide_index=True, key="answer", alt="The answer's rows, as the question orders them")
+
+
+def _counted(answer: Answer) -> str:
+    """How many rows there are."""
+    rows = answer.rows.num_rows
+    return f"{'More than ' if answer.cut else ''}{text.count(rows)} {'row' if rows == 1 else 'rows'}"
+
+
+def _rates(answer: Answer) -> str:
+    """What the first recipe says: the initialization that converged most often, and the one that did least."""
+    rows = answer.rows.to_pylist()
+    told = [f"{row['init']} converged in {row['converged']} of {row['of_runs']} runs" for row in (rows[0], rows[-1])[: len(rows)]] if rows else []
+    return text.heading("; ".join(told)) or "What do all runs say?"
 
 
 page()

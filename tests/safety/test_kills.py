@@ -13,7 +13,7 @@ from core.store.files import own_process, process_alive
 from tests.safety.kills import kill, same_curve, start, temporaries
 
 pytestmark = pytest.mark.timeout(900)
-CONFIG = RunConfig(model="vgg11", width=0.0625, image_size=32, train_samples=320, batch_size=16, epochs=4, threads=1, dropout=0.3)
+CONFIG = RunConfig(model="vgg11", width=0.0625, image_size=32, train_samples=320, batch_size=16, epochs=12, threads=1, dropout=0.3)
 
 
 def test_killed_anywhere_and_resumed_to_the_same_curve(runs, tmp_path):
