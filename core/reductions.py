@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -63,9 +64,31 @@ def _pieces(x: Tensor) -> Iterable[np.ndarray]:
     """The numbers of a CPU tensor, flat, in pieces of at most ``_PIECE``; float32 copies of what NumPy has no type for."""
     if x.dtype in _NATIVE:
         return _cut(_flat(x))
-    flat = by_sample(x).reshape(-1)
-    buffer = torch.empty(min(len(flat), _PIECE))
-    return (buffer[: len(piece)].copy_(piece).numpy() for piece in flat.split(_PIECE))
+    return _converted(by_sample(x).reshape(-1), _PIECE)
+
+
+def _converted(x: Tensor, rows: int) -> Iterator[np.ndarray]:
+    """So many rows at a time as float32, in memory that the next ones overwrite."""
+    count, shape = x.shape[0], (min(rows, x.shape[0]), *x.shape[1:])
+    array = _scratch(math.prod(shape), np.float32).reshape(shape)
+    tensor = torch.from_numpy(array)
+    for start in range(0, count - shape[0] + 1, rows):
+        tensor.copy_(x[start : start + rows])
+        yield array
+    if left := count % shape[0]:
+        tensor[:left].copy_(x[count - left :])
+        yield array[:left]
+
+
+_threads = threading.local()
+
+
+def _scratch(size: int, dtype: Any) -> np.ndarray:
+    """This thread's memory for intermediate numbers, flat: it never leaves the cache, and nothing is allocated anew."""
+    kept = _threads.__dict__.setdefault(np.dtype(dtype).char, np.empty(0, dtype))
+    if len(kept) < size:
+        kept = _threads.__dict__[np.dtype(dtype).char] = np.empty(max(size, _PIECE), dtype)
+    return kept[:size]
 
 
 def _flat(x: Tensor) -> np.ndarray:
@@ -147,7 +170,7 @@ def _change_norm(before: Tensor, after: Tensor) -> Number:
         return norm(before.sub_(after))
     # Through one small buffer: what is written there never leaves the cache.
     old, new, total = _flat(before), _flat(after), 0.0
-    buffer = np.empty(min(len(old), _PIECE), old.dtype)
+    buffer = _scratch(min(len(old), _PIECE), old.dtype)
     for a, b in zip(_cut(old), _cut(new), strict=True):
         total += _squares(np.subtract(a, b, out=buffer[: len(a)]))
     return math.sqrt(total)
@@ -169,11 +192,11 @@ def off_units(output: Tensor) -> Tensor:
 
 
 def _highest(block: np.ndarray) -> np.ndarray:
-    return np.maximum.reduce(block, 0)
+    return block[0].copy() if len(block) == 1 else np.maximum.reduce(block, 0)
 
 
 def _over_samples(block: np.ndarray) -> np.ndarray:
-    return block[0] if len(block) == 1 else np.dot(np.ones(len(block), block.dtype), block)
+    return block[0].copy() if len(block) == 1 else np.dot(np.ones(len(block), block.dtype), block)
 
 
 def forward_statistics(output: Tensor, off: bool = False) -> dict[str, Any]:
@@ -217,7 +240,7 @@ def _on_cpu(x: Tensor, off: bool) -> dict[str, Any]:
     if signal > _PLAIN * square:
         mean = float(total.sum()) / (samples * units)
         return {"activation_mean": mean, "activation_std": root(square - mean * mean), "signal_std": math.sqrt(signal), **asked}
-    first = next(_blocks(x[:1]))[0]
+    first = next(_blocks(x[:1]))[0].copy()
     square, moved = _sums(_less(first, _blocks(x)))
     moved = moved / samples
     signal = above_zero(square / (samples * units) - sum(map(_squares, _cut(moved))) / units)
@@ -235,8 +258,7 @@ def _blocks(x: Tensor) -> Iterator[np.ndarray]:
         array = x.numpy(force=True)
         yield from (array,) if rows >= len(array) else (array[start : start + rows] for start in range(0, len(array), rows))
     else:
-        buffer = torch.empty(min(rows, len(x)), x.shape[1])
-        yield from (buffer[: len(block)].copy_(block).numpy() for block in x.split(rows))
+        yield from _converted(x, rows)
 
 
 def _less(first: np.ndarray, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -235,6 +235,24 @@ def test_forward_statistics_at_the_ends():
     assert found(odd)["signal_std"] == pytest.approx(odd.double().std(0, correction=0).square().mean().sqrt().item(), rel=0.01)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 200_000), (3, 131_072), (4, 300_000), (5, 40_000), (64, 5_000)])
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_forward_statistics_in_pieces(kind, shape, level):
+    """Outputs that are looked at a few samples at a time, or one: what is converted may lie in memory that the next piece overwrites."""
+    x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * (1e-2 if level else 1.0) + level).to(kind)
+    exact = x.double()
+    for asked in (False, True):
+        found = forward_statistics(x, off=asked)
+        std = exact.std(correction=0).item()
+        assert found["activation_mean"] == pytest.approx(exact.mean().item(), rel=1e-4, abs=1e-5 * std)
+        assert found["activation_std"] == pytest.approx(std, rel=1e-3)
+        assert found["signal_std"] == pytest.approx(exact.var(0, correction=0).mean().sqrt().item(), rel=1e-3)
+        assert not asked or torch.equal(found["off"], (exact <= 0).all(0))
+    assert torch.equal(off_units(x.relu()), (exact <= 0).all(0))
+    assert norm(x) == pytest.approx(exact.norm().item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-20, 1e-13, 1e-6, 1, 1e10, 1e18, 1e30, 1e38])
 def test_norm(scale):
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0)).clamp(-2, 2) * scale
