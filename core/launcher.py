@@ -21,7 +21,7 @@ from core.config import RunConfig
 from core.engines import queue
 from core.engines.queue import LOCK, QUEUE, queued
 from core.engines.slots import slots, threads_of
-from core.errors import RunFolderError, RunNotFound, RunStateError
+from core.errors import ConfigError, RunFolderError, RunNotFound, RunStateError, one_line
 from core.permission import require
 from core.schema import LIVE, Status
 from core.store import Run, Runs, claimed, process_alive
@@ -45,6 +45,11 @@ def submit(runs: Runs, configs: Sequence[RunConfig], engine: str = "", first: bo
     """
     require("launch a run")
     engine, address = engines.choose(engine, queue.chosen(runs))
+    if runs.shared and not engines.here(address):
+        raise ConfigError(
+            f"runs in an object store are trained on the machine that launches them, not on the Ray cluster at {one_line(address)}, whose nodes "
+            "do not see its scratch folder; use --engine local, engine ray without RAY_ADDRESS, or a folder that all nodes see"
+        )
     pinned = [factories.pin(config) for config in configs]
     _refuse_links(runs)
     limits.check(pinned, len(queued(runs)), runs.root)
@@ -95,11 +100,14 @@ def stop(runs: Runs, run: Run) -> None:
 
 
 def state(runs: Runs) -> engines.State:
-    """How the folder's queue stands. Between supervisors it is this machine's slots that are free, a cluster's are not known."""
+    """How the folder's queue stands; with nothing in it, what the next launch will find. Between supervisors it is this machine's slots that
+    are free, a cluster's are not known."""
     waiting, told = len(queued(runs)), queue.told(runs)
-    if told:
-        return engines.State(told["engine"], told.get("slots"), told.get("free"), waiting, told.get("running") or 0, told.get("trouble") or "")
     engine, _ = queue.chosen(runs)
+    with contextlib.suppress(ConfigError):  # said when something is launched
+        engine, _ = engines.choose("", queue.chosen(runs))
+    if told and (waiting or told.get("running") or told["engine"] == engine):
+        return engines.State(told["engine"], told.get("slots"), told.get("free"), waiting, told.get("running") or 0, told.get("trouble") or "")
     free = slots() if engine == "local" else None
     return engines.State(engine, free, free, waiting, 0)
 

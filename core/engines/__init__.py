@@ -37,6 +37,8 @@ class Engine(Protocol):
     """Carries runs for the supervisor, which holds the folder's lock and asks all of this from one thread."""
 
     name: str
+    address: str
+    """Of its cluster, as ``choose`` gives it."""
     restarts: int
     """How often in a row a run whose process is lost is queued again, to go on from its checkpoint, without getting any further."""
 
@@ -64,6 +66,9 @@ class Engine(Protocol):
     def ended(self) -> Iterator[tuple[Run, str]]:
         """The runs whose processes are over since the last call, and how: right only for one that has written no end."""
 
+    def wait(self, seconds: float) -> None:
+        """Until so much later, or until a run's process is over, where that can be known at once."""
+
 
 def choose(name: str, current: tuple[str, str] = ("local", "")) -> tuple[str, str]:
     """(engine, address of its cluster): the one named, else ``INITSCOPE_ENGINE``, else the ``current`` one of the folder.
@@ -77,6 +82,15 @@ def choose(name: str, current: tuple[str, str] = ("local", "")) -> tuple[str, st
         raise ConfigError(f"engine ray needs Ray, which is not installed: pip install {RAY}; available without it: local")
     address = os.environ.get("RAY_ADDRESS", "").strip() or (current[1] if current[0] == name else "")
     return name, address if name == "ray" else ""
+
+
+OWN = ("", "local")
+"""Addresses that stand for a cluster on this machine which lives as long as its supervisor."""
+
+
+def here(address: str) -> bool:
+    """Whether all nodes of the cluster at ``address`` are sure to be on this machine."""
+    return address in OWN or address.startswith(("127.", "localhost:"))
 
 
 def engine(name: str, address: str = "") -> Engine:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import signal
 import socket
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from core import factories, limits
-from core.config import RunConfig
+from core.config import OPTIONS, RunConfig
+from core.engines import OWN, here
 from core.engines.slots import processes_of, slots, threads_of
 from core.errors import ConfigError, EngineTrouble, one_line
 from core.memory import estimate, size
@@ -29,10 +29,10 @@ LOOK_SECONDS = 1.0
 CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 100_000_000
 """Runs go through the file system: Ray's own store stays all but empty."""
+SIZED = tuple(name for name in OPTIONS if name not in ("name", "tags", "sweep", "init_seed", "data_seed"))
+"""Fields that may decide what a run takes; without those in which the runs of a sweep differ, thousands of them are a few estimates."""
 PASSED_ON = ("INITSCOPE_DATA", *limits.SETTINGS)
 """Settings of this machine that hold for a run wherever it trains."""
-OWN = ("", "local")
-"""Addresses that stand for a cluster on this machine which lives as long as its supervisor."""
 
 
 class Cluster:
@@ -44,13 +44,13 @@ class Cluster:
     def __init__(self, address: str = ""):
         self.address = address
         self._tasks: dict[Any, Run] = {}
-        self._nodes: list[Mapping[str, float]] = []
         self._looked = -LOOK_SECONDS
+        self._take_note([])
 
     def open(self) -> None:
         _check_reachable(self.address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        if self.address in OWN or self.address.startswith(("127.", "localhost:")):
+        if here(self.address):
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray takes the machine's outer address for 127.0.0.1
         import ray
 
@@ -75,7 +75,7 @@ class Cluster:
         return int(sum(node.get("CPU", 0) for node in self._nodes))
 
     def threads_of(self, config: Mapping[str, Any]) -> int:
-        return threads_of(config, max((int(node.get("CPU", 0)) for node in self._nodes), default=1))
+        return threads_of(config, self._widest)
 
     def obstacle(self, config: Mapping[str, Any]) -> str:
         self._look()
@@ -117,12 +117,20 @@ class Cluster:
                 how = f"lost ({type(error).__name__})"
             yield self._tasks.pop(task), how
 
+    def wait(self, seconds: float) -> None:
+        import ray
+
+        if not self._tasks:
+            time.sleep(seconds)
+            return
+        with self._reporting():
+            ray.wait(list(self._tasks), num_returns=1, timeout=seconds)
+
     def _needed(self, config: Mapping[str, Any]) -> dict[str, float]:
         """Cores, GPUs and bytes of memory of a run. With the device left open it asks for a GPU where the cluster has any."""
-        gpus = any(node.get("GPU", 0) for node in self._nodes)
-        wants_gpu = config.get("device") == "cuda" or (config.get("device") == "auto" and gpus)
+        wants_gpu = config.get("device") == "cuda" or (config.get("device") == "auto" and self._gpus)
         share = gpu_share() * processes_of(config) if wants_gpu else 0.0
-        return {"CPU": self.threads_of(config), "GPU": share, "memory": _memory(json.dumps(dict(config), sort_keys=True))}
+        return {"CPU": self.threads_of(config), "GPU": share, "memory": _memory(tuple(map(config.get, SIZED)))}
 
     def _look(self) -> None:
         """What the living nodes have; asked for at most once in ``LOOK_SECONDS``."""
@@ -130,8 +138,14 @@ class Cluster:
             import ray
 
             with self._reporting():
-                self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+                self._take_note([node["Resources"] for node in ray.nodes() if node["Alive"]])
             self._looked = time.monotonic()
+
+    def _take_note(self, nodes: Sequence[Mapping[str, float]]) -> None:
+        """What the nodes have, and what is asked of them again and again."""
+        self._nodes = nodes
+        self._widest = max((int(node.get("CPU", 0)) for node in nodes), default=1)
+        self._gpus = any(node.get("GPU", 0) for node in nodes)
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
@@ -147,10 +161,10 @@ class Cluster:
 
 
 @functools.lru_cache(maxsize=4096)
-def _memory(config: str) -> float:
-    """Bytes that a run with this config (JSON) takes at least; 0 where that is not known without building its network."""
+def _memory(values: tuple) -> float:
+    """Bytes that a run with these values of ``SIZED`` takes at least; 0 where that is not known without building its network."""
     try:
-        told = estimate(RunConfig.from_json(config))
+        told = estimate(RunConfig.from_dict({name: value for name, value in zip(SIZED, values, strict=True) if value is not None}))
     except ConfigError:
         return 0.0  # its task will say what is wrong with it
     return float(told.total) if told else 0.0

@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ class Local:
     """Forks a worker for each run. Workers are sessions of their own: they outlive whoever forked them."""
 
     name = "local"
+    address = ""
     restarts = 0
 
     def __init__(self) -> None:
@@ -66,6 +68,9 @@ class Local:
             raise
         finally:
             os._exit(status)  # the parent's cleanup is not the child's
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def ended(self) -> Iterator[tuple[Run, str]]:
         while self.children:

@@ -23,7 +23,7 @@ from core import engines, factories, limits
 from core.engines import Engine, local, queue
 from core.errors import EngineTrouble, InitScopeError, RunStateError
 from core.schema import Status
-from core.store import Run, Runs, claimed, own_process
+from core.store import Run, RunInfo, Runs, claimed, own_process
 from core.store.files import alive
 from core.store.writer import set_status
 
@@ -69,7 +69,7 @@ class Supervisor:
         last_busy = time.monotonic()
         while True:
             self._look_after()
-            changed = queue.chosen(self.runs)[0] != self.engine.name
+            changed = queue.chosen(self.runs) != (self.engine.name, self.engine.address)
             try:
                 waiting = len(queue.queued(self.runs)) if changed else self._start_what_fits()
                 self._tell()
@@ -86,7 +86,7 @@ class Supervisor:
                 last_busy = time.monotonic()
             elif not self.runs.root.exists() or (time.monotonic() - last_busy > IDLE_SECONDS and not queue.prepared(self.runs)):
                 return End.IDLE
-            time.sleep(POLL_SECONDS if busy or self.engine.name != "local" else IDLE_POLL_SECONDS)
+            self.engine.wait(POLL_SECONDS if busy or self.engine.name != "local" else IDLE_POLL_SECONDS)
 
     def _take_over(self) -> None:
         """After a supervisor that died: adopt its runs, and mark again what was queued."""
@@ -95,11 +95,17 @@ class Supervisor:
         for info in reversed(self.runs.own()):
             if info.status == Status.QUEUED and info.run not in marked:
                 queue.mark(self.runs, [self.runs.get(info.run)])
-            elif info.status in (Status.RUNNING, Status.STOPPING):
-                own_loop = info.state.get("source") == "recorder"  # a notebook may stay open for days
-                self.adopted[info.run] = None if own_loop else info.config
-            elif info.status == Status.CRASHED:
-                self._record_death(self.runs.get(info.run), "its process is gone")
+            else:
+                self._take_on(info)
+        self._record_deaths()
+
+    def _take_on(self, info: RunInfo) -> None:
+        """Look after a run that somebody else has begun, as long as nobody has written its end."""
+        if info.status in (Status.RUNNING, Status.STOPPING):
+            own_loop = info.state.get("source") == "recorder"  # a notebook may stay open for days
+            self.adopted[info.run] = None if own_loop else info.config
+        elif info.status == Status.CRASHED and not info.state.get("ended"):
+            self.lost[info.run] = "its process is gone"
 
     def _start_what_fits(self) -> int:
         """Start waiting runs in order while there is room; returns how many still wait."""
@@ -107,7 +113,9 @@ class Supervisor:
             run = Run(self.runs.root / run_id)
             info = run.info()
             if info.status != Status.QUEUED:
-                queue.unmark(self.runs, run_id)  # deleted, stopped, or started by hand meanwhile
+                queue.unmark(self.runs, run_id)  # deleted, stopped, or begun meanwhile: by hand, or by a task whose driver died before it had
+                if run_id not in self.carried:
+                    self._take_on(info)
                 continue
             if run.stop_requested():
                 with contextlib.suppress(InitScopeError, OSError), claimed(run):
@@ -120,6 +128,7 @@ class Supervisor:
                 break
             self.engine.start(run)
             self.carried[run_id] = info.config
+            self._tell()  # before the mark goes: a run that neither waits nor is told of would be missed by nobody
             queue.unmark(self.runs, run_id)
         return len(queue.queued(self.runs))
 
@@ -166,6 +175,9 @@ class Supervisor:
             if info.status not in (Status.RUNNING, Status.STOPPING) or not alive(info.state):
                 del self.adopted[run_id]
                 self.lost[run_id] = "its process is gone"
+        self._record_deaths()
+
+    def _record_deaths(self) -> None:
         for run_id, how in list(self.lost.items()):
             if self._record_death(Run(self.runs.root / run_id), how):
                 del self.lost[run_id]

@@ -55,6 +55,11 @@ class Runs:
         self._store = store_of(self.root)
         self._index = Index(self.root)
 
+    @property
+    def shared(self) -> bool:
+        """Whether they are in an object store, and here only for those who work on them."""
+        return self._store is not None
+
     def create(self, config: RunConfig | Mapping[str, Any], status: Status = Status.QUEUED, run_id: str | None = None, **extra: Any) -> Run:
         """A new run folder with config and status, complete from the moment it is seen.
 

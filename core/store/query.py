@@ -20,6 +20,7 @@ from core.errors import QueryError, RunFolderError, choose_from
 from core.store.files import number
 from core.store.parts import SCHEMAS, holds_through, parts
 from core.store.run import RunInfo
+from core.store.shared import look
 
 if TYPE_CHECKING:
     import duckdb
@@ -152,8 +153,8 @@ def _database() -> duckdb.DuckDBPyConnection:
         import duckdb
     except ImportError:
         raise QueryError("a query needs DuckDB, which is not installed: pip install duckdb") from None
-    extensions = ("autoinstall_known_extensions", "autoload_known_extensions", "allow_community_extensions")
-    settings = {"memory_limit": MEMORY, "threads": 2, "temp_directory": "", **dict.fromkeys(extensions, False)}
+    off = ("autoinstall_known_extensions", "autoload_known_extensions", "allow_community_extensions", "allow_persistent_secrets")
+    settings = {"memory_limit": MEMORY, "threads": 2, "temp_directory": "", "secret_directory": "none", **dict.fromkeys(off, False)}
     database = duckdb.connect(":memory:", config={**settings, "python_enable_replacements": False})
     database.execute("SET enable_external_access = false")
     database.execute("SET lock_configuration = true")
@@ -196,6 +197,8 @@ def _rows(runs: Runs, infos: Iterable[RunInfo], table: str) -> pds.Dataset | pa.
     files: list[str] = []
     for info in infos:
         folder = root / info.run
+        if runs.shared:
+            look(folder)  # what another machine has of it
         live = parts(folder / "parts", table)  # before the compacted file, as every reader does
         final = folder / f"{table}.parquet"
         if final.is_file():

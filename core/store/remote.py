@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from core.errors import ConfigError, RunFolderError, one_line
 
 _URL = re.compile(r"([a-z][a-z0-9+]*)://(.+)")
-_S3 = {"max_concurrency": 1, "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 3}}}
-"""No question about an object's size before each reading; a store that does not answer is told of, not waited for."""
+_S3 = {"max_concurrency": 1, "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 1}}}
+"""No question about an object's size before each reading; a store that does not answer is told of, not waited for: whoever looks or copies asks again soon."""
 AGAIN_SECONDS = 1.0
 """Where a store has no conditional writing, a claim is written, and read again so much later."""
 
@@ -46,6 +46,10 @@ class Remote:
         self._opened: tuple[int, Any] | None = None
 
     @property
+    def _s3(self) -> bool:
+        return self.url.startswith(("s3://", "s3a://"))
+
+    @property
     def _fs(self) -> Any:
         if self._opened is None or self._opened[0] != os.getpid():  # a forked worker needs connections of its own
             self._opened = os.getpid(), self._open()
@@ -56,7 +60,7 @@ class Remote:
 
         protocol = self.url.partition("://")[0]
         try:
-            return fsspec.url_to_fs(self.url, skip_instance_cache=True, use_listings_cache=False, **(_S3 if protocol in ("s3", "s3a") else {}))
+            return fsspec.url_to_fs(self.url, skip_instance_cache=True, use_listings_cache=False, **(_S3 if self._s3 else {}))
         except ImportError:
             package = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}.get(protocol)
             raise ConfigError(f"{protocol}:// needs a package that is not installed: pip install {package or 'what fsspec names for it'}") from None
@@ -86,7 +90,9 @@ class Remote:
 
         def look(fs: Any) -> dict[str, str]:
             start = self._path(folder).rstrip("/") + "/"
-            return {name.partition(start)[2] or name.rpartition("/")[2]: _token(info) for name, info in fs.find(start, detail=True).items()}
+            # s3fs asks twice more about a folder in which there is nothing, but not about a prefix.
+            found = fs.find(self._fs[1], prefix=f"{folder}/", detail=True) if self._s3 else fs.find(start, detail=True)
+            return {name.partition(start)[2] or name.rpartition("/")[2]: _token(info) for name, info in found.items()}
 
         try:
             return self._asked("list", look)
@@ -179,8 +185,7 @@ class Remote:
             if self.get(name) != data:
                 raise Taken
 
-        protocol = self.url.partition("://")[0]
-        self._asked("write to", conditionally if protocol in ("s3", "s3a") else and_look_again)
+        self._asked("write to", conditionally if self._s3 else and_look_again)
 
 
 def _token(info: dict[str, Any]) -> str:

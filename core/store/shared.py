@@ -47,7 +47,9 @@ REFRESH_SECONDS = 1.0
 OUTAGE_SECONDS = 45.0
 """So long a store that cannot be reached is not worth a word: what is here is shown, and no heartbeat is overdue yet."""
 ATTEMPTS = 8
-ADDRESS, OURS, FETCHED, SEEN = ".address.json", ".ours", ".fetched", ".seen.json"
+AGAIN_SECONDS = 0.1
+"""Between two attempts, and so much longer before each further one."""
+ADDRESS, OURS, FETCHED, SEEN, REFRESHED = ".address.json", ".ours", ".fetched", ".seen.json", ".refreshed"
 CHECKPOINT = "checkpoint.pt"
 FILES = re.compile(r"(?:config\.json|status\.json|log\.txt|checkpoint\.pt|(?:steps|epochs|layers)\.parquet|parts/(?:steps|epochs|layers)-\d{8}-\d{8}\.parquet)")
 """What is copied, up and down; anything else under a run's name is none of ours."""
@@ -117,6 +119,8 @@ class Shared:
         # As claims name this machine; a scratch folder belongs to one alone.
         self._name = {"host": socket.gethostname(), "scratch": str(root.absolute().parent)}
         self._refreshing = threading.Lock()
+        self._away = (0.0, "")
+        """Until when a store that did not answer is left alone (monotonic seconds), and what it said."""
 
     # -- whose a run is
 
@@ -228,16 +232,24 @@ class Shared:
 
     def refresh(self, now: bool = False) -> None:
         """Cards that have changed since the last look, if that was ``REFRESH_SECONDS`` ago. Raises RunFolderError."""
-        stamp = self.root / ".refreshed"
+        stamp = self.root / REFRESHED
         if not now and 0 <= _age(stamp) < REFRESH_SECONDS:
             return
         with self._refreshing, self.locked(".mirror.lock"):
             if not now and 0 <= _age(stamp) < REFRESH_SECONDS:
                 return  # another thread or process has just looked
+            until, told = self._away
+            if not now and time.monotonic() < until:
+                if self._away_too_long():
+                    raise RunFolderError(told)
+                return
+            began = time.monotonic()
             try:
                 self._refresh()
-            except RunFolderError:
-                if now or _age(stamp, by_content=True) > OUTAGE_SECONDS:
+            except RunFolderError as error:
+                # Asking in vain may never take more than a quarter of the time of whoever looks.
+                self._away = time.monotonic() + 3 * (time.monotonic() - began), str(error)
+                if now or self._away_too_long():
                     raise
                 os.utime(stamp)  # not again at once
                 return
@@ -256,6 +268,10 @@ class Shared:
                 self._take_card(name.removesuffix("~card"), data)
             elif (self.root / name.removesuffix("~meta")).is_dir():
                 _put(self.root / name.removesuffix("~meta") / "meta.json", data)
+        # A listing may lag behind: what it no longer has is gone only if asking for it says so too.
+        gone = seen.keys() - listed.keys()
+        there = self.remote.get_many(f".runs/{name}" for name in gone)
+        listed |= {name: seen[name] for name in gone if f".runs/{name}" in there}
         for name in seen.keys() - listed.keys():
             run_id, _, kind = name.partition("~")
             if kind == "card" and not self.owns(run_id):
@@ -264,6 +280,10 @@ class Shared:
                 (self.root / run_id / "meta.json").unlink(missing_ok=True)
         if changed or seen.keys() != listed.keys():
             write_json(self.root / SEEN, listed)
+
+    def _away_too_long(self) -> bool:
+        """Whether the store has not answered for so long that it is worth a word."""
+        return _age(self.root / REFRESHED, by_content=True) > OUTAGE_SECONDS
 
     def _seen(self) -> dict[str, str]:
         try:
@@ -304,9 +324,18 @@ class Shared:
         if not everything and self._fetched(run_id).get("card") == card:
             return
         with self.locked(".fetch.lock"):
-            for _ in range(ATTEMPTS):
-                if self._fetch(run_id, card, everything):
-                    return
+            here = not everything and bool(self._fetched(run_id))
+            for attempt in range(ATTEMPTS):
+                try:
+                    if self._fetch(run_id, card, everything):
+                        return
+                except RunFolderError:
+                    if here and not self._away_too_long():
+                        return
+                    raise
+                if attempt and here:
+                    return  # whole, if not the latest: shown until a listing has caught up
+                time.sleep(AGAIN_SECONDS * attempt)
                 card = self._seen().get(f"{run_id}~card", "")
         raise RunFolderError(f"run {run_id}: its files keep moving in {self.remote.url}; try again")
 

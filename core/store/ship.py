@@ -106,7 +106,8 @@ class Cargo:
         texts = {name: (self.run.path / name).read_bytes() for name in ("config.json", "status.json")}
         state = json.loads(texts["status.json"])
         self.status = state["status"]
-        if self.status == Status.RUNNING and idle and not alive(state):
+        lost = self.status == Status.RUNNING and idle and not alive(state)
+        if lost and state.get("engine") != "ray":  # a run that a cluster has lost goes on: the next supervisor says how
             self._crashed(now)
             return
         if not self._rows(ended=self.status not in LIVE):
@@ -115,7 +116,7 @@ class Cargo:
             if self._texts.get(name) != text:
                 self.store.remote.put(f"{self.run.id}/{name}", text)
                 self._texts[name] = text
-        if self.status in LIVE and (idle or alive(state)):
+        if self.status in LIVE and not lost and (idle or alive(state)):
             state["heartbeat"] = time.time()
         self._write_card({"config": json.loads(texts["config.json"]), "status": state}, texts, now)
         if self.status not in LIVE and idle:

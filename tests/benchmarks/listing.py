@@ -3,6 +3,7 @@
     python -m tests.benchmarks.listing                        # 200, 1,000 and 10,000 runs; one changed and one added between looks
     python -m tests.benchmarks.listing --runs 1000
     python -m tests.benchmarks.listing --keep FOLDER          # leaves the runs there, to look at with the dashboard
+    python -m tests.benchmarks.listing --there FOLDER         # the runs that are there, such as those of tests.benchmarks.many_runs; also filtered and asked in SQL
 
 The runs are copies of one that was really trained (its rows too), each with a config and numbers of its own, so that a list
 has to read what it would have to read.
@@ -26,6 +27,7 @@ from core import config
 from core.catalog import INITS
 from core.store import Run, Runs, write_json
 from core.store.index import NAME, SETTLED_SECONDS
+from core.store.query import RECIPES, query
 
 ROUNDS = 9
 
@@ -84,17 +86,33 @@ def measure(root: Path) -> list[str]:
     return [f"{len(first):,}", f"{warm:.1f}", f"{changed:.1f}", f"{fresh:.1f}", f"{rebuilt:.0f}", f"{cli:.0f}", f"{size:.1f}"]  # type: ignore[arg-type]
 
 
+def asked(root: Path) -> None:
+    """Filtering, and the three recipes over all rows, in a process that has the list already. Seconds."""
+    runs = Runs(root)
+    runs.list()
+    filtered = statistics.median(timed(lambda: runs.select("init=kaiming_normal,learning_rate=0.001"))[0] for _ in range(ROUNDS)) / 1e3
+    told = [f"{name} {statistics.median(timed(lambda name=name: query(runs, name))[0] for _ in range(3)) / 1e3:.2f}" for name in RECIPES]
+    print(f"\nfiltered by two fields {filtered:.2f} s; recipes, s: {', '.join(told)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, nargs="*", default=[200, 1000, 10_000])
     parser.add_argument("--keep", type=Path, help="leave the runs in this folder")
+    parser.add_argument("--there", type=Path, help="measure the runs of this folder, which stay as they are but one")
     given = parser.parse_args()
+    header = "| runs | warm, ms | after a change | index read anew | index built | `core runs --json` | index, MB |\n|---|---|---|---|---|---|---|"
+    if given.there:
+        print(header)
+        print("| " + " | ".join(measure(given.there)) + " |", flush=True)
+        asked(given.there)
+        print(f"load {os.getloadavg()[0]:.1f}")
+        return
     folder = given.keep or Path(tempfile.mkdtemp(prefix="listing-"))
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
             like = template(Path(beside))
-            print("| runs | warm, ms | after a change | index read anew | index built | `core runs --json` | index, MB |")
-            print("|---|---|---|---|---|---|---|")
+            print(header)
             for count in given.runs:
                 fill(folder, like, count)
                 print("| " + " | ".join(measure(folder)) + " |", flush=True)

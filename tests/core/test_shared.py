@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import boto3
 import psutil
 import pytest
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 from core.config import RunConfig
 from core.errors import ConfigError, RunFolderError, RunStateError
@@ -28,65 +23,7 @@ from core.store.parts import MERGE_AT
 from tests.conftest import ROOT
 from tests.core.test_store import assert_whole, write_step
 
-SECRET = "wJalrXUtnFEMI-K7MDENG-EXAMPLEKEY"
-Machine = Callable[..., Runs]
-
-
-class Quiet(WSGIRequestHandler):
-    """Without a line in the log for each request."""
-
-    def log_request(self, *_: object) -> None:
-        return
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[tuple[str, list[str]]]:
-    """(its address, every request it got as "METHOD /path?query")."""
-    application = DomainDispatcherApplication(create_backend_app)
-    requests: list[str] = []
-
-    def counted(environ: dict, start: Callable) -> object:
-        requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{environ.get('QUERY_STRING', '')}")
-        return application(environ, start)
-
-    serving = make_server("127.0.0.1", 0, counted, threaded=True, request_handler=Quiet)
-    thread = threading.Thread(target=serving.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{serving.port}", requests
-    serving.shutdown()
-    thread.join()
-
-
-@pytest.fixture
-def bucket(server, monkeypatch, request) -> Iterator[object]:
-    """An empty bucket; its address and credentials are in the environment, as usual."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server[0])
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[-50:].strip("-")
-    made = boto3.resource("s3").create_bucket(Bucket=name)
-    yield made
-    made.objects.delete()
-    made.delete()
-
-
-@pytest.fixture
-def machine(bucket, tmp_path, monkeypatch) -> Iterator[Machine]:
-    """``machine("a")``: the bucket's runs as machine "a" has them. Its shippers end with the test."""
-
-    def at(name: str) -> Runs:
-        monkeypatch.setenv("INITSCOPE_SCRATCH", str(tmp_path / name))
-        return Runs(f"s3://{bucket.name}/runs")
-
-    yield at
-    for process in psutil.process_iter():
-        try:
-            if process.cmdline()[1:3] == ["-m", "core.store.ship"] and process.cmdline()[3].startswith(str(tmp_path)):
-                process.kill()
-                process.wait(10)
-        except (psutil.Error, IndexError):
-            continue
+pytest_plugins = ("tests.s3",)
 
 
 def shippers(runs: Runs) -> list[psutil.Process]:
@@ -104,18 +41,17 @@ def keys(bucket) -> list[str]:
     return sorted(item.key for item in bucket.objects.all())
 
 
-def command(runs: Runs, *arguments: object) -> subprocess.Popen:
-    """``python -m core`` on that machine."""
-    environment = {**os.environ, "INITSCOPE_SCRATCH": str(runs.root.parent), "INITSCOPE_RUNS": runs.shown}
+def command(environment: dict[str, str], *arguments: object) -> subprocess.Popen:
+    """``python -m core`` on a machine."""
     return subprocess.Popen([sys.executable, "-m", "core", *map(str, arguments)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_run_trains_here_and_is_watched_stopped_resumed_and_deleted_there(machine, bucket, runs, tiny, trained, until, tmp_path):
+def test_a_run_trains_here_and_is_watched_stopped_resumed_and_deleted_there(machine, bucket, s3, runs, tiny, trained, until, tmp_path):
     undisturbed = trained(tiny(epochs=25))
     a, b = machine("a"), machine("b")
     config = tmp_path / "config.json"
     config.write_text(json.dumps(undisturbed.config().to_dict()))
-    training = command(a, "train", "--config", config, "--json")
+    training = command(s3.on(a), "train", "--config", config, "--json")
     until(lambda: [info for info in b.list() if info.state.get("step")], what="B sees it train")
     [info] = b.list()
     run = Run(b.root / info.run)
@@ -138,7 +74,7 @@ def test_a_run_trains_here_and_is_watched_stopped_resumed_and_deleted_there(mach
         assert run.read(table).equals(mine.read(table))
     assert run.log_tail() == mine.log_tail() != ""
     # Elsewhere, from the checkpoint, to the curve of a run that nobody stopped.
-    resumed = command(b, "resume", info.run, "--json")
+    resumed = command(s3.on(b), "resume", info.run, "--json")
     out, err = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, err
     time.sleep(shared.REFRESH_SECONDS)
@@ -147,8 +83,8 @@ def test_a_run_trains_here_and_is_watched_stopped_resumed_and_deleted_there(mach
     assert not [key for key in keys(bucket) if "/parts/" in key or "checkpoint" in key or "/.claims/" in key or "/.stops/" in key]
     # No secret in anything that was written, here or there.
     for path in tmp_path.rglob("*"):
-        assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
-    assert not [item.key for item in bucket.objects.all() if SECRET.encode() in item.get()["Body"].read()]
+        assert not path.is_file() or s3.secret.encode() not in path.read_bytes(), path
+    assert not [item.key for item in bucket.objects.all() if s3.secret.encode() in item.get()["Body"].read()]
     Run(a.root / info.run).delete()
     assert keys(bucket) == []
     time.sleep(shared.REFRESH_SECONDS)
@@ -192,6 +128,66 @@ def test_readers_see_whole_runs_while_parts_merge_and_a_shipper_is_killed(machin
     assert not [key for key in keys(bucket) if "/parts/" in key]
 
 
+def test_a_store_that_is_away_and_listings_that_lag(machine, bucket, s3, tiny, until, tmp_path):
+    """The run goes on, who watches sees what was there and no error, and the rest follows once the store is back."""
+    a, b = machine("a"), machine("b")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(tiny(epochs=100_000).to_dict()))
+    s3.lag = 2.0  # longer than between two looks
+    seen: list[int] = []
+
+    def watched() -> int:
+        """How many rows B has: whole and never fewer, whatever the store does."""
+        [info] = b.list()
+        rows = Run(b.root / info.run).read("steps", ["step"])["step"].to_pylist()
+        assert rows == list(range(len(rows))) and len(rows) >= (seen or [0])[-1]
+        seen.append(len(rows))
+        return len(rows)
+
+    training = command(s3.on(a), "train", "--config", config, "--json")
+    try:
+        until(lambda: b.list() and watched(), what="B sees it train")
+        [info] = b.list()
+        mine = Run(a.root / info.run)
+        s3.stop()
+        before = mine.state()["step"]
+        until(lambda: watched() and mine.state()["step"] > before + 150, what="it goes on without the store")
+        assert b.info(info.run).status == "running" and seen[-1] <= before
+        with pytest.raises(RunFolderError, match=r"^cannot write to .*: it cannot be reached"):
+            a.create(RunConfig())
+        s3.start()
+        until(lambda: watched() > before + 150, what="B sees what was trained meanwhile")
+        mine.request_stop()
+        assert training.wait(120) == 0, training.stderr.read()
+        until(lambda: watched() == mine.count("steps") and b.info(info.run).status == "stopped", what="B sees all of it")
+        assert Run(b.root / info.run).read("layers").equals(mine.read("layers"))
+        assert s3.secret not in (a.root / ".shipper.log").read_text() != ""
+    finally:
+        s3.lag = 0.0
+        training.kill()
+        training.communicate()
+
+
+def test_a_listing_that_forgets_a_run_takes_it_away_from_nobody(machine, bucket, s3):
+    b = machine("b")
+    try:
+        s3.lag = 600.0
+        assert b.list() == []
+        s3.lag = 0.0
+        bucket.put_object(Key="runs/.runs/run~card", Body=json.dumps({"config": {"config": {}}, "status": {"status": "finished", "created": 1.0}}))
+        bucket.put_object(Key="runs/run/log.txt", Body=b"hello")
+        for lag in (0.0, 600.0):  # the second time it is as if nothing had come since the first listing
+            s3.lag = lag
+            time.sleep(shared.REFRESH_SECONDS)
+            assert b.ids() == ["run"] and b.get("run").revision() and b.get("run").log_tail() == "hello"
+        s3.lag = 0.0
+        bucket.delete_objects(Delete={"Objects": [{"Key": "runs/.runs/run~card"}]})
+        time.sleep(shared.REFRESH_SECONDS)
+        assert b.list() == []
+    finally:
+        s3.lag = 0.0
+
+
 def test_one_machine_works_on_a_run_and_both_edits_are_kept(machine, bucket):
     a, b = machine("a"), machine("b")
     for name in ("ended", "lost", "live"):
@@ -226,7 +222,7 @@ def test_one_machine_works_on_a_run_and_both_edits_are_kept(machine, bucket):
     assert not loser._store.owns("lost") and (loser.root / "lost" / "stop").exists() and keys(bucket) == before
 
 
-def test_requests_are_few_and_counted(machine, bucket, server):
+def test_requests_are_few_and_counted(machine, bucket, s3):
     b, count = machine("b"), 1050
     card = {"config": {"config": {"init": "default"}}, "status": {"status": "finished", "outcome": "converged", "loss": 0.1, "created": 1.0, "ended": 2.0}}
     with ThreadPoolExecutor(8) as pool:
@@ -236,12 +232,12 @@ def test_requests_are_few_and_counted(machine, bucket, server):
 
     def asked(action: Callable[[], object]) -> dict[str, int]:
         time.sleep(shared.REFRESH_SECONDS)
-        server[1].clear()
+        s3.requests.clear()
         began = time.monotonic()
         action()
         rounds.append(1 + int((time.monotonic() - began) / shared.REFRESH_SECONDS))
-        lists = sum("list-type" in request for request in server[1])
-        return {"list": lists, "get": sum(request.startswith("GET") for request in server[1]) - lists, "all": len(server[1])}
+        lists = sum("list-type" in request for request in s3.requests)
+        return {"list": lists, "get": sum(request.startswith("GET") for request in s3.requests) - lists, "all": len(s3.requests)}
 
     first = asked(b.list)
     assert first["get"] == count and first["all"] - count == first["list"] <= 2 * rounds[-1]
@@ -269,10 +265,10 @@ def test_what_a_bucket_holds_beside_runs_reaches_no_file(machine, bucket, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b"]
 
 
-def test_mistakes_are_one_line_without_secrets(machine, monkeypatch, tmp_path, cli, server):
+def test_mistakes_are_one_line_without_secrets(machine, s3, monkeypatch, tmp_path, cli):
     with pytest.raises(ConfigError, match="must not hold credentials") as told:
-        Runs(f"s3://AKIAEXAMPLE:{SECRET}@bucket/runs")
-    assert SECRET not in str(told.value)
+        Runs(f"s3://AKIAEXAMPLE:{s3.secret}@bucket/runs")
+    assert s3.secret not in str(told.value)
     monkeypatch.setenv("INITSCOPE_SCRATCH", str(tmp_path / "c"))
     for address, expected in (
         ("gs://bucket/runs", "^gs:// needs a package that is not installed: pip install gcsfs"),
@@ -282,7 +278,7 @@ def test_mistakes_are_one_line_without_secrets(machine, monkeypatch, tmp_path, c
         with pytest.raises((ConfigError, RunFolderError), match=expected):
             Runs(address).list()
     answer = cli("runs", "--runs", "s3://no-such-bucket/runs")
-    assert answer.status == 2 and len(answer.err.splitlines()) == 1 and SECRET not in answer.err
+    assert answer.status == 2 and len(answer.err.splitlines()) == 1 and s3.secret not in answer.err
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     runs = Runs("s3://bucket/runs")
     with pytest.raises(RunFolderError, match=r"^cannot list 's3://bucket/runs': it cannot be reached"):
@@ -318,10 +314,12 @@ time.sleep(600)
 """
     trainer = python(code, a.shown, env={**os.environ, "INITSCOPE_SCRATCH": str(a.root.parent)})
     assert trainer.stdout.readline() == "written\n"
+    a.create({"init": "default"}, Status.RUNNING, run_id="lost", engine="ray", **own_process() | {"pid_birth": "another boot"})
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
-    until(lambda: b.ids() and Run(b.root / "run").json_file("status.json")["status"] == "crashed", what="B is told of the crash")
+    until(lambda: "run" in b.ids() and Run(b.root / "run").json_file("status.json")["status"] == "crashed", what="B is told of the crash")
     assert Run(b.root / "run").count("steps") == 5 and "killed" in b.info("run").error
     until(lambda: not a._store.owns("run"))
     b.get("run").delete()
-    assert b.list() == []
+    assert [info.run for info in b.list()] == ["lost"]
+    assert Run(b.root / "lost").json_file("status.json")["status"] == "running", "a run that a cluster has lost is its next supervisor's to tell"

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,15 @@ os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # a node leaves so long after its head has gone; a minute by default
 }
+
+
+def listening(processes: Iterable[psutil.Process]) -> set[str]:
+    """Addresses that they listen at."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            found |= {connection.laddr.ip for connection in process.net_connections() if connection.status == psutil.CONN_LISTEN}
+    return found
 
 
 class Nodes:
@@ -59,12 +69,7 @@ class Nodes:
 
     def listening(self) -> set[str]:
         """Addresses that the nodes' processes listen at."""
-        found = set()
-        for node in self.nodes.values():
-            for process in self.processes(node):
-                with contextlib.suppress(psutil.Error):
-                    found |= {connection.laddr.ip for connection in process.net_connections() if connection.status == psutil.CONN_LISTEN}
-        return found
+        return listening(process for node in self.nodes.values() for process in self.processes(node))
 
     def close(self) -> None:
         for name in reversed(list(self.nodes)):

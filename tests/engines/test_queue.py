@@ -11,9 +11,11 @@ import pytest
 from core import engines, launcher
 from core.engines import State, queue
 from core.engines.cluster import Cluster
+from core.engines.supervisor import Supervisor
 from core.errors import ConfigError, EngineTrouble
 from core.memory import estimate
-from core.store import own_process
+from core.store import claimed, own_process
+from core.store.writer import set_status
 from dashboard.sidebar import engine_line
 
 
@@ -52,6 +54,13 @@ def test_state_and_its_line(runs, monkeypatch):
     monkeypatch.setenv("INITSCOPE_SLOTS", "4")
     assert launcher.state(runs) == State("local", 4, 4, 0, 0)
     assert engine_line(launcher.state(runs)) == "This machine: 4 of 4 slots free"
+    (runs.root / queue.QUEUE).mkdir(parents=True)
+    queue.tell(runs, {"engine": "local", "slots": 4, "free": 4, "running": 0, "trouble": "", **own_process()})
+    monkeypatch.setenv("INITSCOPE_ENGINE", "ray")
+    assert launcher.state(runs) == State("ray", None, None, 0, 0), "what waits for a launch does not say where it will train"
+    monkeypatch.setenv("INITSCOPE_ENGINE", "rey")
+    assert launcher.state(runs) == State("local", 4, 4, 0, 0)
+    monkeypatch.delenv("INITSCOPE_ENGINE")
     queue.choose(runs, "ray", "")
     assert launcher.state(runs) == State("ray", None, None, 0, 0)
     words = {"engine": "ray", "slots": 8, "free": 1, "running": 7, "trouble": ""}
@@ -70,7 +79,7 @@ def test_what_a_run_asks_a_cluster_for(tiny, monkeypatch):
     """Cores are threads x processes, a whole node where they are left open; memory as estimated; GPUs where there are any, or in shares."""
     cluster = Cluster()
     cluster._looked = math.inf  # these nodes, and no others
-    cluster._nodes = [{"CPU": 4.0, "memory": 8e9}, {"CPU": 2.0, "memory": 8e9, "GPU": 1.0}]
+    cluster._take_note([{"CPU": 4.0, "memory": 8e9}, {"CPU": 2.0, "memory": 8e9, "GPU": 1.0}])
     one, two, whole = (tiny(device="cpu", **changes).to_dict() for changes in ({}, {"processes": 2}, {"threads": 0}))
     assert [cluster.threads_of(config) for config in (one, two, whole)] == [1, 2, 4] and cluster.slots() == 6
     needed = cluster._needed(one)
@@ -86,6 +95,52 @@ def test_what_a_run_asks_a_cluster_for(tiny, monkeypatch):
     monkeypatch.setenv("INITSCOPE_GPU_SHARE", "half")
     with pytest.raises(EngineTrouble, match="INITSCOPE_GPU_SHARE must be a number above 0, at most 1, not 'half'"):
         cluster.fits(gpu, [])
+
+
+@pytest.fixture
+def nowhere() -> Cluster:
+    """An engine whose cluster has a core, and carries nothing."""
+    cluster = Cluster()
+    cluster._looked = math.inf
+    cluster._take_note([{"CPU": 1.0, "memory": 8e9}])
+    return cluster
+
+
+def test_a_run_lost_three_more_times_in_vain_is_given_up(runs, tiny, nowhere):
+    """A loss counts as in vain only while no step has come since the one before."""
+    run, supervisor = runs.create(tiny()), Supervisor(runs, nowhere)
+
+    def lose(step: int) -> str:
+        queue.unmark(runs, run.id)
+        set_status(run, status="running", engine="ray", step=step, **own_process() | {"pid_birth": "another boot"})
+        supervisor.lost[run.id] = "lost"
+        supervisor._look_after()
+        return run.json_file("status.json")["status"]
+
+    assert [lose(step) for step in (0, 0, 0, 5, 5, 5)] == ["queued"] * 6 and launcher.queued(runs) == [run.id]
+    assert lose(5) == "crashed" and run.state()["restarts"] == 6 and not supervisor.lost
+    assert run.state()["error"] == "the training process was lost, 4 times in a row without getting any further"
+    queue.mark(runs, [run])
+    supervisor._start_what_fits()
+    assert launcher.queued(runs) == [] and not (supervisor.carried or supervisor.adopted or supervisor.lost)
+
+
+def test_a_run_that_was_begun_by_another_is_looked_after(runs, tiny, nowhere):
+    """A task may outlive its driver for a moment, and begin a run that the next supervisor has in its queue."""
+    run, supervisor = runs.create(tiny()), Supervisor(runs, nowhere)
+    queue.mark(runs, [run])
+    set_status(run, status="running", engine="ray", **own_process())
+    supervisor._start_what_fits()
+    assert launcher.queued(runs) == [] and list(supervisor.adopted) == [run.id]
+    set_status(run, pid_birth="another boot")
+    with claimed(run):  # a process that is killed may hold its lock a moment longer than it can be seen
+        supervisor._look_after()
+        later = Supervisor(runs, nowhere)
+        later._take_over()
+        for each in (supervisor, later):
+            assert list(each.lost) == [run.id] and not each.adopted
+    later._look_after()
+    assert run.state()["status"] == "queued" and run.state()["restarts"] == 1 and launcher.queued(runs) == [run.id]
 
 
 def test_ray_is_loaded_only_where_it_is_the_engine():

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from core import launcher, sweep
 from core.config import RunConfig
+from core.errors import ConfigError
 from core.schema import LIVE
 from core.store import Run, Runs
+from core.store.query import query
 from core.trainer import CHECKPOINT
 from tests.conftest import supervisors
-from tests.engines.nodes import Nodes
+from tests.engines.nodes import Nodes, listening
 
+pytest_plugins = ("tests.s3",)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 WAIT = 200
 """Seconds for what takes five on an idle machine: nodes and workers load Ray and torch."""
@@ -50,7 +58,7 @@ def status(run: Run) -> str:
 
 
 def starts(run: Run) -> int:
-    return (run.path / "log.txt").read_text().count(" start ")
+    return (run.path / "log.txt").read_text().count("Z INFO start ")  # a worker that is lost may leave Ray's last words there too
 
 
 def on(nodes: Nodes, name: str, made: list[Run]) -> list[Run]:
@@ -82,6 +90,51 @@ def test_queue_stop_and_resume(on_ray, runs, tiny, until):
     assert status(run) == "stopped" and starts(run) == 2 and len(run.read("steps")) == run.state()["step"]
 
 
+def test_an_address_in_an_object_store_and_a_cluster_of_its_own(machine, s3, tiny, until, monkeypatch):
+    """The queue of a machine whose runs are in a bucket: on a cluster that it starts itself, with the driver killed, then on another engine, watched
+    and stopped from elsewhere."""
+    pytest.importorskip("ray")
+    monkeypatch.setenv("INITSCOPE_SLOTS", "1")
+    there = machine("b")
+    here = machine("a")  # the last one: its scratch folder is that of what is started from now on
+    theirs = {"status": "running", "heartbeat": time.time() + 1e6, "host": "another", "engine": "ray", "created": 1.0}
+    there._store.remote.put(".runs/theirs~card", json.dumps({"config": {"config": {}}, "status": theirs}).encode())
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    with pytest.raises(ConfigError, match=r"trained on the machine that launches them, not on the Ray cluster at '192\.0\.2\.1:6379'"):
+        launcher.submit(here, [tiny()], engine="ray")
+    monkeypatch.delenv("RAY_ADDRESS")
+    [run] = launcher.submit(here, [tiny(epochs=100_000)], engine="ray")
+    family: list[psutil.Process] = []
+    try:
+        until(lambda: (run.path / CHECKPOINT).exists() and there.info(run.id).state.get("step"), seconds=WAIT, what="it trains, and the other machine sees it")
+        family = [child for process in supervisors(here.root) for child in process.children(recursive=True)]
+        assert {address.removeprefix("::ffff:") for address in listening(family)} == {"127.0.0.1"}
+        for process in supervisors(here.root):
+            process.kill()
+
+        def lost_and_on_again() -> bool:
+            launcher.keep_going(here)
+            return run.state().get("restarts") == 1 and status(run) == "running" and (there.info(run.id).state.get("step") or 0) > run.state()["lost_at"]
+
+        until(lost_and_on_again, seconds=WAIT, what="it goes on from its checkpoint")
+        assert starts(run) == 2 and here.info("theirs").status == "running" and launcher.state(here).running == 1
+        later, first = (launcher.submit(here, [tiny(init_seed=seed)], engine="local", first=seed == 2)[0] for seed in (1, 2))
+        assert launcher.queued(here) == [first.id, later.id] and launcher.state(here).engine == "ray"
+        launcher.stop(there, there.get(run.id))
+        made = (run, first, later)
+        until(lambda: [there.info(one.id).status for one in made] == ["stopped", "finished", "finished"], seconds=WAIT, what="both, once Ray's has ended")
+        assert [one.state()["engine"] for one in made] == ["ray", "local", "local"] and first.state()["started"] < later.state()["started"]
+        assert launcher.state(here).engine == "local" and launcher.queued(here) == []
+        asked = query(there, "SELECT run, count(*) FROM steps GROUP BY run").rows.to_pylist()
+        assert {row["run"]: row["count_star()"] for row in asked} == {one.id: one.count("steps") for one in made}
+    finally:
+        for process in [*supervisors(here.root), *family]:  # what is left of a cluster whose driver was killed leaves after a minute
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    written = [path for path in here.root.parent.parent.rglob("*") if path.is_file()]
+    assert not [path for path in written if s3.secret.encode() in path.read_bytes()] and len(written) > 20
+
+
 def test_a_sweep_loses_a_node_its_driver_and_the_head(on_ray, runs, tiny, tmp_path, until, monkeypatch):
     """Nothing lost, nothing twice, and the table and every row are the local engine's to the bit."""
     base: RunConfig = tiny(epochs=25, dropout=0.3)
@@ -89,10 +142,9 @@ def test_a_sweep_loses_a_node_its_driver_and_the_head(on_ray, runs, tiny, tmp_pa
     made = sweep.launch(runs, configs)
     assert len(made) == 4
 
-    until(lambda: on(on_ray, "a", made), seconds=WAIT, what="a run with a checkpoint on node a")
-    [lost] = on(on_ray, "a", made)
+    [lost] = until(lambda: on(on_ray, "a", made), seconds=WAIT, what="a run with a checkpoint on node a")
     on_ray.kill("a")
-    until(lambda: lost.state().get("restarts") == 1 and status(lost) != "queued", seconds=WAIT, what="the lost run has begun elsewhere")
+    until(lambda: lost.state().get("restarts") and status(lost) != "queued", seconds=WAIT, what="the lost run has begun elsewhere")
 
     until(lambda: on(on_ray, "b", made) or on(on_ray, "head", made), seconds=WAIT, what="something trains")
     for process in supervisors(runs.root):
@@ -113,6 +165,8 @@ def test_a_sweep_loses_a_node_its_driver_and_the_head(on_ray, runs, tiny, tmp_pa
     told = [(starts(run), run.state().get("restarts") or 0) for run in made]
     assert sum(restarts for _, restarts in told) >= 2, told
     assert all(1 <= begun <= 1 + restarts for begun, restarts in told), f"once, and once more for each loss: {told}"
+    last = (lost.path / "log.txt").read_text().rpartition("Z INFO start ")[2]
+    assert int(re.search(r"INFO epoch (\d+),", last)[1]) > 0, "it went on from its checkpoint"
     assert launcher.queued(runs) == [] and len(runs.ids()) == 4
     monkeypatch.setenv("INITSCOPE_ENGINE", "local")
     here = Runs(tmp_path / "here")
