@@ -94,14 +94,14 @@ function showAll(board) {
 }
 
 // Follow the runs of `data.stream` for a board; `behind` is the last step it shows of a run.
-function follow(board, notify, appeared) {
+function follow(board, notify, watch) {
   const key = board.data.stream.join()
   if (key === board.key) return
   board.leave?.()
   board.key = key
   board.leave = board.feed = null
   const behind = (run) => board.data.states[run].step - 1
-  if (key) [board.feed, board.leave] = join(board.data.stream, behind, notify, appeared)
+  if (key || watch) [board.feed, board.leave] = join(board.data.stream, behind, notify, watch)
 }
 
 function enter(parent, tag, className) {
@@ -114,9 +114,17 @@ function leaving(board) {
   return () => {
     board.leave?.()
     clearTimeout(board.timer)
+    clearTimeout(board.asking)
     boards.delete(board.parent)
     board.root.remove()
   }
+}
+
+// Ask for a rerun. It would close a dialog that somebody has open, and waits for its end.
+function ask(board, what, value) {
+  clearTimeout(board.asking)
+  if (document.querySelector("[data-testid=stDialog]")) board.asking = setTimeout(() => ask(board, what, value), 500)
+  else board.send(what, value)
 }
 
 export function cards({ data, parentElement, setTriggerValue }) {
@@ -133,7 +141,7 @@ export function cards({ data, parentElement, setTriggerValue }) {
     showAll(board)
     // A rerun brings what only the page can show: the end of a log, the outcome in the list, buttons that are no longer needed.
     const news = runs.filter((run) => ended || !LIVE.has(board.feed(run)?.state?.status))
-    if (unheard(news, "ended")) board.send("ended", news)
+    if (unheard(news, "ended")) ask(board, "ended", news)
   })
   showAll(board)
   return leaving(board)
@@ -201,9 +209,9 @@ export function progress({ data, parentElement, setTriggerValue }) {
       const told = (run) => board.feed?.(run)?.state
       const over = runs.filter((run) => ended || !LIVE.has(told(run)?.status))
       const begun = runs.filter((run) => !board.data.states[run]?.step && told(run)?.step)
-      if ([unheard(over, "ended"), unheard(begun, "begun")].includes(true)) board.send("changed", Date.now())
+      if ([unheard(over, "ended"), unheard(begun, "begun")].includes(true)) ask(board, "changed", Date.now())
     },
-    () => board.send("changed", Date.now()),
+    { there: () => board.data.there, changed: () => ask(board, "changed", Date.now()) },
   )
   showRows(board)
   return leaving(board)

@@ -61,10 +61,10 @@ def cards(runs: Sequence[RunInfo], progress: Mapping[str, Mapping[str, Any]], *,
     return bool(result.get("ended"))
 
 
-def progress_rows(runs: Sequence[RunInfo], *, more: int, key: str, on_stop: Callable[[str], None] | None) -> None:
+def progress_rows(runs: Sequence[RunInfo], *, more: int, there: str, key: str, on_stop: Callable[[str], None] | None) -> None:
     """A row for each live run: name, progress, time left and, with ``on_stop(run id)``, a button. ``more`` runs are only counted.
 
-    Causes a rerun when one of them has begun or ended, or another run is there.
+    Causes a rerun when one of them has begun or ended, or the folder's runs are others than those that ``there`` (``stream.standing``) stands for.
     """
     data = {
         "assets": assets_path(),
@@ -73,6 +73,7 @@ def progress_rows(runs: Sequence[RunInfo], *, more: int, key: str, on_stop: Call
         "more": more,
         "stops": on_stop is not None,
         "stream": [info.run for info in runs],
+        "there": there,
     }
 
     def stop() -> None:

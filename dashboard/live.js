@@ -1,6 +1,7 @@
 // One event stream a page, shared by everything on it that shows live runs. See dashboard/stream.py for the events.
 
 const MOST = 20000 // rows kept a run; a chart has long drawn the older ones
+const PATIENCE = 400 // milliseconds
 const members = new Set()
 const runs = new Map() // run id -> what has come so far
 let source = null
@@ -14,9 +15,10 @@ function blank() {
 }
 
 // Take part: `ids` are followed from the step `after(id)` on and `notify(ids, ended)` is called when something came.
-// Returns [feed, leave]: feed(id) is what has come, leave() ends the part. `appeared()` is called when a run has come or gone on the disk.
-export function join(ids, after, notify, appeared = () => {}) {
-  const member = { ids, after, notify, appeared }
+// Returns [feed, leave]: feed(id) is what has come, leave() ends the part. `watch.changed()` is called when the runs on the disk are others than
+// those that `watch.there()` stands for: one has come or gone.
+export function join(ids, after, notify, watch = null) {
+  const member = { ids, after, notify, watch }
   members.add(member)
   for (const id of ids) over.delete(id) // a run that is resumed is followed again
   schedule()
@@ -42,12 +44,15 @@ function schedule() {
 function connect() {
   const wanted = asleep ? [] : [...new Set([...members].flatMap((member) => member.ids))].filter((id) => !over.has(id)).sort()
   if (!asleep) for (const id of runs.keys()) if (!wanted.includes(id)) runs.delete(id)
-  if (wanted.join() === open) return
+  const watching = asleep ? [] : [...members].filter((member) => member.watch).map((member) => member.watch)
+  const key = wanted.join() || (watching.length ? "*" : "")
+  if (key === open) return
   source?.close()
   source = null
-  open = wanted.join()
-  if (!wanted.length) return
+  open = key
+  if (!key) return
   const query = new URLSearchParams()
+  if (watching.length) query.append("there", watching[0].there())
   for (const id of wanted) {
     if (!runs.has(id)) runs.set(id, blank())
     const shown = [...members].filter((member) => member.ids.includes(id)).map((member) => member.after(id))
@@ -56,7 +61,11 @@ function connect() {
   }
   source = new EventSource(`${new URL("../../api/stream", import.meta.url)}?${query}`)
   source.onmessage = (event) => receive(JSON.parse(event.data))
-  source.addEventListener("runs", () => members.forEach((member) => member.appeared()))
+  source.addEventListener("runs", (event) => {
+    const { there } = JSON.parse(event.data)
+    // A launch from this very page brings the news by itself.
+    setTimeout(() => [...members].forEach(({ watch }) => watch && watch.there() !== there && watch.changed()), PATIENCE)
+  })
   source.addEventListener("end", (event) => {
     source?.close()
     source = null
@@ -64,6 +73,7 @@ function connect() {
     const { runs: ended } = JSON.parse(event.data)
     for (const id of ended) over.add(id)
     tell(ended, true)
+    schedule()
   })
 }
 

@@ -32,7 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core import launcher, permission
 from core.errors import InitScopeError
 from core.store import Runs
-from dashboard import access, connections, frames, log, sign_in, theme
+from dashboard import access, connections, frames, log, sign_in, theme, warm
 from dashboard.stream import Hub
 
 HERE = Path(__file__).parent
@@ -212,15 +212,17 @@ QUEUE_SECONDS = 5.0
 
 @contextlib.asynccontextmanager
 async def lifespan(app: object) -> AsyncIterator[dict[str, Any]]:
-    """While the server runs, whatever waits in the queue has a supervisor: after a restart, and if one was killed."""
+    """While the server runs, whatever waits in the queue has a supervisor, after a restart and if one was killed; pages find what they import."""
     connections.guard()
     log.guard()
     permission.guard(access.check)
-    task = None if permission.read_only() else asyncio.create_task(_keep_queue_going())
+    tasks = [asyncio.create_task(anyio.to_thread.run_sync(warm.load))]
+    if not permission.read_only():
+        tasks.append(asyncio.create_task(_keep_queue_going()))
     try:
         yield {}
     finally:
-        if task:
+        for task in tasks:
             task.cancel()
 
 

@@ -15,6 +15,7 @@ from core.schema import Status
 from core.store import RunInfo
 from dashboard import access, launch_form, loaders, plot, text
 from dashboard.cards import progress_rows
+from dashboard.stream import standing
 
 ROWS = 8
 """Runs in progress that are shown; more are counted."""
@@ -81,11 +82,12 @@ def launch(configs: list) -> None:
 
 def _in_progress(infos: Sequence[RunInfo]) -> None:
     """The runs that train or wait, those that train first; the page's event stream keeps them current, and asks for a
-    rerun when one has begun or ended or a new one is there."""
+    rerun when one has begun or ended, come or gone."""
     live = sorted((info for info in reversed(infos) if info.live), key=lambda info: info.status == Status.QUEUED)
     if live:
         st.subheader("In progress", anchor=False)
-        progress_rows(live[:ROWS], more=len(live) - ROWS, key="in_progress", on_stop=_stop if access.may_change() else None)
+    there = standing(info.run for info in infos)
+    progress_rows(live[:ROWS], more=len(live) - ROWS, there=there, key="in_progress", on_stop=_stop if access.may_change() else None)
 
 
 def _stop(run_id: str) -> None:

@@ -1,11 +1,11 @@
-"""Live rows as server-sent events: ``GET /api/stream?run=ID&run=ID:STEP``.
+"""Live rows as server-sent events: ``GET /api/stream?run=ID&run=ID:STEP&there=RUNS``.
 
-``ID:STEP`` asks for the rows after that step, ``ID`` alone for all. Every message is JSON for one run:
+``ID:STEP`` asks for the rows after that step, ``ID`` alone for all; ``there`` is what the page knows of the folder (``standing``). Every message is JSON for one run:
 
     {"run", "position", "steps": {"x", "loss", "accuracy"}, "epochs": {"x", "val_loss", "val_accuracy"},
      "layers": {"step", "names", "grad_norm"}, "state": {...}}
 
-Only what changed is in it. A ``runs`` event says that a run has come or gone in the folder. NaN and infinity are null. ``id:`` holds the positions of all runs, so a browser that lost the
+Only what changed is in it. A ``runs`` event says that a run has come or gone in the folder, and how it stands now; a stream that follows no run tells only that. NaN and infinity are null. ``id:`` holds the positions of all runs, so a browser that lost the
 connection goes on where it was (``Last-Event-ID``). When every run has ended an ``end`` event closes the stream.
 
 One task a run reads the files, however many viewers there are; each viewer walks along its list of messages.
@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,15 +192,15 @@ class Hub:
         self.feeds: dict[str, Feed] = {}
         self.streams = 0
         self._seen: tuple[int, int] | None = None
-        self._there: frozenset[str] = frozenset()
+        self._there = standing(())
 
     async def endpoint(self, request: Request) -> Response:
         """The route. 404 names a run if none is there, 400 a question that makes no sense, 503 one too many at once."""
         if self.streams >= min(MOST_STREAMS, connections.room() // 2):
             return PlainTextResponse("too many pages follow runs at this moment; close some, then reload this one", 503)
         asked = request.query_params.getlist("run")
-        if not 0 < len(asked) <= MOST_RUNS:
-            return PlainTextResponse(f"give 1 to {MOST_RUNS} runs: /api/stream?run=ID", 400)
+        if len(asked) > MOST_RUNS:
+            return PlainTextResponse(f"give at most {MOST_RUNS} runs: /api/stream?run=ID", 400)
         try:
             wanted = dict(Position.parse(text) for text in asked)
             wanted |= {run: at for run, at in _last_event(request.headers.get("last-event-id", "")).items() if run in wanted}
@@ -209,7 +210,8 @@ class Hub:
         except InitScopeError as error:
             return PlainTextResponse(str(error), 404)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(self._events(found, wanted, lambda: self.welcome(request)), media_type="text/event-stream", headers=headers)
+        events = self._events(found, wanted, lambda: self.welcome(request), request.query_params.get("there"))
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
     def _find(self, ids: Sequence[str]) -> dict[str, Run]:
         """The runs of these ids; one that was deleted a moment ago is followed too, and said to be gone. Runs in a thread.
@@ -222,11 +224,14 @@ class Hub:
             self.runs.get(run)
         return {run: self.runs.get(run) if run in there else Run(self.runs.root / run) for run in ids}
 
-    async def _events(self, runs: Mapping[str, Run], positions: Mapping[str, Position], welcome: Callable[[], bool]) -> AsyncIterator[str]:
+    async def _events(
+        self, runs: Mapping[str, Run], positions: Mapping[str, Position], welcome: Callable[[], bool], there: str | None = None
+    ) -> AsyncIterator[str]:
         """The text of the stream, until the runs, the server or the viewer's session end. Starlette cancels it when the viewer is gone."""
         viewers = {run: Viewer(self._feed(runs[run]), position) for run, position in positions.items()}
         clock = asyncio.get_running_loop().time
-        quiet_since, there = clock(), await self._ids()
+        quiet_since = clock()
+        there = await self._standing() if there is None else there
         for viewer in viewers.values():
             viewer.feed.enter()
         self.streams += 1
@@ -240,9 +245,9 @@ class Hub:
                         body = {"run": run, "position": viewer.position.text(run), **message}
                         where = ",".join(v.position.text(r) for r, v in viewers.items())
                         yield f"id: {where}\ndata: {json.dumps(body, allow_nan=False, separators=(',', ':'))}\n\n"
-                if there != (there := await self._ids()):
-                    yield "event: runs\ndata: {}\n\n"
-                if all(viewer.ended for viewer in viewers.values()):
+                if there != (there := await self._standing()):
+                    yield f"event: runs\ndata: {json.dumps({'there': there})}\n\n"
+                if viewers and all(viewer.ended for viewer in viewers.values()):
                     yield f"event: end\ndata: {json.dumps({'runs': list(viewers)})}\n\n"
                     return
                 if await _any(news, min(SHUTDOWN_SECONDS, HEARTBEAT_SECONDS)):
@@ -258,12 +263,12 @@ class Hub:
                 if viewer.feed.leave() and self.feeds.get(run) is viewer.feed:
                     del self.feeds[run]
 
-    async def _ids(self) -> frozenset[str]:
-        """Which runs there are; looked up when an entry of the folder has come or gone."""
+    async def _standing(self) -> str:
+        """``standing`` of the folder; looked up when an entry of it has come or gone."""
         if (seen := stamp(self.runs.root)) != self._seen:
             self._seen = seen
             with contextlib.suppress(InitScopeError):  # an unreadable folder is told on the page
-                self._there = frozenset(await anyio.to_thread.run_sync(self.runs.ids))
+                self._there = standing(await anyio.to_thread.run_sync(self.runs.ids))
         return self._there
 
     def _feed(self, run: Run) -> Feed:
@@ -286,6 +291,11 @@ class Hub:
             viewer.sequence += len(came)
         viewer.ended = feed.ended and viewer.sequence == feed.sequence
         return [fresh for message in came if (fresh := _after(viewer, message))]
+
+
+def standing(ids: Iterable[str]) -> str:
+    """Which runs there are, in a few letters: others for every other set of ids."""
+    return hashlib.sha256("/".join(sorted(ids)).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def server_stops() -> bool:
@@ -332,6 +342,9 @@ def _after(viewer: Viewer, message: Mapping[str, Any]) -> dict[str, Any]:
 
 async def _any(events: list[asyncio.Event], timeout: float) -> bool:
     """Wait until one of the events is set; whether one was."""
+    if not events:
+        await asyncio.sleep(timeout)
+        return False
     tasks = [asyncio.create_task(event.wait()) for event in events]
     try:
         done, _ = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)

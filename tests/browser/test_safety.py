@@ -329,3 +329,27 @@ def test_damaged_folders_on_the_pages(page: Page, server: Server) -> None:
         page.goto(f"{server.url}/{address}")
         settle(page)
         expect(page.get_by_role("heading", level=1).first).to_be_visible()
+
+
+def test_runs_from_elsewhere_show_by_themselves_and_close_no_dialog(page: Page, server: Server) -> None:
+    """Also where nothing trains; whoever is in the middle of renaming is not interrupted."""
+    runs = Runs(server.runs)
+    mine = wicked(runs, "mine", "stopped")
+    page.goto(server.url)
+    settle(page)
+    sidebar = page.locator("[data-testid=stSidebar]")
+    first = runs.create(quick().replace(name="first"))
+    expect(sidebar.get_by_text("first · queued")).to_be_visible()
+    launcher.stop(runs, first)
+    choose(page, "mine")
+    page.get_by_role("button", name="Rename or tag").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Name").fill("mine alone")
+    second = runs.create(quick().replace(name="second"))
+    page.wait_for_timeout(3000)
+    expect(sidebar.get_by_text("second · queued")).to_have_count(0)
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog).to_have_count(0)
+    expect(sidebar.get_by_text("second · queued")).to_be_visible()
+    assert mine.info().name == "mine alone"
+    launcher.stop(runs, second)

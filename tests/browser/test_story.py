@@ -63,7 +63,7 @@ def test_launch_watch_compare(page: Page, server: Server) -> None:
     open_page(page, server, "/")
     expect(page.get_by_role("heading", name="Is it the initialization?")).to_be_visible()
     expect(page.get_by_text("No runs yet")).to_be_visible()
-    page.wait_for_function("() => window.Plotly", timeout=120_000)  # read ahead: nobody waits for it after the click
+    wait_in_page(page, "() => Boolean(window.Plotly)", bool)  # read ahead: nobody waits for it after the click
 
     page.get_by_role("button", name="Launch 2 runs").click()
     page.wait_for_url(re.compile(r"/live\?run="))

@@ -399,8 +399,8 @@ def test_the_route_streams_and_ends(served):
 
 def test_questions_that_make_no_sense_are_answered_in_words(served):
     port, _, _ = served
-    assert get(port, "/api/stream")[0] == 400
     assert get(port, "/api/stream?run=a:b")[0] == 400
+    assert get(port, "/api/stream?" + "&run=x" * 65)[0] == 400
     status, _, body = get(port, "/api/stream?run=../../etc/passwd")
     assert (status, b"no run" in body) == (404, True)
 
