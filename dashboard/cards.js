@@ -3,6 +3,7 @@ import { TOKENS } from "./settings.js"
 import { number, style, themeOf } from "./ink.js"
 import { join } from "./live.js"
 
+const REST = 1000 // milliseconds
 const boards = new Map() // parentElement -> board
 
 function element(tag, className, parent) {
@@ -190,6 +191,16 @@ function showRows(board) {
   }
 }
 
+// Have the chart library read (half a second of one core) while nobody waits for it: a launch jumps to charts.
+let prepared = false
+function prepare() {
+  if (prepared) return
+  prepared = true
+  const idle = window.requestIdleCallback ?? ((act) => setTimeout(act, 0))
+  const read = () => import("./plot.js").then(({ plotly }) => plotly()).catch(() => {}) // whoever draws tries again, and says what is wrong
+  setTimeout(() => idle(read), REST)
+}
+
 export function progress({ data, parentElement, setTriggerValue }) {
   const board = enter(parentElement, "div", "initscope-progresses")
   const states = Object.fromEntries(data.rows.map(({ run, state }) => [run, state]))
@@ -214,6 +225,7 @@ export function progress({ data, parentElement, setTriggerValue }) {
     { there: () => board.data.there, changed: () => ask(board, "changed", Date.now()) },
   )
   showRows(board)
+  if (data.stops) prepare()
   return leaving(board)
 }
 

@@ -6,11 +6,10 @@ import { join } from "./live.js"
 const TITLE = 32 // pixels of a figure's upper margin that are meant for its title
 const NARROW = 560 // pixels; below, layout.meta.narrow applies
 const KEEP = 1600 // points a live curve is thinned to once it has grown to three times as many
-const AHEAD = 1000 // milliseconds
 const charts = new Map() // parentElement -> chart
 let library = null
 
-function plotly() {
+export function plotly() {
   library ??= new Promise((resolve, reject) => {
     if (window.Plotly) return resolve(window.Plotly)
     const script = document.createElement("script")
@@ -24,13 +23,6 @@ function plotly() {
     document.head.append(script)
   })
   return library
-}
-
-// Read the library (a second of one core) once the page has been at rest for a moment.
-export function ahead() {
-  const idle = window.requestIdleCallback ?? ((act) => setTimeout(act, 0))
-  const wait = setTimeout(() => idle(() => plotly().catch(() => {})), AHEAD) // whoever draws tries again, and says what is wrong
-  return () => clearTimeout(wait)
 }
 
 // -- the layout

@@ -22,7 +22,6 @@ from dashboard.component import component
 from dashboard.server import assets_path
 
 _PLOT = component("initscope_plot", "plot.js", "draw")
-_AHEAD = component("initscope_ahead", "plot.js", "ahead")
 
 
 def plain(value: Any) -> Any:
@@ -107,8 +106,3 @@ def _point(sent: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if not isinstance(point, dict) or not {"x", "y", "run", "trace"} <= point.keys() or any(isinstance(value, (dict, list)) for value in point.values()):
         return None
     return point
-
-
-def ahead() -> None:
-    """Draw nothing, and have the browser load what draws while nobody waits for it: a launch jumps to charts."""
-    _AHEAD(key="charts-ahead", data={"assets": assets_path()})

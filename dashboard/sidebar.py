@@ -13,7 +13,7 @@ from core.engines import ENGINES, State
 from core.errors import InitScopeError
 from core.schema import Status
 from core.store import RunInfo
-from dashboard import access, launch_form, loaders, plot, text
+from dashboard import access, launch_form, loaders, text
 from dashboard.cards import progress_rows
 from dashboard.stream import standing
 
@@ -49,7 +49,6 @@ def _form() -> None:
     if problems:
         st.caption("Nothing is launched until every field above is right.")
     st.caption(engine_line(processes.state(loaders.runs())))
-    plot.ahead()
 
 
 def engine_line(state: State) -> str:
