@@ -41,6 +41,11 @@ class Limits:
     disk_quota: int | None = None
     memory: int | None = None
 
+    @property
+    def memory_of_a_run(self) -> int:
+        """Bytes that a run may have here: what is set, else what there is."""
+        return self.memory if self.memory is not None else memory()
+
 
 def limits() -> Limits:
     """As set in the environment now. Raises LimitExceeded, naming the setting, for one that is no size or count."""
@@ -86,7 +91,7 @@ def check_network(config: RunConfig, allowed: Limits) -> None:
         return  # one of somebody's own, known once it is built: its process looks before it begins
     check_size(needed.parameters, allowed)
     if config.device == "cpu" or (config.device == "auto" and not _accelerator()):
-        check_memory(needed, allowed.memory if allowed.memory is not None else memory())
+        check_memory(needed, allowed.memory_of_a_run)
 
 
 def check_size(parameters: int, allowed: Limits) -> None:

@@ -9,7 +9,7 @@ refused could not have run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core import catalog
 from core.config import RunConfig
@@ -40,7 +40,8 @@ class Estimate:
 
     @property
     def words(self) -> str:
-        return f"weights {size(self.weights)}, optimizer {size(self.optimizer)}, activations {size(self.activations)}"
+        batch = f"activations {size(self.activations)}" if self.activations else "what a batch takes not counted"
+        return f"weights {size(self.weights)}, optimizer {size(self.optimizer)}, {batch}"
 
     @property
     def advice(self) -> str:
@@ -57,13 +58,17 @@ def estimate(config: RunConfig) -> Estimate | None:
     network = size_of(config, channels, classes)
     if network is None:
         return None
-    parameters = network.parameters
+    return replace(at_least(config, network.parameters), activations=config.batch_size * (network.kept + 2 * NUMBER * network.largest))
+
+
+def at_least(config: RunConfig, parameters: int) -> Estimate:
+    """The same for a network of which the parameters are known, and nothing else: one of somebody's own, once it has been built."""
     averages = AVERAGES[config.optimizer] if config.optimizer != "sgd" or config.momentum else 0
     return Estimate(
         parameters=parameters,
         weights=WEIGHT_COPIES * NUMBER * parameters * config.processes,
         optimizer=averages * NUMBER * parameters * config.processes,
-        activations=config.batch_size * (network.kept + 2 * NUMBER * network.largest),
+        activations=0,
         processes=config.processes,
     )
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from core import data, factories, limits, models
 from core.config import RunConfig
 from core.errors import ConfigError, RunFolderError, one_line
-from core.memory import estimate
+from core.memory import at_least, estimate
 from core.models import outputs as outputs_of
 from core.outcome import certain, judge
 from core.ranks import Ranks
@@ -112,7 +112,9 @@ class Training:
         self.model = models.build(
             self.config, in_channels=self.data.channels, num_classes=self.data.classes, sample=self.data.sample().cpu()
         )
-        limits.check_size(sum(p.numel() for p in self.model.parameters()), limits.limits())
+        parameters = sum(p.numel() for p in self.model.parameters())
+        limits.check_size(parameters, limits.limits())
+        _refuse_what_cannot_fit(self.config, self.device, parameters)
         self.model.to(self.device)
         channels_last(self.model)
         self.network = self.ranks.wrap(self.model, unused=factories.parse(self.config.model) is not None)
@@ -348,11 +350,18 @@ def in_layout(inputs: Tensor) -> Tensor:
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
 
 
-def _refuse_what_cannot_fit(config: RunConfig, device: torch.device) -> None:
-    """A GPU's memory is known here only; of several processes each has one for its share of the batch. Raises LimitExceeded."""
-    needed = estimate(config.replace(processes=1, batch_size=-(-config.batch_size // config.processes)))
-    if needed is not None and device.type == "cuda":
-        limits.check_memory(needed, torch.cuda.get_device_properties(device).total_memory)
+def _refuse_what_cannot_fit(config: RunConfig, device: torch.device, parameters: int | None = None) -> None:
+    """A GPU's memory is known here only, and what a network of somebody's own needs, once it is built, by its ``parameters``.
+
+    Of several processes each has its share of the batch. Raises LimitExceeded.
+    """
+    share = config.replace(processes=1, batch_size=-(-config.batch_size // config.processes))
+    needed = estimate(share)
+    if needed is None and parameters is not None:
+        needed = at_least(share, parameters)
+    if needed is not None:
+        gpu = device.type == "cuda"
+        limits.check_memory(needed, torch.cuda.get_device_properties(device).total_memory if gpu else limits.limits().memory_of_a_run)
 
 
 def _refuse_code_in(folder: Path, config: RunConfig) -> None:

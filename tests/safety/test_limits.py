@@ -46,6 +46,22 @@ def test_the_command_line_says_it_in_one_line(runs, monkeypatch, capsys):
     assert runs.ids() == []
 
 
+def test_a_network_of_ones_own_is_looked_at_once_it_is_built(runs, monkeypatch, tmp_path, capsys):
+    """Nobody can tell before what it needs; no step is made."""
+    (tmp_path / "nets.py").write_text("from torch import nn\n\n\ndef wide():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 40_000), nn.Linear(40_000, 10))\n")
+    command = ["train", "--model", f"{tmp_path}/nets.py:wide", "--image-size", "8", "--device", "cpu"]
+    for setting, value, said in (
+        ("INITSCOPE_MEMORY", "720MB", "needs about 760 MB of memory (weights 36 MB, optimizer 24 MB, what a batch takes not counted), and there are 720 MB"),
+        ("INITSCOPE_MAX_PARAMETERS", "1M", "the network has 3,000,010 parameters, over INITSCOPE_MAX_PARAMETERS=1,000,000"),
+    ):
+        with monkeypatch.context() as at:
+            at.setenv(setting, value)
+            assert main(command) == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
+        info = runs.list()[0]
+        assert info.status == "failed" and said in info.error and info.state["step"] == 0
+
+
 def test_concurrent_runs(runs, monkeypatch):
     """More threads than runs allowed: the supervisor keeps to the runs."""
     monkeypatch.setenv("INITSCOPE_SLOTS", "8")
