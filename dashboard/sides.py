@@ -46,7 +46,7 @@ def suggested_pair(infos: Sequence[RunInfo]) -> tuple[str, str]:
     newest run that converged and the newest that did not but differs in initialization only, with all their seeds if
     they belong to a sweep; else the two newest."""
     recent = [info for info in infos if info.status != "unreadable"][:RECENT]
-    if group_pair := _extremes_of_newest_sweep(recent):
+    if group_pair := _extremes(recent, recent[0].config.get("sweep") if recent else None):
         return group_pair
     good = [info for info in recent if info.outcome == Outcome.CONVERGED]
     bad = [info for info in recent if info.outcome in (Outcome.NOT_CONVERGED, Outcome.DIVERGED)]
@@ -58,9 +58,8 @@ def suggested_pair(infos: Sequence[RunInfo]) -> tuple[str, str]:
     return (newest[-1], newest[0]) if newest else ("", "")
 
 
-def _extremes_of_newest_sweep(infos: Sequence[RunInfo]) -> tuple[str, str] | None:
-    """(worst, best) group of the newest sweep, if the newest run belongs to one and the two differ."""
-    sweep = infos[0].config.get("sweep") if infos else None
+def _extremes(infos: Sequence[RunInfo], sweep: str | None) -> tuple[str, str] | None:
+    """(worst, best) group of a sweep, if the two differ."""
     rates = {
         init: sum(info.outcome == Outcome.CONVERGED for info in members) / len(members)
         for (name, init), members in groups(infos).items()
@@ -73,7 +72,7 @@ def _extremes_of_newest_sweep(infos: Sequence[RunInfo]) -> tuple[str, str] | Non
 
 
 def _all_seeds(b: RunInfo, g: RunInfo, infos: Sequence[RunInfo]) -> tuple[str, str] | None:
-    """The groups of a sweep that two of its runs stand for, where nothing but the seed varies in them."""
+    """The worst and the best group of the sweep that two runs belong to, where nothing but the seed varies in their groups."""
     sweep = b.config.get("sweep")
     if not sweep or sweep != g.config.get("sweep"):
         return None
@@ -81,7 +80,7 @@ def _all_seeds(b: RunInfo, g: RunInfo, infos: Sequence[RunInfo]) -> tuple[str, s
         members = groups(infos).get((str(sweep), one.init), [])
         if not members or any(_changed(one, other) - {"init_seed"} for other in members):
             return None
-    return f"init={b.init},sweep={sweep}", f"init={g.init},sweep={sweep}"
+    return _extremes(infos, str(sweep))
 
 
 def _differ_in_init_only(a: RunInfo, b: RunInfo) -> bool:

@@ -48,8 +48,8 @@ RECIPES = {
     "rates": Recipe(
         "Rate by initialization",
         """SELECT init, count(*) FILTER (outcome = 'converged') AS converged, count(*) AS of_runs, converged / of_runs AS rate
-FROM runs WHERE status = 'finished'
-GROUP BY init ORDER BY rate DESC, init""",
+FROM runs WHERE outcome IN ('converged', 'not_converged', 'diverged')
+GROUP BY init ORDER BY rate DESC, of_runs DESC, init""",
     ),
     "worst": Recipe(
         "Worst layer by run",

@@ -38,5 +38,8 @@ def test_the_pair_that_is_suggested_is_evidence_where_there_is_some(tmp_path: Pa
     a, b = sides.suggested_pair(runs.list())
     assert {a, b} <= set(made) and [runs.info(run).init for run in (a, b)] == list(ended)
     sweep("seeds", (1e-3,))
+    for seed in range(2):  # neither the worst nor the best, and the newest to fail
+        outcome = (Outcome.CONVERGED, Outcome.NOT_CONVERGED)[seed]
+        runs.create(quick().replace(init="xavier_normal", init_seed=seed, sweep="seeds"), Status.FINISHED, outcome=str(outcome))
     runs.create(quick().replace(epochs=9))
     assert sides.suggested_pair(runs.list()) == ("init=default,sweep=seeds", "init=kaiming_normal,sweep=seeds")
