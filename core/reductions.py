@@ -43,7 +43,7 @@ def by_sample(x: Tensor) -> Tensor:
         return x.reshape(-1, 1)
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         x = x.permute(0, 2, 3, 1)
-    return x.reshape(x.shape[0], -1)
+    return x.flatten(1)
 
 
 _QUIETLY = np.errstate(all="ignore")
@@ -69,15 +69,12 @@ def _pieces(x: Tensor) -> Iterable[np.ndarray]:
 
 def _converted(x: Tensor, rows: int) -> Iterator[np.ndarray]:
     """So many rows at a time as float32, in memory that the next ones overwrite."""
-    count, shape = x.shape[0], (min(rows, x.shape[0]), *x.shape[1:])
+    shape = min(rows, x.shape[0]), *x.shape[1:]
     array = _scratch(math.prod(shape), np.float32).reshape(shape)
-    tensor = torch.from_numpy(array)
-    for start in range(0, count - shape[0] + 1, rows):
-        tensor.copy_(x[start : start + rows])
-        yield array
-    if left := count % shape[0]:
-        tensor[:left].copy_(x[count - left :])
-        yield array[:left]
+    for piece in x.split(rows):  # of nothing: one, empty
+        part = array[: piece.shape[0]]
+        torch.from_numpy(part).copy_(piece)
+        yield part
 
 
 _threads = threading.local()
@@ -192,7 +189,7 @@ def off_units(output: Tensor) -> Tensor:
 
 
 def _highest(block: np.ndarray) -> np.ndarray:
-    return block[0].copy() if len(block) == 1 else np.maximum.reduce(block, 0)
+    return block[0].copy() if len(block) == 1 else np.maximum.reduce(block, 0, initial=-np.inf)
 
 
 def _over_samples(block: np.ndarray) -> np.ndarray:

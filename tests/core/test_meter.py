@@ -253,6 +253,13 @@ def test_forward_statistics_in_pieces(kind, shape, level):
     assert norm(x) == pytest.approx(exact.norm().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+def test_nothing_has_no_norm_and_no_unit_that_is_on(kind):
+    """An expert that no sample was sent to, in the middle of somebody's loop."""
+    assert norm(torch.empty(0, 3, dtype=kind)) == 0
+    assert off_units(torch.empty(0, 3, dtype=kind)).tolist() == [True] * 3
+
+
 @pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-20, 1e-13, 1e-6, 1, 1e10, 1e18, 1e30, 1e38])
 def test_norm(scale):
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0)).clamp(-2, 2) * scale
