@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from core.catalog import init_title
+from core.config import changed_fields
 from core.schema import Outcome
 from core.store import RunInfo
 from dashboard import text
@@ -76,17 +77,14 @@ def _all_seeds(b: RunInfo, g: RunInfo, infos: Sequence[RunInfo]) -> tuple[str, s
     sweep = b.config.get("sweep")
     if not sweep or sweep != g.config.get("sweep"):
         return None
+    members = [info for info in infos if info.config.get("sweep") == sweep]
+    found = groups(members)
     for one in (b, g):
-        members = groups(infos).get((str(sweep), one.init), [])
-        if not members or any(_changed(one, other) - {"init_seed"} for other in members):
+        seeds = found.get((str(sweep), one.init), [])
+        if not seeds or any(changed_fields(one.config, other.config).keys() - {"init_seed"} for other in seeds):
             return None
-    return _extremes(infos, str(sweep))
+    return _extremes(members, str(sweep))
 
 
 def _differ_in_init_only(a: RunInfo, b: RunInfo) -> bool:
-    return _changed(a, b) == {"init"}
-
-
-def _changed(a: RunInfo, b: RunInfo) -> set[str]:
-    """Fields of their configs, but names and notes, in which two runs differ."""
-    return {key for key in {*a.config, *b.config} - {"name", "tags", "sweep"} if a.config.get(key) != b.config.get(key)}
+    return changed_fields(a.config, b.config).keys() == {"init"}

@@ -20,7 +20,7 @@ from typing import Any
 from core.errors import InitScopeError
 from core.schema import LIVE, Status
 from core.store.claim import claimed
-from core.store.files import alive
+from core.store.files import alive, touch
 from core.store.run import Run
 from core.store.shared import CHECKPOINT, FILES, OURS, Shared, store_of
 from core.store.writer import set_status
@@ -64,7 +64,7 @@ class Shipper:
             for run_id in self.store.remote.listed(".stops"):
                 if run_id in self.cargo and self.cargo[run_id].status in LIVE:
                     with contextlib.suppress(OSError):
-                        (self.store.root / run_id / "stop").touch()
+                        touch(self.store.root / run_id / "stop")
 
         if any(cargo.status in LIVE for cargo in self.cargo.values()):
             _quietly(look)
@@ -98,7 +98,7 @@ class Cargo:
             return
         now = time.monotonic()
         if now - self._sure > LEASE_SECONDS and not self.store.still_ours(self.run.id):
-            (self.run.path / "stop").touch()
+            touch(self.run.path / "stop")
             (self.store.root / OURS / self.run.id).unlink(missing_ok=True)
             return
         self._sure = now
