@@ -15,13 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from core import inits
 from core.meter import MISSING, LayerMeter, together
 from core.models import vgg
 from core.recorder import layer_values
-from core.reductions import by_sample, change_norms, copy_norms, forward_statistics, norm, norms, off_units, ratio
+from core.reductions import change_norms, copy_norms, device, forward_statistics, host, norm, norms, off_units, ratio
 from core.schema import LAYER_METRICS
+from core.tensors import by_sample
 
 torch.set_num_threads(1)
 
@@ -194,7 +197,8 @@ SHAPES = {
         (-3e4, 10.0, 1.0),
     ],
 )
-def test_forward_statistics(shape, level, between_units, signal):
+@pytest.mark.parametrize("side", [host, device])
+def test_forward_statistics(shape, level, between_units, signal, side):
     generator = torch.Generator().manual_seed(0)
     size = SHAPES[shape]
     units = torch.randn(1, *size[1:], generator=generator, dtype=torch.float64)
@@ -202,16 +206,17 @@ def test_forward_statistics(shape, level, between_units, signal):
     if shape == "channels last":
         x = x.to(memory_format=torch.channels_last)
     exact = x.double().reshape(len(x), -1)
-    found = forward_statistics(x)
+    found = side.forward_statistics(by_sample(x), off=False)
     std = exact.std(correction=0).item()
     assert found["signal_std"] == pytest.approx(exact.std(0, correction=0).square().mean().sqrt().item(), rel=0.01)
     assert found["activation_std"] == pytest.approx(std, rel=0.01)
     assert found["activation_mean"] == pytest.approx(exact.mean().item(), rel=1e-5, abs=1e-3 * std)
 
 
-def test_forward_statistics_at_the_ends():
+@pytest.mark.parametrize("side", [host, device])
+def test_forward_statistics_at_the_ends(side):
     def found(x):
-        return forward_statistics(x)
+        return {name: float(value) for name, value in side.forward_statistics(by_sample(x), off=False).items()}
 
     assert found(torch.full((5, 3), 0.7)) == {
         "activation_mean": pytest.approx(0.7),
@@ -238,26 +243,31 @@ def test_forward_statistics_at_the_ends():
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 200_000), (3, 131_072), (4, 300_000), (5, 40_000), (64, 5_000)])
 @pytest.mark.parametrize("level", [0.0, 1.0])
-def test_forward_statistics_in_pieces(kind, shape, level):
-    """Outputs that are looked at a few samples at a time, or one: what is converted may lie in memory that the next piece overwrites."""
+@pytest.mark.parametrize("side", [host, device])
+def test_forward_statistics_in_pieces(kind, shape, level, side, monkeypatch):
+    """Outputs that are looked at a few samples or units at a time, or one: what is converted may lie in memory that the next piece overwrites."""
+    monkeypatch.setattr(device, "PIECE_BYTES", 2**19)
     x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * (1e-2 if level else 1.0) + level).to(kind)
     exact = x.double()
     for asked in (False, True):
-        found = forward_statistics(x, off=asked)
+        found = side.forward_statistics(x, off=asked)
         std = exact.std(correction=0).item()
         assert found["activation_mean"] == pytest.approx(exact.mean().item(), rel=1e-4, abs=1e-5 * std)
         assert found["activation_std"] == pytest.approx(std, rel=1e-3)
         assert found["signal_std"] == pytest.approx(exact.var(0, correction=0).mean().sqrt().item(), rel=1e-3)
         assert not asked or torch.equal(found["off"], (exact <= 0).all(0))
-    assert torch.equal(off_units(x.relu()), (exact <= 0).all(0))
-    assert norm(x) == pytest.approx(exact.norm().item(), rel=1e-5)
+    assert torch.equal(side.off_units(x.relu()), (exact <= 0).all(0))
+    for length in norm(x), device.norms([x])[0]:
+        assert float(length) == pytest.approx(exact.norm().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
 def test_nothing_has_no_norm_and_no_unit_that_is_on(kind):
     """An expert that no sample was sent to, in the middle of somebody's loop."""
     assert norm(torch.empty(0, 3, dtype=kind)) == 0
-    assert off_units(torch.empty(0, 3, dtype=kind)).tolist() == [True] * 3
+    assert device.norms([torch.empty(0, 3, dtype=kind)])[0] == 0
+    for side in host, device:
+        assert side.off_units(torch.empty(0, 3, dtype=kind)).tolist() == [True] * 3
 
 
 @pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-20, 1e-13, 1e-6, 1, 1e10, 1e18, 1e30, 1e38])
@@ -343,6 +353,31 @@ def test_dead_units_of_a_rectifier_that_is_known_by_now(rectifier, kind):
             assert read(meter)["layer"]["dead_fraction"] == pytest.approx(dead, abs=1e-6)
 
 
+class _Made(TorchDispatchMode):
+    """The bytes of every tensor that an operation makes anew."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        if not function.is_view:
+            self.bytes = [*getattr(self, "bytes", []), *(x.nbytes for x in tree_leaves(result) if isinstance(x, Tensor))]
+        return result
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+def test_an_output_on_a_device_is_never_copied_whole(kind, monkeypatch):
+    monkeypatch.setattr(device, "PIECE_BYTES", 2**19)
+    x = torch.randn(64, 100_000).to(kind)
+    with _Made() as made:
+        device.forward_statistics(x, off=True)
+    assert 2**18 < max(made.bytes) <= 2**19 < x.nbytes / 20
+
+
+def test_norms_on_a_device():
+    tensors = [torch.randn(30).to(kind) * 1e-12 for kind in (torch.complex64, torch.bfloat16, torch.float32, torch.float64)]
+    assert [float(x) for x in device.norms(tensors)] == pytest.approx([x.to(torch.complex128).norm().item() for x in tensors], rel=1e-12)
+    assert float(device.norms([torch.full((4,), 1e-25)])[0]) == pytest.approx(2e-25, rel=1e-6)
+
+
 def test_nothing_on_a_gpu_is_waited_for():
     """Fake CUDA tensors refuse to be looked at, so whatever a step makes of a layer stays on the device until the one transfer."""
     with FakeTensorMode():
@@ -353,7 +388,7 @@ def test_nothing_on_a_gpu_is_waited_for():
         before = [torch.empty_like(weight)]
         found = forward_statistics(output, off=True)
         (length,), (moved,), (norms_of,) = copy_norms(before, [weight]), change_norms(before, [weight]), norms([weight])
-        numbers = [*found.values(), ratio(moved, length), norms_of, norm(gradient), off_units(output.relu()).sum(), MISSING]
+        numbers = [found.pop("off").sum(), *found.values(), ratio(moved, length), norms_of, norm(gradient), off_units(output.relu()).sum(), MISSING]
         assert together(numbers, output.device).device.type == "cuda"
 
 
