@@ -19,9 +19,14 @@ from core.tensors import by_sample
 Number = float | Tensor
 
 
+def on_host(x: Tensor) -> bool:
+    """Whether numbers of ``x`` can be looked at without waiting for a device."""
+    return x.device.type == "cpu"
+
+
 def norm(x: Tensor) -> Number:
     """L2 norm, right also where float32 squares would vanish (below 1e-19) or overflow. Only Apple's GPUs, which have no float64, cannot do that."""
-    if x.device.type != "cpu":
+    if not on_host(x):
         return device.norms([x])[0]
     if type(x) is Tensor:
         return host.norm(x)
@@ -51,12 +56,12 @@ def change_norms(before: list[Tensor], after: list[Tensor]) -> Sequence[Number]:
 
 def _together(tensors: list[Tensor]) -> bool:
     """Whether there are tensors, all on one device that is not the CPU."""
-    return bool(tensors) and tensors[0].device.type != "cpu" and all(x.device == tensors[0].device for x in tensors)
+    return bool(tensors) and not on_host(tensors[0]) and all(x.device == tensors[0].device for x in tensors)
 
 
-def forward_statistics(output: Tensor, off: bool = False) -> dict[str, Any]:
-    """activation_mean, activation_std and signal_std of a layer's output (samples first). ``off`` asks for the units that are not above
-    zero for any sample too, which a rectifier will set to zero: with the same look at the memory.
+def forward_statistics(output: Tensor, off: bool = False) -> dict[Any, Any]:
+    """What gives activation_mean, activation_std and signal_std of a layer's output (samples first) when it is ``finished``. ``off`` asks
+    for the units that are not above zero for any sample too, which a rectifier will set to zero: with the same look at the memory.
 
     ``signal_std`` is the population standard deviation of each unit across the samples, root-mean-squared over units. It
     can be a millionth of the values themselves, so the first sample is subtracted before anything is squared: the
@@ -65,24 +70,22 @@ def forward_statistics(output: Tensor, off: bool = False) -> dict[str, Any]:
     plain sums (half the work) shows that little cancels, a CPU takes those; a GPU would have to be waited for to know.
     """
     x = by_sample(output)
-    return (host if x.device.type == "cpu" else device).forward_statistics(x, off)
+    return (host if on_host(x) else device).forward_statistics(x, off)
+
+
+def finished(found: dict[Any, float]) -> dict[str, float]:
+    """The three columns, from what ``forward_statistics`` found, once a device has sent its share."""
+    return device.finished(found) if "samples" in found else dict(found)
 
 
 def off_units(output: Tensor) -> Tensor:
     """For each of a rectifier's units (samples first), whether it is zero for every sample."""
     x = by_sample(output.detach())
-    return (host if x.device.type == "cpu" else device).off_units(x)
+    return (host if on_host(x) else device).off_units(x)
 
 
-def root(x: Number) -> Number:
-    """Square root; 0 for what rounding made negative."""
-    return x.clamp(min=0).sqrt() if isinstance(x, Tensor) else math.sqrt(max(x, 0.0))
-
-
-def ratio(part: Number, whole: Number) -> Number:
+def ratio(part: float, whole: float) -> float:
     """``part / whole``, where nothing is 0 of anything, of nothing too."""
-    if isinstance(part, Tensor):
-        return torch.where(part == 0, part, part / whole)
     if part == 0:
         return 0.0
     return part / whole if whole else math.nan if math.isnan(part) else math.inf

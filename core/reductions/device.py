@@ -6,6 +6,7 @@ memory traffic for bfloat16 summed in float64); ``_foreach_norm`` widens each nu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ PIECE_BYTES = 2**25
 def norms(tensors: list[Tensor]) -> Sequence[Tensor]:
     """L2 norms of tensors on one device, each a scalar in float64 (float32 where there is none)."""
     tensors = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in tensors]
-    kind = torch.float32 if tensors[0].device.type == "mps" else torch.float64
+    kind = _widest(tensors[0])
     if all(x.dtype == tensors[0].dtype for x in tensors):
         return torch._foreach_norm(tensors, 2, kind)
     return [torch._foreach_norm([x], 2, kind)[0] for x in tensors]  # together they would be copied first
@@ -42,28 +43,40 @@ def off_units(x: Tensor) -> Tensor:
     return x.amax(0) <= 0 if len(x) else x.new_ones(x.shape[1], dtype=torch.bool)
 
 
-def forward_statistics(x: Tensor, off: bool) -> dict[str, Any]:
-    """Mean, deviation and signal of (samples, units), and the units that are off: a few units of all samples at a time."""
-    samples, units = x.shape
-    wide = torch.promote_types(x.dtype, torch.float32)
-    lengths, sums, below = [], [], []
-    for part in x.split(max(1, PIECE_BYTES // (samples * x.element_size())), 1):
+def forward_statistics(x: Tensor, off: bool) -> dict[Any, Any]:
+    """What ``finished`` makes the columns of, for (samples, units), a few units of all samples at a time; and the units that are off."""
+    samples, summed = len(x), torch.promote_types(x.dtype, torch.float32)
+    found: dict[Any, Any] = {"samples": samples, "units": []}
+    below = []
+    for k, part in enumerate(x.split(max(1, PIECE_BYTES // (samples * x.element_size())), 1)):
         difference = _less_first(part)
-        lengths += norms([difference])
-        sums.append(difference.sum(0, dtype=wide))
+        total = difference.sum(0, dtype=summed)
+        between, mean = torch.var_mean(torch.add(part[0].to(_widest(x)), total, alpha=1 / samples), correction=0)
+        found |= {("length", k): norms([difference])[0], ("moved", k): norms([total])[0], ("between", k): between, ("mean", k): mean}
+        found["units"].append(part.shape[1])
         if off:
             below.append(off_units(part))
-    first = x[0].to(wide)
-    moved = torch.cat(sums) / samples
-    means = first - first[0] + moved
-    mean = means.mean()
-    moved_length, between = (length.square() / units for length in norms([moved, means - mean]))
-    signal = (torch.stack(lengths).square().sum() / x.numel() - moved_length).clamp(min=0)
-    found = {"activation_mean": first[0] + mean, "activation_std": (signal + between).sqrt(), "signal_std": signal.sqrt()}
-    return {**found, "off": torch.cat(below)} if off else found
+    return {**found, "off": below[0] if len(below) == 1 else torch.cat(below)} if off else found
+
+
+def finished(found: dict[Any, Any]) -> dict[str, float]:
+    """The columns, from plain numbers: over the samples of each unit the differences from the first and their sum, over the units of each
+    piece mean and variance of their means."""
+    pieces, units = range(len(found["units"])), sum(found["units"])
+    shares = [count / units for count in found["units"]]
+    squares, moved = (sum(found[name, k] * found[name, k] for k in pieces) for name in ("length", "moved"))
+    signal = max((squares - moved / found["samples"]) / (found["samples"] * units), 0.0)  # NaN stays
+    mean = sum(share * found["mean", k] for k, share in zip(pieces, shares, strict=True))
+    between = sum(share * (found["between", k] + (found["mean", k] - mean) * (found["mean", k] - mean)) for k, share in zip(pieces, shares, strict=True))
+    return {"activation_mean": mean, "activation_std": math.sqrt(signal + between), "signal_std": math.sqrt(signal)}
 
 
 def _less_first(x: Tensor) -> Tensor:
     """Each sample less the first, in the type of ``x``: a difference is rounded by a share of itself, which averages out over many. Only
     float16 has too small a range for it."""
     return x.float() - x[:1].float() if x.dtype == torch.float16 else x - x[:1]
+
+
+def _widest(x: Tensor) -> torch.dtype:
+    """The widest type that the device of ``x`` has."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
