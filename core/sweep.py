@@ -21,6 +21,7 @@ from core import catalog, factories
 from core.config import OPTIONS, RunConfig, changed_fields
 from core.diagnosis.statistics import wilson
 from core.errors import ConfigError, choose_from, one_line
+from core.launcher import submit
 from core.schema import Outcome, Status
 from core.store import Run, RunInfo, Runs
 
@@ -225,7 +226,5 @@ def best_against_rest(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def launch(runs: Runs, configs: Sequence[RunConfig], engine: str = "", first: bool = False) -> list[Run]:
     """Queue the cells that are missing, as ``launcher.submit`` does; those that are there already are not run again."""
-    from core.launcher import submit
-
     wanted = missing(configs, runs.list())
     return submit(runs, wanted, engine, first) if wanted else []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core import catalog
-from core.__main__ import build_parser
+from core.commands.parser import build_parser
 from core.config import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,8 @@ import sys
 import psutil
 import pytest
 
-from core.__main__ import build_parser, main
+from core.__main__ import main
+from core.commands.parser import build_parser
 from core.config import RunConfig
 from core.schema import Status
 from core.store import Runs, RunWriter, own_process

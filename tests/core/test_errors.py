@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from core import engines, errors, launcher
-from core.__main__ import _train_here
+from core.commands.training import train_here
 from core.config import RunConfig, quick
 from core.errors import InitScopeError
 
@@ -119,7 +119,7 @@ def make(kind: type[InitScopeError], runs, tiny, tmp_path, monkeypatch) -> None:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # a disk that takes no file as large as a checkpoint
         try:
-            _train_here(run)
+            train_here(run)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     elif kind is errors.FactoryFailed:
