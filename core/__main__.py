@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = build_parser().parse_args(arguments)
         with factories.trusted():
-            result = given.command(given)
+            result = pkgutil.resolve_name(given.command)(given)
         if given.json:
             print(json.dumps(finite(result)))
         sys.stdout.flush()

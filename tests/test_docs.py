@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -19,8 +20,8 @@ COMMANDS = re.findall(r"^    python -m core (.+)$", README, re.MULTILINE)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_every_command_parses(line: str) -> None:
-    build_parser().parse_args(shlex.split(line))
+def test_every_command_parses_and_is_there(line: str) -> None:
+    assert callable(pkgutil.resolve_name(build_parser().parse_args(shlex.split(line)).command))
 
 
 def test_every_command_is_shown() -> None:

@@ -6,16 +6,9 @@ Exit status 0: it did what was asked (a network that does not converge is a resu
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import NoReturn
 
-from core.commands.answers import compare_command, diagnose_command, report_command
 from core.commands.given import DEFAULT_PRESET
-from core.commands.probe import probe_command
-from core.commands.query import query_command
-from core.commands.runs import delete_command, export_command, runs_command
-from core.commands.sweep import sweep_command
-from core.commands.training import resume_command, stop_command, train_command
 from core.config import OPTIONS, PRESETS
 from core.engines import ENGINES
 from core.errors import ConfigError, one_line
@@ -29,49 +22,52 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> Parser:
-    """Every command with its arguments; config flags come from the config's own declaration."""
+    """Every command with its arguments; config flags come from the config's own declaration.
+
+    ``command`` is the name of the function that carries it out: its module is loaded for the one command that is given.
+    """
     common = _common()
     configured = _configured(common)
     parser = Parser(prog="python -m core", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
 
-    def add(name: str, command: Callable, help: str, parent: Parser = common) -> argparse.ArgumentParser:
+    def add(name: str, module: str, help: str, parent: Parser = common) -> argparse.ArgumentParser:
         added = commands.add_parser(name, parents=[parent], help=help, description=help, allow_abbrev=False)
-        added.set_defaults(command=command)
+        added.set_defaults(command=f"core.commands.{module}:{name}_command")
         return added
 
-    train = add("train", train_command, "train one run here, or --detach it into the queue", configured)
+    train = add("train", "training", "train one run here, or --detach it into the queue", configured)
     train.add_argument("--detach", action="store_true", help="queue the run and return at once")
     _queue_options(train)
-    probe = add("probe", probe_command, "one batch, no training: each layer measured and predicted, and a forecast", configured)
+    probe = add("probe", "probe", "one batch, no training: each layer measured and predicted, and a forecast", configured)
     probe.add_argument("--seeds", type=int, default=1, metavar="N", help="measure so many init seeds and give the band (default 1)")
-    sweep = add("sweep", sweep_command, "initializations x seeds, as many at once as the machine carries", configured)
+    sweep = add("sweep", "sweep", "initializations x seeds, as many at once as the machine carries", configured)
     sweep.add_argument("--inits", required=True, metavar="A,B", help="initializations, with commas between")
     sweep.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds for each (default 5)")
     sweep.add_argument("--vary", action="append", default=[], metavar="FIELD=1,2", help="also vary a number or a switch (at most twice)")
     sweep.add_argument("--models", metavar="A,B", help="the same for each of these networks, with commas between")
     _queue_options(sweep)
-    add("runs", runs_command, "list all runs")
-    compare = add("compare", compare_command, "did B fix what A suffers from?")
+    add("runs", "runs", "list all runs")
+    compare = add("compare", "answers", "did B fix what A suffers from?")
     compare.add_argument("a", metavar="A", help="a run id, or a group such as init=default,sweep=ID")
     compare.add_argument("b", metavar="B")
-    report = add("report", report_command, "a run, or the comparison of two, as one HTML file that opens offline")
+    report = add("report", "answers", "a run, or the comparison of two, as one HTML file that opens offline")
     report.add_argument("a", metavar="A")
     report.add_argument("b", metavar="B", nargs="?")
     report.add_argument("--output", required=True, metavar="FILE.html")
-    export = add("export", export_command, "a run for other tools: CSV, JSON or TensorBoard")
+    export = add("export", "runs", "a run for other tools: CSV, JSON or TensorBoard")
     export.add_argument("run", metavar="RUN", help="a run id")
     export.add_argument("--format", required=True, choices=("csv", "json", "tensorboard"), help="csv: a folder of three files")
     export.add_argument("--output", required=True, metavar="PATH", help="a file or folder that does not exist yet")
-    add("diagnose", diagnose_command, "why did this run not train?").add_argument("run", metavar="RUN", help="a run id")
-    query = add("query", query_command, "ask in SQL over all runs: the views runs, steps, epochs and layers")
+    add("diagnose", "answers", "why did this run not train?").add_argument("run", metavar="RUN", help="a run id")
+    query = add("query", "query", "ask in SQL over all runs: the views runs, steps, epochs and layers")
     query.add_argument("sql", metavar="SELECT", help="one SELECT, or a recipe: rates, worst, slowest")
-    for name, command, help in (
-        ("stop", stop_command, "stop a run after its current step; it can be resumed"),
-        ("resume", resume_command, "go on with a stopped, failed or crashed run, from its checkpoint"),
-        ("delete", delete_command, "delete the folder of a run that has ended"),
+    for name, module, help in (
+        ("stop", "training", "stop a run after its current step; it can be resumed"),
+        ("resume", "training", "go on with a stopped, failed or crashed run, from its checkpoint"),
+        ("delete", "runs", "delete the folder of a run that has ended"),
     ):
-        add(name, command, help).add_argument("run", metavar="RUN", help="a run id")
+        add(name, module, help).add_argument("run", metavar="RUN", help="a run id")
     return parser
 
 

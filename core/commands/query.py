@@ -8,11 +8,10 @@ from typing import Any
 
 from core.commands.given import runs_of
 from core.errors import QueryError
+from core.store.query import query
 
 
 def query_command(given: argparse.Namespace) -> dict[str, Any]:
-    from core.store.query import query
-
     try:
         given.sql.encode()
     except UnicodeEncodeError:  # bytes of another encoding, as a shell passes them on

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from core import factories, launcher, sweep
+from tqdm import tqdm
+
+from core import factories, launcher, sweep, trainability
 from core.commands.given import config_from, runs_of
 from core.config import RunConfig
 from core.errors import TrainingFailed
@@ -36,8 +38,6 @@ def sweep_command(given: argparse.Namespace) -> dict[str, Any]:
     if not given.json:
         _print_rows(rows, by)
         if len(axes) == 2:
-            from core import trainability
-
             print("\n".join(trainability.sentences(base, rows, inits, axes)))
     return {"sweep": name, "rows": rows}
 
@@ -60,8 +60,6 @@ def _base_and_axes(given: argparse.Namespace) -> tuple[RunConfig, list[sweep.Axi
 
 def _watch(runs: Runs, wanted: Sequence[str]) -> None:
     """A progress bar until all of these runs have ended; the queue is kept going meanwhile."""
-    from tqdm import tqdm
-
     form = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
     # smoothing=0: the time left from the mean speed since the start; ``initial`` is what was there before.
     with tqdm(total=1.0, bar_format=form, smoothing=0, miniters=0, dynamic_ncols=True, file=sys.stderr, mininterval=0.3) as bar:

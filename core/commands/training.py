@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any
 
+from tqdm import tqdm
+
 from core import launcher, limits
 from core.commands.given import config_from, runs_of
 from core.errors import ConfigError, InitScopeError, TrainingFailed, one_line
@@ -16,6 +18,7 @@ from core.permission import require
 from core.schema import LIVE, Status
 from core.store import Run, RunInfo, Runs, own_process
 from core.store.files import number
+from core.worker import work
 
 STOP_WAIT_SECONDS = 60
 
@@ -60,10 +63,6 @@ def stop_command(given: argparse.Namespace) -> dict[str, Any]:
 
 def train_here(run: Run) -> dict[str, Any]:
     """Train ``run`` in this process, under a progress bar; the JSON of what came of it. Raises TrainingFailed."""
-    from tqdm import tqdm
-
-    from core.worker import work
-
     print(f"{run.id}: {run.config().title} in {run.path}", file=sys.stderr)
     bar = tqdm(unit="step", dynamic_ncols=True, leave=True, file=sys.stderr, mininterval=0.3)
 
