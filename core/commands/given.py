@@ -11,6 +11,7 @@ from core import config as configs
 from core import factories
 from core.config import OPTIONS, RunConfig
 from core.errors import ConfigError, one_line
+from core.factories.pinning import pin
 from core.store import Runs, default_root
 
 DEFAULT_PRESET = "quick"
@@ -37,7 +38,7 @@ def config_from(given: argparse.Namespace) -> RunConfig:
     for role in factories.ROLES:
         if role in typed:
             values[f"{role}_sha256"] = ""  # the file's digest belonged to the other model or data
-    return factories.pin(configs.preset(given.preset or DEFAULT_PRESET).replace(**{**values, **typed}), stated | set(typed))
+    return pin(configs.preset(given.preset or DEFAULT_PRESET).replace(**{**values, **typed}), stated | set(typed))
 
 
 def runs_of(given: argparse.Namespace) -> Runs:

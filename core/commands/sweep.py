@@ -9,10 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from core import factories, launcher, sweep, trainability
+from core import launcher, sweep, trainability
 from core.commands.given import config_from, runs_of
 from core.config import RunConfig
 from core.errors import TrainingFailed
+from core.factories.pinning import pin
 from core.schema import Status
 from core.store import RunInfo, Runs
 
@@ -48,7 +49,7 @@ def _base_and_axes(given: argparse.Namespace) -> tuple[RunConfig, list[sweep.Axi
     base = config_from(given)
     for axis in axes:  # every value of an axis must be able to reach a factory of one's own
         for value in axis.values:
-            factories.pin(base.replace(**{axis.field: value}), (axis.field,))
+            pin(base.replace(**{axis.field: value}), (axis.field,))
     if given.field_stop_when_certain is None:
         base = base.replace(stop_when_certain=True)
     if given.models:

@@ -16,7 +16,7 @@ TORCHLESS = sorted(
     {
         *(
             f"core/{name}.py"
-            for name in ("__init__", "schema", "config", "option", "catalog", "errors", "outcome", "launcher", "factories/__init__", "factories/code", "worker", "__main__")
+            for name in ("__init__", "schema", "config", "option", "catalog", "errors", "outcome", "launcher", "factories/__init__", "factories/code", "factories/pinning", "worker", "__main__")
         ),
         *(str(path.relative_to(ROOT)) for folder in ("core/store", "core/diagnosis", "core/commands") for path in (ROOT / folder).glob("*.py")),
     }
