@@ -24,7 +24,7 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
-from core import config, data, models, trainer
+from core import config, datasets, models, trainer
 from core.config import RunConfig
 from core.recorder import Recorder
 from core.schema import Status
@@ -41,7 +41,7 @@ DENSE_BFLOAT16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, 
 class Pictures(torch.utils.data.Dataset):
     """The digits as a tutorial has them: PIL images, resized and turned into tensors one at a time."""
 
-    def __init__(self, raw: data.RawData, size: int):
+    def __init__(self, raw: datasets.RawData, size: int):
         pixels = (raw.train.images[:, 0] * (255 / raw.white)).numpy().astype(np.uint8)
         self.images = [Image.fromarray(image) for image in pixels]
         self.labels = raw.train.labels.tolist()
@@ -56,7 +56,7 @@ class Pictures(torch.utils.data.Dataset):
 
 def reader(run: RunConfig, device: torch.device) -> Iterator[None]:
     """The tutorial's loop; one step at each ``next``."""
-    raw = data.read(run.data, run.image_size)
+    raw = datasets.read(run.data, run.image_size)
     model = models.build(run, in_channels=1, num_classes=10).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=run.learning_rate)
     criterion = nn.CrossEntropyLoss()
@@ -150,11 +150,11 @@ def story(steps: int = 200, epochs: int = 20, samples: int = 60_000, batch: int 
         raise SystemExit("--story needs a CUDA GPU; none is here")
     device = torch.device("cuda")
     name = torch.cuda.get_device_name(device)
-    raw = data.RawData(*(data.Split(torch.randint(0, 256, (n, 1, 28, 28), dtype=torch.uint8), torch.randint(0, 10, (n,))) for n in (samples, 10_000)), 10, 255.0)
+    raw = datasets.RawData(*(datasets.Split(torch.randint(0, 256, (n, 1, 28, 28), dtype=torch.uint8), torch.randint(0, 10, (n,))) for n in (samples, 10_000)), 10, 255.0)
     for init in ("default", "kaiming_normal"):
         run = config.tutorial_224().replace(init=init, precision="auto", batch_size=batch)
         with tempfile.TemporaryDirectory() as folder:
-            data.read = lambda *_: raw  # FashionMNIST's shape, without its files
+            datasets.read = lambda *_: raw  # FashionMNIST's shape, without its files
             loop = ours(run, folder)
             for _ in range(20):
                 next(loop)

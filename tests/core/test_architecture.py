@@ -89,7 +89,7 @@ def test_the_store_is_the_only_reader_and_writer_of_tables():
 def test_modules_that_write_are_not_imported_by_those_that_read():
     reading = [*files("core/store"), *files("core/diagnosis"), ROOT / "core/outcome.py", ROOT / "core/schema.py"]
     writing = tuple(
-        f"core.{name}" for name in ("trainer", "recorder", "meter", "models", "inits", "data", "worker", "launcher", "probe")
+        f"core.{name}" for name in ("trainer", "recorder", "meter", "models", "inits", "data", "datasets", "worker", "launcher", "probe")
     )
     assert not offenders(reading, writing)
 
