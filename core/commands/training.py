@@ -35,7 +35,7 @@ def train_command(given: argparse.Namespace) -> dict[str, Any]:
     limits.check([config], 0, runs.root)
     load_training()
     gc.freeze()  # nothing of it is ever to be collected, at the exit neither
-    from core.trainer import pick_device
+    from core.devices import pick_device
 
     pick_device(config.device)  # refused before a folder is made
     # Running from the first moment: a supervisor that looks at this folder now must not take it for one that waits.

@@ -59,7 +59,8 @@ class Local:
             os.setsid()
             os.nice(NICENESS)
             drop_inherited()
-            from core.worker import main_in_child, output_to
+            from core.run_log import output_to
+            from core.worker import main_in_child
 
             output_to(run)
             status = main_in_child(run, self.name)

@@ -38,7 +38,7 @@ from typing import Any
 import pyarrow as pa
 
 from core.errors import RunFolderError, RunNotFound, RunStateError
-from core.schema import LIVE
+from core.schema import CHECKPOINT, LIVE
 from core.store.files import FOREIGN_HEARTBEAT_SECONDS, number, replacing, write_json
 from core.store.parts import holds_through, parts
 from core.store.remote import Remote, Taken
@@ -50,7 +50,6 @@ ATTEMPTS = 8
 AGAIN_SECONDS = 0.1
 """Between two attempts, and so much longer before each further one."""
 ADDRESS, OURS, FETCHED, SEEN, REFRESHED = ".address.json", ".ours", ".fetched", ".seen.json", ".refreshed"
-CHECKPOINT = "checkpoint.pt"
 FILES = re.compile(r"(?:config\.json|status\.json|log\.txt|checkpoint\.pt|(?:steps|epochs|layers)\.parquet|parts/(?:steps|epochs|layers)-\d{8}-\d{8}\.parquet)")
 """What is copied, up and down; anything else under a run's name is none of ours."""
 _stores: dict[Path, Shared] = {}

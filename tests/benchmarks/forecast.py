@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from core import data, models, trainer
 from core.config import RunConfig
 from core.forecast import forecast
+from core.optimizers import build_optimizer
 from core.outcome import CERTAIN_SKILL, judge
 from core.probe import first_batch, predict, probe
 
@@ -111,7 +112,7 @@ def train(config: RunConfig) -> dict:
     loaded = data.load(config)
     model = models.build(config, in_channels=loaded.channels, num_classes=loaded.classes)
     model.to(memory_format=torch.channels_last).train()
-    optimizer = trainer.build_optimizer(config, model)
+    optimizer = build_optimizer(config, model)
     steps, loss, accuracy, best = 0, math.nan, None, 0.0
     for epoch in range(config.epochs):
         for images, labels in loaded.epoch(epoch):

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core import config, data, models, trainer
+from core import config, data, devices, models
 from core.recorder import Recorder
 
 TURN = 2
@@ -126,7 +126,7 @@ def loop(options: argparse.Namespace, watch: Watch, folder: str) -> Iterator[Non
     """Training on the digits of the quick preset; one step at each ``next``."""
     run = config.quick().replace(width=options.width, image_size=options.size, init=options.init, batch_size=options.batch)
     model = models.build(run, in_channels=1, num_classes=10)
-    trainer.channels_last(model)
+    devices.channels_last(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     clock = OwnTime()
     watcher = watch(model, optimizer, folder, clock)
@@ -135,7 +135,7 @@ def loop(options: argparse.Namespace, watch: Watch, folder: str) -> Iterator[Non
         for x, y in itertools.cycle(batches(run)):
             clock.start()
             optimizer.zero_grad()
-            with trainer.precision(options.precision, x.device):
+            with devices.precision(options.precision, x.device):
                 logits = model(x)
             loss = F.cross_entropy(logits.float(), y)
             loss.backward()
@@ -151,7 +151,7 @@ def loop(options: argparse.Namespace, watch: Watch, folder: str) -> Iterator[Non
 def batches(run: config.RunConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The first few full batches, ready to be trained on: what it costs to make them is not the question here."""
     loaded = data.load(run.replace(train_samples=16 * run.batch_size))
-    return [(trainer.in_layout(images), labels) for images, labels in loaded.epoch(0) if len(labels) == run.batch_size]
+    return [(devices.in_layout(images), labels) for images, labels in loaded.epoch(0) if len(labels) == run.batch_size]
 
 
 def in_turns(options: argparse.Namespace) -> None:

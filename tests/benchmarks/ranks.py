@@ -33,8 +33,9 @@ def rank(path: str, meeting: str) -> None:
     import torch
 
     from core import ranks
+    from core.devices import pick_device
     from core.store import RunWriter
-    from core.trainer import Training, pick_device
+    from core.trainer import Training
 
     number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     run = Run(path)

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
-from core import config, datasets, models, trainer
+from core import config, datasets, devices, models, trainer
 from core.config import RunConfig
 from core.recorder import Recorder
 from core.schema import Status
@@ -106,7 +106,7 @@ def in_turns(variants: dict[str, Iterator[None]], rounds: int, turn: int, synchr
 
 
 def throughput(run: RunConfig, rounds: int, bfloat16: bool) -> None:
-    device = trainer.pick_device("auto")
+    device = devices.pick_device("auto")
     with tempfile.TemporaryDirectory() as folder:
         variants = {
             "reader's loop": reader(run, device),
@@ -114,14 +114,14 @@ def throughput(run: RunConfig, rounds: int, bfloat16: bool) -> None:
             "ours, float32": ours(run, folder),
             "ours, float32, not recording": ours(run, folder, record=False),
         }
-        if bfloat16 or trainer.pick_precision("auto", device) == "bfloat16":
+        if bfloat16 or devices.pick_precision("auto", device) == "bfloat16":
             variants["ours, bfloat16"] = ours(run.replace(precision="bfloat16"), folder)
             variants["ours, bfloat16, not recording"] = ours(run.replace(precision="bfloat16"), folder, record=False)
         synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
         seconds = in_turns(variants, rounds, TURN if run.batch_size > 8 else 1, synchronize)
     first = seconds["reader's loop"]
     turn = TURN if run.batch_size > 8 else 1
-    print(f"{device}, {torch.get_num_threads()} threads, auto is {trainer.pick_precision('auto', device)}; medians of {rounds} turns\n")
+    print(f"{device}, {torch.get_num_threads()} threads, auto is {devices.pick_precision('auto', device)}; medians of {rounds} turns\n")
     print("| loop | images/s | times the reader's |\n|---|---|---|")
     for name, taken in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(first, taken, strict=True))

@@ -15,12 +15,13 @@ from PIL import Image
 from torch import nn
 
 from core import data, models
-from core import trainer as training
 from core.config import RunConfig
+from core.devices import pick_device
 from core.errors import ConfigError, DataUnavailable
-from core.schema import EPOCHS, LAYERS, STEPS, Outcome, Status
+from core.optimizers import build_optimizer, learning_rate, planned_steps
+from core.schema import CHECKPOINT, EPOCHS, LAYERS, STEPS, Outcome, Status
 from core.store import Run
-from core.trainer import CHECKPOINT, build_optimizer, learning_rate, planned_steps, train
+from core.trainer import train
 
 MOVING = {"dropout": 0.5, "batch_norm": True, "schedule": "cosine", "warmup_steps": 5}
 """Options whose state a resumed run must find again: random numbers, running statistics, the learning rate."""
@@ -424,10 +425,10 @@ def test_automatic_precision_is_one_of_the_two(tiny, trained):
 
 
 def test_devices():
-    assert training.pick_device("cpu").type == "cpu"
+    assert pick_device("cpu").type == "cpu"
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="device cuda is not available on this machine; available: cpu"):
-            training.pick_device("cuda")
+            pick_device("cuda")
 
 
 # ---------------------------------------------------------------- the real thing, once

@@ -38,7 +38,8 @@ def test_killed_anywhere_and_resumed_to_the_same_curve(runs, tmp_path):
 
 def test_a_damaged_checkpoint_is_named(runs, trained):
     """Truncated, empty, a pickle that would run a command, or another network's: failed, with the file and what to do; without the file it begins anew."""
-    from core.trainer import CHECKPOINT, train
+    from core.schema import CHECKPOINT
+    from core.trainer import train
 
     run = trained(CONFIG.replace(epochs=1, checkpoint="keep"))
     good = (run.path / CHECKPOINT).read_bytes()
