@@ -290,6 +290,8 @@ class LayerMeter:
     def _pass_ends(self, this_pass: int) -> None:
         # Only passes that reach parameters count: others (torch.autograd.grad for an input) are not the loss's.
         for calls, call, length in self._heard.pop(this_pass, ()):
+            if calls.over:
+                continue
             if not call.gradients:
                 calls.reached.append(call)
             call.gradients.append(length)
