@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,10 +30,6 @@ class Call:
     """L2 norms of the loss gradient for the output, one a backward pass: of two passes through one call the sum is not known."""
     off: Tensor | None = None
     """For each unit after the layer's rectifier, whether it is zero for all samples."""
-
-    def copy(self) -> Call:
-        """The same, apart from what may still come."""
-        return replace(self, values=dict(self.values), gradients=list(self.gradients))
 
     def columns(self) -> dict[str, float]:
         """The columns of the forward pass; ``values`` are plain numbers by now."""

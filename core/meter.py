@@ -32,7 +32,7 @@ from core.calls import Call, Calls
 from core.layers import find_layers, is_activation, is_normalization
 from core.loss_scale import LossScale
 from core.reading import Reading, WeightNumbers
-from core.reductions import Number, change_norms, copy_norms, forward_statistics, norm, norms, off_units, on_host
+from core.reductions import Number, change_norms, copy_norms, forward_statistics, norm, norms, off_units
 from core.tensors import alike, dense, function_before, is_compiled_output, is_dense, output_of
 from core.wrappers import as_optimizers, is_compiled, unwrapped
 
@@ -99,7 +99,7 @@ class LayerMeter:
         self._heard: dict[int, list[tuple[Calls, Call, Number]]] = {}
         self._owned = -1
         self._passes: set[int] = set()
-        self._arrived: dict[_Weight, tuple[Number, Tensor, int] | None] = {}
+        self._arrived: dict[_Weight, None] = {}
         self._backward_seen = False
         self._stepped: set[int] = set()
         self._inside = False
@@ -168,7 +168,7 @@ class LayerMeter:
         if is_lazy(parameter) or not parameter.requires_grad or not parameter.is_leaf:
             return False
         self._followed.add(parameter)
-        self._handles.append(parameter.register_post_accumulate_grad_hook(self._gradient_arrives))
+        self._handles.append(parameter.register_post_accumulate_grad_hook(functools.partial(self._gradient_arrives, self._weight_of.get(id(parameter)))))
         return True
 
     def __exit__(self, *exception: object) -> None:
@@ -269,16 +269,13 @@ class LayerMeter:
             length = unscaled(norm(gradient.detach()), self.loss_scale.current)
             self._heard.setdefault(torch._C._current_graph_task_id(), []).append((calls, call, length))
 
-    def _gradient_arrives(self, parameter: Tensor) -> None:
-        """A gradient is whole for this process. It counts as it is at the end of the pass, when it has been averaged over processes;
-        on a CPU it is looked at now too, while it is in the cache."""
+    def _gradient_arrives(self, weight: _Weight | None, parameter: Tensor) -> None:
+        """A gradient is whole for this process. It counts as it is at the end of the pass, when it has been averaged over processes."""
         if not self.armed or torch.compiler.is_compiling() or self._evaluating_again():
             return
-        weight = self._weight_of.get(id(parameter))
         if weight is not None:
             weight.scale = self.loss_scale.current
-            gradient = parameter.grad  # None if another hook has stepped with it already and cleared it
-            self._arrived[weight] = _seen(gradient) if gradient is not None and on_host(gradient) else None
+            self._arrived[weight] = None
         this_pass = torch._C._current_graph_task_id()
         if this_pass not in self._passes:
             self._passes.add(this_pass)
@@ -290,20 +287,15 @@ class LayerMeter:
     def _pass_ends(self, this_pass: int) -> None:
         # Only passes that reach parameters count: others (torch.autograd.grad for an input) are not the loss's.
         for calls, call, length in self._heard.pop(this_pass, ()):
+            if calls.over:
+                continue
             if not call.gradients:
                 calls.reached.append(call)
             call.gradients.append(length)
         self._passes.discard(this_pass)
         if self._passes:
             return  # a pass within a pass (checkpointing)
-        unread = []
-        for weight, seen in self._arrived.items():
-            gradient = weight.parameter.grad
-            if seen is not None and seen[1] is gradient and seen[2] == gradient._version:
-                weight.gradient = unscaled(seen[0], weight.scale)
-            elif gradient is not None:
-                unread.append(weight)
-        self._read_gradients(unread)
+        self._read_gradients(list(self._arrived))
         self._arrived.clear()
         self._backward_seen = True
         if self._inside and self._evaluated is None:
@@ -440,11 +432,6 @@ class _Undo:
 
     def __init__(self, remove: Callable):
         self.remove = remove
-
-
-def _seen(gradient: Tensor) -> tuple[Number, Tensor, int]:
-    """(the norm, the gradient it is of, and in which version)."""
-    return norm(dense(gradient)), gradient, gradient._version
 
 
 def unscaled(length: Number, scale: Tensor | None) -> Number:

@@ -43,10 +43,11 @@ class Reading:
 
     def __init__(self, calls: Sequence[Sequence[Call]], weights: Sequence[WeightNumbers], order: Sequence[int]):
         self.order = order
-        self._calls = [[call.copy() for call in of_layer] for of_layer in calls]
-        self._weights = weights
-        self._off = [off_counts(of_layer) for of_layer in self._calls]
-        holders = [holder for of_layer in self._calls for call in of_layer for holder in (call.values, call.gradients)]
+        self._calls, self._weights = calls, weights
+        self._off = [off_counts(of_layer) for of_layer in calls]
+        for call in (call for of_layer in calls for call in of_layer):
+            call.off = call.below = None  # counted: as large as an output's units, and no need to wait with the numbers
+        holders = [holder for of_layer in calls for call in of_layer for holder in (call.values, call.gradients)]
         holders += [weight.values for weight in weights] + [counts for counts, _ in self._off]
         self._places = [(holder, key) for holder in holders for key, value in _items(holder) if isinstance(value, Tensor)]
 

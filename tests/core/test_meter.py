@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves
 
 from core import calls as calls_module
 from core import inits, reductions
-from core import meter as meter_module
 from core.calls import Call
 from core.meter import LayerMeter
 from core.models import vgg
@@ -38,7 +37,6 @@ def side(request, monkeypatch):
     """Everything twice: as on a CPU, and the way a GPU's tensors go, by their own reductions and through one transfer a step."""
     if request.param == "device":
         monkeypatch.setattr(reductions, "on_host", lambda x: False)
-        monkeypatch.setattr(meter_module, "on_host", lambda x: False)
         monkeypatch.setattr(calls_module, "on_host", lambda x: False)
     return request.param
 
