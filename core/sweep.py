@@ -182,9 +182,14 @@ def underway(infos: Sequence[RunInfo]) -> tuple[float, float | None]:
     return share, statistics.fmean(taken) * (1 - share) * len(batch) / together
 
 
-def members(runs: Runs, sweep: str) -> list[RunInfo]:
-    """The runs of a sweep, oldest first."""
-    return [info for info in reversed(runs.list()) if info.config.get("sweep") == sweep]
+def names(infos: Iterable[RunInfo]) -> list[str]:
+    """Names of all sweeps, in the order of the runs."""
+    return list(dict.fromkeys(str(info.config["sweep"]) for info in infos if info.config.get("sweep")))
+
+
+def members(infos: Sequence[RunInfo], sweep: str) -> list[RunInfo]:
+    """Of a list of runs, newest first, those of a sweep, oldest first."""
+    return [info for info in reversed(infos) if info.config.get("sweep") == sweep]
 
 
 def table(infos: Iterable[RunInfo], by: Sequence[str] = ("init",)) -> list[dict[str, Any]]:

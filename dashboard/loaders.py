@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,18 @@ import pandas as pd
 import pyarrow as pa
 import streamlit as st
 
-from core import depth, launcher, sweep
 from core.config import RunConfig
 from core.diagnosis.compare import Comparison, compare
 from core.diagnosis.diagnose import Diagnosis, diagnose
 from core.diagnosis.thresholds import Thresholds
-from core.errors import InitScopeError, QueryError, RunFolderError, RunNotFound, RunStateError
+from core.errors import InitScopeError, QueryError, RunFolderError
 from core.schema import Verdict
 from core.store import Run, RunInfo, Runs, default_root
 from core.store.query import Answer
 from core.store.query import query as sql_query
 from core.trainability import TheoryMap, theory_map
 from dashboard import access, live_rows, sides
-from dashboard.figures import architecture, heatmap
-from dashboard.figures import strips as figures_strips
+from dashboard.figures import heatmap
 
 ROOT = Path(__file__).resolve().parent.parent
 SUMMARY_SECONDS = 120
@@ -179,12 +177,6 @@ def _last_layers(path: str, revision: tuple) -> pd.DataFrame:
     return live_rows.last_step(rows).to_pandas()
 
 
-def stop(run_id: str) -> None:
-    """Ask a run to stop after its current step; a run that has ended meanwhile is left alone."""
-    with contextlib.suppress(RunStateError, RunNotFound):
-        launcher.stop(runs(), runs().get(run_id))
-
-
 @st.cache_resource(max_entries=200, show_spinner=False)
 def _recent_steps(path: str, revision: tuple) -> pa.Table:
     run = Run(path)
@@ -229,28 +221,7 @@ def log_tail(run_id: str, lines: int = 30) -> str:
     return Run(runs().root / run_id).log_tail(lines)
 
 
-def config(run_id: str) -> Mapping[str, Any]:
-    """The configuration as saved."""
-    return info(run_id).config
-
-
 # -- the model
-
-
-def layer_table(config: RunConfig) -> pd.DataFrame:
-    """Every layer of a VGG with shapes and counts, the input first."""
-    network = architecture.layers(config)
-    total = architecture.parameters(network)
-    return pd.DataFrame(
-        {
-            "layer": [layer.name for layer in network],
-            "kernel": [{"conv": "3 × 3", "pool": "2 × 2 max", "linear": ""}[layer.kind] for layer in network],
-            "output": [layer.shape for layer in network],
-            "parameters": [layer.parameters for layer in network],
-            "share": [layer.parameters / total for layer in network],
-            "multiply-adds": [layer.multiply_adds for layer in network],
-        }
-    )
 
 
 @st.cache_data(max_entries=32, show_spinner="Building the network to measure it …")
@@ -302,43 +273,6 @@ def latest_comparison(infos: Sequence[RunInfo]) -> Comparison | None:
     except InitScopeError:
         return None  # a run was deleted or is damaged: its row in the table says so
     return found if found.verdict != Verdict.UNDECIDED else None
-
-
-# -- sweeps
-
-
-def sweep_members(infos: Sequence[RunInfo], name: str) -> list[RunInfo]:
-    """The runs of a sweep, oldest first."""
-    return [run for run in reversed(infos) if run.config.get("sweep") == name]
-
-
-def sweeps(infos: Sequence[RunInfo]) -> list[str]:
-    """Names of all sweeps, the newest first."""
-    return list(dict.fromkeys(str(run.config["sweep"]) for run in infos if run.config.get("sweep")))
-
-
-def network_sweeps(infos: Sequence[RunInfo]) -> list[str]:
-    """Names of the sweeps over several networks, the newest first."""
-    members: dict[str, list[RunInfo]] = {}
-    for run in infos:
-        if name := run.config.get("sweep"):
-            members.setdefault(str(name), []).append(run)
-    return [name for name, runs_of_it in members.items() if depth.over_networks(runs_of_it)]
-
-
-def missing(configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """Those that no run covers yet."""
-    return sweep.missing(configs, listing())
-
-
-def strips(members: Sequence[RunInfo], rows: Sequence[Mapping[str, Any]], init: str, metric: str) -> list[figures_strips.Strip]:
-    """For each network of ``core.depth.rows`` the metric by depth at the first recorded step, as the median of its runs."""
-    found = []
-    for row in (row for row in rows if row["init"] == init):
-        mine = [run.run for run in members if run.init == init and depth.network_of(run) == row["network"]]
-        if one := figures_strips.strip(row["label"], list(first_layers(mine, metric).values()), metric):
-            found.append(one)
-    return found
 
 
 # -- probes
