@@ -9,7 +9,7 @@ from typing import Any
 from core import limits
 from core.commands.given import config_from
 from core.errors import ConfigError
-from core.loading import without_collection
+from core.training.loading import without_collection
 
 
 def probe_command(given: argparse.Namespace) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from tqdm import tqdm
 from core import launcher, limits
 from core.commands.given import config_from, runs_of
 from core.errors import ConfigError, InitScopeError, TrainingFailed, one_line
-from core.loading import load_training
 from core.permission import require
 from core.schema import LIVE, Status
 from core.store import Run, RunInfo, Runs, own_process
 from core.store.files import number
-from core.worker import work
+from core.training.loading import load_training
+from core.training.worker import work
 
 STOP_WAIT_SECONDS = 60
 
@@ -35,7 +35,7 @@ def train_command(given: argparse.Namespace) -> dict[str, Any]:
     limits.check([config], 0, runs.root)
     load_training()
     gc.freeze()  # nothing of it is ever to be collected, at the exit neither
-    from core.devices import pick_device
+    from core.training.devices import pick_device
 
     pick_device(config.device)  # refused before a folder is made
     # Running from the first moment: a supervisor that looks at this folder now must not take it for one that waits.

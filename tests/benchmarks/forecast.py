@@ -24,12 +24,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from core import data, models, trainer
+from core import data, models
 from core.config import RunConfig
 from core.forecast import forecast
-from core.optimizers import build_optimizer
 from core.outcome import CERTAIN_SKILL, judge
 from core.probe import first_batch, predict, probe
+from core.training import trainer
+from core.training.optimizers import build_optimizer
 
 RESULTS = Path(__file__).with_suffix(".csv")
 SEED = 20261123

@@ -33,8 +33,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core import config, data, devices, models
+from core import config, data, models
 from core.recorder import Recorder
+from core.training import devices
 
 TURN = 2
 """Steps of one variant before the next one's turn."""

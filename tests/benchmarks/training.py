@@ -24,11 +24,12 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
-from core import config, datasets, devices, models, trainer
+from core import config, datasets, models
 from core.config import RunConfig
 from core.recorder import Recorder
 from core.schema import Status
 from core.store import Runs, RunWriter
+from core.training import devices, trainer
 
 TURN = 4
 """Steps of one variant before the next one's turn."""

@@ -279,7 +279,7 @@ def test_two_cannot_work_on_one_run(said, runs):
         status, _, err = said(command, run.id)
         assert status == 2 and why in err
     RunWriter(run).update(status="stopped")
-    from core.worker import claimed
+    from core.training.worker import claimed
 
     with claimed(run):
         status, _, err = said("resume", run.id)

@@ -16,7 +16,7 @@ from core.engines import queue
 from core.errors import RunStateError
 from core.schema import CHECKPOINT, LIVE, Status
 from core.store import Run, own_process
-from core.worker import claimed, main_in_child
+from core.training.worker import claimed, main_in_child
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -17,7 +17,7 @@ from core.inits import LAYERS, initialize
 from core.models import vgg
 from core.recorder import Recorder
 from core.store import Run, Runs
-from core.trainer import train
+from core.training.trainer import train
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from core.errors import InitScopeError, RunStateError
-from core.run_log import log, logging_to
 from core.schema import Outcome, Status
 from core.store import Run, claimed
 from core.store.files import remove_temporaries, touch
 from core.store.writer import refuse_links
+from core.training.run_log import log, logging_to
 
 
 def work(run: Run, progress: Callable[[Any, int], None] = lambda position, total: None, engine: str | None = None, graceful: bool = True) -> Outcome:
@@ -28,7 +28,7 @@ def work(run: Run, progress: Callable[[Any, int], None] = lambda position, total
         if engine and (status := run.state()["status"]) != Status.QUEUED:
             raise RunStateError(f"run {run.id} is {status}, not queued; somebody else has begun or ended it")
         remove_temporaries(run.path, run.path / "parts")  # of a worker that was killed
-        from core import trainer  # torch: only where training happens
+        from core.training import trainer  # torch: only where training happens
 
         try:
             outcome = trainer.train(run, _EpochTeller(run, progress), engine)

@@ -20,14 +20,14 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_pr
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from core import errors
-from core.checkpoint import Position
 from core.errors import InitScopeError, TrainingFailed
 from core.schema import Outcome
 from core.store import Run
 from core.store.files import number
+from core.training.checkpoint import Position
 
 POLL_SECONDS = 0.1
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def train(run: Run, progress: Callable[[Position, int], None]) -> Outcome:
@@ -38,7 +38,7 @@ def train(run: Run, progress: Callable[[Position, int], None]) -> Outcome:
     count = run.config().processes
     with tempfile.TemporaryDirectory(prefix="initscope-ranks-") as folder:
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        arguments = ("-m", "core.rank_worker", str(run.path.resolve()), str(os.getpid()), os.path.join(folder, "meeting"))
+        arguments = ("-m", "core.training.rank_worker", str(run.path.resolve()), str(os.getpid()), os.path.join(folder, "meeting"))
         with _own_signals():
             ranks = start_processes(
                 name="rank",

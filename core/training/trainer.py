@@ -18,21 +18,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import data, factories, limits, models
-from core.checkpoint import Checkpoint, Position
 from core.config import RunConfig
-from core.devices import channels_last, in_layout, pick_device, pick_precision, precision, prepare_torch
 from core.errors import ConfigError, RunFolderError
-from core.failure import reason
 from core.memory import at_least, estimate
 from core.models import outputs as outputs_of
-from core.optimizers import build_optimizer, learning_rate, planned_steps
 from core.outcome import certain, judge
-from core.ranks import Ranks
 from core.recorder import Recorder
-from core.run_log import log
 from core.schema import Outcome, Status
 from core.store import Run, RunWriter, own_process
 from core.store.writer import set_status
+from core.training.checkpoint import Checkpoint, Position
+from core.training.devices import channels_last, in_layout, pick_device, pick_precision, precision, prepare_torch
+from core.training.failure import reason
+from core.training.optimizers import build_optimizer, learning_rate, planned_steps
+from core.training.ranks import Ranks
+from core.training.run_log import log
 
 
 def train(run: Run, progress: Callable[[Position, int], None] = lambda position, total: None, engine: str | None = None) -> Outcome:
@@ -51,7 +51,7 @@ def train(run: Run, progress: Callable[[Position, int], None] = lambda position,
         config = run.config()
         log.info("start %s: %s on %s, init %s, seed %d", run.id, config.model, config.data, config.init, config.init_seed)
         if config.processes > 1:
-            from core import torchrun  # torch.distributed, for those only who ask for it
+            from core.training import torchrun  # torch.distributed, for those only who ask for it
 
             return torchrun.train(run, progress)
         return Training(run, writer, progress).go()

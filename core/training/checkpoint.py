@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import RunFolderError, one_line
-from core.failure import is_out_of_memory
-from core.ranks import Ranks
 from core.schema import CHECKPOINT
 from core.store import Run
 from core.store.files import replacing
+from core.training.failure import is_out_of_memory
+from core.training.ranks import Ranks
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""One rank of a run in one process of its own: what ``core.torchrun`` starts, and what ends with it."""
+"""One rank of a run in one process of its own: what ``core.training.torchrun`` starts, and what ends with it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import time
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from core import factories, ranks
-from core.devices import pick_device
+from core import factories
 from core.errors import InitScopeError, TrainingFailed
-from core.failure import reason
-from core.run_log import log, logging_to, output_to
 from core.store import Run, RunWriter
+from core.training import ranks
+from core.training.devices import pick_device
+from core.training.failure import reason
+from core.training.run_log import log, logging_to, output_to
 
 POLL_SECONDS = 0.1
 
@@ -25,7 +26,7 @@ def main(path: str, parent: str, meeting: str) -> None:
     """The life of one rank; what it raises reaches the parent through a file that ``record`` writes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, whose stop request all ranks follow together
     threading.Thread(target=_follow, args=(int(parent),), daemon=True).start()
-    from core.trainer import Training  # takes longest, and by now the parent's end is this one's too
+    from core.training.trainer import Training  # takes longest, and by now the parent's end is this one's too
 
     run = Run(path)
     output_to(run)
