@@ -42,4 +42,5 @@ def config_from(given: argparse.Namespace) -> RunConfig:
 
 
 def runs_of(given: argparse.Namespace) -> Runs:
+    """The folder of runs that ``--runs`` names, or the usual one."""
     return Runs(given.runs or default_root())
