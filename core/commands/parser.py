@@ -6,19 +6,27 @@ Exit status 0: it did what was asked (a network that does not converge is a resu
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from core.commands.given import DEFAULT_PRESET
 from core.config import OPTIONS, PRESETS
 from core.engines import ENGINES
-from core.errors import ConfigError, one_line
+from core.errors import ConfigError, choose_from, one_line
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are one line."""
+    """An ArgumentParser whose complaints are one line, each from the command that was given."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        """All of them are known: argparse would leave the others to the parser above, which knows no flag of this one."""
+        given, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            self.error(choose_from("argument", unknown[0].partition("=")[0], flags))
+        return given, []
 
 
 def build_parser() -> Parser:
