@@ -138,7 +138,8 @@ def _ask(runs: Runs, text: str, seconds: float, most: int) -> Answer:
     except (duckdb.Error, pa.ArrowException) as error:
         if "No such file" in str(error):
             raise FileNotFoundError from None
-        said = str(error).partition("\n")[0].replace(f"{runs.root.absolute()}/", "")[:300]
+        what, _, more = str(error).partition("\n")
+        said = (f"{what} {more.splitlines()[0]}" if more.startswith("Candidate bindings") else what).replace(f"{runs.root.absolute()}/", "")[:300]
         if isinstance(error, pa.ArrowException) or _FROM_ARROW in said:
             raise RunFolderError(f"the rows of a run cannot be read: {said.rpartition(_FROM_ARROW)[2]}; the list of runs may say which") from None
         raise QueryError(f"{said}; the views are {described()}") from None

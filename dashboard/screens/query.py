@@ -39,6 +39,8 @@ def _answer(above: st.delta_generator.DeltaGenerator, sql: str, sentence: Callab
         st.error(text.markdown(str(error)), icon=":material/error:")
         return
     above.title(sentence(answer), anchor=False)
+    if sentence is _rates and not answer.rows.num_rows:
+        above.markdown("No run has ended with an answer yet. Launch one, or ask about those that train.")
     if answer.cut:
         above.markdown("Only these are shown; ask for fewer, such as with LIMIT.")
     st.dataframe(answer.rows, hide_index=True, key="answer", alt="The answer's rows, as the question orders them")
