@@ -16,9 +16,9 @@ def runs_command(given: argparse.Namespace) -> dict[str, Any]:
         if not infos:
             print("no runs yet; start one: python -m core train --preset quick --init default", file=sys.stderr)
         for info in infos:
-            loss = "" if info.loss is None else f"{info.loss:.3f}"
-            accuracy = "" if info.accuracy is None else f"{info.accuracy:.1%}"
-            print(f"{info.run:45} {info.status:10} {info.outcome or '':14} {loss:>8} {accuracy:>7}  {info.name}")
+            loss, accuracy = info.scores
+            told = f"{'' if loss is None else f'{loss:.3f}':>8} {'' if accuracy is None else f'{100 * accuracy:.1f} %':>8}"
+            print(f"{info.run:45} {info.status:10} {info.outcome or '':14} {told}  {info.name}")
     return {"runs": [run_row(info) for info in infos]}
 
 

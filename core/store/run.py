@@ -61,6 +61,12 @@ class RunInfo:
         done, total = number(self.state.get("step")) or 0.0, number(self.state.get("total_steps")) or 0.0
         return min(1.0, done / total) if total else 0.0
 
+    @property
+    def scores(self) -> tuple[float | None, float | None]:
+        """(loss, accuracy) as a list shows them, both of the same images: those of validation once an epoch is over, before that the last batch's."""
+        validated = number(self.state.get("val_loss")), number(self.state.get("val_accuracy"))
+        return (self.loss, self.accuracy) if validated == (None, None) else validated
+
 
 class Cursor(NamedTuple):
     """How far a reader has come in a table: the last part it opened and the last step (or epoch) it saw."""

@@ -13,6 +13,7 @@ from core.store import RunInfo
 from dashboard import access, empty, loaders, luck, run_actions, sides, text, theme
 
 PAGE_ROWS = 200
+SCORES = "Of the validation images once an epoch is over; before that, of the last batch"
 
 
 def page() -> None:
@@ -82,8 +83,8 @@ def _table(infos: list[RunInfo]) -> list[str]:
             "Name": [info.name for info in infos],
             "Initialization": [init_title(info.init) for info in infos],
             "Outcome": [theme.outcome_mark(info.outcome, info.status).text for info in infos],
-            "Loss": [text.fixed(info.loss) for info in infos],
-            "Accuracy": [text.percent(info.state.get("val_accuracy") or info.accuracy) for info in infos],
+            "Loss": [text.fixed(info.scores[0]) for info in infos],
+            "Accuracy": [text.percent(info.scores[1]) for info in infos],
             "Loss over time": [_sparkline(info) for info in infos],
             **({"Tags": [list(info.tags) for info in infos]} if any(info.tags for info in infos) else {}),
             "Age": [text.ago(info.created, now) for info in infos],
@@ -98,8 +99,8 @@ def _table(infos: list[RunInfo]) -> list[str]:
         hide_index=True,
         column_config={
             "Name": st.column_config.TextColumn(width=170, pinned=True),
-            "Loss": st.column_config.TextColumn(width=60),
-            "Accuracy": st.column_config.TextColumn(width=70),
+            "Loss": st.column_config.TextColumn(width=60, help=SCORES),
+            "Accuracy": st.column_config.TextColumn(width=70, help=SCORES),
             "Loss over time": st.column_config.LineChartColumn(help="Training loss from the first step to the last", y_min=0, width=110),
             "Tags": st.column_config.ListColumn(),
         },
