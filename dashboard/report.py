@@ -121,7 +121,7 @@ def _how_sure(result: Comparison) -> str:
     (ka, na), (kb, nb) = result.converged["a"], result.converged["b"]
     low, high = result.interval
     return (
-        f"<p>Converged: {ka} of {na} in A, {kb} of {nb} in B. Difference in convergence rate {low:+.0%} to {high:+.0%} (95 % interval); "
+        f"<p>Converged: {ka} of {na} in A, {kb} of {nb} in B. Difference in convergence rate {100 * low:+.0f} % to {100 * high:+.0f} % (95 % interval); "
         f"Fisher's exact test {p_text(result.p_value)}; effect size h = {result.effect:.2f}.</p>"
     )
 
@@ -136,7 +136,7 @@ def _differences(result: Comparison, infos: Sequence[RunInfo]) -> str:
 def _runs(infos: list[RunInfo]) -> str:
     rows = [
         [info.run, init_title(info.init), str(info.config.get("init_seed", "–")), theme.outcome_mark(info.outcome, info.status).text,
-         text.fixed(info.loss), text.percent(info.state.get("val_accuracy") or info.accuracy)]
+         text.fixed(info.scores[0]), text.percent(info.scores[1])]
         for info in infos
     ]  # fmt: skip
     return _table(rows, ["Run", "Initialization", "Seed", "Outcome", "Loss", "Accuracy"])

@@ -17,7 +17,7 @@ def diagnose_command(given: argparse.Namespace) -> dict[str, Any]:
 
     found = diagnose(runs_of(given).get(given.run))
     if not given.json:
-        print(f"{found.run}: {found.outcome.replace('_', ' ')}, {found.cause} (confidence {found.confidence:.0%})")
+        print(f"{found.run}: {found.outcome.replace('_', ' ')}, {found.cause} (confidence {100 * found.confidence:.0f} %)")
         for finding in found.findings:
             print(f"  {finding.id}: {finding.text}")
         print(f"remedy: {found.remedy.text}")

@@ -89,4 +89,4 @@ def _print_rows(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> None:
     for row in rows:
         cell = "  ".join(f"{field} {row[field]}" for field in by)
         silent = f"; {row['undecided']} undecided" if row["undecided"] else ""
-        print(f"{cell}: {row['converged']} of {row['runs']} converged (95 % interval {row['low']:.0%} to {row['high']:.0%}{silent})")
+        print(f"{cell}: {row['converged']} of {row['runs']} converged (95 % interval {100 * row['low']:.0f} to {100 * row['high']:.0f} %{silent})")

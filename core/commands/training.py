@@ -102,5 +102,5 @@ def _sentence(info: RunInfo) -> str:
     word = str(info.outcome or info.status).replace("_", " ")
     accuracy = info.state.get("val_accuracy")
     chance = info.state.get("chance")
-    numbers = f"validation accuracy {accuracy:.1%}, guessing gives {chance:.1%}" if isinstance(accuracy, float) and chance else f"loss {info.loss}"
+    numbers = f"validation accuracy {100 * accuracy:.1f} %, guessing gives {100 * chance:.1f} %" if isinstance(accuracy, float) and chance else f"loss {info.loss}"
     return f"{info.run}: {word} after {info.state.get('step')} steps ({numbers})"

@@ -46,7 +46,7 @@ def g(value: float) -> str:
 
 def percent(share: float) -> str:
     """A share for a sentence: whole percents, or the bare number where they would say nothing."""
-    return f"{share:.0%}" if share in (0, 1) or 0.01 <= share <= 0.99 else f"{share:.1%}" if share > 0.99 else g(share)
+    return f"{100 * share:.0f} %" if share in (0, 1) or 0.01 <= share <= 0.99 else f"{100 * share:.1f} %" if share > 0.99 else g(share)
 
 
 def plural(names: Sequence[str]) -> str:
@@ -56,7 +56,7 @@ def plural(names: Sequence[str]) -> str:
 
 def moment(v: Vitals, at: int) -> str:
     """When, for a sentence: the index of a recorded step."""
-    return "Before any update" if at == 0 else f"By step {int(v.rows.steps[at])}"
+    return "Before any update" if at == 0 else f"By step {int(v.rows.steps[at])},"
 
 
 def start_of(v: Vitals) -> int | None:

@@ -43,4 +43,4 @@ with Recorder(model, optimizer, name="my own loop", runs=given.runs) as recorder
         accuracy = (logits.argmax(1) == labels[batch]).float().mean()
         recorder.step(loss, accuracy)  # the second line; the accuracy may be left out
 
-print(f"{recorder.run.id}: loss {loss.item():.3f}, accuracy {accuracy.item():.0%}")
+print(f"{recorder.run.id}: loss {loss.item():.3f}, accuracy {100 * accuracy.item():.0f} %")

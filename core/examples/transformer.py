@@ -71,4 +71,4 @@ with Recorder(model, optimizer, name=name, runs=given.runs) as recorder:
 model.eval()
 with torch.no_grad():
     accuracy = (model(tokens[validation]).argmax(1) == labels[validation]).float().mean().item()
-print(f"{recorder.run.id}: validation accuracy {accuracy:.1%}, guessing gives 10 %")
+print(f"{recorder.run.id}: validation accuracy {100 * accuracy:.1f} %, guessing gives 10 %")

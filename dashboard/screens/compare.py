@@ -84,7 +84,7 @@ def _verdict(result: Comparison) -> None:
     low, high = result.interval
     if na + nb > 2:
         st.caption(
-            f"Difference in convergence rate, B less A: {kb / max(nb, 1) - ka / max(na, 1):+.0%} (95 % interval {low:+.0%} to {high:+.0%}); "
+            f"Difference in convergence rate, B less A: {100 * (kb / max(nb, 1) - ka / max(na, 1)):+.0f} % (95 % interval {100 * low:+.0f} % to {100 * high:+.0f} %); "
             f"Fisher's exact test {p_text(result.p_value)}; effect size h = {result.effect:.2f}."
         )
 

@@ -64,9 +64,10 @@ def test_train_runs_compare_resume_delete(cli, said, runs):
         assert "step" in answer.err and "Traceback" not in answer.err, "progress goes to standard error"
         assert (
             len(answer.out.splitlines()) == 2
-            and f"after 60 steps (validation accuracy {found['final']['val_accuracy']:.1%}" in answer.out
+            and f"after 60 steps (validation accuracy {100 * found['final']['val_accuracy']:.1f} %" in answer.out
         )
         assert runs.get(found["run"]).config().init == init
+        assert runs.get(found["run"]).info().scores == (found["final"]["val_loss"], found["final"]["val_accuracy"])
     a, b = (answer.json for answer in trained)
     assert a["outcome"] == "not_converged"
 
@@ -152,8 +153,8 @@ def test_a_run_that_fails_ends_with_status_one(runs, cli):
         ("trian", "invalid choice"),
         ("train --epochs", "expected one argument"),
         ("train --epochs many", "epochs must be a whole number at least 1"),
-        ("train --epoch 3", "unrecognized arguments"),
-        ("train surplus", "unrecognized arguments"),
+        ("train --epoch 3", "unknown argument '--epoch'; did you mean \"--epochs\"?"),
+        ("train surplus", "unknown argument 'surplus'"),
         ("train --preset slow", "invalid choice"),
         ("train --init kaimng_normal", 'did you mean "kaiming_normal"?'),
         ("train --learning-rate -1", "learning_rate must be a number above 0"),
@@ -167,7 +168,7 @@ def test_a_run_that_fails_ends_with_status_one(runs, cli):
         ("train --config .", "cannot read ."),
         ("train --device mps", "not available"),
         ("train --name a\nb", "name must be text"),
-        ("train --nope a\nb", "unrecognized"),
+        ("train --nope a\nb", "unknown argument '--nope'"),
         ("train --detach --gain 0", "gain must be a number above 0"),
         ("compare one", "required: B"),
         ("compare one two", "no run 'one'"),
