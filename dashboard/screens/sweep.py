@@ -139,7 +139,7 @@ def _extremes(rows: list[dict]) -> tuple[str, str] | None:
 def _how_sure(result: Comparison) -> None:
     low, high = result.interval
     st.caption(
-        f"Difference in convergence rate {low:+.0%} to {high:+.0%} (95 % interval, Newcombe); Fisher's exact test {p_text(result.p_value)}; "
+        f"Difference in convergence rate {100 * low:+.0f} % to {100 * high:+.0f} % (95 % interval, Newcombe); Fisher's exact test {p_text(result.p_value)}; "
         f"effect size h = {result.effect:.2f}."
     )
 
@@ -172,7 +172,7 @@ def _numbers(rows: list[dict], fields: list[str]) -> None:
             "Initialization": [catalog.init_title(row["init"]) for row in rows],
             **{trainability.title(field): [trainability.shown(field, row[field]) for row in rows] for field in fields},
             "Converged": [f"{row['converged']} of {row['runs']}" for row in rows],
-            "95 % interval": [f"{row['low']:.0%} to {row['high']:.0%}" for row in rows],
+            "95 % interval": [f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %" for row in rows],
             "Undecided": [row["undecided"] for row in rows],
             "Live": [row["live"] for row in rows],
         }
@@ -182,7 +182,7 @@ def _numbers(rows: list[dict], fields: list[str]) -> None:
 
 def _launcher() -> None:
     """Initializations, seeds and up to two numeric axes over a preset."""
-    with st.form("sweep_form", border=False):
+    with st.form("sweep_form", border=False, enter_to_submit=False):
         base_name = st.selectbox("Preset", list(PRESETS), format_func=lambda name: launch_form.PRESET_TITLES.get(name, name))
         inits = st.multiselect("Initializations", list(catalog.INITS), default=list(launch_form.STORY), format_func=catalog.init_title)
         left, right = st.columns(2)
