@@ -48,11 +48,11 @@ class Option:
             return "one of " + ", ".join(self.choices) + (f", or {factories.FORM}" if self.own else "")
         parts = []
         if self.above is not None:
-            parts.append(f"above {self.above:g}")
+            parts.append(f"above {_shown(self.above)}")
         if self.low is not None:
-            parts.append(f"at least {self.low:g}")
+            parts.append(f"at least {_shown(self.low)}")
         if self.high is not None:
-            parts.append(f"at most {self.high:g}")
+            parts.append(f"at most {_shown(self.high)}")
         return noun + (" " + ", ".join(parts) if parts else "") + (", or nothing" if self.optional else "")
 
     def parse(self, value: Any) -> Any:
@@ -107,6 +107,11 @@ class Option:
 
     def _wrong(self, value: Any) -> ConfigError:
         return ConfigError(f"{self.name} must be {self.expected}, not {one_line(value)}", self.name)
+
+
+def _shown(bound: float) -> str:
+    """A whole bound in full, another with six digits."""
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _number(text: str) -> int | float | None:
