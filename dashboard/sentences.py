@@ -182,6 +182,6 @@ _CAUSES: dict[str, str] = {
 
 def cause(found: Diagnosis) -> str:
     """The diagnosis in one sentence."""
-    if found.cause is Cause.UNKNOWN and found.outcome is Outcome.UNDECIDED:
+    if found.outcome is Outcome.UNDECIDED and not found.confidence:  # unknown, or healthy by nothing but the lack of faults
         return "It is too early to tell."
     return _CAUSES[found.cause]
