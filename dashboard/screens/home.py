@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pandas as pd
@@ -96,12 +97,15 @@ def _table(infos: list[RunInfo]) -> list[str]:
         selection_mode="multi-row",
         selection_default={"selection": {"rows": [ids.index(run) for run in remembered]}},
         hide_index=True,
-        column_config={
+        column_config={  # a width for each: the browser would else measure the cells, and draw the table once more with what it found
             "Name": st.column_config.TextColumn(width=170, pinned=True),
+            "Initialization": st.column_config.TextColumn(width=115),
+            "Outcome": st.column_config.TextColumn(width=130),
             "Loss": st.column_config.TextColumn(width=60),
             "Accuracy": st.column_config.TextColumn(width=70),
             "Loss over time": st.column_config.LineChartColumn(help="Training loss from the first step to the last", y_min=0, width=110),
-            "Tags": st.column_config.ListColumn(),
+            "Tags": st.column_config.ListColumn(width=120),
+            "Age": st.column_config.TextColumn(width=90),
         },
         alt="All runs, newest first: name, initialization, outcome, loss, accuracy and age",
     )
@@ -111,8 +115,9 @@ def _table(infos: list[RunInfo]) -> list[str]:
 
 
 def _sparkline(info: RunInfo) -> list[float]:
+    """The losses that are numbers: over one NaN the table would draw none, and show an error."""
     curve = info.state.get("curve")
-    return [value for value in curve if isinstance(value, (int, float))] if isinstance(curve, list) else []
+    return [value for value in curve if isinstance(value, (int, float)) and math.isfinite(value)] if isinstance(curve, list) else []
 
 
 def _actions(chosen: list[RunInfo]) -> None:
