@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from core.reductions import Number, root
+from core.reductions import Number, finished, on_host
 
 
 @dataclass(eq=False)
@@ -19,14 +19,24 @@ class Call:
 
     count: int
     values: dict[str, Number]
+    """What ``forward_statistics`` found."""
     place: tuple[int, int]
     """Where the output lies, and in which version: by this a rectifier's input is recognized as this output."""
+    batched: bool = True
+    """Whether the output has samples, across which a signal can be told."""
     below: Tensor | None = None
     """For each unit, whether it is not above zero for any sample; only of layers that went straight into a rectifier before."""
     gradients: list[Number] = field(default_factory=list)
     """L2 norms of the loss gradient for the output, one a backward pass: of two passes through one call the sum is not known."""
     off: Tensor | None = None
     """For each unit after the layer's rectifier, whether it is zero for all samples."""
+
+    def columns(self) -> dict[str, float]:
+        """The columns of the forward pass; ``values`` are plain numbers by now."""
+        columns = finished(self.values)
+        if not self.batched:
+            del columns["signal_std"]
+        return columns
 
 
 @dataclass(eq=False)
@@ -42,42 +52,43 @@ class Calls:
         return self.reached or ([self.newest] if self.newest is not None else [])
 
 
-def pooled(calls: Sequence[Call]) -> dict[str, Number]:
-    """The columns of a layer over all its calls in a step, each number of an output counting alike.
+def off_counts(calls: Sequence[Call]) -> tuple[list[Number], int]:
+    """(how many units of a layer are off, in parts, out of how many). A unit is off if it is in all calls; of calls that differ in
+    shape each counts by itself."""
+    off = [call.off for call in calls if call.off is not None]
+    if len(off) > 1 and all(mask.shape == off[0].shape for mask in off):
+        off = [functools.reduce(torch.logical_and, off)]
+    return [int(mask.sum()) if on_host(mask) else mask.sum() for mask in off], sum(mask.numel() for mask in off)
 
-    ``signal_std`` is the spread across the samples of a call. A unit is dead if it is zero in all calls; where calls differ in shape,
-    their shares are averaged.
+
+def pooled(calls: Sequence[Call], off: Sequence[float], units: int) -> dict[str, float]:
+    """The columns of a layer over all its calls in a step, each number of an output counting alike; ``off`` of ``units`` are dead.
+
+    ``signal_std`` is the spread across the samples of a call.
     """
     if not calls:
         return {}
     count = sum(call.count for call in calls)
-    result = dict(calls[0].values) if len(calls) == 1 else _pooled_forward(calls, count)
+    columns = calls[0].columns() if len(calls) == 1 else _pooled_forward(calls, count)
     if all(len(call.gradients) == 1 for call in calls):
-        result["activation_grad_rms"] = _length([call.gradients[0] for call in calls]) / math.sqrt(count)
-    off = [call.off for call in calls if call.off is not None]
-    if len(off) > 1 and all(mask.shape == off[0].shape for mask in off):
-        off = [functools.reduce(torch.logical_and, off)]
-    if off:
-        result["dead_fraction"] = sum(map(_count, off)) / sum(mask.numel() for mask in off)
-    return result
+        columns["activation_grad_rms"] = _length([call.gradients[0] for call in calls]) / math.sqrt(count)
+    if units:
+        columns["dead_fraction"] = sum(off) / units
+    return columns
 
 
-def _length(parts: Sequence[Number]) -> Number:
+def _length(parts: Sequence[float]) -> float:
     """The norm of a vector of whose parts the norms are known."""
-    return parts[0] if len(parts) == 1 else root(sum(part * part for part in parts))
+    return parts[0] if len(parts) == 1 else math.sqrt(sum(part * part for part in parts))
 
 
-def _count(mask: Tensor) -> Number:
-    return int(mask.sum()) if mask.device.type == "cpu" else mask.sum()
-
-
-def _pooled_forward(calls: Sequence[Call], count: int) -> dict[str, Number]:
-    shares = [call.count / count for call in calls]
-    mean = sum(share * call.values["activation_mean"] for share, call in zip(shares, calls, strict=True))
+def _pooled_forward(calls: Sequence[Call], count: int) -> dict[str, float]:
+    shares, columns = [call.count / count for call in calls], [call.columns() for call in calls]
+    mean = sum(share * one["activation_mean"] for share, one in zip(shares, columns, strict=True))
     total, signal = 0.0, 0.0
-    for share, call in zip(shares, calls, strict=True):
-        off_mean, std, spread = call.values["activation_mean"] - mean, call.values["activation_std"], call.values.get("signal_std")
+    for share, one in zip(shares, columns, strict=True):
+        off_mean, std, spread = one["activation_mean"] - mean, one["activation_std"], one.get("signal_std")
         total += share * (std * std + off_mean * off_mean)
         signal = None if signal is None or spread is None else signal + share * (spread * spread)
-    result = {"activation_mean": mean, "activation_std": root(total)}
-    return result if signal is None else {**result, "signal_std": root(signal)}
+    result = {"activation_mean": mean, "activation_std": math.sqrt(total)}
+    return result if signal is None else {**result, "signal_std": math.sqrt(signal)}

@@ -86,6 +86,15 @@ def over_networks(members: Iterable[RunInfo]) -> bool:
     return len({(family(str(info.config.get("model"))), info.config.get("batch_norm")) for info in members}) > 1
 
 
+def sweeps(infos: Iterable[RunInfo]) -> list[str]:
+    """Names of the sweeps over several networks, in the order of the runs."""
+    members: dict[str, list[RunInfo]] = {}
+    for info in infos:
+        if name := info.config.get("sweep"):
+            members.setdefault(str(name), []).append(info)
+    return [name for name, runs in members.items() if over_networks(runs)]
+
+
 def rows(members: Iterable[RunInfo]) -> list[dict[str, Any]]:
     """``sweep.table`` by initialization and network, in the story's order; ``network`` is the ``Network``, ``label`` its name."""
     found = sweep.table(members, ("init", *sweep.NETWORK))

@@ -22,6 +22,7 @@ from core.engines import queue
 from core.engines.queue import LOCK, QUEUE, queued
 from core.engines.slots import slots, threads_of
 from core.errors import ConfigError, RunFolderError, RunNotFound, RunStateError, one_line
+from core.factories.pinning import check_unchanged, pin
 from core.permission import require
 from core.schema import LIVE, Status
 from core.store import Run, Runs, claimed, process_alive
@@ -50,7 +51,7 @@ def submit(runs: Runs, configs: Sequence[RunConfig], engine: str = "", first: bo
             f"runs in an object store are trained on the machine that launches them, not on the Ray cluster at {one_line(address)}, whose nodes "
             "do not see its scratch folder; use --engine local, engine ray without RAY_ADDRESS, or a folder that all nodes see"
         )
-    pinned = [factories.pin(config) for config in configs]
+    pinned = [pin(config) for config in configs]
     _refuse_links(runs)
     limits.check(pinned, len(queued(runs)), runs.root)
     made = [runs.create(config) for config in pinned]
@@ -86,7 +87,7 @@ def check_resumable(run: Run) -> None:
     if status in LIVE:
         raise RunStateError(f"run {run.id} is {status} already; there is nothing to resume")
     with factories.trusted():  # a saved run's files were taken when it was made
-        factories.check_unchanged(run.config())
+        check_unchanged(run.config())
 
 
 def stop(runs: Runs, run: Run) -> None:

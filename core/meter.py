@@ -2,7 +2,7 @@
 
 Three moments are watched: a layer's output in the forward pass, the gradients of its output and weight in the backward
 pass (the weight's before any clipping), and the weight around the optimizer's step. Each quantity is one number a layer,
-left on the device; ``collect`` stacks them into one tensor, so that a step costs at most one transfer.
+left on the device until the ``Reading`` that ``collect`` gives is asked for its table.
 
 Calls of modules are seen through torch's global hooks: the model itself carries none, so it can be copied and pickled meanwhile, and
 transformer layers keep their fast path in evaluation. Code inside ``torch.compile`` is not looked at: what only its forward
@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,11 +28,11 @@ from torch.nn.modules.module import (
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from core.calls import Call, Calls, pooled
+from core.calls import Call, Calls
 from core.layers import find_layers, is_activation, is_normalization
 from core.loss_scale import LossScale
-from core.reductions import Number, change_norms, copy_norms, forward_statistics, norm, norms, off_units, ratio
-from core.schema import LAYER_METRICS, MISSING
+from core.reading import Reading, WeightNumbers
+from core.reductions import Number, change_norms, copy_norms, forward_statistics, norm, norms, off_units
 from core.tensors import alike, dense, function_before, is_compiled_output, is_dense, output_of
 from core.wrappers import as_optimizers, is_compiled, unwrapped
 
@@ -100,7 +99,7 @@ class LayerMeter:
         self._heard: dict[int, list[tuple[Calls, Call, Number]]] = {}
         self._owned = -1
         self._passes: set[int] = set()
-        self._arrived: dict[_Weight, tuple[Number, Tensor, int] | None] = {}
+        self._arrived: dict[_Weight, None] = {}
         self._backward_seen = False
         self._stepped: set[int] = set()
         self._inside = False
@@ -169,7 +168,7 @@ class LayerMeter:
         if is_lazy(parameter) or not parameter.requires_grad or not parameter.is_leaf:
             return False
         self._followed.add(parameter)
-        self._handles.append(parameter.register_post_accumulate_grad_hook(self._gradient_arrives))
+        self._handles.append(parameter.register_post_accumulate_grad_hook(functools.partial(self._gradient_arrives, self._weight_of.get(id(parameter)))))
         return True
 
     def __exit__(self, *exception: object) -> None:
@@ -234,9 +233,8 @@ class LayerMeter:
         seen = output.detach()  # without a graph, and so are the numbers taken from it
         rows = seen if samples == 0 else seen.reshape(1, -1) if samples is None else seen.movedim(samples, 0)
         values = forward_statistics(rows, off=samples == 0 and i in self._rectified)
-        if samples is None:
-            del values["signal_std"]
-        call = Call(output.numel(), values, (output.data_ptr(), output._version), values.pop("off", None))
+        below = values.pop("off", None)
+        call = Call(output.numel(), values, (output.data_ptr(), output._version), samples is not None, below)
         calls = self._calls[i]
         calls.newest = call
         if self.layers[i].family not in _SCALES:
@@ -271,16 +269,13 @@ class LayerMeter:
             length = unscaled(norm(gradient.detach()), self.loss_scale.current)
             self._heard.setdefault(torch._C._current_graph_task_id(), []).append((calls, call, length))
 
-    def _gradient_arrives(self, parameter: Tensor) -> None:
-        """A gradient is whole for this process. It counts as it is at the end of the pass, when it has been averaged over processes;
-        on a CPU it is looked at now too, while it is in the cache."""
+    def _gradient_arrives(self, weight: _Weight | None, parameter: Tensor) -> None:
+        """A gradient is whole for this process. It counts as it is at the end of the pass, when it has been averaged over processes."""
         if not self.armed or torch.compiler.is_compiling() or self._evaluating_again():
             return
-        weight = self._weight_of.get(id(parameter))
         if weight is not None:
             weight.scale = self.loss_scale.current
-            gradient = parameter.grad  # None if another hook has stepped with it already and cleared it
-            self._arrived[weight] = _seen(gradient) if gradient is not None and gradient.device.type == "cpu" else None
+            self._arrived[weight] = None
         this_pass = torch._C._current_graph_task_id()
         if this_pass not in self._passes:
             self._passes.add(this_pass)
@@ -292,20 +287,15 @@ class LayerMeter:
     def _pass_ends(self, this_pass: int) -> None:
         # Only passes that reach parameters count: others (torch.autograd.grad for an input) are not the loss's.
         for calls, call, length in self._heard.pop(this_pass, ()):
+            if calls.over:
+                continue
             if not call.gradients:
                 calls.reached.append(call)
             call.gradients.append(length)
         self._passes.discard(this_pass)
         if self._passes:
             return  # a pass within a pass (checkpointing)
-        unread = []
-        for weight, seen in self._arrived.items():
-            gradient = weight.parameter.grad
-            if seen is not None and seen[1] is gradient and seen[2] == gradient._version:
-                weight.gradient = unscaled(seen[0], weight.scale)
-            elif gradient is not None:
-                unread.append(weight)
-        self._read_gradients(unread)
+        self._read_gradients(list(self._arrived))
         self._arrived.clear()
         self._backward_seen = True
         if self._inside and self._evaluated is None:
@@ -350,14 +340,14 @@ class LayerMeter:
             if weight.before is None or not alike(weight.before, weight.parameter):
                 weight.before = torch.empty_like(weight.parameter)
         for weight, length in zip(weights, copy_norms([w.before for w in weights], [w.parameter.detach() for w in weights]), strict=True):
-            weight.values = {"weight_norm": length}
+            weight.values = {"weight": length}
 
     @torch.no_grad()
     def _after_update(self, k: int, *_: object) -> None:
         if not self.armed or torch.compiler.is_compiling():
             return
         self._inside = False
-        weights = [weight for weight in self._of(k) if "weight_norm" in weight.values]
+        weights = [weight for weight in self._of(k) if "weight" in weight.values]
         if not self._backward_seen:
             self.late_update = True
             for weight in weights:
@@ -366,7 +356,7 @@ class LayerMeter:
         self._stepped.add(k)
         lengths = change_norms([weight.before for weight in weights], [weight.parameter.detach() for weight in weights])
         for weight, moved in zip(weights, lengths, strict=True):
-            weight.values["update_ratio"] = ratio(moved, weight.values["weight_norm"])
+            weight.values["moved"] = moved
             if weight.gradient is not None:
                 weight.values["gradient"] = weight.gradient
 
@@ -391,27 +381,19 @@ class LayerMeter:
         return ran and not self._backward_seen and any(weight.parameter.requires_grad for weight in self._weights)
 
     @torch.no_grad()
-    def collect(self) -> Tensor:
-        """One column a layer in execution order, one row a metric of ``LAYER_METRICS`` less ``nonfinite``; resets the step.
-
-        Shape (metrics, layers), float32, on the model's device. What was not measured (a frozen weight, a layer that
-        did not run, no optimizer given) is marked by the value ``MISSING``.
-        """
-        device = next((w.parameter.device for w in self._weights), torch.device("cpu"))
-        values: list[dict[str, Number]] = [pooled(calls.chosen()) for calls in self._calls]
+    def collect(self) -> Reading:
+        """What this step has shown of every layer, in execution order; a new step begins."""
+        weights = []
         for weight in self._weights:
-            if "weight_norm" not in weight.values:
-                weight.values["weight_norm"] = norm(weight.parameter.detach())
+            if "weight" not in weight.values:
+                weight.values["weight"] = norm(weight.parameter.detach())
             # Once an optimizer has stepped, a gradient that no optimizer saw is none of this step's.
-            gradient = weight.values.pop("gradient", None if self._stepped else weight.gradient)
-            if gradient is not None:
-                weight.values |= {"grad_norm": gradient, "grad_rms": gradient / math.sqrt(max(1, weight.parameter.numel()))}
-            for i in weight.rows:
-                values[i] |= weight.values
-        order = list(self._ordered())
-        cells = [values[i].get(name, MISSING) for name in LAYER_METRICS[:-1] for i in order]
+            if not self._stepped and weight.gradient is not None:
+                weight.values.setdefault("gradient", weight.gradient)
+            weights.append(WeightNumbers(tuple(weight.rows), weight.parameter.numel(), weight.values))
+        reading = Reading([calls.chosen() for calls in self._calls], weights, self._ordered())
         self.discard()
-        return together(cells, device).reshape(len(LAYER_METRICS) - 1, len(self.layers))
+        return reading
 
     def discard(self) -> None:
         """Forget the step that was being measured."""
@@ -426,22 +408,9 @@ class LayerMeter:
             weight.values, weight.gradient = {}, None
         self._attach()
 
-    @property
-    def order(self) -> list[int]:
-        """Layers in the order of their first execution; those never run are missing."""
-        return list(self._executed)
-
-    def _ordered(self) -> Iterable[int]:
+    def _ordered(self) -> list[int]:
         """Layers in the order of their first execution; those never run last."""
-        return [*self._executed, *(i for i in range(len(self.names)) if i not in self._executed)]
-
-    def ordered_names(self) -> list[str]:
-        """Layer names in the order of ``collect``'s columns."""
-        return [self.names[i] for i in self._ordered()]
-
-    def ordered_kinds(self) -> list[str]:
-        """Layer kinds in the order of ``collect``'s columns."""
-        return [self.kinds[i] for i in self._ordered()]
+        return [*self._executed, *(i for i in range(len(self.layers)) if i not in self._executed)]
 
 
 class _Hook:
@@ -463,22 +432,6 @@ class _Undo:
 
     def __init__(self, remove: Callable):
         self.remove = remove
-
-
-# ---------------------------------------------------------------- numbers
-
-
-def _seen(gradient: Tensor) -> tuple[Number, Tensor, int]:
-    """(the norm, the gradient it is of, and in which version)."""
-    return norm(dense(gradient)), gradient, gradient._version
-
-
-def together(cells: Sequence[Number], device: torch.device) -> Tensor:
-    """Numbers as one float32 vector on ``device``; those that lie on a device are not looked at."""
-    if not any(issubclass(kind, Tensor) for kind in set(map(type, cells))):
-        return torch.tensor(cells, dtype=torch.float64).float().to(device)
-    made = [cell if isinstance(cell, Tensor) else torch.full((), cell, device=device) for cell in cells]
-    return torch.stack([cell.to(device, torch.float32, non_blocking=True) for cell in made])
 
 
 def unscaled(length: Number, scale: Tensor | None) -> Number:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from core import data, inits, models, theory
 from core.config import RunConfig
+from core.datasets import Split
 from core.forecast import forecast
 from core.models.outputs import training_loss
 from core.theory import METRICS
@@ -125,7 +126,7 @@ def first_batch(config: RunConfig) -> tuple[Tensor, Tensor, int]:
 class _Unresized(data.Data):
     """Data that resizes only the batches that are asked for."""
 
-    def _hold(self, split: data.Split) -> tuple[data.Split, bool]:
+    def _hold(self, split: Split) -> tuple[Split, bool]:
         return split, not self.are_images
 
 

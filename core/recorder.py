@@ -42,9 +42,12 @@ from core.facts import (
     weight_facts,
 )
 from core.meter import LayerMeter
+from core.reading import Reading, Transfer
 from core.schema import LAYER_METRICS, Outcome, Status
 from core.store import RECORDED, Run, Runs, RunWriter, own_process
 
+HELD_STEPS = 16
+"""Steps whose numbers wait to be made rows of: in a row that costs a third of the same after each step, whose kernels leave nothing of it in the cache."""
 CURVE_POINTS = 40
 """Points of the loss sparkline kept in ``status.json``."""
 
@@ -60,9 +63,9 @@ class _Pending:
     epoch: int
     learning_rate: float
     seconds: float
-    numbers: Tensor
-    """Loss, accuracy, and what ``LayerMeter.collect`` gave, flat: one transfer."""
-    arrived: Any
+    reading: Reading
+    sent: Transfer
+    """Loss, accuracy, and what ``reading`` waits for."""
 
 
 class Recorder:
@@ -210,8 +213,9 @@ class Recorder:
             self.meter.on_forward = None
         self.writer.note(step=self.next_step, epoch=epoch)
         self.meter.armed = self.next_step % self.every == 0
-        self._harvest()
-        self.writer.flush_if_due()
+        if len(self._pending) >= HELD_STEPS or self.writer.due():
+            self._harvest()
+            self.writer.flush_if_due()
 
     def epoch(self, epoch: int, train_loss: float, train_accuracy: float, val_loss: float, val_accuracy: float) -> None:
         """Write one row of ``epochs``: losses in nats, accuracies in 0..1."""
@@ -248,36 +252,24 @@ class Recorder:
             warnings.warn(message, stacklevel=4)
 
     def _record(self, loss: Tensor | float, accuracy: Tensor | float | None, epoch: int) -> None:
-        layers = self.meter.collect()
-        both = [_scalar(value, layers.device) for value in (loss, float("nan") if accuracy is None else accuracy)]
-        numbers, arrived = torch.cat([torch.stack(both), layers.reshape(-1)]), None
-        if numbers.device.type == "cuda":
-            numbers = numbers.to("cpu", non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
+        reading = self.meter.collect()
+        sent = Transfer([loss, math.nan if accuracy is None else accuracy, *reading.waiting])
         rate = self.meter.optimizers[0].param_groups[0]["lr"] if self.meter.optimizers else float("nan")
-        self._pending.append(_Pending(self.next_step, epoch, float(rate), self.seconds, numbers, arrived))
+        self._pending.append(_Pending(self.next_step, epoch, float(rate), self.seconds, reading, sent))
 
     def _harvest(self, everything: bool = False) -> None:
         """Hand to the writer what has arrived on the host; wait for it only when ``everything`` is asked for."""
-        while self._pending:
-            first = self._pending[0]
-            if first.arrived is not None and not first.arrived.query():
-                if not everything and len(self._pending) < 3:
-                    return
-                first.arrived.synchronize()
-            self._pending.popleft()
-            self._write(first)
+        while self._pending and (everything or len(self._pending) > 2 * HELD_STEPS or self._pending[0].sent.arrived()):
+            self._write(self._pending.popleft())
 
     def _write(self, pending: _Pending) -> None:
-        numbers = pending.numbers.cpu().numpy()
-        loss, accuracy = numbers[:2].tolist()
+        loss, accuracy, *numbers = pending.sent.numbers()
         self.last_loss = loss
         self.loss_finite = self.loss_finite and math.isfinite(loss)
         self._recent_accuracy.append(accuracy)
         self.writer.step(pending.step, pending.epoch, loss, accuracy, pending.learning_rate, pending.seconds)
-        measured = numbers[2:].reshape(len(LAYER_METRICS) - 1, -1)
-        names, kinds, depths = self._columns(measured.shape[1])
+        measured = pending.reading.table(numbers)
+        names, kinds, depths = self._columns(pending.reading.order)
         self.writer.layers(pending.step, names, kinds, depths, layer_values(measured))
         self.relative_signal = relative_signal(measured)
         self._add_to_curve(loss)
@@ -289,14 +281,14 @@ class Recorder:
             seconds=pending.seconds,
         )
 
-    def _columns(self, layers: int) -> tuple[pa.Array, pa.Array, pa.Array]:
-        if self._layer_columns is None or self._layer_columns[3] != self.meter.order:
-            index = pa.array(range(layers), pa.int32())
-            names = pa.DictionaryArray.from_arrays(index, self.meter.ordered_names())
-            kinds = self.meter.ordered_kinds()
+    def _columns(self, order: list[int]) -> tuple[pa.Array, pa.Array, pa.Array]:
+        if self._layer_columns is None or self._layer_columns[3] != order:
+            index = pa.array(range(len(order)), pa.int32())
+            names = pa.DictionaryArray.from_arrays(index, [self.meter.names[i] for i in order])
+            kinds = [self.meter.kinds[i] for i in order]
             distinct = sorted(set(kinds))
             kind = pa.DictionaryArray.from_arrays(pa.array([distinct.index(k) for k in kinds], pa.int32()), distinct)
-            self._layer_columns = (names, kind, index, list(self.meter.order))
+            self._layer_columns = (names, kind, index, order)
         return self._layer_columns[:3]
 
     def _add_to_curve(self, loss: float) -> None:
@@ -400,14 +392,14 @@ def _check_model(model: nn.Module, meter: LayerMeter) -> None:
 
 
 def relative_signal(measured: np.ndarray) -> float:
-    """signal_std over the RMS of the last layer's pre-activation, from ``LayerMeter.collect``; infinity where not measured."""
+    """signal_std over the RMS of the last layer's pre-activation, from ``Reading.table``; infinity where not measured."""
     mean, std, signal = (float(measured[LAYER_METRICS.index(name), -1]) for name in ("activation_mean", "activation_std", "signal_std"))
     size = math.hypot(mean, std)
     return signal / size if size > 0 and signal >= 0 and math.isfinite(size) else 0.0 if size == 0 else math.inf
 
 
 def layer_values(measured: np.ndarray) -> np.ndarray:
-    """Rows for the store from ``LayerMeter.collect`` (metrics, layers), with ``nonfinite`` counted as the last.
+    """Rows for the store from ``Reading.table`` (metrics, layers), with ``nonfinite`` counted as the last.
 
     ``nonfinite`` says how many of weight, gradient, output and output gradient hold a NaN or an infinity.
     """
@@ -416,10 +408,3 @@ def layer_values(measured: np.ndarray) -> np.ndarray:
 
 _TENSORS = [LAYER_METRICS.index(name) for name in ("weight_norm", "grad_norm", "activation_std", "activation_grad_rms")]
 """The metrics that are no number if one of the four tensors holds one that is none."""
-
-
-def _scalar(value: Tensor | float, device: torch.device) -> Tensor:
-    """A number as a float32 scalar on ``device``; putting a plain one there must not wait for a GPU."""
-    if isinstance(value, Tensor):
-        return value.detach().to(device, torch.float32, non_blocking=True).reshape(())
-    return torch.full((), value, device=device, dtype=torch.float32)

@@ -96,6 +96,9 @@ class Status(StrEnum):
 LIVE = frozenset({Status.QUEUED, Status.RUNNING, Status.STOPPING})
 """States in which rows may still arrive."""
 
+CHECKPOINT = "checkpoint.pt"
+"""The file of a run's folder from which training goes on."""
+
 
 class Outcome(StrEnum):
     """What became of the training; ``outcome.judge`` holds the definition."""

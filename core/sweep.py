@@ -21,6 +21,7 @@ from core import catalog, factories
 from core.config import OPTIONS, RunConfig, changed_fields
 from core.diagnosis.statistics import wilson
 from core.errors import ConfigError, choose_from, one_line
+from core.launcher import submit
 from core.schema import Outcome, Status
 from core.store import Run, RunInfo, Runs
 
@@ -181,9 +182,14 @@ def underway(infos: Sequence[RunInfo]) -> tuple[float, float | None]:
     return share, statistics.fmean(taken) * (1 - share) * len(batch) / together
 
 
-def members(runs: Runs, sweep: str) -> list[RunInfo]:
-    """The runs of a sweep, oldest first."""
-    return [info for info in reversed(runs.list()) if info.config.get("sweep") == sweep]
+def names(infos: Iterable[RunInfo]) -> list[str]:
+    """Names of all sweeps, in the order of the runs."""
+    return list(dict.fromkeys(str(info.config["sweep"]) for info in infos if info.config.get("sweep")))
+
+
+def members(infos: Sequence[RunInfo], sweep: str) -> list[RunInfo]:
+    """Of a list of runs, newest first, those of a sweep, oldest first."""
+    return [info for info in reversed(infos) if info.config.get("sweep") == sweep]
 
 
 def table(infos: Iterable[RunInfo], by: Sequence[str] = ("init",)) -> list[dict[str, Any]]:
@@ -225,7 +231,5 @@ def best_against_rest(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def launch(runs: Runs, configs: Sequence[RunConfig], engine: str = "", first: bool = False) -> list[Run]:
     """Queue the cells that are missing, as ``launcher.submit`` does; those that are there already are not run again."""
-    from core.launcher import submit
-
     wanted = missing(configs, runs.list())
     return submit(runs, wanted, engine, first) if wanted else []

@@ -58,6 +58,15 @@ def dense(gradient: Tensor) -> Tensor:
     return gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient
 
 
+def by_sample(x: Tensor) -> Tensor:
+    """``x`` (samples first) as (samples, units), a view in memory order where that is possible."""
+    if x.dim() < 2:
+        return x.reshape(-1, 1)
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        x = x.permute(0, 2, 3, 1)
+    return x.flatten(1)
+
+
 def alike(a: Tensor, b: Tensor) -> bool:
     """Whether one can be copied into the other number by number, in the order of memory."""
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and a.stride() == b.stride()

@@ -8,8 +8,9 @@ from typing import Any
 import streamlit as st
 
 from core import catalog, factories
-from core.config import OPTIONS, PRESETS, Option, RunConfig, preset
+from core.config import OPTIONS, PRESETS, RunConfig, preset
 from core.errors import ConfigError
+from core.option import Option
 
 MAIN = ("init_seed", "epochs", "learning_rate", "optimizer", "data")
 """Always visible, below preset and initializations; every other field is under "more"."""

@@ -1,7 +1,8 @@
-"""What a person does to runs: rename, tag, resume, delete. Each asks where something could be lost."""
+"""What a person does to runs: rename, tag, stop, resume, delete. Each asks where something could be lost."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ import streamlit as st
 
 from core import launcher as processes
 from core.config import MAX_NAME
-from core.errors import InitScopeError, RunNotFound
+from core.errors import InitScopeError, RunNotFound, RunStateError
 from core.store import RunInfo
 from dashboard import loaders, text
 
@@ -59,6 +60,13 @@ def _stop_and_delete(info: RunInfo) -> None:
         while run.info().live and time.monotonic() < deadline:
             time.sleep(0.1)
     run.delete()
+
+
+def stop(run_id: str) -> None:
+    """Ask a run to stop after its current step; a run that has ended meanwhile is left alone."""
+    runs = loaders.runs()
+    with contextlib.suppress(RunStateError, RunNotFound):
+        processes.stop(runs, runs.get(run_id))
 
 
 def resume(run_ids: Sequence[str]) -> None:

@@ -14,10 +14,8 @@ from core.schema import Outcome, Status, Verdict
 
 INK = "var(--ink)"
 MUTED = "var(--muted)"
-FAINT = "var(--faint)"
 LINE = "var(--line)"
 PAPER = "var(--paper)"
-PANEL = "var(--panel)"
 ACCENT = "var(--accent)"
 ZERO = "var(--zero)"
 NONFINITE = "var(--nonfinite)"

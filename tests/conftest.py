@@ -70,7 +70,7 @@ def trained(runs: Runs) -> Callable[[RunConfig], Run]:
     """Trains a config in this process and returns its run."""
 
     def train_it(config: RunConfig) -> Run:
-        from core.trainer import train
+        from core.training.trainer import train
 
         run = runs.create(config)
         train(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from core import catalog
-from core.__main__ import build_parser
+from core.commands.parser import build_parser
 from core.config import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,8 +20,8 @@ COMMANDS = re.findall(r"^    python -m core (.+)$", README, re.MULTILINE)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_every_command_parses(line: str) -> None:
-    build_parser().parse_args(shlex.split(line))
+def test_every_command_parses_and_is_there(line: str) -> None:
+    assert callable(pkgutil.resolve_name(build_parser().parse_args(shlex.split(line)).command))
 
 
 def test_every_command_is_shown() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from core.diagnosis import rules_layers, rules_run
+from core.diagnosis import rules_layers, rules_loss, rules_outputs, rules_run
 from core.diagnosis.curve import Curve
 from core.diagnosis.finding import Finding
 from core.diagnosis.thresholds import Thresholds
@@ -16,15 +16,15 @@ from core.diagnosis.vitals import Vitals
 Rule = Callable[[Vitals, Curve, Thresholds], Finding | None]
 
 RULES: tuple[Rule, ...] = (
-    rules_run.loss_nonfinite,
-    rules_run.loss_plateau_at_chance,
-    rules_run.loss_not_decreasing,
-    rules_run.loss_oscillates,
-    rules_run.loss_spike,
-    rules_run.initial_loss_off,
+    rules_loss.loss_nonfinite,
+    rules_loss.loss_plateau_at_chance,
+    rules_loss.loss_not_decreasing,
+    rules_loss.loss_oscillates,
+    rules_loss.loss_spike,
+    rules_loss.initial_loss_off,
     rules_run.weights_frozen,
     rules_run.identical_units,
-    rules_run.outputs_misused,
+    rules_outputs.outputs_misused,
     rules_run.input_out_of_range,
     rules_layers.signal_collapse,
     rules_layers.signal_explosion,

@@ -193,7 +193,8 @@ def _check_reachable(address: str) -> None:
 def train(path: str, environment: Mapping[str, str]) -> int:
     """The task: train the run in that folder, from its checkpoint if it has one; the exit status of ``main_in_child``."""
     from core.engines.local import NICENESS
-    from core.worker import main_in_child, output_to
+    from core.training.run_log import output_to
+    from core.training.worker import main_in_child
 
     os.environ.update(environment)
     os.nice(max(0, NICENESS - os.nice(0)))

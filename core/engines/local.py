@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from core.engines.slots import slots, threads_of
-from core.loading import load_training
 from core.store import Run
+from core.training.loading import load_training
 
 NICENESS = 10
 """Training yields to whoever looks at it: on two cores two runs would leave none to the browser and the dashboard."""
@@ -59,7 +59,8 @@ class Local:
             os.setsid()
             os.nice(NICENESS)
             drop_inherited()
-            from core.worker import main_in_child, output_to
+            from core.training.run_log import output_to
+            from core.training.worker import main_in_child
 
             output_to(run)
             status = main_in_child(run, self.name)

@@ -1,9 +1,9 @@
-"""Networks and data sets of one's own: ``path/to/file.py:factory``, named, checked and pinned without running a line of them.
+"""Networks and data sets of one's own: ``path/to/file.py:factory``, named and checked without running a line of them.
 
 The command line takes a file from anywhere: who can type a command can run Python anyway. A visitor of the dashboard must not run
 code by sending a path, so every configuration made in its process is refused unless the file lies directly in the one folder
-that the operator names in ``INITSCOPE_FACTORIES``. ``pin`` makes paths absolute and notes each file's SHA-256; what is loaded
-later (``factories.code``) must be the same bytes. Importing this costs no torch.
+that the operator names in ``INITSCOPE_FACTORIES``. ``factories.pinning`` makes paths absolute and notes each file's SHA-256; what is
+loaded later (``factories.code``) must be the same bytes. Importing this costs no torch.
 """
 
 from __future__ import annotations
@@ -13,16 +13,12 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from core.errors import ConfigError, choose_from, one_line
-
-if TYPE_CHECKING:
-    from core.config import RunConfig
+from core.errors import ConfigError, one_line
 
 FOLDER = "INITSCOPE_FACTORIES"
 """The environment variable that names the folder whose files the dashboard offers."""
@@ -61,6 +57,20 @@ def title(value: str) -> str:
     """How a model or data set is shown: a factory without its folder, any other name as it is."""
     factory = parse(value)
     return factory.title if factory else value
+
+
+def read(factory: Factory, sha256: str = "") -> bytes:
+    """The file's bytes. Raises ConfigError if it cannot be read or, with ``sha256``, if it is not that file."""
+    try:
+        source = factory.path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {factory.path}: {error.strerror or error}; check the path and who may read it") from None
+    found = hashlib.sha256(source).hexdigest()
+    if sha256 and found != sha256:
+        raise ConfigError(
+            f"{factory.path} has changed since this run was made (SHA-256 {sha256[:12]}… then, {found[:12]}… now); restore it, or start a new run"
+        )
+    return source
 
 
 # ---------------------------------------------------------------- who may name which file
@@ -123,107 +133,3 @@ def _fits(node: ast.stmt, role: str) -> bool:
         return True
     words = ast.unparse(node.returns).lower()
     return "module" in words if role == "model" else "dataset" in words or "tuple" in words
-
-
-# ---------------------------------------------------------------- pinning a configuration to files
-
-
-def pin(config: RunConfig, stated: Collection[str] = ()) -> RunConfig:
-    """``config`` with absolute paths and the files' SHA-256, so that another process finds the same code later.
-
-    Of ``ARCHITECTURE``, what a model's factory does not take goes back to its default, for a preset's width says nothing about a
-    network of one's own; what the person ``stated`` is refused instead. Raises ConfigError naming file and line if a file
-    is missing, is no Python, lacks the factory, or is not the one that was pinned before.
-    """
-    changes: dict[str, Any] = {}
-    for role in ROLES:
-        factory, digest = parse(getattr(config, role)), f"{role}_sha256"
-        if factory is None:
-            changes[digest] = ""
-            continue
-        factory = Factory(factory.path.expanduser().resolve(), factory.name)
-        source = read(factory, getattr(config, digest))
-        takes = _taken(source, factory)
-        changes |= {role: str(factory), digest: hashlib.sha256(source).hexdigest()}
-        if role == "model":
-            changes |= _defaults(config, factory, takes, stated)
-    return config.replace(**changes) if any(getattr(config, key) != value for key, value in changes.items()) else config
-
-
-def read(factory: Factory, sha256: str = "") -> bytes:
-    """The file's bytes. Raises ConfigError if it cannot be read or, with ``sha256``, if it is not that file."""
-    try:
-        source = factory.path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read {factory.path}: {error.strerror or error}; check the path and who may read it") from None
-    found = hashlib.sha256(source).hexdigest()
-    if sha256 and found != sha256:
-        raise ConfigError(
-            f"{factory.path} has changed since this run was made (SHA-256 {sha256[:12]}… then, {found[:12]}… now); restore it, or start a new run"
-        )
-    return source
-
-
-def check_unchanged(config: RunConfig) -> None:
-    """Raises ConfigError if a file that ``config`` is pinned to has changed or is gone."""
-    for role in ROLES:
-        factory = parse(getattr(config, role))
-        if factory:
-            read(factory, getattr(config, f"{role}_sha256"))
-
-
-def _defaults(config: RunConfig, factory: Factory, takes: frozenset[str] | None, stated: Collection[str]) -> dict[str, Any]:
-    """Defaults for the fields of ``ARCHITECTURE`` that do not reach ``factory``. Raises ConfigError for one that was stated."""
-    fresh = type(config)()
-    changes = {}
-    for name in ARCHITECTURE:
-        value, usual = getattr(config, name), getattr(fresh, name)
-        if value == usual or (takes is not None and name in takes):
-            continue
-        if name not in stated:
-            changes[name] = usual
-        elif takes is not None:
-            raise ConfigError(not_taken(factory, name, value, takes), name)
-    return changes
-
-
-def not_taken(factory: Factory, name: str, value: object, takes: Collection[str]) -> str:
-    """The message for a config field that a factory does not ask for."""
-    return f"{name} {value} cannot reach {factory.title}: it takes {', '.join(takes) or 'no argument'}; give it an argument named {name}"
-
-
-def _taken(source: bytes, factory: Factory) -> frozenset[str] | None:
-    """Names of the arguments of ``factory``, from the text of its file; None if the text does not tell (an import, an assignment)."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError as error:
-        raise ConfigError(f"{factory.path.name}:{error.lineno or 1}: {type(error).__name__}: {error.msg}") from None
-    except ValueError as error:  # null bytes
-        raise ConfigError(f"{factory.path.name} is not Python: {error}") from None
-    names = dict(_bound(tree.body))
-    if factory.name not in names and "*" not in names:
-        here = [name for name, node in names.items() if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not name.startswith("_")]
-        raise ConfigError(choose_from(f"factory in {factory.path.name}", factory.name, here))
-    node = names.get(factory.name)
-    if isinstance(node, ast.ClassDef):
-        node = dict(_bound(node.body)).get("__init__")
-    if not isinstance(node, ast.FunctionDef):
-        return None
-    arguments = node.args
-    return frozenset(argument.arg for argument in [*arguments.args, *arguments.kwonlyargs] if argument.arg != "self")
-
-
-def _bound(body: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
-    """(name, statement) of everything that these statements may bind, inside top-level if, try and with too."""
-    for node in body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            yield node.name, node
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            yield from ((alias.asname or alias.name.split(".")[0], node) for alias in node.names)
-        else:
-            stored = (part for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store))
-            yield from ((part.id, node) for part in stored)
-            for field in ("body", "orelse", "finalbody"):
-                yield from _bound([part for part in getattr(node, field, []) if isinstance(part, ast.stmt)])
-            for handler in getattr(node, "handlers", []):
-                yield from _bound(handler.body)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from core.config import RunConfig
-from core.data import RawData, Split
+from core.datasets import RawData, Split
 from core.errors import ConfigError, one_line
 from core.factories import Factory
 from core.factories.code import arguments, blamed, load

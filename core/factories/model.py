@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from core.config import RunConfig
 from core.errors import ConfigError
-from core.factories import ARCHITECTURE, Factory, not_taken, parse
+from core.factories import ARCHITECTURE, Factory, parse
 from core.factories.code import arguments, blamed, load
+from core.factories.pinning import not_taken
 
 
 def build(config: RunConfig, *, in_channels: int, num_classes: int, sample: Tensor | None = None) -> nn.Module:

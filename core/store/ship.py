@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import InitScopeError
-from core.schema import LIVE, Status
+from core.schema import CHECKPOINT, LIVE, Status
 from core.store.claim import claimed
 from core.store.files import alive, touch
+from core.store.mirror import FILES, OURS
 from core.store.run import Run
-from core.store.shared import CHECKPOINT, FILES, OURS, Shared, store_of
+from core.store.shared import Shared, store_of
 from core.store.writer import set_status
 
 SHIP_SECONDS = 0.7

@@ -57,9 +57,13 @@ class RunWriter:
             values = [[MISSING if value is None else value for value in row] for row in values]
         self._rows["layers"].append((step, names, kinds, depths, np.array(values, np.float32)))
 
+    def due(self) -> bool:
+        """Whether ``FLUSH_SECONDS`` have passed since the last flush."""
+        return self._clock() - self._flushed >= FLUSH_SECONDS
+
     def flush_if_due(self) -> bool:
-        """Write what waits if ``FLUSH_SECONDS`` have passed; whether it did."""
-        if self._clock() - self._flushed < FLUSH_SECONDS:
+        """Write what waits if it is time; whether it did."""
+        if not self.due():
             return False
         self.flush()
         return True

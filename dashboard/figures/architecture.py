@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from core import catalog
@@ -88,6 +89,21 @@ def layers(config: RunConfig) -> list[Layer]:
 def parameters(network: Sequence[Layer]) -> int:
     """All weights and biases: 134,300,362 for the story's VGG16."""
     return sum(layer.parameters for layer in network)
+
+
+def table(network: Sequence[Layer]) -> pd.DataFrame:
+    """Every layer with shapes and counts, the input first."""
+    total = parameters(network)
+    return pd.DataFrame(
+        {
+            "layer": [layer.name for layer in network],
+            "kernel": [{"conv": "3 × 3", "pool": "2 × 2 max", "linear": ""}[layer.kind] for layer in network],
+            "output": [layer.shape for layer in network],
+            "parameters": [layer.parameters for layer in network],
+            "share": [layer.parameters / total for layer in network],
+            "multiply-adds": [layer.multiply_adds for layer in network],
+        }
+    )
 
 
 def short(value: int) -> str:

@@ -65,7 +65,7 @@ def figure(title: str, height: int, **layout: Any) -> go.Figure:
     return go.Figure(layout={**base, **layout})
 
 
-def blank(title: str, hint: str, height: int = 320) -> go.Figure:
+def blank(title: str, hint: str, height: int = 220) -> go.Figure:
     """A titled figure without data that says what to do next."""
     drawn = figure(title, height, xaxis={"visible": False}, yaxis={"visible": False}, meta={"blank": hint})
     drawn.add_annotation(text=hint, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False, font={"size": 14, "color": theme.MUTED})

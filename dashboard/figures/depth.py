@@ -14,22 +14,8 @@ import plotly.graph_objects as go
 
 from core.schema import COLUMN
 from dashboard import theme
-from dashboard.figures import base
+from dashboard.figures import base, layer_values
 from dashboard.figures.base import Subject
-from dashboard.figures.layer_bar import LayerValues
-
-
-def depth_data(subjects: Sequence[Subject], frames: Mapping[str, pd.DataFrame], metric: str = "grad_norm") -> list[LayerValues]:
-    """The rows of each run's first recorded step, nearest the input first; a run without rows is left out."""
-    result = []
-    for who in subjects:
-        frame = frames.get(who.run)
-        if frame is None or frame.empty:
-            continue
-        step = int(frame["step"].iloc[0])
-        rows = frame[frame["step"] == step].sort_values("depth", kind="stable")
-        result.append(LayerValues(who, [str(n) for n in rows["layer"]], rows[metric].to_numpy(dtype=np.float64), step))
-    return result
 
 
 def depth(
@@ -37,7 +23,7 @@ def depth(
 ) -> go.Figure:
     """Lines with markers, input at the left; an exact zero is an open circle on the lower edge, NaN a cross on the upper."""
     title = f"{COLUMN[metric].title} by depth at the first step"
-    data = depth_data(subjects, frames, metric)
+    data = layer_values.first(subjects, frames, metric)
     if not data:
         return base.blank(title, "Appears with the first recorded step.", height)
     layers = list(dict.fromkeys(name for run in data for name in run.layers))

@@ -7,7 +7,6 @@ vanishing gradient is a slope to the left, a dead one an open circle on the edge
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,30 +14,8 @@ import plotly.graph_objects as go
 
 from core.schema import COLUMN
 from dashboard import theme
-from dashboard.figures import base
+from dashboard.figures import base, layer_values
 from dashboard.figures.base import Subject
-
-
-class LayerValues(NamedTuple):
-    """One run's newest value of every layer, nearest the input first."""
-
-    subject: Subject
-    layers: list[str]
-    values: np.ndarray
-    step: int
-
-
-def layer_bar_data(subjects: Sequence[Subject], frames: Mapping[str, pd.DataFrame], metric: str = "grad_norm") -> list[LayerValues]:
-    """The rows of each run's last recorded step; a run without rows is left out."""
-    result = []
-    for who in subjects:
-        frame = frames.get(who.run)
-        if frame is None or frame.empty:
-            continue
-        step = int(frame["step"].iloc[-1])
-        rows = frame[frame["step"] == step].sort_values("depth", kind="stable")
-        result.append(LayerValues(who, [str(n) for n in rows["layer"]], rows[metric].to_numpy(dtype=np.float64), step))
-    return result
 
 
 def layer_bar(
@@ -46,7 +23,7 @@ def layer_bar(
 ) -> go.Figure:
     """A dot a layer on a logarithmic axis, joined by a faint line; live rows move the dots."""
     title = f"{COLUMN[metric].title} of every layer, now"
-    data = layer_bar_data(subjects, frames, metric)
+    data = layer_values.newest(subjects, frames, metric)
     if not data:
         return base.blank(title, "Appears with the first recorded step.", least_height)
     layers = list(dict.fromkeys(name for run in data for name in run.layers))

@@ -19,7 +19,7 @@ def networks(rows: Sequence[Mapping[str, Any]], *, title: str = "Share of seeds 
     """Rows of ``core.depth.rows`` as points on their Wilson 95 % intervals, the first network on top, an initialization a colour."""
     told = [row for row in rows if row["runs"]]
     if not told:
-        return base.blank(title, "Appears when the first run has ended.")
+        return base.blank(title, "Appears when the first run is decided: converged, or not.")
     labels = list(dict.fromkeys(row["label"] for row in rows))[::-1]
     inits = list(dict.fromkeys(row["init"] for row in told))
     drawn = base.figure(title, base.TOP + 90 + 40 * len(labels), margin={"l": 56, "r": 12, "t": base.TOP, "b": 74})

@@ -18,7 +18,7 @@ def rates(rows: Sequence[Mapping[str, Any]], *, title: str = "Share of runs that
     """Rows of ``core.sweep.table`` as points on their Wilson 95 % intervals, best first; ``label`` or ``init`` names a row."""
     told = [row for row in rows if row["runs"]]
     if not told:
-        return base.blank(title, "Appears when the first run has ended.")
+        return base.blank(title, "Appears when the first run is decided: converged, or not.")
     ordered = sorted(told, key=lambda row: (row["converged"] / row["runs"], row["low"]))
     names = [text.escape(str(row.get("label") or row["init"])) for row in ordered]
     drawn = base.figure(title, base.TOP + 70 + 44 * len(ordered), showlegend=False)

@@ -31,7 +31,7 @@ def trainability(
     heading = heading or "Share of seeds that converged"
     told = [row for row in rows if row["runs"]]
     if not told:
-        return base.blank(heading, "Appears when the first run has ended.")
+        return base.blank(heading, "Appears when the first run is decided: converged, or not.")
     columns, lines = _values(rows, x), _values(rows, y)
     z = np.full((len(lines), len(columns)), np.nan, np.float32)
     words = np.full(z.shape, "", dtype=object)

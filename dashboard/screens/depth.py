@@ -19,7 +19,7 @@ METRICS = ("grad_norm", "grad_rms", "activation_grad_rms", "signal_std")
 
 def page() -> None:
     infos = loaders.listing()
-    names = loaders.network_sweeps(infos)
+    names = depth.sweeps(infos)
     above = st.container()
     if not names:
         above.title("Does the story hold?", anchor=False)
@@ -30,7 +30,7 @@ def page() -> None:
         _launcher("", [])
         return
     name = st.selectbox("Networks", names, key="depth_sweep", bind="query-params") if len(names) > 1 else names[0]
-    members = loaders.sweep_members(infos, name)
+    members = sweep.members(infos, name)
     rows = depth.rows(members)
     with above:
         st.title(text.heading(depth.sentence(rows)), anchor=False)
@@ -66,13 +66,23 @@ def _by_depth(members: list[RunInfo], rows: list[dict]) -> None:
                                   format_func=lambda key: COLUMN[key].title)
     labels = list(dict.fromkeys(row["label"] for row in rows))
     inits = list(dict.fromkeys(row["init"] for row in rows))
-    drawn = {init: loaders.strips(members, rows, init, metric) for init in inits}
+    drawn = {init: _strips(members, rows, init, metric) for init in inits}
     shared = strips.limits(list(drawn.values()))
     for column, init in zip(st.columns(min(2, len(inits))) * len(inits), inits, strict=False):
         with column:
             plot(strips.strips(drawn[init], metric, title=catalog.init_title(init), limits_=shared, order=labels), key=f"depth_strips_{init}",
                  alt=f"{COLUMN[metric].title} from first to last layer of every network with {catalog.init_title(init)}")
     st.caption("Median over seeds. Auxiliary classifiers, which lie beside the way from input to output, are left out.")
+
+
+def _strips(members: list[RunInfo], rows: list[dict], init: str, metric: str) -> list[strips.Strip]:
+    """For each network the metric by depth at the first recorded step, as the median of its runs."""
+    found = []
+    for row in (row for row in rows if row["init"] == init):
+        mine = [run.run for run in members if run.init == init and depth.network_of(run) == row["network"]]
+        if one := strips.strip(row["label"], list(loaders.first_layers(mine, metric).values()), metric):
+            found.append(one)
+    return found
 
 
 def _numbers(rows: list[dict]) -> None:
@@ -97,7 +107,7 @@ def _launcher(name: str, members: list[RunInfo]) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         seeds = st.number_input("Seeds for each", 1, 100, depth.SEEDS, key="depth_seeds", width=160)
         try:
-            configs = loaders.missing(depth.plan(name, members, int(seeds)))
+            configs = sweep.missing(depth.plan(name, members, int(seeds)), loaders.listing())
         except InitScopeError as error:
             st.error(text.markdown(str(error)))
             return

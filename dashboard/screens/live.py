@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import access, empty, loaders, selection, sentences, text
+from dashboard import access, empty, loaders, run_actions, selection, sentences, text
 from dashboard.cards import cards, headline
 from dashboard.figures import base, curves, layer_bar
 from dashboard.plot import plot
@@ -30,7 +30,7 @@ buttons, troubles = st.container(horizontal=True), st.container()
 for info in chosen:
     if info.live and info.status != "stopping" and access.may_change():
         name = text.markdown(text.shorten(info.name))
-        buttons.button(f"Stop {name}", key=f"stop-{info.run}", icon=":material/stop_circle:", on_click=loaders.stop, args=(info.run,))
+        buttons.button(f"Stop {name}", key=f"stop-{info.run}", icon=":material/stop_circle:", on_click=run_actions.stop, args=(info.run,))
     if info.run in damaged:
         troubles.error(text.markdown(damaged[info.run]), icon=":material/error:")
     if info.status in ("crashed", "failed"):

@@ -29,7 +29,7 @@ if network:
     plot(architecture.architecture(network, title=f"{title}, from image to answer", image_size=image_size), key="model-architecture", min_width=760,
          alt=f"{title}: five blocks of convolutions whose maps halve from {image_size} pixels, then three linear layers; bars show each layer's parameters.")
     with st.expander("Layers in numbers", expanded=False):
-        st.dataframe(loaders.layer_table(config), hide_index=True, width="stretch", height="content", column_config={
+        st.dataframe(architecture.table(network), hide_index=True, width="stretch", height="content", column_config={
             "kernel": st.column_config.TextColumn("kernel"),
             "parameters": st.column_config.NumberColumn("parameters", format="localized"),
             "share": st.column_config.ProgressColumn("share", format="percent", min_value=0, max_value=1),

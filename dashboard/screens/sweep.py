@@ -20,7 +20,7 @@ from dashboard.plot import plot
 
 def page() -> None:
     infos = loaders.listing()
-    names = loaders.sweeps(infos)
+    names = sweep.names(infos)
     above = st.container()
     if access.may_change():
         with st.expander("Launch a sweep", expanded=not names, icon=":material/play_arrow:"):
@@ -30,7 +30,7 @@ def page() -> None:
         above.markdown("One run can be lucky. A sweep trains each initialization with several seeds and says how sure the answer is. There is none yet: launch one.")
         return
     name = _choose(names)
-    members = loaders.sweep_members(infos, name)
+    members = sweep.members(infos, name)
     if depth.over_networks(members):
         above.title(text.heading(depth.sentence(depth.rows(members))), anchor=False)
         above.page_link("screens/depth.py", label="Network by network", icon=":material/stacks:", query_params={"depth_sweep": name})

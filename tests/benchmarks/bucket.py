@@ -24,7 +24,7 @@ from pathlib import Path
 import boto3
 
 from core.config import RunConfig
-from core.store import Run, Runs, shared
+from core.store import Run, Runs, mirror
 from tests.conftest import ROOT
 from tests.s3 import S3
 
@@ -113,7 +113,7 @@ def main() -> None:
         for what, seconds in zip(("the trainer's folder", "its last word", "seen where it was asked for"), zip(*waits, strict=True), strict=True):
             print(f"stop, {what}: median {statistics.median(seconds):.2f} s, most {max(seconds):.2f} s of {given.stops}")
         until(lambda: not here._store.ours())
-        time.sleep(shared.REFRESH_SECONDS)
+        time.sleep(mirror.REFRESH_SECONDS)
     s3.stop()
     print(f"load {os.getloadavg()[0]:.1f}")
 

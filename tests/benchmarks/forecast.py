@@ -24,11 +24,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from core import data, models, trainer
+from core import data, models
 from core.config import RunConfig
 from core.forecast import forecast
 from core.outcome import CERTAIN_SKILL, judge
 from core.probe import first_batch, predict, probe
+from core.training import trainer
+from core.training.optimizers import build_optimizer
 
 RESULTS = Path(__file__).with_suffix(".csv")
 SEED = 20261123
@@ -111,7 +113,7 @@ def train(config: RunConfig) -> dict:
     loaded = data.load(config)
     model = models.build(config, in_channels=loaded.channels, num_classes=loaded.classes)
     model.to(memory_format=torch.channels_last).train()
-    optimizer = trainer.build_optimizer(config, model)
+    optimizer = build_optimizer(config, model)
     steps, loss, accuracy, best = 0, math.nan, None, 0.0
     for epoch in range(config.epochs):
         for images, labels in loaded.epoch(epoch):

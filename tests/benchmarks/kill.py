@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 
 from core.config import RunConfig
-from core.loading import load_training
 from core.store import Runs
+from core.training.loading import load_training
 from tests.safety.kills import MOMENTS, kill, same_curve, start
 
 KILLS_A_RUN = 10

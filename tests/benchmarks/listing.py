@@ -34,7 +34,7 @@ ROUNDS = 9
 
 def template(folder: Path) -> Run:
     """A run of the quick preset, stopped after its first epoch."""
-    from core.trainer import train
+    from core.training.trainer import train
 
     run = Runs(folder).create(config.preset("quick").replace(epochs=1, threads=1))
     train(run)

@@ -4,6 +4,7 @@
     python -m tests.benchmarks.overhead --width 1 --rounds 20    # full width
     python -m tests.benchmarks.overhead --precision bfloat16     # as the quick preset trains where the processor computes in it
     python -m tests.benchmarks.overhead --memory                 # peak memory of each variant, a process each
+    python -m tests.benchmarks.overhead --device cuda --width 1 --size 224 --precision bfloat16
     python -m tests.benchmarks.overhead --parts                  # the time in each of the recorder's parts
 
 ``plain again`` is the noise: rank nothing that lies inside it. On a machine that others use, look at processor time. The recorder writes all columns to parquet. TensorBoard and Weights & Biases take part where they
@@ -32,8 +33,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core import config, data, models, trainer
+from core import config, data, models
 from core.recorder import Recorder
+from core.training import devices
 
 TURN = 2
 """Steps of one variant before the next one's turn."""
@@ -125,17 +127,17 @@ def variants() -> dict[str, Watch]:
 def loop(options: argparse.Namespace, watch: Watch, folder: str) -> Iterator[None]:
     """Training on the digits of the quick preset; one step at each ``next``."""
     run = config.quick().replace(width=options.width, image_size=options.size, init=options.init, batch_size=options.batch)
-    model = models.build(run, in_channels=1, num_classes=10)
-    trainer.channels_last(model)
+    model = models.build(run, in_channels=1, num_classes=10).to(options.device)
+    devices.channels_last(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     clock = OwnTime()
     watcher = watch(model, optimizer, folder, clock)
     next(watcher)
     try:
-        for x, y in itertools.cycle(batches(run)):
+        for x, y in itertools.cycle(batches(run, torch.device(options.device))):
             clock.start()
             optimizer.zero_grad()
-            with trainer.precision(options.precision, x.device):
+            with devices.precision(options.precision, x.device):
                 logits = model(x)
             loss = F.cross_entropy(logits.float(), y)
             loss.backward()
@@ -148,10 +150,10 @@ def loop(options: argparse.Namespace, watch: Watch, folder: str) -> Iterator[Non
 
 
 @functools.cache
-def batches(run: config.RunConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def batches(run: config.RunConfig, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The first few full batches, ready to be trained on: what it costs to make them is not the question here."""
-    loaded = data.load(run.replace(train_samples=16 * run.batch_size))
-    return [(trainer.in_layout(images), labels) for images, labels in loaded.epoch(0) if len(labels) == run.batch_size]
+    loaded = data.load(run.replace(train_samples=16 * run.batch_size), device)
+    return [(devices.in_layout(images), labels) for images, labels in loaded.epoch(0) if len(labels) == run.batch_size]
 
 
 def in_turns(options: argparse.Namespace) -> None:
@@ -160,19 +162,22 @@ def in_turns(options: argparse.Namespace) -> None:
         running = {name: loop(options, watch, os.path.join(folder, str(k))) for k, (name, watch) in enumerate(chosen.items())}
         seconds: dict[str, list[float]] = {name: [] for name in running}
         worked: dict[str, list[float]] = {name: [] for name in running}
+        synchronize = torch.cuda.synchronize if options.device == "cuda" else lambda: None
         for turn in range(options.rounds + 1):
             names = list(running)
             for name in names[turn % len(names) :] + names[: turn % len(names)]:  # nobody always follows the same neighbour
                 began, busy = time.perf_counter(), time.process_time()
                 for _ in range(TURN):
                     next(running[name])
+                synchronize()
                 if turn:  # the first turn warms up
                     seconds[name].append((time.perf_counter() - began) / TURN)
                     worked[name].append((time.process_time() - busy) / TURN)
         for loop_of in running.values():
             loop_of.close()
     setting = f"width {options.width}, {options.size}x{options.size}, batch {options.batch}, {options.init}, {options.precision}"
-    print(f"\n{setting}, {options.threads} thread, {options.rounds} turns of {TURN} steps; load {os.getloadavg()[0]:.1f}")
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} thread"
+    print(f"\n{setting}, {where}, {options.rounds} turns of {TURN} steps; load {os.getloadavg()[0]:.1f}")
     print("| variant | ms a step | ratio to plain, median (quartiles) | the same of processor time | fastest of each |\n|---|---|---|---|---|")
     for name, times in seconds.items():
         low, middle, high = statistics.quantiles(_ratios(times, seconds["plain"]), n=4)
@@ -187,11 +192,11 @@ def _ratios(times: list[float], base: list[float]) -> list[float]:
 
 
 def memory(options: argparse.Namespace) -> None:
-    """Peak resident memory after twelve steps, each variant in a process of its own."""
+    """Peak memory (resident, or of the GPU) after twelve steps, each variant in a process of its own."""
     base = None
     for name in variants():
         command = [sys.executable, "-m", "tests.benchmarks.overhead", "--peak", name]
-        for key in ("width", "size", "batch", "threads", "init", "precision"):
+        for key in ("width", "size", "batch", "threads", "init", "precision", "device"):
             command += [f"--{key}", str(getattr(options, key))]
         peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
         base = base or peak
@@ -204,7 +209,8 @@ def peak(options: argparse.Namespace) -> None:
         for _ in range(12):
             next(running)
         running.close()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    gpu = options.device == "cuda"
+    print(torch.cuda.max_memory_allocated() / 2**20 if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def parts(options: argparse.Namespace) -> None:
@@ -225,6 +231,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--init", default="kaiming_normal")
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="", help="beside plain, only variants whose name holds this")

@@ -32,9 +32,10 @@ def rank(path: str, meeting: str) -> None:
     """Train as one rank; the first one prints the processor seconds of every step."""
     import torch
 
-    from core import ranks
     from core.store import RunWriter
-    from core.trainer import Training, pick_device
+    from core.training import ranks
+    from core.training.devices import pick_device
+    from core.training.trainer import Training
 
     number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     run = Run(path)

@@ -24,7 +24,8 @@ import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
 from core.store import Runs, ship
-from core.store.shared import REFRESH_SECONDS, store_of
+from core.store.mirror import REFRESH_SECONDS
+from core.store.shared import store_of
 from tests.benchmarks.listing import fill, template
 
 LATENCY = 0.03

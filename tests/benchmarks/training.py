@@ -24,11 +24,12 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
-from core import config, data, models, trainer
+from core import config, datasets, models
 from core.config import RunConfig
 from core.recorder import Recorder
 from core.schema import Status
 from core.store import Runs, RunWriter
+from core.training import devices, trainer
 
 TURN = 4
 """Steps of one variant before the next one's turn."""
@@ -41,7 +42,7 @@ DENSE_BFLOAT16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, 
 class Pictures(torch.utils.data.Dataset):
     """The digits as a tutorial has them: PIL images, resized and turned into tensors one at a time."""
 
-    def __init__(self, raw: data.RawData, size: int):
+    def __init__(self, raw: datasets.RawData, size: int):
         pixels = (raw.train.images[:, 0] * (255 / raw.white)).numpy().astype(np.uint8)
         self.images = [Image.fromarray(image) for image in pixels]
         self.labels = raw.train.labels.tolist()
@@ -56,7 +57,7 @@ class Pictures(torch.utils.data.Dataset):
 
 def reader(run: RunConfig, device: torch.device) -> Iterator[None]:
     """The tutorial's loop; one step at each ``next``."""
-    raw = data.read(run.data, run.image_size)
+    raw = datasets.read(run.data, run.image_size)
     model = models.build(run, in_channels=1, num_classes=10).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=run.learning_rate)
     criterion = nn.CrossEntropyLoss()
@@ -106,7 +107,7 @@ def in_turns(variants: dict[str, Iterator[None]], rounds: int, turn: int, synchr
 
 
 def throughput(run: RunConfig, rounds: int, bfloat16: bool) -> None:
-    device = trainer.pick_device("auto")
+    device = devices.pick_device("auto")
     with tempfile.TemporaryDirectory() as folder:
         variants = {
             "reader's loop": reader(run, device),
@@ -114,14 +115,14 @@ def throughput(run: RunConfig, rounds: int, bfloat16: bool) -> None:
             "ours, float32": ours(run, folder),
             "ours, float32, not recording": ours(run, folder, record=False),
         }
-        if bfloat16 or trainer.pick_precision("auto", device) == "bfloat16":
+        if bfloat16 or devices.pick_precision("auto", device) == "bfloat16":
             variants["ours, bfloat16"] = ours(run.replace(precision="bfloat16"), folder)
             variants["ours, bfloat16, not recording"] = ours(run.replace(precision="bfloat16"), folder, record=False)
         synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
         seconds = in_turns(variants, rounds, TURN if run.batch_size > 8 else 1, synchronize)
     first = seconds["reader's loop"]
     turn = TURN if run.batch_size > 8 else 1
-    print(f"{device}, {torch.get_num_threads()} threads, auto is {trainer.pick_precision('auto', device)}; medians of {rounds} turns\n")
+    print(f"{device}, {torch.get_num_threads()} threads, auto is {devices.pick_precision('auto', device)}; medians of {rounds} turns\n")
     print("| loop | images/s | times the reader's |\n|---|---|---|")
     for name, taken in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(first, taken, strict=True))
@@ -150,11 +151,11 @@ def story(steps: int = 200, epochs: int = 20, samples: int = 60_000, batch: int 
         raise SystemExit("--story needs a CUDA GPU; none is here")
     device = torch.device("cuda")
     name = torch.cuda.get_device_name(device)
-    raw = data.RawData(*(data.Split(torch.randint(0, 256, (n, 1, 28, 28), dtype=torch.uint8), torch.randint(0, 10, (n,))) for n in (samples, 10_000)), 10, 255.0)
+    raw = datasets.RawData(*(datasets.Split(torch.randint(0, 256, (n, 1, 28, 28), dtype=torch.uint8), torch.randint(0, 10, (n,))) for n in (samples, 10_000)), 10, 255.0)
     for init in ("default", "kaiming_normal"):
         run = config.tutorial_224().replace(init=init, precision="auto", batch_size=batch)
         with tempfile.TemporaryDirectory() as folder:
-            data.read = lambda *_: raw  # FashionMNIST's shape, without its files
+            datasets.read = lambda *_: raw  # FashionMNIST's shape, without its files
             loop = ours(run, folder)
             for _ in range(20):
                 next(loop)

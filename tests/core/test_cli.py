@@ -12,7 +12,8 @@ import sys
 import psutil
 import pytest
 
-from core.__main__ import build_parser, main
+from core.__main__ import main
+from core.commands.parser import build_parser
 from core.config import RunConfig
 from core.schema import Status
 from core.store import Runs, RunWriter, own_process
@@ -278,7 +279,7 @@ def test_two_cannot_work_on_one_run(said, runs):
         status, _, err = said(command, run.id)
         assert status == 2 and why in err
     RunWriter(run).update(status="stopped")
-    from core.worker import claimed
+    from core.training.worker import claimed
 
     with claimed(run):
         status, _, err = said("resume", run.id)

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core import config as configs
-from core.__main__ import build_parser, config_from
-from core.config import OPTIONS, PRESETS, Option, RunConfig, changed_fields, title_of
+from core.commands.given import config_from
+from core.commands.parser import build_parser
+from core.config import OPTIONS, PRESETS, RunConfig, changed_fields, title_of
 from core.errors import ConfigError
+from core.option import Option
 
 FIELDS_OTHERS_RELY_ON = [
     "model",

@@ -20,9 +20,9 @@ import torch
 import torchvision.datasets as tv
 from PIL import Image
 
-from core import catalog, data
+from core import catalog, data, datasets
 from core.config import RunConfig
-from core.data import RawData, Split, stratified_split
+from core.datasets import RawData, Split, stratified_split
 from core.errors import ConfigError, DataUnavailable
 
 
@@ -42,7 +42,7 @@ def test_digits_are_scikit_learns_split_once_and_for_all():
     from sklearn.datasets import load_digits
 
     theirs = load_digits()
-    raw = data.read("digits", 32)
+    raw = datasets.read("digits", 32)
     entry = catalog.DATA["digits"]
     assert (len(raw.train), len(raw.validation), raw.classes) == (entry.train, entry.validation, entry.classes)
     assert raw.train.images.shape[1:] == (entry.channels, 8, 8) and raw.white == theirs.images.max()
@@ -121,7 +121,7 @@ def test_input_scale():
     unit, _ = everything(data.load(config()))
     assert unit.min() == 0 and 0.9 < unit.max() <= 1
     loaded = data.load(config(normalize="standardize"))
-    raw = data.read("digits", 32)
+    raw = datasets.read("digits", 32)
     pixels = (raw.train.images - raw.train.images.mean()) / raw.train.images.std(correction=0)
     prepared = loaded.prepare(raw.train.images[:5])
     torch.testing.assert_close(
@@ -142,7 +142,7 @@ def test_chance_is_the_better_of_the_two_ways_to_guess():
     images = torch.zeros(10, 1, 8, 8)
     raw = RawData(Split(images, torch.arange(10) % 2), Split(images, torch.tensor([0] * 9 + [1])), classes=2, white=1.0)
     assert data.Data(raw, config()).chance == pytest.approx(0.9)
-    assert data.load(config()).chance == pytest.approx(max(data.read("digits", 32).validation.labels.bincount()) / 359)
+    assert data.load(config()).chance == pytest.approx(max(datasets.read("digits", 32).validation.labels.bincount()) / 359)
 
 
 def test_channels_and_classes():
@@ -195,7 +195,7 @@ def assert_holds(loaded: data.Data, arrays: dict[str, tuple[np.ndarray, np.ndarr
 def test_idx_files(name, kind, how, monkeypatch, capfd):
     files, arrays = mnist_files()
     expect(monkeypatch, kind, files)
-    folder = data.data_root() / kind.__name__ / "raw"
+    folder = datasets.data_root() / kind.__name__ / "raw"
     monkeypatch.setattr(kind, "mirrors", ["http://127.0.0.1:9/"])
     if how == "downloaded":
         with serving(files) as url:
@@ -253,7 +253,7 @@ def test_cifar_files(how, monkeypatch, tmp_path):
     monkeypatch.setattr(tv.CIFAR10, "train_list", [[name, md5[name]] for name, _ in tv.CIFAR10.train_list])
     monkeypatch.setattr(tv.CIFAR10, "test_list", [[name, md5[name]] for name, _ in tv.CIFAR10.test_list])
     monkeypatch.setattr(tv.CIFAR10, "meta", {**tv.CIFAR10.meta, "md5": md5["batches.meta"]})
-    folder = (data.data_root() if how == "by hand" else tmp_path) / "cifar-10-batches-py"
+    folder = (datasets.data_root() if how == "by hand" else tmp_path) / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -285,9 +285,9 @@ def test_cifar_files(how, monkeypatch, tmp_path):
 )
 def test_offline_names_the_folder_and_a_way_out(name, folder, unreachable):
     with pytest.raises(DataUnavailable) as caught:
-        data.read(name, 32)
+        datasets.read(name, 32)
     said = str(caught.value)
-    assert str((data.data_root() / folder).resolve()) in said or folder in said
+    assert str((datasets.data_root() / folder).resolve()) in said or folder in said
     assert "--data digits" in said and len(said.splitlines()) == 1
     assert ("train-images-idx3-ubyte" if "mnist" in name else "data_batch_1") in said
 
@@ -295,27 +295,27 @@ def test_offline_names_the_folder_and_a_way_out(name, folder, unreachable):
 @pytest.mark.timeout(60)
 def test_a_server_that_never_answers_is_given_up_on(monkeypatch):
     """A connection that opens and stays silent, as behind a firewall that drops packets."""
-    monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(datasets, "DOWNLOAD_TIMEOUT_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         monkeypatch.setattr(tv.FashionMNIST, "mirrors", [url])
         monkeypatch.setattr(tv.CIFAR10, "url", url + "cifar-10-python.tar.gz")
         for name in ("fashion_mnist", "cifar10"):
             with pytest.raises(DataUnavailable, match="--data digits"):
-                data.read(name, 32)
+                datasets.read(name, 32)
     assert socket.getdefaulttimeout() is None
 
 
 def test_files_that_are_something_else_are_unavailable_too(monkeypatch, unreachable):
     """A web page saved under the data's name, and a file cut short."""
-    folder = data.data_root() / "MNIST" / "raw"
+    folder = datasets.data_root() / "MNIST" / "raw"
     folder.mkdir(parents=True)
     files = {name.removesuffix(".gz"): gzip.decompress(content) for name, content in mnist_files()[0].items()}
     for bad in (b"<html>404</html>", b"", files["train-images-idx3-ubyte"][:500]):
         for name, content in {**files, "train-images-idx3-ubyte": bad}.items():
             (folder / name).write_bytes(content)
         with pytest.raises(DataUnavailable, match="MNIST") as caught:
-            data.read("mnist", 32)
+            datasets.read("mnist", 32)
         assert len(str(caught.value).splitlines()) == 1
 
 

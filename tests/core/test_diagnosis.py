@@ -18,7 +18,7 @@ from core.diagnosis.curve import read_curve
 from core.diagnosis.diagnose import Diagnosis, diagnose_frames
 from core.diagnosis.findings import RULES
 from core.diagnosis.guess import guessing, scatter
-from core.diagnosis.rules_run import softmax_floor
+from core.diagnosis.rules_outputs import softmax_floor
 from core.diagnosis.thresholds import AUTOTRAINER, DEFAULT, LIMITS, PRESETS, SAGEMAKER, Thresholds
 from core.diagnosis.vitals import read_vitals
 from core.schema import LAYER_METRICS, Cause, Outcome

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from core import engines, errors, launcher
-from core.__main__ import _train_here
+from core.commands.training import train_here
 from core.config import RunConfig, quick
 from core.errors import InitScopeError
 
@@ -119,14 +119,15 @@ def make(kind: type[InitScopeError], runs, tiny, tmp_path, monkeypatch) -> None:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # a disk that takes no file as large as a checkpoint
         try:
-            _train_here(run)
+            train_here(run)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     elif kind is errors.FactoryFailed:
         from core import factories
+        from core.factories.pinning import pin
 
         with factories.trusted():
-            config = factories.pin(quick().replace(model=f"{nets}:deep"))
+            config = pin(quick().replace(model=f"{nets}:deep"))
             from core.models import build
 
             build(config, in_channels=1, num_classes=10)
@@ -152,7 +153,7 @@ ADVICE = re.compile(
 PASSED_ON = {
     "core/diagnosis/compare.py", "core/diagnosis/diagnose.py",  # the sentence of the file that could not be read
     "core/theory/layers.py", "core/theory/networks.py",  # what theory knows; nothing is to be done
-    "core/factories/code.py", "core/factories/__init__.py",  # somebody's own exception, or where their file ends being Python
+    "core/factories/code.py", "core/factories/pinning.py",  # somebody's own exception, or where their file ends being Python
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from core import data, factories, models
 from core.__main__ import main
 from core.config import RunConfig, changed_fields
 from core.errors import ConfigError, FactoryFailed
+from core.factories.pinning import pin
 from core.launcher import check_resumable, resume
 from core.sweep import parse_axis
 
@@ -186,7 +187,7 @@ def own(tmp_path, monkeypatch):
 
 def of(own: Path, model: str = "Net", sets: str = "", **changes) -> RunConfig:
     names = {"model": f"{own}/nets.py:{model}"} | ({"data": f"{own}/sets.py:{sets}"} if sets else {})
-    return factories.pin(RunConfig(**{"image_size": 8, "threads": 1, **names, **changes}), stated=changes)
+    return pin(RunConfig(**{"image_size": 8, "threads": 1, **names, **changes}), stated=changes)
 
 
 def line_of(text: str, source: str) -> int:
@@ -246,10 +247,10 @@ def test_a_network_that_cannot_be_built_says_why_and_where(own, name, error, why
 def test_a_width_reaches_only_the_factory_that_asks_for_it(own):
     """A preset's width says nothing about a network of one's own; a stated one is refused where it cannot reach."""
     quick = RunConfig(image_size=8, width=0.25, model=f"{own}/nets.py:Net")
-    assert factories.pin(quick).width == 1.0 and factories.pin(quick.replace(model=f"{own}/nets.py:wide")).width == 0.25
+    assert pin(quick).width == 1.0 and pin(quick.replace(model=f"{own}/nets.py:wide")).width == 0.25
     with pytest.raises(ConfigError, match=r"width 0\.25 cannot reach nets\.py:Net: it takes num_classes; give it an argument named width"):
-        factories.pin(quick, stated={"width"})
-    dynamic = factories.pin(quick.replace(model=f"{own}/nets.py:alias"), stated={"width"})  # its text does not tell
+        pin(quick, stated={"width"})
+    dynamic = pin(quick.replace(model=f"{own}/nets.py:alias"), stated={"width"})  # its text does not tell
     assert dynamic.width == 0.25 and models.build(dynamic, in_channels=1, num_classes=4, sample=torch.rand(2, 1, 8, 8))[1].out_features == 25
     with pytest.raises(ConfigError, match=r"dropout 0\.5 cannot reach"):
         models.build(dynamic.replace(dropout=0.5), in_channels=1, num_classes=4)
@@ -270,7 +271,7 @@ def test_a_file_that_cannot_be_read_is_refused_before_anything_is_made(own, text
     if text is not None:
         path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        factories.pin(RunConfig(model=f"{path}:{name}"))
+        pin(RunConfig(model=f"{path}:{name}"))
     assert why in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -373,7 +374,7 @@ def test_train_sweep_and_resume_with_files_of_ones_own(own, runs, cli, two_slots
     with pytest.raises(ConfigError, match=r"nets.py has changed since this run was made \(SHA-256"):
         resume(runs, stopped)
     assert main(["resume", stopped.id]) == 2 and "has changed since" in capsys.readouterr().err and stopped.state()["status"] == "stopped"
-    changed = factories.pin(config.replace(model_sha256=""))
+    changed = pin(config.replace(model_sha256=""))
     assert list(changed_fields(config.to_dict(), changed.to_dict())) == ["model_sha256"], "a comparison says that the file differs"
     (own / "nets.py").unlink()
     with pytest.raises(ConfigError, match=r"cannot read .*nets\.py: No such file"):
@@ -464,6 +465,6 @@ def test_pictures_keep_their_pixels(own):
         "    pixels = Image.frombytes('RGB', (2, 2), bytes(range(12)))\n"
         "    return [(pixels, 0), (pixels, 1)], [(pixels, 0)]\n"
     )
-    raw = data.raw(factories.pin(RunConfig(data=f"{own}/photo.py:sets")))
+    raw = data.raw(pin(RunConfig(data=f"{own}/photo.py:sets")))
     expected = np.array(Image.frombytes("RGB", (2, 2), bytes(range(12)))).transpose(2, 0, 1)
     assert (raw.train.images[0].numpy() == expected).all()

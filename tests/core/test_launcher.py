@@ -14,10 +14,9 @@ import pytest
 from core import launcher
 from core.engines import queue
 from core.errors import RunStateError
-from core.schema import LIVE, Status
+from core.schema import CHECKPOINT, LIVE, Status
 from core.store import Run, own_process
-from core.trainer import CHECKPOINT
-from core.worker import claimed, main_in_child
+from core.training.worker import claimed, main_in_child
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -15,15 +15,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from core import inits
-from core.meter import MISSING, LayerMeter, together
+from core import calls as calls_module
+from core import inits, reductions
+from core.calls import Call
+from core.meter import LayerMeter
 from core.models import vgg
+from core.reading import Reading, Transfer, WeightNumbers
 from core.recorder import layer_values
-from core.reductions import by_sample, change_norms, copy_norms, forward_statistics, norm, norms, off_units, ratio
-from core.schema import LAYER_METRICS
+from core.reductions import change_norms, copy_norms, device, finished, forward_statistics, norm, norms, off_units
+from core.schema import LAYER_METRICS, MISSING
+from core.tensors import by_sample
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, params=["host", "device"])
+def side(request, monkeypatch):
+    """Everything twice: as on a CPU, and the way a GPU's tensors go, by their own reductions and through one transfer a step."""
+    if request.param == "device":
+        monkeypatch.setattr(reductions, "on_host", lambda x: False)
+        monkeypatch.setattr(calls_module, "on_host", lambda x: False)
+    return request.param
+
+
+def columns_of(output: Tensor, off: bool = False) -> dict:
+    found = forward_statistics(output, off)
+    asked = {"off": found.pop("off")} if off else {}
+    return finished({name: value.item() if isinstance(value, Tensor) else value for name, value in found.items()}) | asked
 
 
 def small_vgg(**options) -> nn.Sequential:
@@ -55,8 +76,9 @@ def measure(
 
 
 def read(meter: LayerMeter) -> dict[str, dict]:
-    columns = meter.collect()
-    rows = zip(meter.ordered_names(), columns.t().tolist(), strict=True)
+    reading = meter.collect()
+    numbers = Transfer(reading.waiting).numbers()
+    rows = zip([meter.names[i] for i in reading.order], reading.table(numbers).T.tolist(), strict=True)
     found = {name: dict(zip(LAYER_METRICS, values, strict=False)) for name, values in rows}
     missing = torch.tensor(MISSING).item()
     return {name: {metric: v for metric, v in values.items() if v != missing} for name, values in found.items()}
@@ -202,7 +224,7 @@ def test_forward_statistics(shape, level, between_units, signal):
     if shape == "channels last":
         x = x.to(memory_format=torch.channels_last)
     exact = x.double().reshape(len(x), -1)
-    found = forward_statistics(x)
+    found = columns_of(x)
     std = exact.std(correction=0).item()
     assert found["signal_std"] == pytest.approx(exact.std(0, correction=0).square().mean().sqrt().item(), rel=0.01)
     assert found["activation_std"] == pytest.approx(std, rel=0.01)
@@ -210,47 +232,45 @@ def test_forward_statistics(shape, level, between_units, signal):
 
 
 def test_forward_statistics_at_the_ends():
-    def found(x):
-        return forward_statistics(x)
-
-    assert found(torch.full((5, 3), 0.7)) == {
+    assert columns_of(torch.full((5, 3), 0.7)) == {
         "activation_mean": pytest.approx(0.7),
         "activation_std": pytest.approx(0, abs=1e-7),
         "signal_std": 0,
     }
-    assert found(torch.zeros(4, 2, 3, 3)) == {"activation_mean": 0, "activation_std": 0, "signal_std": 0}
-    one = found(torch.tensor([[1.0, 3.0]]))
+    assert columns_of(torch.zeros(4, 2, 3, 3)) == {"activation_mean": 0, "activation_std": 0, "signal_std": 0}
+    one = columns_of(torch.tensor([[1.0, 3.0]]))
     assert one == {"activation_mean": 2, "activation_std": pytest.approx(1), "signal_std": 0}, (
         "one sample has no spread across samples"
     )
     for bad in (math.nan, math.inf):
         x = torch.ones(3, 4)
         x[1, 2] = bad
-        assert not any(map(math.isfinite, found(x).values()))
+        assert not any(map(math.isfinite, columns_of(x).values()))
     half = torch.randn(50, 20).to(torch.bfloat16)
-    assert found(half)["signal_std"] == pytest.approx(half.double().std(0, correction=0).square().mean().sqrt().item(), rel=1e-3)
+    assert columns_of(half)["signal_std"] == pytest.approx(half.double().std(0, correction=0).square().mean().sqrt().item(), rel=1e-3)
     # The first sample, from which the others are subtracted, may be the odd one.
     odd = torch.randn(100, 30) * 1e-3
     odd[0] += 1e3
-    assert found(odd)["signal_std"] == pytest.approx(odd.double().std(0, correction=0).square().mean().sqrt().item(), rel=0.01)
+    assert columns_of(odd)["signal_std"] == pytest.approx(odd.double().std(0, correction=0).square().mean().sqrt().item(), rel=0.01)
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 200_000), (3, 131_072), (4, 300_000), (5, 40_000), (64, 5_000)])
 @pytest.mark.parametrize("level", [0.0, 1.0])
-def test_forward_statistics_in_pieces(kind, shape, level):
-    """Outputs that are looked at a few samples at a time, or one: what is converted may lie in memory that the next piece overwrites."""
+def test_forward_statistics_in_pieces(kind, shape, level, monkeypatch):
+    """Outputs that are looked at a few samples or units at a time, or one: what is converted may lie in memory that the next piece overwrites."""
+    monkeypatch.setattr(device, "PIECE_BYTES", 2**19)
     x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * (1e-2 if level else 1.0) + level).to(kind)
     exact = x.double()
     for asked in (False, True):
-        found = forward_statistics(x, off=asked)
+        found = columns_of(x, off=asked)
         std = exact.std(correction=0).item()
         assert found["activation_mean"] == pytest.approx(exact.mean().item(), rel=1e-4, abs=1e-5 * std)
         assert found["activation_std"] == pytest.approx(std, rel=1e-3)
         assert found["signal_std"] == pytest.approx(exact.var(0, correction=0).mean().sqrt().item(), rel=1e-3)
         assert not asked or torch.equal(found["off"], (exact <= 0).all(0))
     assert torch.equal(off_units(x.relu()), (exact <= 0).all(0))
-    assert norm(x) == pytest.approx(exact.norm().item(), rel=1e-5)
+    assert float(norm(x)) == pytest.approx(exact.norm().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
@@ -343,6 +363,31 @@ def test_dead_units_of_a_rectifier_that_is_known_by_now(rectifier, kind):
             assert read(meter)["layer"]["dead_fraction"] == pytest.approx(dead, abs=1e-6)
 
 
+class _Made(TorchDispatchMode):
+    """The bytes of every tensor that an operation makes anew."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        if not function.is_view:
+            self.bytes = [*getattr(self, "bytes", []), *(x.nbytes for x in tree_leaves(result) if isinstance(x, Tensor))]
+        return result
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+def test_an_output_on_a_device_is_never_copied_whole(kind, monkeypatch):
+    monkeypatch.setattr(device, "PIECE_BYTES", 2**19)
+    x = torch.randn(64, 100_000).to(kind)
+    with _Made() as made:
+        device.forward_statistics(x, off=True)
+    assert 2**18 < max(made.bytes) <= 2**19 < x.nbytes / 20
+
+
+def test_norms_on_a_device():
+    tensors = [torch.randn(30).to(kind) * 1e-12 for kind in (torch.complex64, torch.bfloat16, torch.float32, torch.float64)]
+    assert [float(x) for x in device.norms(tensors)] == pytest.approx([x.to(torch.complex128).norm().item() for x in tensors], rel=1e-12)
+    assert float(device.norms([torch.full((4,), 1e-25)])[0]) == pytest.approx(2e-25, rel=1e-6)
+
+
 def test_nothing_on_a_gpu_is_waited_for():
     """Fake CUDA tensors refuse to be looked at, so whatever a step makes of a layer stays on the device until the one transfer."""
     with FakeTensorMode():
@@ -353,8 +398,10 @@ def test_nothing_on_a_gpu_is_waited_for():
         before = [torch.empty_like(weight)]
         found = forward_statistics(output, off=True)
         (length,), (moved,), (norms_of,) = copy_norms(before, [weight]), change_norms(before, [weight]), norms([weight])
-        numbers = [*found.values(), ratio(moved, length), norms_of, norm(gradient), off_units(output.relu()).sum(), MISSING]
-        assert together(numbers, output.device).device.type == "cuda"
+        call = Call(output.numel(), found, (0, 0), below=found.pop("off"), gradients=[norm(gradient)], off=off_units(output.relu()))
+        weights = WeightNumbers([0], weight.numel(), {"weight": length, "moved": moved, "gradient": norms_of})
+        waiting = Reading([[call]], [weights], [0]).waiting
+        assert torch.stack(waiting).device.type == "cuda" and len(waiting) == 9
 
 
 def test_the_norm_is_taken_before_clipping():
@@ -417,8 +464,9 @@ def test_non_finite_values_are_counted():
     with LayerMeter(model, optimizer := torch.optim.SGD(model.parameters(), lr=0.1)) as meter:
         loss_of(model, x, y).backward()
         optimizer.step()
-        rows = layer_values(meter.collect().numpy())
-    counts = dict(zip(meter.ordered_names(), rows[-1].tolist(), strict=True))
+        reading = meter.collect()
+        rows = layer_values(reading.table(Transfer(reading.waiting).numbers()))
+    counts = dict(zip(meter.names, rows[-1].tolist(), strict=True))
     assert counts == {"1": 2, "3": 4, "5": 3}  # 1: its gradients; 5: all but its weight
     assert (rows[LAYER_METRICS.index("dead_fraction")] == np.float32(MISSING)).sum() == 2
 

@@ -17,7 +17,7 @@ import pytest
 from core.config import RunConfig
 from core.errors import ConfigError, RunFolderError, RunStateError
 from core.schema import Status
-from core.store import Run, Runs, RunWriter, own_process, shared, ship
+from core.store import Run, Runs, RunWriter, mirror, own_process, shared, ship
 from core.store.claim import claimed
 from core.store.parts import MERGE_AT
 from tests.conftest import ROOT
@@ -64,7 +64,7 @@ def test_a_run_trains_here_and_is_watched_stopped_resumed_and_deleted_there(mach
     assert training.returncode == 0, err
     assert json.loads(out.splitlines()[-1])["status"] == "stopped"
     # The command has waited until everything was in the store: what B reads now is what A has.
-    time.sleep(shared.REFRESH_SECONDS)
+    time.sleep(mirror.REFRESH_SECONDS)
     [info] = b.list()
     assert (info.status, info.name) == ("stopped", "renamed from B") and a.info(info.run).name == "renamed from B"
     mine = Run(a.root / info.run)
@@ -77,7 +77,7 @@ def test_a_run_trains_here_and_is_watched_stopped_resumed_and_deleted_there(mach
     resumed = command(s3.on(b), "resume", info.run, "--json")
     out, err = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, err
-    time.sleep(shared.REFRESH_SECONDS)
+    time.sleep(mirror.REFRESH_SECONDS)
     assert a.info(info.run).status == "finished"
     assert Run(a.root / info.run).read("steps", ["step", "loss"]).equals(undisturbed.read("steps", ["step", "loss"]))
     assert not [key for key in keys(bucket) if "/parts/" in key or "checkpoint" in key or "/.claims/" in key or "/.stops/" in key]
@@ -87,7 +87,7 @@ def test_a_run_trains_here_and_is_watched_stopped_resumed_and_deleted_there(mach
     assert not [item.key for item in bucket.objects.all() if s3.secret.encode() in item.get()["Body"].read()]
     Run(a.root / info.run).delete()
     assert keys(bucket) == []
-    time.sleep(shared.REFRESH_SECONDS)
+    time.sleep(mirror.REFRESH_SECONDS)
     assert b.list() == [] and not run.path.exists()
 
 
@@ -178,11 +178,11 @@ def test_a_listing_that_forgets_a_run_takes_it_away_from_nobody(machine, bucket,
         bucket.put_object(Key="runs/run/log.txt", Body=b"hello")
         for lag in (0.0, 600.0):  # the second time it is as if nothing had come since the first listing
             s3.lag = lag
-            time.sleep(shared.REFRESH_SECONDS)
+            time.sleep(mirror.REFRESH_SECONDS)
             assert b.ids() == ["run"] and b.get("run").revision() and b.get("run").log_tail() == "hello"
         s3.lag = 0.0
         bucket.delete_objects(Delete={"Objects": [{"Key": "runs/.runs/run~card"}]})
-        time.sleep(shared.REFRESH_SECONDS)
+        time.sleep(mirror.REFRESH_SECONDS)
         assert b.list() == []
     finally:
         s3.lag = 0.0
@@ -212,11 +212,11 @@ def test_one_machine_works_on_a_run_and_both_edits_are_kept(machine, bucket):
         with pytest.raises(RunStateError, match="there is a run live already"):
             a._store.claim("live")
         list(pool.map(lambda change: Run(change[0].root / "ended").edit(**change[1]), [(a, {"name": "new"}), (b, {"tags": "x,y"})]))
-    time.sleep(shared.REFRESH_SECONDS)
+    time.sleep(mirror.REFRESH_SECONDS)
     assert [(where.info("ended").name, where.info("ended").tags) for where in (a, b)] == [("new", ("x", "y"))] * 2
     # A machine that slept and lost its run stops at once, and writes nothing over the winner's.
     loser = a if b._store.owns("lost") else b
-    (loser._store.root / shared.OURS / "lost").touch()
+    (loser._store.root / mirror.OURS / "lost").touch()
     before = keys(bucket)
     ship.Cargo(loser._store, "lost").ship()
     assert not loser._store.owns("lost") and (loser.root / "lost" / "stop").exists() and keys(bucket) == before
@@ -231,11 +231,11 @@ def test_requests_are_few_and_counted(machine, bucket, s3):
     rounds: list[int] = []
 
     def asked(action: Callable[[], object]) -> dict[str, int]:
-        time.sleep(shared.REFRESH_SECONDS)
+        time.sleep(mirror.REFRESH_SECONDS)
         s3.requests.clear()
         began = time.monotonic()
         action()
-        rounds.append(1 + int((time.monotonic() - began) / shared.REFRESH_SECONDS))
+        rounds.append(1 + int((time.monotonic() - began) / mirror.REFRESH_SECONDS))
         lists = sum("list-type" in request for request in s3.requests)
         return {"list": lists, "get": sum(request.startswith("GET") for request in s3.requests) - lists, "all": len(s3.requests)}
 

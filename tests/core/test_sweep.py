@@ -84,7 +84,7 @@ def test_table_counts_decided_runs_and_the_others_beside_them(tmp_path: Path):
     for config, outcome in zip(configs, outcomes, strict=False):
         ended(runs, [config], outcome)
     runs.create(configs[6])
-    rows = {row["init"]: row for row in sweep.table(sweep.members(runs, "t"))}
+    rows = {row["init"]: row for row in sweep.table(sweep.members(runs.list(), "t"))}
     worse, better = rows["default"], rows["kaiming_normal"]
     assert (worse["converged"], worse["runs"], worse["undecided"], worse["live"]) == (0, 2, 1, 1)
     assert (better["converged"], better["runs"]) == (3, 3)

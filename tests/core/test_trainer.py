@@ -15,12 +15,13 @@ from PIL import Image
 from torch import nn
 
 from core import data, models
-from core import trainer as training
 from core.config import RunConfig
 from core.errors import ConfigError, DataUnavailable
-from core.schema import EPOCHS, LAYERS, STEPS, Outcome, Status
+from core.schema import CHECKPOINT, EPOCHS, LAYERS, STEPS, Outcome, Status
 from core.store import Run
-from core.trainer import CHECKPOINT, build_optimizer, learning_rate, planned_steps, train
+from core.training.devices import pick_device
+from core.training.optimizers import build_optimizer, learning_rate, planned_steps
+from core.training.trainer import train
 
 MOVING = {"dropout": 0.5, "batch_norm": True, "schedule": "cosine", "warmup_steps": 5}
 """Options whose state a resumed run must find again: random numbers, running statistics, the learning rate."""
@@ -137,7 +138,7 @@ def test_stopping_again_and_again(tiny, trained, runs):
 KILLED = """
 import os, signal, sys
 from core.store import Run, writer
-from core.trainer import train
+from core.training.trainer import train
 writer.FLUSH_SECONDS = 0  # every row is on disk at once
 for path, last in zip(sys.argv[1::2], map(int, sys.argv[2::2])):
     def progress(position, total):
@@ -424,10 +425,10 @@ def test_automatic_precision_is_one_of_the_two(tiny, trained):
 
 
 def test_devices():
-    assert training.pick_device("cpu").type == "cpu"
+    assert pick_device("cpu").type == "cpu"
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="device cuda is not available on this machine; available: cpu"):
-            training.pick_device("cuda")
+            pick_device("cuda")
 
 
 # ---------------------------------------------------------------- the real thing, once

@@ -29,6 +29,7 @@ from dashboard.figures import (
     kernels,
     layer_bar,
     layer_curve,
+    layer_values,
     profile,
     ratio,
     trainability,
@@ -243,8 +244,8 @@ def test_runs_with_nothing_in_common_have_no_ratio(other):
 
 
 def test_depth_shows_the_first_step_and_the_bar_the_last():
-    [first] = depth.depth_data([A, B], {"a": POWERS})
-    [last] = layer_bar.layer_bar_data([A, B], {"a": POWERS})
+    [first] = layer_values.first([A, B], {"a": POWERS}, "grad_norm")
+    [last] = layer_values.newest([A, B], {"a": POWERS}, "grad_norm")
     assert (first.layers, first.step, last.step) == (LAYERS, 0, 2)
     np.testing.assert_allclose(first.values, [1, 10, 100, 1000])
     np.testing.assert_allclose(last.values, [0.01, 0.1, 1, 10])

@@ -26,7 +26,7 @@ from core.config import quick
 from core.errors import RunNotFound
 from core.schema import LAYER_METRICS
 from core.store import Run, Runs, RunWriter, own_process
-from dashboard import live_rows, stream
+from dashboard import feed, live_rows, stream
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["conv1_1", "conv1_2", "fc1"]
@@ -197,19 +197,19 @@ def test_ten_viewers_share_one_reader_and_the_last_turns_off_the_light(runs, tra
 
 
 def test_who_lags_beyond_memory_catches_up_from_the_files(runs, training, monkeypatch):
-    monkeypatch.setattr(stream, "REMEMBERED", 2)
-    monkeypatch.setattr(stream, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(feed, "REMEMBERED", 2)
+    monkeypatch.setattr(feed, "POLL_SECONDS", 0.01)
     training.rows(2)
 
     async def watch() -> list[int]:
         hub, listener = listening(runs, training.run)
         await listener.until(has("steps"))
-        feed = hub.feeds[training.run.id]
+        followed = hub.feeds[training.run.id]
         for _ in range(6):
-            before = feed.sequence
+            before = followed.sequence
             training.rows(2)
             async with asyncio.timeout(120):
-                while feed.sequence == before:
+                while followed.sequence == before:
                     await asyncio.sleep(0.01)
         await listener.until(lambda _: len(listener.steps()) >= 14)
         return listener.steps()

@@ -17,10 +17,9 @@ import pytest
 from core import launcher, sweep
 from core.config import RunConfig
 from core.errors import ConfigError
-from core.schema import LIVE
+from core.schema import CHECKPOINT, LIVE
 from core.store import Run, Runs
 from core.store.query import query
-from core.trainer import CHECKPOINT
 from tests.conftest import supervisors
 from tests.engines.nodes import Nodes, listening
 

@@ -16,9 +16,10 @@ from core import data, launcher, models
 from core.config import RunConfig
 from core.errors import ConfigError, DataUnavailable
 from core.layers import find_layers
-from core.schema import LIVE
+from core.schema import CHECKPOINT, LIVE
 from core.store import Run, Runs
-from core.trainer import CHECKPOINT, in_layout, train
+from core.training.devices import in_layout
+from core.training.trainer import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 WHOLE = ["grad_norm", "grad_rms", "weight_norm", "update_ratio"]
@@ -50,7 +51,7 @@ def rows(run: Run, table: str) -> pd.DataFrame:
 def ranks_of(run: Run) -> dict[int, psutil.Process]:
     """The processes that train a run, by rank."""
     children = psutil.Process(run.state()["pid"]).children()
-    return {int(child.environ()["RANK"]): child for child in children if child.cmdline()[1:3] == ["-m", "core.torchrun"]}
+    return {int(child.environ()["RANK"]): child for child in children if child.cmdline()[1:3] == ["-m", "core.training.rank_worker"]}
 
 
 def test_two_processes_record_the_whole_batch(alone, together):

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core import data
+from core import datasets
 from core.config import RunConfig, quick
 from core.inits import LAYERS, initialize
 from core.models import vgg
 from core.recorder import Recorder
 from core.store import Run, Runs
-from core.trainer import train
+from core.training.trainer import train
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -28,7 +28,7 @@ LossFn = Callable[[Tensor, Tensor], Tensor]
 @cache
 def digits(size: int = 8) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(train images, train labels, validation images, validation labels): digits in [0, 1] at ``size`` x ``size``."""
-    raw = data.read("digits", size)
+    raw = datasets.read("digits", size)
     parts = []
     for split in (raw.train, raw.validation):
         images = split.images / raw.white

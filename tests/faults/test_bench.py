@@ -11,7 +11,7 @@ import torch
 from core.diagnosis.diagnose import diagnose
 from core.schema import Cause, Outcome
 from core.store import Runs
-from core.trainer import train
+from core.training.trainer import train
 from tests.faults.bench import CASES
 from tests.faults.kit import trained
 

@@ -45,7 +45,7 @@ def start(run: Run, notes: Path, largest: int = 0) -> int:
         return pid
     status = 1
     try:
-        from core.worker import work
+        from core.training.worker import work
 
         if largest:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))

@@ -12,8 +12,8 @@ import pytest
 
 from core.config import RunConfig
 from core.errors import RunFolderError
-from core.loading import load_training
 from core.store import Run, Runs
+from core.training.loading import load_training
 from tests.safety.damage import fuzz, template
 from tests.safety.kills import start
 

@@ -17,7 +17,7 @@ CONFIG = RunConfig(model="vgg11", width=0.0625, image_size=32, train_samples=320
 
 
 def test_killed_anywhere_and_resumed_to_the_same_curve(runs, tmp_path):
-    from core.loading import load_training
+    from core.training.loading import load_training
 
     load_training()
     run, whole, notes = runs.create(CONFIG), runs.create(CONFIG), tmp_path / "notes"
@@ -38,7 +38,8 @@ def test_killed_anywhere_and_resumed_to_the_same_curve(runs, tmp_path):
 
 def test_a_damaged_checkpoint_is_named(runs, trained):
     """Truncated, empty, a pickle that would run a command, or another network's: failed, with the file and what to do; without the file it begins anew."""
-    from core.trainer import CHECKPOINT, train
+    from core.schema import CHECKPOINT
+    from core.training.trainer import train
 
     run = trained(CONFIG.replace(epochs=1, checkpoint="keep"))
     good = (run.path / CHECKPOINT).read_bytes()
@@ -60,7 +61,7 @@ def test_no_code_is_taken_from_the_folder_of_runs(runs, tmp_path):
     import json
 
     from core import factories
-    from core.trainer import train
+    from core.training.trainer import train
 
     run = runs.create(CONFIG, "stopped")
     evil = run.path / "evil.py"
@@ -98,8 +99,8 @@ def test_the_queue_keeps_its_order_when_the_clock_is_set_back(runs, tiny, monkey
 
 
 def test_a_link_in_a_run_folder_is_not_written_through(runs, trained, tmp_path):
-    from core.trainer import train
-    from core.worker import work
+    from core.training.trainer import train
+    from core.training.worker import work
 
     run = trained(CONFIG.replace(epochs=1, max_steps=3))
     outside = tmp_path / "outside"

@@ -18,7 +18,7 @@ from core.__main__ import main
 from core.config import RunConfig
 from core.errors import InitScopeError, RunFolderError, RunNotFound
 from core.store import RUN_ID, Run, Runs, own_process
-from core.worker import work
+from core.training.worker import work
 from tests.safety.damage import template
 
 pytestmark = pytest.mark.timeout(900)

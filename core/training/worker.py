@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from logging.handlers import RotatingFileHandler
 from typing import Any
 
 from core.errors import InitScopeError, RunStateError
@@ -18,23 +14,7 @@ from core.schema import Outcome, Status
 from core.store import Run, claimed
 from core.store.files import remove_temporaries, touch
 from core.store.writer import refuse_links
-
-log = logging.getLogger("initscope")
-LOG_BYTES = 1_000_000
-"""A log that has grown so long becomes ``log.txt.1``, and a new one begins."""
-
-
-class Line(logging.Formatter):
-    """One line an event: time in UTC, level, what happened. A text from elsewhere cannot begin a line of its own."""
-
-    converter = time.gmtime
-
-    def __init__(self):
-        super().__init__("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = " ".join(record.message.splitlines())
-        return super().formatMessage(record)
+from core.training.run_log import log, logging_to
 
 
 def work(run: Run, progress: Callable[[Any, int], None] = lambda position, total: None, engine: str | None = None, graceful: bool = True) -> Outcome:
@@ -48,7 +28,7 @@ def work(run: Run, progress: Callable[[Any, int], None] = lambda position, total
         if engine and (status := run.state()["status"]) != Status.QUEUED:
             raise RunStateError(f"run {run.id} is {status}, not queued; somebody else has begun or ended it")
         remove_temporaries(run.path, run.path / "parts")  # of a worker that was killed
-        from core import trainer  # torch: only where training happens
+        from core.training import trainer  # torch: only where training happens
 
         try:
             outcome = trainer.train(run, _EpochTeller(run, progress), engine)
@@ -77,21 +57,6 @@ class _EpochTeller:
 
 
 @contextlib.contextmanager
-def logging_to(run: Run) -> Iterator[None]:
-    """Append the project's log to the run's ``log.txt``."""
-    handler = RotatingFileHandler(run.path / "log.txt", maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(Line())
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        handler.close()
-
-
-@contextlib.contextmanager
 def graceful_signals(run: Run) -> Iterator[None]:
     """Turn SIGTERM and the first SIGINT into a stop request; a second one interrupts at once."""
     if threading.current_thread() is not threading.main_thread():
@@ -109,14 +74,6 @@ def graceful_signals(run: Run) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def output_to(run: Run) -> None:
-    """From now on what this process prints, and what libraries print below Python, goes to the run's ``log.txt``."""
-    log = os.open(run.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
 
 
 def main_in_child(run: Run, engine: str = "local", graceful: bool = True) -> int:

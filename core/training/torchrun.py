@@ -13,25 +13,21 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
-from torch.distributed.elastic.multiprocessing.errors import ProcessFailure, record
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from core import errors, factories
+from core import errors
 from core.errors import InitScopeError, TrainingFailed
 from core.schema import Outcome
-from core.store import Run, RunWriter
+from core.store import Run
 from core.store.files import number
-
-if TYPE_CHECKING:
-    from core.trainer import Position
+from core.training.checkpoint import Position
 
 POLL_SECONDS = 0.1
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def train(run: Run, progress: Callable[[Position, int], None]) -> Outcome:
@@ -42,7 +38,7 @@ def train(run: Run, progress: Callable[[Position, int], None]) -> Outcome:
     count = run.config().processes
     with tempfile.TemporaryDirectory(prefix="initscope-ranks-") as folder:
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        arguments = ("-m", "core.torchrun", str(run.path.resolve()), str(os.getpid()), os.path.join(folder, "meeting"))
+        arguments = ("-m", "core.training.rank_worker", str(run.path.resolve()), str(os.getpid()), os.path.join(folder, "meeting"))
         with _own_signals():
             ranks = start_processes(
                 name="rank",
@@ -78,8 +74,6 @@ def _own_signals() -> Iterator[None]:
 
 def _pass_on(run: Run, progress: Callable[[Position, int], None]) -> None:
     """Tell the parent's listener how far the first rank has come, by what it has written."""
-    from core.trainer import Position
-
     state = run.json_file("status.json")
     if total := state.get("total_steps"):
         progress(Position(step=state["step"], epoch=state.get("epoch") or 0, loss_sum=number(state.get("loss")) or 0.0, samples=1), total)
@@ -96,42 +90,3 @@ def what_happened(failures: Mapping[int, ProcessFailure], count: int) -> InitSco
     code = failures[rank].exitcode
     how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exited with status {code} without a word"
     return TrainingFailed(f"rank {rank} of {count} {how}; the others were ended, and resuming goes on from the checkpoint")
-
-
-# ---------------------------------------------------------------- a rank
-
-
-@record
-def main(path: str, parent: str, meeting: str) -> None:
-    """The life of one rank; what it raises reaches the parent through a file that ``record`` writes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, whose stop request all ranks follow together
-    threading.Thread(target=_follow, args=(int(parent),), daemon=True).start()
-    from core import ranks
-    from core.trainer import Training, pick_device, reason
-    from core.worker import logging_to, output_to
-
-    run = Run(path)
-    output_to(run)
-    with logging_to(run), factories.trusted():
-        try:
-            rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-            together = ranks.join(rank, count, meeting, pick_device(run.config().device))
-            Training(run, RunWriter(run) if together.first else None, ranks=together).go()
-            ranks.leave()
-        except InitScopeError as error:
-            logging.getLogger("initscope").error("%s", error, exc_info=error.__cause__)
-            raise
-        except Exception as error:
-            logging.getLogger("initscope").exception("failed")
-            raise TrainingFailed(reason(error)) from error
-
-
-def _follow(parent: int) -> None:
-    """End with the parent: without it nobody holds the run's claim."""
-    while os.getppid() == parent:
-        time.sleep(POLL_SECONDS)
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -7,13 +7,9 @@ epoch's sums, random state) is in the checkpoint, so a resumed run goes on along
 from __future__ import annotations
 
 import contextlib
-import errno
-import logging
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,37 +19,20 @@ from torch import Tensor, nn
 
 from core import data, factories, limits, models
 from core.config import RunConfig
-from core.errors import ConfigError, RunFolderError, one_line
+from core.errors import ConfigError, RunFolderError
 from core.memory import at_least, estimate
 from core.models import outputs as outputs_of
 from core.outcome import certain, judge
-from core.ranks import Ranks
 from core.recorder import Recorder
 from core.schema import Outcome, Status
 from core.store import Run, RunWriter, own_process
-from core.store.files import replacing
 from core.store.writer import set_status
-
-CHECKPOINT = "checkpoint.pt"
-
-log = logging.getLogger("initscope")
-
-
-@dataclass
-class Position:
-    """Where in the run training stands, the running sums of the epoch, and the signal last seen at the output."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    loss_sum: float = 0.0
-    correct: float = 0.0
-    samples: int = 0
-    seconds: float = 0.0
-    relative_signal: float = math.inf
-
-    def next_epoch(self) -> None:
-        self.epoch, self.batch, self.loss_sum, self.correct, self.samples = self.epoch + 1, 0, 0.0, 0.0, 0
+from core.training.checkpoint import Checkpoint, Position
+from core.training.devices import channels_last, in_layout, pick_device, pick_precision, precision, prepare_torch
+from core.training.failure import reason
+from core.training.optimizers import build_optimizer, learning_rate, planned_steps
+from core.training.ranks import Ranks
+from core.training.run_log import log
 
 
 def train(run: Run, progress: Callable[[Position, int], None] = lambda position, total: None, engine: str | None = None) -> Outcome:
@@ -72,7 +51,7 @@ def train(run: Run, progress: Callable[[Position, int], None] = lambda position,
         config = run.config()
         log.info("start %s: %s on %s, init %s, seed %d", run.id, config.model, config.data, config.init, config.init_seed)
         if config.processes > 1:
-            from core import torchrun  # starts processes that each come back here
+            from core.training import torchrun  # torch.distributed, for those only who ask for it
 
             return torchrun.train(run, progress)
         return Training(run, writer, progress).go()
@@ -108,7 +87,6 @@ class Training:
         self.data = data.load(self.config, self.device, lambda text: self._tell(phase=text))
         _refuse_what_cannot_fit(self.config, self.device)
         self._tell(phase="building the model")
-        # Channels last is 1.3 to 1.6 times as fast for these convolutions on a CPU, and what tensor cores want.
         self.model = models.build(
             self.config, in_channels=self.data.channels, num_classes=self.data.classes, sample=self.data.sample().cpu()
         )
@@ -116,14 +94,14 @@ class Training:
         limits.check_size(parameters, limits.limits())
         _refuse_what_cannot_fit(self.config, self.device, parameters)
         self.model.to(self.device)
-        channels_last(self.model)
+        channels_last(self.model)  # 1.3 to 1.6 times as fast for these convolutions on a CPU, and what tensor cores want
         self.network = self.ranks.wrap(self.model, unused=factories.parse(self.config.model) is not None)
         self.optimizer = build_optimizer(self.config, self.model)
         self.total = planned_steps(self.config, self.data.steps_per_epoch)
-        self.position = Position()
+        self.checkpoint = Checkpoint(run, self.model, self.optimizer, self.ranks, self.device)
+        self.position = self._resume()
         self._sums = torch.zeros(2, dtype=torch.float32 if self.device.type == "mps" else torch.float64, device=self.device)
         self.outcome = Outcome.UNDECIDED
-        self._resume()
 
     def go(self) -> Outcome:
         """Run all epochs; returns the outcome. The status is final when this returns."""
@@ -265,56 +243,18 @@ class Training:
     # -- checkpoints
 
     def _save(self, recorder: Recorder) -> None:
-        """Replace the checkpoint: rows first, so that a checkpoint never stands for rows that are not on disk."""
+        """Rows first, so that a checkpoint never stands for rows that are not on disk."""
         self.position.loss_sum, self.position.correct = self._sums.tolist()
         self.position.seconds = recorder.seconds
         recorder.sync()
         self.position.relative_signal = recorder.relative_signal
-        random = self.ranks.gather(torch.get_rng_state())
-        random_cuda = self.ranks.gather(torch.cuda.get_rng_state(self.device)) if self.device.type == "cuda" else []
-        if not self.ranks.first:
-            return
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "position": vars(self.position),
-            "random": random[0],
-            "random_of_others": random[1:],
-        }
-        if random_cuda:
-            state |= {"random_cuda": random_cuda[0], "random_cuda_of_others": random_cuda[1:]}
-        with replacing(self.run.path / CHECKPOINT, durable=True) as temporary:
-            torch.save(state, temporary)
+        self.checkpoint.save(self.position)
 
-    def _resume(self) -> None:
-        path = self.run.path / CHECKPOINT
-        if not path.exists():
-            self._keep_rows(step=0, epoch=0)
-            return
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)  # tensors and numbers only: no code from a file
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.position = Position(**state["position"])
-            torch.set_rng_state(self._own(state, "random"))
-            if "random_cuda" in state:
-                torch.cuda.set_rng_state(self._own(state, "random_cuda"), self.device)
-        except Exception as error:  # damaged bytes, or another network's, come out of torch.load as almost anything
-            if is_out_of_memory(error):
-                raise
-            why = one_line(str(error).splitlines()[0] if str(error) else type(error).__name__)
-            raise RunFolderError(
-                f"run {self.run.id}: {CHECKPOINT} cannot be used ({why}); delete that file and resume to train from the first step"
-            ) from None
-        self._keep_rows(step=self.position.step, epoch=self.position.epoch)
-
-    def _own(self, state: dict[str, Any], key: str) -> Tensor:
-        """This rank's random state; the first one's for a rank that was not there when the checkpoint was written."""
-        return [state[key], *state.get(f"{key}_of_others", [])][self.ranks.rank].cpu()
-
-    def _keep_rows(self, step: int, epoch: int) -> None:
+    def _resume(self) -> Position:
+        position = self.checkpoint.load()
         if self.writer is not None:
-            self.writer.keep_until(step=step, epoch=epoch)
+            self.writer.keep_until(step=position.step, epoch=position.epoch)
+        return position
 
     # -- the end
 
@@ -329,25 +269,10 @@ class Training:
         self.writer.compact()
         (self.run.path / "stop").unlink(missing_ok=True)
         if status is Status.FINISHED and self.config.checkpoint != "keep":
-            (self.run.path / CHECKPOINT).unlink(missing_ok=True)
+            self.checkpoint.path.unlink(missing_ok=True)
         self.writer.update(
             status=str(status), outcome=str(self.outcome), phase=None, ended=time.time(), step=self.position.step, seconds=recorder.seconds
         )
-
-
-# ---------------------------------------------------------------- parts of the loop, each usable alone
-
-
-def channels_last(model: nn.Module) -> None:
-    """Lay the weights of 2-d convolutions out as these kernels like them; other weights have no such layout."""
-    for parameter in model.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.to(memory_format=torch.channels_last)  # contiguous() leaves one channel as it is
-
-
-def in_layout(inputs: Tensor) -> Tensor:
-    """Images in the layout of the weights; other inputs as they are."""
-    return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
 
 
 def _refuse_what_cannot_fit(config: RunConfig, device: torch.device, parameters: int | None = None) -> None:
@@ -373,97 +298,6 @@ def _refuse_code_in(folder: Path, config: RunConfig) -> None:
         factory = factories.parse(getattr(config, role))
         if factory and factory.path.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(f"{role}: {factory.path.name} lies in the folder of runs, where no code is taken from; move it elsewhere", role)
-
-
-def reason(error: BaseException) -> str:
-    """What ended a training, in one line."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
-    if is_out_of_memory(error):
-        return f"out of memory: {text}; a smaller batch_size, width or image_size needs less"
-    if is_out_of_disk(error):
-        return f"the disk takes nothing more: {text}; make room, then resume the run from its checkpoint"
-    return text
-
-
-def is_out_of_disk(error: BaseException) -> bool:
-    """Whether a disk or a quota is full; torch's writer of checkpoints says so in words only: it could not write as far as it meant to."""
-    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)) or "inline_container.cc" in str(error)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the GPU's, the CPU's or Python's memory ran out; torch's CPU allocator says so in words only."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; ``auto``: a CUDA GPU, else Apple's, else the CPU. Raises ConfigError if it is not there."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
-    if not there[name]:
-        available = ", ".join(kind for kind, ok in there.items() if ok)
-        raise ConfigError(f"device {name} is not available on this machine; available: {available}", "device")
-    return torch.device(name)
-
-
-def prepare_torch(config: RunConfig, device: torch.device) -> None:
-    """Threads and determinism: the same config gives the same sums in the same order."""
-    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // config.processes))
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
-
-
-def pick_precision(name: str, device: torch.device) -> str:
-    """The precision of that name; ``auto``: bfloat16 where the device computes in it, float32 where it would be emulated."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = device.type == "cpu" and any(torch.cpu.get_capabilities().get(unit) for unit in ("amx_bf16", "avx512_bf16", "bf16"))
-    return "bfloat16" if native else "float32"
-
-
-@contextlib.contextmanager
-def precision(name: str, device: torch.device) -> Iterator[None]:
-    """Autocast for ``bfloat16``; nothing for ``float32``."""
-    if name == "bfloat16":
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            yield
-    else:
-        yield
-
-
-def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam, AdamW or SGD with the config's hyperparameters; ``fused`` kernels where the device has them."""
-    common: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), momentum=config.momentum, **common)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(model.parameters(), betas=(config.momentum, 0.999), **common)
-
-
-def planned_steps(config: RunConfig, steps_per_epoch: int) -> int:
-    """Optimizer steps of the whole run."""
-    steps = config.epochs * steps_per_epoch
-    return min(steps, config.max_steps) if config.max_steps else steps
-
-
-def learning_rate(config: RunConfig, step: int, total: int) -> float:
-    """Learning rate of a step, a function of the step alone so that a resumed run needs no scheduler state.
-
-    Linear warm-up, then constant, half a cosine to zero, or a tenth after one half and a hundredth after three quarters.
-    """
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
-    if config.schedule == "cosine":
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-    if config.schedule == "step":
-        return config.learning_rate * (1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01)
-    return config.learning_rate
 
 
 @torch.no_grad()

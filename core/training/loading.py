@@ -26,4 +26,4 @@ def load_training() -> None:
         import pandas  # noqa: F401
         import torch._dynamo  # noqa: F401
 
-        import core.trainer  # noqa: F401
+        import core.training.trainer  # noqa: F401
