@@ -97,15 +97,12 @@ def _table(infos: list[RunInfo]) -> list[str]:
         selection_mode="multi-row",
         selection_default={"selection": {"rows": [ids.index(run) for run in remembered]}},
         hide_index=True,
-        column_config={  # a width for each: the browser would else measure the cells, and draw the table once more with what it found
+        column_config={
             "Name": st.column_config.TextColumn(width=170, pinned=True),
-            "Initialization": st.column_config.TextColumn(width=115),
-            "Outcome": st.column_config.TextColumn(width=130),
             "Loss": st.column_config.TextColumn(width=60),
             "Accuracy": st.column_config.TextColumn(width=70),
             "Loss over time": st.column_config.LineChartColumn(help="Training loss from the first step to the last", y_min=0, width=110),
             "Tags": st.column_config.ListColumn(width=120),
-            "Age": st.column_config.TextColumn(width=90),
         },
         alt="All runs, newest first: name, initialization, outcome, loss, accuracy and age",
     )
