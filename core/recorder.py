@@ -47,7 +47,7 @@ from core.schema import LAYER_METRICS, Outcome, Status
 from core.store import RECORDED, Run, Runs, RunWriter, own_process
 
 HELD_STEPS = 16
-"""Steps whose numbers wait to be made rows of: in a row that costs a third of the same after each step, whose kernels leave nothing of it in the cache."""
+"""Steps whose numbers wait until rows are made of them: many in a row find the code for it in the processor's cache, which a training step empties."""
 CURVE_POINTS = 40
 """Points of the loss sparkline kept in ``status.json``."""
 

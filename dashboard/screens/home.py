@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pandas as pd
@@ -102,7 +103,7 @@ def _table(infos: list[RunInfo]) -> list[str]:
             "Loss": st.column_config.TextColumn(width=60, help=SCORES),
             "Accuracy": st.column_config.TextColumn(width=70, help=SCORES),
             "Loss over time": st.column_config.LineChartColumn(help="Training loss from the first step to the last", y_min=0, width=110),
-            "Tags": st.column_config.ListColumn(),
+            "Tags": st.column_config.ListColumn(width=120),
         },
         alt="All runs, newest first: name, initialization, outcome, loss, accuracy and age",
     )
@@ -112,8 +113,9 @@ def _table(infos: list[RunInfo]) -> list[str]:
 
 
 def _sparkline(info: RunInfo) -> list[float]:
+    """The losses that are numbers: over one NaN the table would draw none, and show an error."""
     curve = info.state.get("curve")
-    return [value for value in curve if isinstance(value, (int, float))] if isinstance(curve, list) else []
+    return [value for value in curve if isinstance(value, (int, float)) and math.isfinite(value)] if isinstance(curve, list) else []
 
 
 def _actions(chosen: list[RunInfo]) -> None:
