@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import secrets
 import shutil
@@ -63,9 +64,11 @@ class RunInfo:
 
     @property
     def scores(self) -> tuple[float | None, float | None]:
-        """(loss, accuracy) as a list shows them, both of the same images: those of validation once an epoch is over, before that the last batch's."""
+        """(loss, accuracy) as a list shows them, both of the same images: those of validation once an epoch is over, before that, and
+        where the loss is no number any more, the last batch's."""
         validated = number(self.state.get("val_loss")), number(self.state.get("val_accuracy"))
-        return (self.loss, self.accuracy) if validated == (None, None) else validated
+        unusable = None in validated or (self.loss is not None and not math.isfinite(self.loss))
+        return (self.loss, self.accuracy) if unusable else validated
 
 
 class Cursor(NamedTuple):

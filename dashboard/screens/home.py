@@ -14,7 +14,7 @@ from core.store import RunInfo
 from dashboard import access, empty, loaders, luck, run_actions, sides, text, theme
 
 PAGE_ROWS = 200
-SCORES = "Of the validation images once an epoch is over; before that, of the last batch"
+SCORES = "Of the validation images once an epoch is over; before that, and where the loss is no number any more, of the last batch"
 
 
 def page() -> None:

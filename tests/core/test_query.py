@@ -112,7 +112,7 @@ def test_nothing_else_can_be_reached(runs, tmp_path, monkeypatch):
         message = str(told.value)
         assert "\n" not in message and (str(tmp_path) not in message or str(tmp_path) in sql), sql  # no path but what was asked for
         assert "runs(run, name, status" in message and "layers(run, step" in message, message
-    with pytest.raises(QueryError, match='"inti" not found.* Candidate bindings: "init"'):
+    with pytest.raises(QueryError, match=r'"inti" not found.* Candidate bindings: "init"'):
         query(runs, "SELECT inti FROM runs")
     for sql in ("SELECT * FROM duckdb_secrets()", "SELECT name, value FROM duckdb_settings()"):  # what may be seen names no folder of this machine
         assert not [row for row in rows(runs, sql) if any(str(folder) in str(row) for folder in (Path.home(), tmp_path))]
