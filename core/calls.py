@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from core.reductions import Number, finished, on_host
+from core.tensors import last_before
 
 
 @dataclass(eq=False)
@@ -50,6 +52,36 @@ class Calls:
 
     def chosen(self) -> list[Call]:
         return self.reached or ([self.newest] if self.newest is not None else [])
+
+
+class Trail:
+    """The calls of a pass by autograd's number of what made their output: by it the layer is found that a nonlinearity stands behind, also where
+    another branch ran in between. Without a graph (frozen layers) that is the newest call."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, tuple[int, Call]] = {}
+        self._newest: tuple[int, Call] | None = None
+        self._thread = 0
+
+    def add(self, layer: int, call: Call, output: Tensor) -> None:
+        """Note that ``call`` of the layer of this index made ``output``."""
+        self._newest = layer, call
+        if self._thread != threading.get_ident():  # each counts its operations by itself; checkpointing computes in the backward pass's thread
+            self._calls.clear()
+            self._thread = threading.get_ident()
+        if output.grad_fn is not None:
+            self._calls[output.grad_fn._sequence_nr()] = self._newest
+
+    def before(self, x: Tensor) -> tuple[int, Call] | None:
+        """(index, call) of the newest layer that ``x`` was computed from, None if of no layer."""
+        if self._newest is None or x.grad_fn is None:
+            return self._newest
+        return self._calls.get(last_before(x, self._calls))
+
+    def clear(self) -> None:
+        """A new pass begins."""
+        self._calls.clear()
+        self._newest = None
 
 
 def off_counts(calls: Sequence[Call]) -> tuple[list[Number], int]:

@@ -28,7 +28,7 @@ from torch.nn.modules.module import (
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from core.calls import Call, Calls
+from core.calls import Call, Calls, Trail
 from core.layers import find_layers, is_activation, is_normalization
 from core.loss_scale import LossScale
 from core.reading import Reading, WeightNumbers
@@ -88,7 +88,7 @@ class LayerMeter:
         self._weights: list[_Weight] = []
         self._weight_of: dict[int, _Weight] = {}
         self._calls = [Calls() for _ in self.layers]
-        self._latest: int | None = None
+        self._trail = Trail()
         self._handles: list[RemovableHandle | _Undo] = []
         self._rectified: set[int] = set()
         """Layers whose output went straight into a rectifier when they were last seen."""
@@ -199,16 +199,14 @@ class LayerMeter:
         if torch.compiler.is_compiling() or not self.armed:
             return
         if module is self.model:
-            self._latest = None
+            self._trail.clear()
         rows = self._rows_of.get(module)
         if rows is None or not self.model.training:
             return
         if rows[0] not in self._executed:
             self._executed.update(dict.fromkeys(rows))
-        hides = self.layers[rows[0]].family in _SCALES
-        latest = None if hides or self._latest is None else self._calls[self._latest].newest
-        if latest is not None and latest.off is None and inputs and isinstance(inputs[0], Tensor) and self._watching():
-            self._notice_function(inputs[0], latest)
+        if self.layers[rows[0]].family not in _SCALES and inputs and isinstance(inputs[0], Tensor) and self._watching():
+            self._notice_function(inputs[0])
 
     def _after_module(self, module: nn.Module, inputs: Any, kwargs: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or not self.armed:
@@ -238,29 +236,37 @@ class LayerMeter:
         calls = self._calls[i]
         calls.newest = call
         if self.layers[i].family not in _SCALES:
-            self._latest = i
+            self._trail.add(i, call, output)
         if output.requires_grad:
             output.register_hook(functools.partial(self._output_gradient_arrives, calls, call))
 
     def _after_activation(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if self._latest is None or not isinstance(output, Tensor) or is_compiled_output(inputs):
+        if not isinstance(output, Tensor) or is_compiled_output(inputs):
             return
-        self.activations[self.names[self._latest]] = type(module).__name__
+        x = inputs[0] if inputs else output
+        before = self._trail.before(x)
+        if before is None:
+            return
+        i, call = before
+        self.activations[self.names[i]] = type(module).__name__
         if isinstance(module, RECTIFIERS):
-            call, x = self._calls[self._latest].newest, inputs[0] if inputs else output
             straight = call.count == x.numel() and call.place == (x.data_ptr(), x._version - (x is output))
-            (self._rectified.add if straight else self._rectified.discard)(self._latest)
+            (self._rectified.add if straight else self._rectified.discard)(i)
             call.off = call.below if straight and call.below is not None else off_units(output)
 
-    def _notice_function(self, x: Tensor, call: Call) -> None:
-        """Notice a nonlinearity that was called as a function (``F.relu``) before this layer: no module's hook sees it."""
+    def _notice_function(self, x: Tensor) -> None:
+        """Notice a nonlinearity that was called as a function (``F.relu``) before a layer: no module's hook sees it."""
         function = function_before(x)
-        if function is not None and self.activations.setdefault(self.names[self._latest], function) == function == "ReLU":
-            call.off = off_units(x)
+        before = self._trail.before(x) if function is not None else None
+        if before is not None and before[1].off is None:
+            i, call = before
+            if self.activations.setdefault(self.names[i], function) == function == "ReLU":
+                call.off = off_units(x)
 
-    def _after_normalization(self, *_: object) -> None:
-        if self._latest is not None:
-            self.normalized.add(self.names[self._latest])
+    def _after_normalization(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        before = self._trail.before(output) if isinstance(output, Tensor) else None
+        if before is not None:
+            self.normalized.add(self.names[before[0]])
 
     # -- backward
 
@@ -401,7 +407,7 @@ class LayerMeter:
         for calls in self._calls:
             calls.over = True
         self._calls = [Calls() for _ in self.layers]
-        self._latest = None
+        self._trail.clear()
         self._inside = self._backward_seen = False
         self._stepped.clear()
         for weight in self._weights:

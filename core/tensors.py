@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import torch
@@ -85,3 +86,22 @@ def function_before(x: Tensor) -> str | None:
         inputs = [child for child, _ in node.next_functions if child is not None]
         node = inputs[0] if len(inputs) == 1 else None  # a product of two is a gate
     return None if node is None else _FUNCTIONS.get(node.name())
+
+
+def last_before(x: Tensor, numbers: Container[int]) -> int | None:
+    """Of the operations with these numbers the newest that ``x`` was computed from."""
+    waiting, seen = [], set()
+
+    def wait_for(node: Any) -> None:
+        if node is not None and node not in seen:
+            seen.add(node)
+            heapq.heappush(waiting, (-node._sequence_nr(), len(seen), node))
+
+    wait_for(x.grad_fn)
+    while waiting:
+        number, _, node = heapq.heappop(waiting)
+        if -number in numbers:
+            return -number
+        for child, _ in node.next_functions:
+            wait_for(child)
+    return None

@@ -183,7 +183,7 @@ _UNKNOWN = Mark("unreadable", "?", "x", "var(--muted)", "gray")
 
 def outcome_mark(outcome: str | None, status: str = Status.FINISHED) -> Mark:
     """The mark of a run: its outcome once there is one and it has ended well, else its status."""
-    if status in (Status.FINISHED, Status.STOPPED) and outcome in OUTCOMES:
+    if outcome in OUTCOMES and (status == Status.FINISHED or (status == Status.STOPPED and outcome != Outcome.UNDECIDED)):
         return OUTCOMES[outcome]
     return STATUSES.get(status, _UNKNOWN)
 

@@ -223,6 +223,6 @@ def choose(vitals: Vitals, curve: Curve, findings: Sequence[Finding], thresholds
         cause = max(possible, key=lambda name: possible[name])  # the first of equals: upstream
         return cause, round(possible[cause] * seen, 2)
     well = healthy(picture)
-    if well.possible:
+    if well.possible and well.share:
         return Cause.HEALTHY, round(well.share * seen, 2)
     return Cause.UNKNOWN, 0.0

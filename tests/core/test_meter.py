@@ -363,6 +363,36 @@ def test_dead_units_of_a_rectifier_that_is_known_by_now(rectifier, kind):
             assert read(meter)["layer"]["dead_fraction"] == pytest.approx(dead, abs=1e-6)
 
 
+class Branches(nn.Module):
+    """Layers that run between another and its rectifier, and after one that was not theirs."""
+
+    def __init__(self, rectifier):
+        super().__init__()
+        self.stem, self.left, self.right, self.end = nn.Linear(8, 64), nn.Linear(64, 32), nn.Linear(64, 4), nn.Linear(32, 4)
+        self.rectifier = rectifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shared = self.rectifier(self.stem(x))
+        left, right = self.left(self.shared), self.right(self.shared)
+        self.own = self.rectifier(left)
+        return self.end(self.own) + right
+
+
+@pytest.mark.parametrize("rectifier", [F.relu, nn.ReLU()])
+def test_dead_units_are_of_the_layer_that_the_rectifier_stands_behind(rectifier):
+    torch.manual_seed(0)
+    model, x, y = Branches(rectifier), torch.randn(32, 8), torch.randint(0, 4, (32,))
+    nn.init.constant_(model.stem.bias, -1.0)
+    nn.init.constant_(model.left.bias, -0.2)
+    with LayerMeter(model) as meter:
+        loss_of(model, x, y).backward()
+        rows = read(meter)
+    dead = {name: row["dead_fraction"] for name, row in rows.items() if "dead_fraction" in row}
+    exact = {name: (output == 0).all(0).double().mean().item() for name, output in (("stem", model.shared), ("left", model.own))}
+    assert dead == pytest.approx(exact) and 0.02 < min(exact.values()) < max(exact.values()) < 0.98
+    assert meter.activations == {"stem": "ReLU", "left": "ReLU"}
+
+
 class _Made(TorchDispatchMode):
     """The bytes of every tensor that an operation makes anew."""
 
