@@ -47,15 +47,17 @@ def _check_tags(value: tuple[str, ...]) -> str | None:
 
 
 def title_of(config: Mapping[str, Any]) -> str:
-    """A run's name, or one made from what usually tells runs apart: "default · seed 0", "kaiming_normal × 0.4 · seed 1"; the
-    network's name where a loop of somebody's own left no seed."""
+    """A run's name, or one made from what usually tells runs apart: "default · seed 0", "kaiming_normal × 0.4 · seed 1", and the network if it is
+    not the story's; only that where a loop of somebody's own left no seed."""
     if config.get("name"):
         return str(config["name"])
     if config.get("init_seed") is None:
         return str(config.get("model") or config.get("init"))
     gain = config.get("gain", 1.0)
     scaled = "" if gain == 1 else f" × {gain:g}" if isinstance(gain, (int, float)) else f" × {gain}"
-    return f"{config.get('init')}{scaled} · seed {config['init_seed']}"
+    model = str(config.get("model", RunConfig.model))
+    network = "" if model == RunConfig.model else f" · {model.rpartition(':')[2]}"
+    return f"{config.get('init')}{scaled} · seed {config['init_seed']}{network}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -334,5 +334,6 @@ def test_preset_file_and_flags_each_go_over_the_one_before(tmp_path):
 def test_titles_tell_runs_apart() -> None:
     assert RunConfig(init="default", init_seed=3).title == "default · seed 3"
     assert RunConfig(init="kaiming_normal", gain=0.4).title == "kaiming_normal × 0.4 · seed 0"
+    assert RunConfig(model="resnet18").title == "default · seed 0 · resnet18"
     assert RunConfig(name="mine", gain=0.4).title == "mine"
     assert title_of({"model": "Net", "init": "custom", "name": ""}) == "Net"

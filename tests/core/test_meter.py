@@ -383,7 +383,7 @@ def test_dead_units_are_of_the_layer_that_the_rectifier_stands_behind(rectifier)
     torch.manual_seed(0)
     model, x, y = Branches(rectifier), torch.randn(32, 8), torch.randint(0, 4, (32,))
     nn.init.constant_(model.stem.bias, -1.0)
-    nn.init.constant_(model.left.bias, -0.2)
+    nn.init.normal_(model.left.bias, 0.0, 0.2)
     with LayerMeter(model) as meter:
         loss_of(model, x, y).backward()
         rows = read(meter)
