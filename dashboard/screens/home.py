@@ -99,7 +99,7 @@ def _table(infos: list[RunInfo]) -> list[str]:
         selection_default={"selection": {"rows": [ids.index(run) for run in remembered]}},
         hide_index=True,
         column_config={
-            "Name": st.column_config.TextColumn(width=170, pinned=True),
+            "Name": st.column_config.TextColumn(width=205, pinned=True),
             "Loss": st.column_config.TextColumn(width=60, help=SCORES),
             "Accuracy": st.column_config.TextColumn(width=70, help=SCORES),
             "Loss over time": st.column_config.LineChartColumn(help="Training loss from the first step to the last", y_min=0, width=110),
