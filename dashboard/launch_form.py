@@ -83,11 +83,10 @@ def fields() -> tuple[list[RunConfig], list[str]]:
         + " ".join(f"**{entry.title}**: {entry.formula}." for entry in catalog.INITS.values()),
     )
     values, problems = {}, []
-    left, right = st.columns(2)
-    for i, name in enumerate(MAIN[:4]):
-        with (left, right)[i % 2]:
-            _collect(name, values, problems)
-    _collect("data", values, problems)
+    for pair in (MAIN[:2], MAIN[2:4], MAIN[4:]):  # row by row, as the keyboard goes through them
+        for name, place in zip(pair, st.columns(len(pair)), strict=True):
+            with place:
+                _collect(name, values, problems)
     more = st.expander("More", key="launch_more", on_change="rerun")
     for name in MORE:  # drawn when they are looked at: two dozen fields are most of what a page would have to draw
         with more if more.open else contextlib.nullcontext():

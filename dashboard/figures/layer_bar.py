@@ -22,7 +22,7 @@ def layer_bar(
     subjects: Sequence[Subject], frames: Mapping[str, pd.DataFrame], metric: str = "grad_norm", *, least_height: int = 380
 ) -> go.Figure:
     """A dot a layer on a logarithmic axis, joined by a faint line; live rows move the dots."""
-    title = f"{COLUMN[metric].title} of every layer, now"
+    title = f"{COLUMN[metric].title} of every layer, newest step"
     data = layer_values.newest(subjects, frames, metric)
     if not data:
         return base.blank(title, "Appears with the first recorded step.", least_height)

@@ -54,9 +54,9 @@ def _sentence(probes: dict[str, dict]) -> None:
     if not probes:
         st.title("Will this initialization train?", anchor=False)
     elif good and bad:
-        st.title(text.markdown(f"{_list(good)} will train; {_list(bad)} will not."), anchor=False)
+        st.title(text.markdown(f"Forecast: {_list(good)} will train; {_list(bad)} will not."), anchor=False)
     else:
-        st.title(text.markdown(f"{_list(good or bad)} {'will train' if good else 'will not train'}."), anchor=False)
+        st.title(text.markdown(f"Forecast: {_list(good or bad)} {'will train' if good else 'will not train'}."), anchor=False)
 
 
 def _list(names: list[str]) -> str:
