@@ -76,6 +76,25 @@ def _items(holder: dict[str, Number] | list[Number]) -> Any:
     return holder.items() if isinstance(holder, dict) else enumerate(holder)
 
 
+def relative_signal(measured: np.ndarray) -> float:
+    """signal_std over the RMS of the last layer's pre-activation, from ``Reading.table``; infinity where not measured."""
+    mean, std, signal = (float(measured[LAYER_METRICS.index(name), -1]) for name in ("activation_mean", "activation_std", "signal_std"))
+    size = math.hypot(mean, std)
+    return signal / size if size > 0 and signal >= 0 and math.isfinite(size) else 0.0 if size == 0 else math.inf
+
+
+def layer_values(measured: np.ndarray) -> np.ndarray:
+    """Rows for the store from ``Reading.table`` (metrics, layers), with ``nonfinite`` counted as the last.
+
+    ``nonfinite`` says how many of weight, gradient, output and output gradient hold a NaN or an infinity.
+    """
+    return np.vstack([measured, (~np.isfinite(measured[_TENSORS])).sum(0, dtype=np.float32)])
+
+
+_TENSORS = [LAYER_METRICS.index(name) for name in ("weight_norm", "grad_norm", "activation_std", "activation_grad_rms")]
+"""The metrics that are no number if one of the four tensors holds one that is none."""
+
+
 class Transfer:
     """Numbers on their way to the host: plain ones and scalar tensors, those of a device in one transfer that nothing waits for."""
 

@@ -22,7 +22,6 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
@@ -42,8 +41,8 @@ from core.facts import (
     weight_facts,
 )
 from core.meter import LayerMeter
-from core.reading import Reading, Transfer
-from core.schema import LAYER_METRICS, Outcome, Status
+from core.reading import Reading, Transfer, layer_values, relative_signal
+from core.schema import Outcome, Status
 from core.store import RECORDED, Run, Runs, RunWriter, own_process
 
 HELD_STEPS = 16
@@ -389,22 +388,3 @@ def _check_model(model: nn.Module, meter: LayerMeter) -> None:
                 "before this one was copied or moved; make it from this model's parameters()",
                 stacklevel=3,
             )
-
-
-def relative_signal(measured: np.ndarray) -> float:
-    """signal_std over the RMS of the last layer's pre-activation, from ``Reading.table``; infinity where not measured."""
-    mean, std, signal = (float(measured[LAYER_METRICS.index(name), -1]) for name in ("activation_mean", "activation_std", "signal_std"))
-    size = math.hypot(mean, std)
-    return signal / size if size > 0 and signal >= 0 and math.isfinite(size) else 0.0 if size == 0 else math.inf
-
-
-def layer_values(measured: np.ndarray) -> np.ndarray:
-    """Rows for the store from ``Reading.table`` (metrics, layers), with ``nonfinite`` counted as the last.
-
-    ``nonfinite`` says how many of weight, gradient, output and output gradient hold a NaN or an infinity.
-    """
-    return np.vstack([measured, (~np.isfinite(measured[_TENSORS])).sum(0, dtype=np.float32)])
-
-
-_TENSORS = [LAYER_METRICS.index(name) for name in ("weight_norm", "grad_norm", "activation_std", "activation_grad_rms")]
-"""The metrics that are no number if one of the four tensors holds one that is none."""

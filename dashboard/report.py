@@ -121,7 +121,7 @@ def _how_sure(result: Comparison) -> str:
     (ka, na), (kb, nb) = result.converged["a"], result.converged["b"]
     low, high = result.interval
     return (
-        f"<p>Converged: {ka} of {na} in A, {kb} of {nb} in B. Difference in convergence rate {100 * low:+.0f} % to {100 * high:+.0f} % (95 % interval); "
+        f"<p>Converged: {ka} of {na} in A, {kb} of {nb} in B. Difference in convergence rate {text.change(low)} to {text.change(high)} (95 % interval); "
         f"Fisher's exact test {p_text(result.p_value)}; effect size h = {result.effect:.2f}.</p>"
     )
 

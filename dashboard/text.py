@@ -55,6 +55,16 @@ def percent(share: float | None) -> str:
     return number(100 * share) + "\u00a0%"
 
 
+def change(share: float) -> str:
+    """'+21 %': a difference of two shares, in whole percents."""
+    return f"{100 * share:+.0f} %"
+
+
+def interval(low: float, high: float) -> str:
+    """'43 to 100 %': bounds of a share, in whole percents."""
+    return f"{100 * low:.0f} to {100 * high:.0f} %"
+
+
 def count(value: int) -> str:
     """A whole number in full: '134,300,362'."""
     return f"{value:,}"

@@ -46,7 +46,7 @@ def logging_to(run: Run) -> Iterator[None]:
 
 def output_to(run: Run) -> None:
     """From now on what this process prints, and what libraries print below Python, goes to the run's ``log.txt``."""
-    log = os.open(run.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
+    file = os.open(run.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)

@@ -84,7 +84,7 @@ def _verdict(result: Comparison) -> None:
     low, high = result.interval
     if na + nb > 2:
         st.caption(
-            f"Difference in convergence rate, B less A: {100 * (kb / max(nb, 1) - ka / max(na, 1)):+.0f} % (95 % interval {100 * low:+.0f} % to {100 * high:+.0f} %); "
+            f"Difference in convergence rate, B less A: {text.change(kb / max(nb, 1) - ka / max(na, 1))} (95 % interval {text.change(low)} to {text.change(high)}); "
             f"Fisher's exact test {p_text(result.p_value)}; effect size h = {result.effect:.2f}."
         )
 

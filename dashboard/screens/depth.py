@@ -92,7 +92,7 @@ def _numbers(rows: list[dict]) -> None:
             "Width": [row["width"] for row in rows],
             "Initialization": [catalog.init_title(row["init"]) for row in rows],
             "Converged": [f"{row['converged']} of {row['runs']}" for row in rows],
-            "95 % interval": [f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %" for row in rows],
+            "95 % interval": [text.interval(row["low"], row["high"]) for row in rows],
             "Undecided": [row["undecided"] for row in rows],
             "Live": [row["live"] for row in rows],
         }

@@ -139,7 +139,7 @@ def _extremes(rows: list[dict]) -> tuple[str, str] | None:
 def _how_sure(result: Comparison) -> None:
     low, high = result.interval
     st.caption(
-        f"Difference in convergence rate {100 * low:+.0f} % to {100 * high:+.0f} % (95 % interval, Newcombe); Fisher's exact test {p_text(result.p_value)}; "
+        f"Difference in convergence rate {text.change(low)} to {text.change(high)} (95 % interval, Newcombe); Fisher's exact test {p_text(result.p_value)}; "
         f"effect size h = {result.effect:.2f}."
     )
 
@@ -172,7 +172,7 @@ def _numbers(rows: list[dict], fields: list[str]) -> None:
             "Initialization": [catalog.init_title(row["init"]) for row in rows],
             **{trainability.title(field): [trainability.shown(field, row[field]) for row in rows] for field in fields},
             "Converged": [f"{row['converged']} of {row['runs']}" for row in rows],
-            "95 % interval": [f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %" for row in rows],
+            "95 % interval": [text.interval(row["low"], row["high"]) for row in rows],
             "Undecided": [row["undecided"] for row in rows],
             "Live": [row["live"] for row in rows],
         }

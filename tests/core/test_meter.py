@@ -23,8 +23,7 @@ from core import inits, reductions
 from core.calls import Call
 from core.meter import LayerMeter
 from core.models import vgg
-from core.reading import Reading, Transfer, WeightNumbers
-from core.recorder import layer_values
+from core.reading import Reading, Transfer, WeightNumbers, layer_values
 from core.reductions import change_norms, copy_norms, device, finished, forward_statistics, norm, norms, off_units
 from core.schema import LAYER_METRICS, MISSING
 from core.tensors import by_sample
