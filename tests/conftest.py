@@ -17,8 +17,9 @@ import hypothesis
 import psutil
 import pytest
 
-from core.config import RunConfig
-from core.store import Run, Runs
+from initscope.config.run_config import RunConfig
+from initscope.installation import module_command
+from initscope.store import Run, Runs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,7 +71,7 @@ def trained(runs: Runs) -> Callable[[RunConfig], Run]:
     """Trains a config in this process and returns its run."""
 
     def train_it(config: RunConfig) -> Run:
-        from core.training.trainer import train
+        from initscope.training.trainer import train
 
         run = runs.create(config)
         train(run)
@@ -110,10 +111,10 @@ class Answer:
 
 @pytest.fixture
 def cli(runs: Runs) -> Callable[..., Answer]:
-    """Runs ``python -m core ARGUMENTS`` as a person would, with ``--runs`` in the environment."""
+    """Runs ``initscope ARGUMENTS`` as a person would, with ``--runs`` in the environment."""
 
     def call(*arguments: object, timeout: float = 600, **environment: str) -> Answer:
-        command = [sys.executable, "-m", "core", *map(str, arguments)]
+        command = [sys.executable, "-m", "initscope", *map(str, arguments)]
         environ = {**os.environ, "INITSCOPE_RUNS": str(runs.root), **environment}
         return Answer(subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=timeout))
 
@@ -140,7 +141,7 @@ def supervisors(root: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.cmdline()[1:] == ["-m", "core.launcher", str(root.resolve())]:
+            if process.cmdline()[1:] == module_command("initscope.scheduling.launcher", root.resolve())[1:]:
                 found.append(process)
         except psutil.Error:
             continue

@@ -15,7 +15,7 @@ import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from core.store import Runs
+from initscope.store import Runs
 
 Machine = Callable[..., Runs]
 
@@ -108,7 +108,7 @@ def machine(bucket, tmp_path, monkeypatch) -> Iterator[Machine]:
     yield at
     for process in psutil.process_iter():
         try:
-            if process.cmdline()[1:3] == ["-m", "core.store.ship"] and process.cmdline()[3].startswith(str(tmp_path)):
+            if process.cmdline()[1:4] == ["-P", "-m", "initscope.store.bucket.upload"] and process.cmdline()[4].startswith(str(tmp_path)):
                 process.kill()
                 process.wait(10)
         except (psutil.Error, IndexError):

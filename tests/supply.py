@@ -28,7 +28,7 @@ def canonical(name: str) -> str:
 def asked_for(file: str) -> list[str]:
     """The packages that a requirements file names, each pinned."""
     lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
-    return [canonical(re.split(r"\[|==", line)[0].strip()) for line in lines if line and not line.startswith("#")]
+    return [canonical(re.split(r"\[|==", line)[0].strip()) for line in lines if line and not line.startswith(("#", "-e "))]
 
 
 def closure(names: Iterable[str]) -> dict[str, importlib.metadata.Distribution]:

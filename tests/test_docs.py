@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from core import catalog
-from core.commands.parser import build_parser
-from core.config import PRESETS
+from initscope.commands.parser import build_parser
+from initscope.config import catalog
+from initscope.config.run_config import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^    python -m core (.+)$", README, re.MULTILINE)
+COMMANDS = re.findall(r"^    initscope (.+)$", README, re.MULTILINE)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -41,7 +41,7 @@ def test_every_initialization_is_described() -> None:
 
 
 def test_every_page_preset_and_data_set_is_named() -> None:
-    pages = re.findall(r', title="(\w+)"', (ROOT / "dashboard/main.py").read_text(encoding="utf-8"))
+    pages = re.findall(r', title="(\w+)"', (ROOT / "dashboard/initscope_dashboard/main.py").read_text(encoding="utf-8"))
     table = re.findall(r"^\| (\w+) \| .*\|$", README.split("## What you will see")[1].split("\n## ")[0], re.MULTILINE)
     assert set(pages) == set(table) - {"page"}
     for name in (*PRESETS, *catalog.DATA):

@@ -13,10 +13,10 @@ import statistics
 
 import torch
 
-from core import models
-from core.config import RunConfig
-from core.probe import first_batch, predict, probe
-from core.theory import METRICS
+from initscope import networks
+from initscope.config.run_config import RunConfig
+from initscope.theory import METRICS
+from initscope.theory.probe import first_batch, predict, probe
 
 INITS = ("default", "kaiming_normal", "xavier_normal", "normal_0.01", "tutorial")
 SIZES = {32: 16, 224: 2}
@@ -27,7 +27,7 @@ def compare(init: str, size: int, batch: int, seed: int = 0) -> tuple[list[dict]
     """(measured, predicted) rows of one case on digits."""
     config = RunConfig(init=init, image_size=size, batch_size=batch, init_seed=seed)
     images, labels, classes = first_batch(config)
-    model = models.build(config, in_channels=images.shape[1], num_classes=classes)
+    model = networks.build(config, in_channels=images.shape[1], num_classes=classes)
     return probe(model, images, labels), predict(model, config, images, labels)
 
 

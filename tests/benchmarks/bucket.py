@@ -23,8 +23,9 @@ from pathlib import Path
 
 import boto3
 
-from core.config import RunConfig
-from core.store import Run, Runs, mirror
+from initscope.config.run_config import RunConfig
+from initscope.store import Run, Runs
+from initscope.store.bucket import download
 from tests.conftest import ROOT
 from tests.s3 import S3
 
@@ -44,7 +45,7 @@ def until(condition: Callable[[], object], seconds: float = 120) -> float:
 def begun(there: Runs, here: Runs, config: Path) -> tuple[subprocess.Popen, Run]:
     """A trainer on the machine that has ``here``; its run, once the other one sees it train."""
     known = set(here.ids())
-    command = [sys.executable, "-m", "core", "train", "--config", str(config)]
+    command = [sys.executable, "-m", "initscope", "train", "--config", str(config)]
     training = subprocess.Popen(command, cwd=ROOT, env=S3.on(here), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until(lambda: set(here.ids()) - known)
     [run_id] = set(here.ids()) - known
@@ -113,7 +114,7 @@ def main() -> None:
         for what, seconds in zip(("the trainer's folder", "its last word", "seen where it was asked for"), zip(*waits, strict=True), strict=True):
             print(f"stop, {what}: median {statistics.median(seconds):.2f} s, most {max(seconds):.2f} s of {given.stops}")
         until(lambda: not here._store.ours())
-        time.sleep(mirror.REFRESH_SECONDS)
+        time.sleep(download.REFRESH_SECONDS)
     s3.stop()
     print(f"load {os.getloadavg()[0]:.1f}")
 

@@ -29,9 +29,10 @@ import psutil
 import pyarrow.parquet as pq
 from playwright.sync_api import Browser, Page, Response
 
-from core import config, launcher
-from core.store import Run, Runs
-from core.store.parts import parts
+from initscope.config import run_config
+from initscope.scheduling import launcher
+from initscope.store import Run, Runs
+from initscope.store.parts import parts
 from tests.benchmarks import many_runs
 from tests.benchmarks.in_browser import answered, chromium, painted, rest, spread, tab, want
 from tests.browser.conftest import Server
@@ -188,7 +189,7 @@ def compare(browser: Browser, folder: Path, rounds: int) -> None:
 
 def live(browser: Browser, server: Server, seconds: float) -> None:
     """Processor time of the server by viewers, and row to pixel, over a real training."""
-    [run] = launcher.submit(Runs(server.runs), [config.quick().replace(init="kaiming_normal", epochs=500)])
+    [run] = launcher.submit(Runs(server.runs), [run_config.quick().replace(init="kaiming_normal", epochs=500)])
     process = psutil.Process(server.process.pid)
     try:
         _until(lambda: run.state().get("step", 0) > 20)

@@ -1,9 +1,9 @@
 """Does stopping a run once its outcome is certain change outcomes? Replayed on runs that were trained to their end.
 
-    python -m core sweep --runs /tmp/full --stop-when-certain false --inits default,xavier_normal,... --seeds 5 --vary gain=...
+    initscope sweep --runs /tmp/full --stop-when-certain false --inits default,xavier_normal,... --seeds 5 --vary gain=...
     python -m tests.benchmarks.early_stop /tmp/full
 
-For every finished run the rule ``core.outcome.certain`` is applied to its recorded rows at the end of each epoch, and the
+For every finished run the rule ``initscope.outcome.certain`` is applied to its recorded rows at the end of each epoch, and the
 outcome it would have stopped with is held against the one the whole run ended with.
 """
 
@@ -15,9 +15,9 @@ from collections import Counter
 
 import pyarrow.compute as pc
 
-from core.outcome import certain, judge
-from core.schema import Outcome, Status
-from core.store import Run, Runs
+from initscope.outcome import certain, judge
+from initscope.schema import Outcome, Status
+from initscope.store import Run, Runs
 
 
 def stopped_at(run: Run) -> tuple[int, Outcome] | None:

@@ -4,7 +4,7 @@
     python -m tests.benchmarks.forecast --score     score only
 
 Each cell trains a small VGG on digits at 32x32 for at most eight epochs (184 steps, one thread, 2 to 10 s). The thresholds of
-``core.forecast`` were chosen on the cells whose hashed name is even. The form of the rules was found looking at all cells of the
+``initscope.theory.forecast`` were chosen on the cells whose hashed name is even. The form of the rules was found looking at all cells of the
 grid, so the matrix that counts most is that of the fresh cells, which nobody had seen.
 """
 
@@ -24,13 +24,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from core import data, models
-from core.config import RunConfig
-from core.forecast import forecast
-from core.outcome import CERTAIN_SKILL, judge
-from core.probe import first_batch, predict, probe
-from core.training import trainer
-from core.training.optimizers import build_optimizer
+from initscope import networks
+from initscope.config.run_config import RunConfig
+from initscope.data import loading
+from initscope.outcome import CERTAIN_SKILL, judge
+from initscope.theory.forecast import forecast
+from initscope.theory.probe import first_batch, predict, probe
+from initscope.training import trainer
+from initscope.training.optimizers import build_optimizer
 
 RESULTS = Path(__file__).with_suffix(".csv")
 SEED = 20261123
@@ -109,9 +110,9 @@ def run_cell(cell: dict) -> dict:
 
 
 def train(config: RunConfig) -> dict:
-    """The trainer's loop without its records: outcome by ``core.outcome``, ending early at certain convergence or a bad loss."""
-    loaded = data.load(config)
-    model = models.build(config, in_channels=loaded.channels, num_classes=loaded.classes)
+    """The trainer's loop without its records: outcome by ``initscope.outcome``, ending early at certain convergence or a bad loss."""
+    loaded = loading.load(config)
+    model = networks.build(config, in_channels=loaded.channels, num_classes=loaded.classes)
     model.to(memory_format=torch.channels_last).train()
     optimizer = build_optimizer(config, model)
     steps, loss, accuracy, best = 0, math.nan, None, 0.0
@@ -179,7 +180,7 @@ def forecasts(rows: list[dict]) -> list[tuple[dict, dict]]:
     result = []
     for row in rows:
         config = config_of(row)
-        model = models.build(config, in_channels=images.shape[1], num_classes=classes)
+        model = networks.build(config, in_channels=images.shape[1], num_classes=classes)
         result.append((forecast(probe(model, images, labels), config), forecast(predict(model, config, images, labels), config)))
     return result
 

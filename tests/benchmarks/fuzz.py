@@ -13,7 +13,7 @@ import random
 import tempfile
 from pathlib import Path
 
-from core.store import Runs
+from initscope.store import Runs
 from tests.browser.conftest import Server
 from tests.safety.damage import fuzz, mutate, template
 from tests.safety.visitors import Visitor

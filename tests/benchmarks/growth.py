@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from core.recorder import Recorder
+from initscope.recording.recorder import Recorder
 from tests.benchmarks.store import make_long, map_of, size
 
 LAYERS = (16, 100, 500)

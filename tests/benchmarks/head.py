@@ -3,7 +3,7 @@
     python -m tests.benchmarks.head                          # 100 to 10,000 runs in flight, as many waiting
     python -m tests.benchmarks.head --sizes 100 1000
 
-The supervisor is the real one with a real queue on disk and the real bookkeeping of ``core.engines.cluster``; nodes of eight cores are told to it
+The supervisor is the real one with a real queue on disk and the real bookkeeping of ``initscope.scheduling.engines.ray_cluster``; nodes of eight cores are told to it
 and no task leaves. Ray's part: tasks that do nothing on a cluster of one node here, and asking after as many that are pending.
 """
 
@@ -18,12 +18,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from core.config import RunConfig
-from core.engines import queue
-from core.engines.cluster import Cluster
-from core.engines.supervisor import Supervisor
-from core.schema import Status
-from core.store import Runs, own_process
+from initscope.config.run_config import RunConfig
+from initscope.scheduling import queue
+from initscope.scheduling.engines.ray_cluster import Cluster
+from initscope.scheduling.supervisor import Supervisor
+from initscope.schema import Status
+from initscope.store import Runs, own_process
 from tests.benchmarks.scale import timed
 
 CORES = 8

@@ -15,9 +15,9 @@ import random
 import tempfile
 from pathlib import Path
 
-from core.config import RunConfig
-from core.store import Runs
-from core.training.loading import load_training
+from initscope.config.run_config import RunConfig
+from initscope.store import Runs
+from initscope.training.loading import load_training
 from tests.safety.kills import MOMENTS, kill, same_curve, start
 
 KILLS_A_RUN = 10

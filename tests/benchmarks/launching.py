@@ -19,8 +19,9 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page
 
-from core import config, launcher
-from core.store import Runs
+from initscope.config import run_config
+from initscope.scheduling import launcher
+from initscope.store import Runs
 from tests.benchmarks.dashboard import serving
 from tests.benchmarks.in_browser import chromium, painted, rest, spread, tab, want
 from tests.browser.conftest import Server, end_supervisors
@@ -84,7 +85,7 @@ def packing(folder: Path, count: int = 10) -> None:
     runs = Runs(folder / "packing")
     os.environ["INITSCOPE_SLOTS"] = "2"
     began = time.time()
-    made = launcher.submit(runs, [config.quick().replace(init=("default", "kaiming_normal")[i % 2], init_seed=i, record_every=1 + i % 3) for i in range(count)])
+    made = launcher.submit(runs, [run_config.quick().replace(init=("default", "kaiming_normal")[i % 2], init_seed=i, record_every=1 + i % 3) for i in range(count)])
     while any(run.info().live for run in made):
         time.sleep(0.2)
     states = [run.state() for run in made]

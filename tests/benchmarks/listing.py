@@ -23,20 +23,20 @@ import tempfile
 import time
 from pathlib import Path
 
-from core import config
-from core.catalog import INITS
-from core.store import Run, Runs, write_json
-from core.store.index import NAME, SETTLED_SECONDS
-from core.store.query import RECIPES, query
+from initscope.config import run_config
+from initscope.config.catalog import INITS
+from initscope.store import Run, Runs, write_json
+from initscope.store.index import NAME, SETTLED_SECONDS
+from initscope.store.query import RECIPES, query
 
 ROUNDS = 9
 
 
 def template(folder: Path) -> Run:
     """A run of the quick preset, stopped after its first epoch."""
-    from core.training.trainer import train
+    from initscope.training.trainer import train
 
-    run = Runs(folder).create(config.preset("quick").replace(epochs=1, threads=1))
+    run = Runs(folder).create(run_config.preset("quick").replace(epochs=1, threads=1))
     train(run)
     return run
 
@@ -80,7 +80,7 @@ def measure(root: Path) -> list[str]:
     write_json(path, json.loads(path.read_bytes()) | {"loss": 7.0})
     changed, seen = timed(same.list)
     assert next(info for info in seen if info.run == victim).loss == 7.0, "a change was not seen"  # type: ignore[union-attr]
-    command = [sys.executable, "-m", "core", "runs", "--runs", str(root), "--json"]
+    command = [sys.executable, "-m", "initscope", "runs", "--runs", str(root), "--json"]
     cli = statistics.median(timed(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True))[0] for _ in range(3))
     size = (root / NAME).stat().st_size / 1e6
     return [f"{len(first):,}", f"{warm:.1f}", f"{changed:.1f}", f"{fresh:.1f}", f"{rebuilt:.0f}", f"{cli:.0f}", f"{size:.1f}"]  # type: ignore[arg-type]

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from core.config import RunConfig, quick
-from core.schema import LAYER_METRICS, Outcome, Status
-from core.store import Run, Runs, write_json
-from core.store.parts import SCHEMAS, concatenate, part_name, write_table
+from initscope.config.run_config import RunConfig, quick
+from initscope.schema import LAYER_METRICS, Outcome, Status
+from initscope.store import Run, Runs, write_json
+from initscope.store.parts import SCHEMAS, concatenate, part_name, write_table
 
 EPOCHS = 5
 SLOPES = {"default": 0.42, "normal_0.01": 0.75, "xavier_normal": 0.2, "kaiming_normal": 0.03, "orthogonal": 0.06, "lsuv": 0.02}

@@ -19,9 +19,10 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from core import sweep
-from core.config import RunConfig
-from core.store import Runs
+from initscope.comparison import sweep
+from initscope.config.run_config import RunConfig
+from initscope.scheduling import launcher
+from initscope.store import Runs
 from tests.conftest import supervisors
 from tests.engines.nodes import Nodes
 
@@ -31,7 +32,7 @@ TENTHS = 10
 def trained(root: Path, configs: list[RunConfig], engine: str) -> tuple[Runs, list[str], float]:
     """The runs of a sweep, their ids in the order of the queue, and the seconds from launch to the last end."""
     runs, began = Runs(root), time.time()
-    made = [run.id for run in sweep.launch(runs, configs, engine)]
+    made = [run.id for run in launcher.submit_missing(runs, configs, engine)]
     try:
         for _ in sweep.watch(runs, made):
             pass

@@ -33,9 +33,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core import config, data, models
-from core.recorder import Recorder
-from core.training import devices
+from initscope import networks
+from initscope.config import run_config
+from initscope.data import loading
+from initscope.recording.recorder import Recorder
+from initscope.training import devices
 
 TURN = 2
 """Steps of one variant before the next one's turn."""
@@ -126,8 +128,8 @@ def variants() -> dict[str, Watch]:
 
 def loop(options: argparse.Namespace, watch: Watch, folder: str) -> Iterator[None]:
     """Training on the digits of the quick preset; one step at each ``next``."""
-    run = config.quick().replace(width=options.width, image_size=options.size, init=options.init, batch_size=options.batch)
-    model = models.build(run, in_channels=1, num_classes=10).to(options.device)
+    run = run_config.quick().replace(width=options.width, image_size=options.size, init=options.init, batch_size=options.batch)
+    model = networks.build(run, in_channels=1, num_classes=10).to(options.device)
     devices.channels_last(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     clock = OwnTime()
@@ -150,9 +152,9 @@ def loop(options: argparse.Namespace, watch: Watch, folder: str) -> Iterator[Non
 
 
 @functools.cache
-def batches(run: config.RunConfig, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def batches(run: run_config.RunConfig, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The first few full batches, ready to be trained on: what it costs to make them is not the question here."""
-    loaded = data.load(run.replace(train_samples=16 * run.batch_size), device)
+    loaded = loading.load(run.replace(train_samples=16 * run.batch_size), device)
     return [(devices.in_layout(images), labels) for images, labels in loaded.epoch(0) if len(labels) == run.batch_size]
 
 

@@ -19,8 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from core.config import quick
-from core.store import Run, Runs
+from initscope.config.run_config import quick
+from initscope.store import Run, Runs
 
 STEPS = 60
 SHARE = 32
@@ -32,10 +32,10 @@ def rank(path: str, meeting: str) -> None:
     """Train as one rank; the first one prints the processor seconds of every step."""
     import torch
 
-    from core.store import RunWriter
-    from core.training import ranks
-    from core.training.devices import pick_device
-    from core.training.trainer import Training
+    from initscope.store import RunWriter
+    from initscope.training import ranks
+    from initscope.training.devices import pick_device
+    from initscope.training.trainer import Training
 
     number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     run = Run(path)

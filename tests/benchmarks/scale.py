@@ -23,9 +23,10 @@ from typing import ClassVar
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
-from core.store import Runs, ship
-from core.store.mirror import REFRESH_SECONDS
-from core.store.shared import store_of
+from initscope.store import Runs
+from initscope.store.bucket import upload
+from initscope.store.bucket.download import REFRESH_SECONDS
+from initscope.store.bucket.folder import store_of
 from tests.benchmarks.listing import fill, template
 
 LATENCY = 0.03
@@ -109,7 +110,7 @@ def remote(like, count: int) -> tuple[float, float, int, int]:
 
 def shipping(rounds: int = 64) -> tuple[Counter[str], float]:
     """Requests and seconds of our own of a live run's shipper, a round of about a second: new rows in two tables, a status, stops."""
-    from core.store import RunWriter, own_process
+    from initscope.store import RunWriter, own_process
     from tests.core.test_store import write_step
 
     runs = Runs("counted://live")
@@ -117,8 +118,8 @@ def shipping(rounds: int = 64) -> tuple[Counter[str], float]:
     assert store is not None
     store.ensure_shipper = lambda: None  # type: ignore[method-assign]  (this process is the shipper here)
     run = runs.create({"init": "default"}, "running", **own_process())  # type: ignore[arg-type]
-    writer, shipper = RunWriter(run), ship.Shipper(store)
-    shipper.cargo = {run.id: ship.Cargo(store, run.id)}
+    writer, shipper = RunWriter(run), upload.Shipper(store)
+    shipper.cargo = {run.id: upload.Cargo(store, run.id)}
     spent = 0.0
     for step in range(rounds + 1):
         write_step(writer, step)

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from playwright.async_api import async_playwright
 
-from core.store import Run, Runs
+from initscope.store import Run, Runs
 from tests.browser.conftest import FLAGS, ROOT, Server
 from tests.safety.damage import template
 from tests.safety.strain import crowd, turnover
@@ -79,7 +79,7 @@ def many(folder: Path, count: int) -> None:
     for i in range(count - 1):
         shutil.copytree(one.path, runs.root / f"{one.id}-{i:04d}")
     began = time.monotonic()
-    command = [sys.executable, "-m", "core", "runs", "--json", "--runs", str(runs.root)]
+    command = [sys.executable, "-m", "initscope", "runs", "--json", "--runs", str(runs.root)]
     listed = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     listing = time.monotonic() - began
     server = Server(runs.root)

@@ -26,8 +26,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from core.schema import LAYER_METRICS, MISSING, Status
-from core.store import Run, Runs, RunWriter
+from initscope.schema import LAYER_METRICS, MISSING, Status
+from initscope.store import Run, Runs, RunWriter
 
 LAYERS = [f"conv{block}_{i}" for block in range(1, 6) for i in range(1, 4 if block > 2 else 3)] + ["fc1", "fc2", "fc3"]
 METRICS = ("grad_norm", "grad_rms", "weight_norm", "update_ratio", "activation_std", "signal_std")
@@ -220,7 +220,7 @@ def make_long(runs: Path, steps: int, layers: int, piece: int = 20_000) -> Run:
 
 def open_map(path: str) -> None:
     """One metric's map, as the Gradients page makes it: prints its seconds, those of the processor, and the process's memory before and after in MB."""
-    from dashboard.figures import heatmap
+    from initscope_dashboard.figures import heatmap
 
     run, before = Run(path), peak_megabytes()
     began, busy = time.perf_counter(), time.process_time()

@@ -24,12 +24,14 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
-from core import config, datasets, models
-from core.config import RunConfig
-from core.recorder import Recorder
-from core.schema import Status
-from core.store import Runs, RunWriter
-from core.training import devices, trainer
+from initscope import networks
+from initscope.config import run_config
+from initscope.config.run_config import RunConfig
+from initscope.data import datasets
+from initscope.recording.recorder import Recorder
+from initscope.schema import Status
+from initscope.store import Runs, RunWriter
+from initscope.training import devices, trainer
 
 TURN = 4
 """Steps of one variant before the next one's turn."""
@@ -58,7 +60,7 @@ class Pictures(torch.utils.data.Dataset):
 def reader(run: RunConfig, device: torch.device) -> Iterator[None]:
     """The tutorial's loop; one step at each ``next``."""
     raw = datasets.read(run.data, run.image_size)
-    model = models.build(run, in_channels=1, num_classes=10).to(device)
+    model = networks.build(run, in_channels=1, num_classes=10).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=run.learning_rate)
     criterion = nn.CrossEntropyLoss()
     loader = torch.utils.data.DataLoader(Pictures(raw, run.image_size), batch_size=run.batch_size, shuffle=True, drop_last=True)
@@ -138,7 +140,7 @@ def outcomes(seeds: int) -> None:
             ended = []
             for seed in range(seeds):
                 run = Runs(folder).create(
-                    config.quick().replace(init=init, precision=precision, init_seed=seed, threads=0, record_every=10).to_dict(), Status.QUEUED
+                    run_config.quick().replace(init=init, precision=precision, init_seed=seed, threads=0, record_every=10).to_dict(), Status.QUEUED
                 )
                 outcome = trainer.train(run)
                 ended.append((str(outcome), run.state()["val_accuracy"]))
@@ -153,7 +155,7 @@ def story(steps: int = 200, epochs: int = 20, samples: int = 60_000, batch: int 
     name = torch.cuda.get_device_name(device)
     raw = datasets.RawData(*(datasets.Split(torch.randint(0, 256, (n, 1, 28, 28), dtype=torch.uint8), torch.randint(0, 10, (n,))) for n in (samples, 10_000)), 10, 255.0)
     for init in ("default", "kaiming_normal"):
-        run = config.tutorial_224().replace(init=init, precision="auto", batch_size=batch)
+        run = run_config.tutorial_224().replace(init=init, precision="auto", batch_size=batch)
         with tempfile.TemporaryDirectory() as folder:
             datasets.read = lambda *_: raw  # FashionMNIST's shape, without its files
             loop = ours(run, folder)
@@ -187,7 +189,7 @@ if __name__ == "__main__":
     elif asked.outcomes:
         outcomes(asked.seeds)
     else:
-        quick = config.quick().replace(
+        quick = run_config.quick().replace(
             init="kaiming_normal", image_size=asked.size, width=asked.width, batch_size=asked.batch, threads=asked.threads
         )
         throughput(quick, asked.rounds, asked.bfloat16)

@@ -15,7 +15,7 @@ import time
 
 def command(*arguments: str, runs: str) -> dict:
     """One command of the project, and the JSON it ends with."""
-    done = subprocess.run([sys.executable, "-m", "core", *arguments, "--runs", runs, "--json"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "initscope", *arguments, "--runs", runs, "--json"], capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -70,7 +70,7 @@ def end_supervisors(runs: Path) -> None:
     """End the supervisor of this folder and the workers it started: only processes that name the folder."""
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
-        if "core.launcher" in command and str(runs.resolve()) in command:
+        if "initscope.scheduling.launcher" in command and str(runs.resolve()) in command:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 

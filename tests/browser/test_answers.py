@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from core import launcher
-from core.config import quick
-from core.diagnosis.compare import compare
-from core.schema import Status, Verdict
-from core.store import Runs
-from core.sweep import plan, watch
+from initscope.comparison.compare import compare
+from initscope.comparison.sweep import plan, watch
+from initscope.config.run_config import quick
+from initscope.scheduling import launcher
+from initscope.schema import Status, Verdict
+from initscope.store import Runs
 from tests.browser.conftest import ROOT, Server, follow, settle
 
 SWEEP = "short-sweep"
@@ -138,7 +138,7 @@ def test_probe_forecasts_before_training(page: Page, server: Server) -> None:
 
 def test_report_opens_offline(browser: Browser, server: Server, tmp_path: Path) -> None:
     output = tmp_path / "report.html"
-    command = [sys.executable, "-m", "core", "report", f"init=default,sweep={SWEEP}", f"init=kaiming_normal,sweep={SWEEP}"]
+    command = [sys.executable, "-m", "initscope", "report", f"init=default,sweep={SWEEP}", f"init=kaiming_normal,sweep={SWEEP}"]
     subprocess.run([*command, "--output", str(output), "--runs", str(server.runs)], cwd=ROOT, check=True, capture_output=True)
     context = browser.new_context(offline=True)
     page = context.new_page()

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from core.store import Runs
-from core.store.query import RECIPES
+from initscope.store import Runs
+from initscope.store.query import RECIPES
 from tests.browser.conftest import ROOT, Server, end_supervisors, follow, settle
 from tests.browser.test_story import FIRST_CURVE, HEATMAPS, open_page, wait_in_page, wait_until
 
@@ -42,7 +42,7 @@ def test_runs_of_another_machine(page: Page, server: Server, elsewhere: Runs, s3
     config.write_text(json.dumps(tiny(epochs=100_000).to_dict()))
     sweep = ["sweep", "--config", config, "--inits", "default,kaiming_normal", "--seeds", "1", "--stop-when-certain", "false"]
     environment = {**s3.on(elsewhere), "INITSCOPE_SLOTS": "2"}
-    training = subprocess.Popen([sys.executable, "-m", "core", *map(str, sweep)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    training = subprocess.Popen([sys.executable, "-m", "initscope", *map(str, sweep)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         open_page(page, server, "/")
         expect(page.get_by_text("No runs yet")).to_be_visible()

@@ -8,8 +8,8 @@ import pytest
 from playwright.sync_api import Page, WebSocketRoute, expect
 from streamlit.proto.BackMsg_pb2 import BackMsg
 
-from core import catalog
-from core.store import Runs
+from initscope.config import catalog
+from initscope.store import Runs
 from tests.browser.conftest import Server, settle
 from tests.browser.test_story import wait_until
 

@@ -11,8 +11,8 @@ import pytest
 from joserfc.jwk import RSAKey
 from playwright.sync_api import Browser, Page, expect
 
-from core.config import RunConfig
-from core.store import Runs
+from initscope.config.run_config import RunConfig
+from initscope.store import Runs
 from tests.browser.conftest import Server, free_port, settle
 from tests.browser.provider import Provider
 

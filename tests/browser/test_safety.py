@@ -16,12 +16,12 @@ import pyarrow as pa
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from core import launcher
-from core.config import quick
-from core.schema import LAYER_METRICS
-from core.store import Run, Runs, RunWriter
-from core.store.files import alive
-from dashboard import text
+from initscope.config.run_config import quick
+from initscope.scheduling import launcher
+from initscope.schema import LAYER_METRICS
+from initscope.store import Run, Runs, RunWriter
+from initscope.store.files import alive
+from initscope_dashboard.content import formatting
 from tests.browser.conftest import ROOT, Server, settle
 from tests.conftest import supervisors
 from tests.safety.damage import mutate, template
@@ -109,12 +109,12 @@ def test_strings_are_shown_as_text_on_every_page(page: Page, server: Server, str
 
 def test_the_report_shows_strings_as_text(page: Page, server: Server, strings: list[Run], tmp_path) -> None:
     target = tmp_path / "report.html"
-    subprocess.run([sys.executable, "-m", "core", "report", strings[0].id, strings[1].id, "--output", str(target), "--runs", str(server.runs)],
+    subprocess.run([sys.executable, "-m", "initscope", "report", strings[0].id, strings[1].id, "--output", str(target), "--runs", str(server.runs)],
                    cwd=ROOT, check=True, capture_output=True, timeout=600)  # fmt: skip
     page.goto(target.as_uri())
     page.wait_for_timeout(1500)
     assert page.evaluate("window.__xss") is None and page.locator(INJECTED).count() == 0
-    assert text.shorten(STRINGS[0], 20)[:10] in page.locator("body").inner_text()
+    assert formatting.shorten(STRINGS[0], 20)[:10] in page.locator("body").inner_text()
 
 
 def test_damage_is_told_for_its_run_alone(page: Page, server: Server, strings: list[Run]) -> None:

@@ -8,9 +8,9 @@ import time
 import pytest
 from playwright.sync_api import Page, expect
 
-from core import launcher
-from core.config import quick
-from core.store import Runs
+from initscope.config.run_config import quick
+from initscope.scheduling import launcher
+from initscope.store import Runs
 from tests.browser.conftest import Server, follow, settle
 
 PAGES = ("/", "/live", "/gradients", "/compare", "/probe", "/diagnosis", "/sweep", "/model")

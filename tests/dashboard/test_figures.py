@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core.config import RunConfig
-from core.recorder import Recorder
-from core.trainability import Edge, TheoryMap
-from dashboard import live_rows, sentences, text, theme
-from dashboard.figures import (
+from initscope.config.run_config import RunConfig
+from initscope.recording.recorder import Recorder
+from initscope.theory.trainability import Edge, TheoryMap
+from initscope_dashboard.browser import theme
+from initscope_dashboard.content import formatting, headlines
+from initscope_dashboard.figures import (
     architecture,
     bands,
     base,
@@ -34,8 +35,9 @@ from dashboard.figures import (
     ratio,
     trainability,
 )
-from dashboard.figures.base import Subject
-from dashboard.plot import plain
+from initscope_dashboard.figures.base import Subject
+from initscope_dashboard.live import live_rows
+from initscope_dashboard.widgets.plot import plain
 
 A, B = Subject("a", "default · seed 0", "default"), Subject("b", "kaiming_normal · seed 0", "kaiming_normal")
 LAYERS = ["conv1_1", "conv1_2", "conv2_1", "fc1"]
@@ -131,9 +133,9 @@ def test_a_guess_is_claimed_only_where_the_loss_is_known(tmp_path):
         infos[name] = recorder.run.info()
         told = live_rows.progress({**infos[name].state, "status": "running"}, recorder.run.read("steps"), infos[name].config)
         assert ("ln\u00a04" in told["says"]) == (name == 4), told["says"]
-    assert [sentences.classes(info.state, info.config) for info in infos.values()] == [4, None, None]
-    assert sentences.common_classes([infos[4], infos[4]]) == 4 and sentences.common_classes(infos.values()) is None
-    assert "your own" in sentences.nothing_differs(infos.values())
+    assert [headlines.classes(info.state, info.config) for info in infos.values()] == [4, None, None]
+    assert headlines.common_classes([infos[4], infos[4]]) == 4 and headlines.common_classes(infos.values()) is None
+    assert "your own" in headlines.nothing_differs(infos.values())
     unknown = [curves.curves([A], {"a": steps_frame([3.0, 1.0])}, {}, column) for column in ("loss", "accuracy")]
     assert [len(drawn.layout.annotations) for drawn in unknown] == [0, 0] and unknown[0].layout.yaxis.title.text == "loss"
 
@@ -286,12 +288,12 @@ def test_the_storys_network_has_134_300_362_parameters():
 def test_shapes_and_counts_are_the_real_networks(name, changes):
     import torch
 
-    from core import models
+    from initscope import networks
 
     config = RunConfig(model=name, **changes)
     channels, classes = architecture.inputs(config)
     with torch.device("meta"):
-        real = models.build(config, in_channels=channels, num_classes=classes)
+        real = networks.build(config, in_channels=channels, num_classes=classes)
     network = {layer.name: layer for layer in architecture.layers(config)}
     assert sum(layer.parameters for layer in network.values()) == sum(p.numel() for p in real.parameters())
     image = torch.empty(1, channels, config.image_size, config.image_size, device="meta")
@@ -413,27 +415,27 @@ def test_colours_can_be_told_from_the_background(mode):
      (0, "0"), (math.nan, "NaN"), (math.inf, "∞"), (None, "–"), (999.6, "1,000"), (1e-310, "10⁻³¹⁰")],
 )
 def test_numbers_have_three_digits(value, words):
-    assert text.number(value) == words
+    assert formatting.number(value) == words
 
 
 def test_ratios_times_and_shares_in_words():
-    assert text.times(2_060_000) == "2,100,000 times"
-    assert text.decades(3) == "1,000 times larger"
-    assert text.decades(-1.301) == "20 times smaller"
-    assert text.percent(0.1) == "10\u00a0%"
-    assert [text.duration(s) for s in (0.2, 8, 125, 332 * 60, None)] == ["under 1 s", "8 s", "2 min 5 s", "5 h 32 min", "–"]
-    assert text.fixed(2.3) == "2.30"
+    assert formatting.times(2_060_000) == "2,100,000 times"
+    assert formatting.decades(3) == "1,000 times larger"
+    assert formatting.decades(-1.301) == "20 times smaller"
+    assert formatting.percent(0.1) == "10\u00a0%"
+    assert [formatting.duration(s) for s in (0.2, 8, 125, 332 * 60, None)] == ["under 1 s", "8 s", "2 min 5 s", "5 h 32 min", "–"]
+    assert formatting.fixed(2.3) == "2.30"
 
 
 def test_names_are_shown_as_typed():
-    assert text.escape("<b>a</b> & %{x}") == "&lt;b&gt;a&lt;/b&gt; &amp; %\u200b{x}"
-    assert len(text.shorten("x" * 100)) == 30
-    assert text.markdown("a_b [c](d) $e$") == r"a\_b \[c\]\(d\) \$e\$"
+    assert formatting.escape("<b>a</b> & %{x}") == "&lt;b&gt;a&lt;/b&gt; &amp; %\u200b{x}"
+    assert len(formatting.shorten("x" * 100)) == 30
+    assert formatting.markdown("a_b [c](d) $e$") == r"a\_b \[c\]\(d\) \$e\$"
 
 
 def test_powers_of_ten_are_typeset():
     said = "differ by 6e-07 (1.5e-10), below epsilon (1e-8), of 3e+02 at fc2e-7 in v1.2e3"
-    assert text.typeset(said) == "differ by 6\u00a0×\u00a010⁻⁷ (1.5\u00a0×\u00a010⁻¹⁰), below epsilon (10⁻⁸), of 3\u00a0×\u00a010² at fc2e-7 in v1.2e3"
+    assert formatting.typeset(said) == "differ by 6\u00a0×\u00a010⁻⁷ (1.5\u00a0×\u00a010⁻¹⁰), below epsilon (10⁻⁸), of 3\u00a0×\u00a010² at fc2e-7 in v1.2e3"
 
 
 def test_not_measured_is_not_called_not_a_number() -> None:

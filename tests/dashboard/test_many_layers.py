@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from core.config import RunConfig
-from core.schema import LAYER_METRICS
-from core.store import Run, Runs, RunWriter, parts
-from dashboard import plot
-from dashboard.figures import base, blocks, heatmap, ratio, rows
+from initscope.config.run_config import RunConfig
+from initscope.schema import LAYER_METRICS
+from initscope.store import Run, Runs, RunWriter, parts
+from initscope_dashboard.figures import base, blocks, heatmap, ratio, rows
+from initscope_dashboard.widgets import plot
 
 TRANSFORMER = ["embed", *(f"encoder.layers.{i}.{part}" for i in range(84) for part in ("self_attn.in_proj", "self_attn.out_proj", "linear1", "linear2", "norm1", "norm2")), "head"]
 VGG = ["conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv3_3", "fc1", "fc2", "fc3"]
@@ -156,7 +156,7 @@ def test_one_spike_in_a_thousand_steps_is_seen_and_ordinary_noise_is_not(spike):
 
 
 def test_a_map_read_in_pieces_is_the_map_of_the_whole(runs: Runs, monkeypatch: pytest.MonkeyPatch):
-    from core.store import grid
+    from initscope.store import grid
 
     rng = np.random.default_rng(1)
     values = 10 ** rng.normal(0, 1, (997, 12))

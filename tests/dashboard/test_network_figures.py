@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from core.diagnosis.statistics import wilson
-from dashboard.figures import bands, networks, strips
+from initscope.comparison.statistics import wilson
+from initscope_dashboard.figures import bands, networks, strips
 
 
 def _family_rows() -> list[dict]:

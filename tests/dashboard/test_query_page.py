@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from core.store.query import RECIPES
+from initscope.store.query import RECIPES
 from tests.conftest import ROOT
 from tests.core.test_query import recorded
 
@@ -14,7 +14,7 @@ from tests.core.test_query import recorded
 def test_recipes_questions_and_mistakes(runs, monkeypatch, read_only):
     recorded(runs, "run-0", 20)
     monkeypatch.setenv("INITSCOPE_READ_ONLY", read_only)  # it only reads: who may look may ask
-    page = AppTest.from_file(str(ROOT / "dashboard/screens/query.py"), default_timeout=60).run()
+    page = AppTest.from_file(str(ROOT / "dashboard/initscope_dashboard/screens/query.py"), default_timeout=60).run()
     assert not page.exception and not page.text_area[0].value
     assert page.title[0].value == "default converged in 1 of 1 runs" and len(page.dataframe[0].value) == 1, "it opens with an answer"
     for name, columns in (("rates", ["init", "converged", "of_runs", "rate"]), ("worst", ["run", "step", "layer", "grad_rms", "signal_std"]), ("slowest", ["run", "name", "model", "seconds", "ms_per_step"])):

@@ -22,11 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from core.config import quick
-from core.errors import RunNotFound
-from core.schema import LAYER_METRICS
-from core.store import Run, Runs, RunWriter, own_process
-from dashboard import feed, live_rows, stream
+from initscope.config.run_config import quick
+from initscope.errors import RunNotFound
+from initscope.schema import LAYER_METRICS
+from initscope.store import Run, Runs, RunWriter, own_process
+from initscope_dashboard.live import event_stream, feed, live_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["conv1_1", "conv1_2", "fc1"]
@@ -72,7 +72,7 @@ def parsed(lines: str) -> dict[str, Any]:
 class Listener:
     """What one viewer has received, in this process."""
 
-    def __init__(self, hub: stream.Hub, **positions: stream.Position):
+    def __init__(self, hub: event_stream.Hub, **positions: event_stream.Position):
         runs = {run.replace("_dot_", "."): hub.runs.get(run) for run in positions}
         self.welcome = True
         self.events = hub._events(runs, positions, lambda: self.welcome)
@@ -88,9 +88,9 @@ class Listener:
         return [x for event in self.got if event["data"] for x in event["data"].get("steps", {}).get("x", [])]
 
 
-def listening(runs: Runs, run: Run, step: int = -1) -> tuple[stream.Hub, Listener]:
-    hub = stream.Hub(runs)
-    listener = Listener(hub, **{run.id: stream.Position(step)})
+def listening(runs: Runs, run: Run, step: int = -1) -> tuple[event_stream.Hub, Listener]:
+    hub = event_stream.Hub(runs)
+    listener = Listener(hub, **{run.id: event_stream.Position(step)})
     return hub, listener
 
 
@@ -151,7 +151,7 @@ def test_the_id_of_an_event_is_the_place_to_go_on_from(runs, training):
         last = listener.got[-1]["id"]
         await listener.events.aclose()
         training.rows(9)
-        again = Listener(stream.Hub(runs), **stream._last_event(last))
+        again = Listener(event_stream.Hub(runs), **event_stream._last_event(last))
         await again.until(has("steps"))
         assert again.got[-1]["data"]["epochs"]["x"] == [20]
         return last, again.steps()
@@ -180,8 +180,8 @@ def test_ten_viewers_share_one_reader_and_the_last_turns_off_the_light(runs, tra
     training.rows(3)
 
     async def watch() -> tuple[int, int, list[list[int]]]:
-        hub = stream.Hub(runs)
-        listeners = [Listener(hub, **{training.run.id: stream.Position()}) for _ in range(10)]
+        hub = event_stream.Hub(runs)
+        listeners = [Listener(hub, **{training.run.id: event_stream.Position()}) for _ in range(10)]
         await asyncio.gather(*(listener.until(has("steps")) for listener in listeners))
         feeds, viewers = len(hub.feeds), hub.feeds[training.run.id].viewers
         training.rows(4)
@@ -264,15 +264,15 @@ def test_a_run_that_is_deleted_ends_the_stream(runs, training):
 
 
 def test_a_run_that_is_gone_already_is_said_to_be_and_the_others_go_on(runs, training):
-    hub = stream.Hub(runs)
+    hub = event_stream.Hub(runs)
     with pytest.raises(RunNotFound):
         hub._find(["gone", "also-gone"])
     with pytest.raises(RunNotFound):
         hub._find([training.run.id, "../elsewhere"])
 
     async def watch() -> Listener:
-        listener = Listener(hub, **{training.run.id: stream.Position()})
-        listener.events = hub._events(hub._find([training.run.id, "gone"]), {training.run.id: stream.Position(), "gone": stream.Position()}, lambda: True)
+        listener = Listener(hub, **{training.run.id: event_stream.Position()})
+        listener.events = hub._events(hub._find([training.run.id, "gone"]), {training.run.id: event_stream.Position(), "gone": event_stream.Position()}, lambda: True)
         training.rows(2)
         await listener.until(lambda got: any(event["data"] and event["data"].get("run") == "gone" for event in got) and has("steps")(got))
         return listener
@@ -314,7 +314,7 @@ def test_a_session_that_ends_takes_its_streams_along(runs, training):
 
 
 def test_silence_is_broken_by_a_comment(runs, training, monkeypatch):
-    monkeypatch.setattr(stream, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(event_stream, "HEARTBEAT_SECONDS", 0.2)
     training.rows(1)
 
     async def watch() -> str:
@@ -347,7 +347,7 @@ def test_a_queued_run_waits_and_then_starts(runs):
 @pytest.mark.parametrize("text", ["run:x", "run:1:2:3", "run:1.5", "run:-2", "run:2147483648", "run:1:" + "9" * 30])
 def test_a_position_that_makes_no_sense_is_refused(text):
     with pytest.raises(ValueError):
-        stream.Position.parse(text)
+        event_stream.Position.parse(text)
 
 
 # -- a real server

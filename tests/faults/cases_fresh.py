@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.recorder import Recorder
-from core.store import Run
+from initscope.recording.recorder import Recorder
+from initscope.store import Run
 from tests.faults.kit import adam, clusters, cnn, digits, mlp, record, resnet, sgd, shuffled, waves, with_bias
 from tests.faults.registry import case, first, relabelled
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import nn
 
-from core.store import Run
+from initscope.store import Run
 from tests.faults.kit import (
     adam,
     cnn,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core.store import Run
+from initscope.store import Run
 from tests.faults.kit import (
     adam,
     clusters,

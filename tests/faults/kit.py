@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core import datasets
-from core.config import RunConfig, quick
-from core.inits import LAYERS, initialize
-from core.models import vgg
-from core.recorder import Recorder
-from core.store import Run, Runs
-from core.training.trainer import train
+from initscope.config.run_config import RunConfig, quick
+from initscope.data import datasets
+from initscope.networks import vgg
+from initscope.networks.inits import LAYERS, initialize
+from initscope.recording.recorder import Recorder
+from initscope.store import Run, Runs
+from initscope.training.trainer import train
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.store import Run
+from initscope.store import Run
 from tests.faults.kit import digits, shuffled
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.diagnosis.diagnose import diagnose
-from core.schema import Cause, Outcome
-from core.store import Runs
-from core.training.trainer import train
+from initscope.diagnosis.diagnose import diagnose
+from initscope.schema import Cause, Outcome
+from initscope.store import Runs
+from initscope.training.trainer import train
 from tests.faults.bench import CASES
 from tests.faults.kit import trained
 

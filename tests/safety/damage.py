@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from core.config import RunConfig
-from core.diagnosis.compare import compare
-from core.diagnosis.diagnose import diagnose
-from core.errors import InitScopeError
-from core.schema import LAYER_METRICS, LIVE, TABLES, Status
-from core.store import Run, Runs, RunWriter
-from dashboard import live_rows, text, theme
+from initscope.comparison.compare import compare
+from initscope.config.run_config import RunConfig
+from initscope.diagnosis.diagnose import diagnose
+from initscope.errors import InitScopeError
+from initscope.schema import LAYER_METRICS, LIVE, TABLES, Status
+from initscope.store import Run, Runs, RunWriter
+from initscope_dashboard.browser import theme
+from initscope_dashboard.content import formatting
+from initscope_dashboard.live import live_rows
 
 ODD = [None, True, -1, 0, 3.7, 10**400, -(10**30), 1e308, float("nan"), float("inf"), "", "abc", "\ud800", "\u202e\u0000", "x" * 10_000, [], [[]], {}, {"a": {}},
        ["\ud800", 1, None], "<img src=x onerror=alert(1)>", "nan", "running", "finished", [float("nan")] * 50, "../..", "2026-13-45"]  # fmt: skip
@@ -103,8 +105,8 @@ def read_everything(runs: Runs, run_id: str, other: Run) -> str:
     assert all(isinstance(value, str) for value in (info.run, info.name, info.status, info.init, *info.tags)), info
     json.dumps([info.name, info.error, *info.tags], ensure_ascii=False).encode("utf-8")  # what a browser can be sent
     theme.outcome_mark(info.outcome, info.status)
-    text.ago(info.created, time.time()), text.fixed(info.loss), text.percent(info.state.get("val_accuracy") or info.accuracy)
-    text.shorten(info.name, 24), info.progress
+    formatting.ago(info.created, time.time()), formatting.fixed(info.loss), formatting.percent(info.state.get("val_accuracy") or info.accuracy)
+    formatting.shorten(info.name, 24), info.progress
     if info.status == "unreadable":
         assert info.error
         return "unreadable"

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from core.schema import TABLES, Status
-from core.store import Run
+from initscope.schema import TABLES, Status
+from initscope.store import Run
 
 NOTE = struct.Struct("dq")
 MOMENTS = {
@@ -45,7 +45,7 @@ def start(run: Run, notes: Path, largest: int = 0) -> int:
         return pid
     status = 1
     try:
-        from core.training.worker import work
+        from initscope.training.worker import work
 
         if largest:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from core.config import RunConfig
-from core.launcher import submit
-from core.schema import LIVE
-from core.store import Run, Runs
+from initscope.config.run_config import RunConfig
+from initscope.scheduling.launcher import submit
+from initscope.schema import LIVE
+from initscope.store import Run, Runs
 from tests.browser.conftest import Server
 from tests.conftest import supervisors
 from tests.safety.visitors import Upkeep, Visitor, upkeep

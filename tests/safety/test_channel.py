@@ -10,8 +10,8 @@ import pytest
 from streamlit.components.v2.bidi_component.main import _make_trigger_id
 from streamlit.proto.BackMsg_pb2 import BackMsg
 
-from core.store import Run, Runs
-from dashboard import frames
+from initscope.store import Run, Runs
+from initscope_dashboard.server import websocket_filter
 from tests.browser.conftest import Server
 from tests.safety.damage import template
 from tests.safety.visitors import Visitor
@@ -104,4 +104,4 @@ def test_forged_values_stay_with_who_forged_them(served):
 
 def test_what_pages_do_send_is_let_through():
     for message, asked in (({"rerun_script": {}}, "rerun_script"), ({"stop_script": True}, "stop_script"), ({"app_heartbeat": True}, "app_heartbeat")):
-        assert frames.request(asking(**message)) == asked in frames.ASKED
+        assert websocket_filter.request(asking(**message)) == asked in websocket_filter.ASKED

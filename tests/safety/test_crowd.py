@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from core.config import RunConfig
-from core.store import Runs, own_process
-from dashboard import connections
+from initscope.config.run_config import RunConfig
+from initscope.store import Runs, own_process
+from initscope_dashboard.live import connection_limits
 from tests.browser.conftest import Server
 from tests.safety.test_doors import PASSWORD, ask, signed_in
 
@@ -64,7 +64,7 @@ def test_streams_that_nobody_reads_leave_room_for_pages(small, until):
     live = Runs(small.runs).create(RunConfig(), "running", **own_process())
     cookie = signed_in(small, PASSWORD)
     question = f"GET /api/stream?run={live.id} HTTP/1.1\r\nHost: 127.0.0.1:{small.port}\r\nCookie: {cookie}\r\n\r\n"
-    streams, most = [], (HANDLES - connections.HANDLES_APART) // connections.HANDLES_EACH // 2
+    streams, most = [], (HANDLES - connection_limits.HANDLES_APART) // connection_limits.HANDLES_EACH // 2
     for _ in range(most):
         streams.append(socket.create_connection(("127.0.0.1", small.port), timeout=60))
         streams[-1].sendall(question.encode())

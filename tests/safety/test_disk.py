@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from core.config import RunConfig
-from core.errors import RunFolderError
-from core.store import Run, Runs
-from core.training.loading import load_training
+from initscope.config.run_config import RunConfig
+from initscope.errors import RunFolderError
+from initscope.store import Run, Runs
+from initscope.training.loading import load_training
 from tests.safety.damage import fuzz, template
 from tests.safety.kills import start
 
@@ -171,6 +171,6 @@ def test_nothing_is_loaded_that_could_run():
                     found.append(where)
                 if called in ("eval", "pd.read_pickle", "np.load") and options.get("allow_pickle") != "False":
                     found.append(where)
-                if called == "exec" and "factories/code.py" not in where:  # a file that its owner named (core/factories)
+                if called == "exec" and "config/factory_code.py" not in where:  # a file that its owner named
                     found.append(where)
     assert found == []

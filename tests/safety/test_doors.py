@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import websockets
 
-from core.__main__ import main
-from core.config import RunConfig
-from core.launcher import submit
-from core.store import Runs
+from initscope.__main__ import main
+from initscope.config.run_config import RunConfig
+from initscope.scheduling.launcher import submit
+from initscope.store import Runs
 from tests.browser.conftest import Server
 from tests.conftest import supervisors
 from tests.safety.strain import until
@@ -217,7 +217,7 @@ def test_the_password_is_in_no_log_and_no_environment(locked):
     assert signed_in(locked, PASSWORD) and not signed_in(locked, "a wrong but telling guess")
     log = locked.log.read_text()
     assert not [word for word in (PASSWORD, READER, "telling guess", "initscope_session") if word in log]
-    code = "import os; from dashboard import access; access.policy(); print([n for n in os.environ if 'PASSWORD' in n])"
+    code = "import os; from initscope_dashboard.server import access; access.policy(); print([n for n in os.environ if 'PASSWORD' in n])"
     environment = {**os.environ, "INITSCOPE_PASSWORD": PASSWORD, "INITSCOPE_READER_PASSWORD": READER}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
@@ -256,7 +256,7 @@ def test_no_secret_is_written_anywhere(locked):
 
 @pytest.mark.parametrize(("first", "second", "said"), [("short", "", "at least 8"), ("the same for both", "the same for both", "are equal")])
 def test_a_password_that_protects_nothing_is_refused(first, second, said):
-    code = "from dashboard import access; access.policy()"
+    code = "from initscope_dashboard.server import access; access.policy()"
     environment = {**os.environ, "INITSCOPE_PASSWORD": first, "INITSCOPE_READER_PASSWORD": second}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode and said in done.stderr.splitlines()[-1]
@@ -267,17 +267,18 @@ def test_whoever_only_looks_cannot_write_by_any_call(tmp_path):
     code = '''
 import sys
 from streamlit.testing.v1 import AppTest
-from core import permission
-from core.errors import NotAllowed
-from core.store import Runs
-from core.config import quick
+from initscope import permission
+from initscope.errors import NotAllowed
+from initscope.store import Runs
+from initscope.config.run_config import quick
 made = Runs().create(quick(), "stopped")
 page = """
 import streamlit as st
-from core import launcher
-from core.errors import NotAllowed
-from core.config import quick
-from dashboard import access, loaders
+from initscope.scheduling import launcher
+from initscope.errors import NotAllowed
+from initscope.config.run_config import quick
+from initscope_dashboard import loaders
+from initscope_dashboard.server import access
 runs = loaders.runs()
 [run] = [runs.get(id) for id in runs.ids()]
 for act in (lambda: launcher.submit(runs, [quick()]), lambda: launcher.resume(runs, run), lambda: run.edit(name="x"),
@@ -289,7 +290,7 @@ for act in (lambda: launcher.submit(runs, [quick()]), lambda: launcher.resume(ru
         st.write("refused: " + str(refused))
 st.write(access.may_change())
 """
-from dashboard import access
+from initscope_dashboard.server import access
 permission.guard(access.check)
 at = AppTest.from_string(page, default_timeout=60).run()
 assert not at.exception, at.exception

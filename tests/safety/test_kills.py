@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from core.config import RunConfig
-from core.errors import ConfigError, RunFolderError, RunStateError
-from core.store.files import own_process, process_alive
+from initscope.config.run_config import RunConfig
+from initscope.errors import ConfigError, RunFolderError, RunStateError
+from initscope.store.files import own_process, process_alive
 from tests.safety.kills import kill, same_curve, start, temporaries
 
 pytestmark = pytest.mark.timeout(900)
@@ -17,7 +17,7 @@ CONFIG = RunConfig(model="vgg11", width=0.0625, image_size=32, train_samples=320
 
 
 def test_killed_anywhere_and_resumed_to_the_same_curve(runs, tmp_path):
-    from core.training.loading import load_training
+    from initscope.training.loading import load_training
 
     load_training()
     run, whole, notes = runs.create(CONFIG), runs.create(CONFIG), tmp_path / "notes"
@@ -38,8 +38,8 @@ def test_killed_anywhere_and_resumed_to_the_same_curve(runs, tmp_path):
 
 def test_a_damaged_checkpoint_is_named(runs, trained):
     """Truncated, empty, a pickle that would run a command, or another network's: failed, with the file and what to do; without the file it begins anew."""
-    from core.schema import CHECKPOINT
-    from core.training.trainer import train
+    from initscope.schema import CHECKPOINT
+    from initscope.training.trainer import train
 
     run = trained(CONFIG.replace(epochs=1, checkpoint="keep"))
     good = (run.path / CHECKPOINT).read_bytes()
@@ -60,8 +60,8 @@ def test_no_code_is_taken_from_the_folder_of_runs(runs, tmp_path):
     import hashlib
     import json
 
-    from core import factories
-    from core.training.trainer import train
+    from initscope.config import factory
+    from initscope.training.trainer import train
 
     run = runs.create(CONFIG, "stopped")
     evil = run.path / "evil.py"
@@ -69,7 +69,7 @@ def test_no_code_is_taken_from_the_folder_of_runs(runs, tmp_path):
     saved = json.loads((run.path / "config.json").read_text())
     saved["config"] |= {"model": f"{evil}:net", "model_sha256": hashlib.sha256(evil.read_bytes()).hexdigest()}
     (run.path / "config.json").write_text(json.dumps(saved))
-    with factories.trusted(), pytest.raises(ConfigError, match=r"evil\.py lies in the folder of runs"):  # as a worker trusts
+    with factory.trusted(), pytest.raises(ConfigError, match=r"evil\.py lies in the folder of runs"):  # as a worker trusts
         train(run)
     assert not (tmp_path / "owned").exists() and run.state()["status"] == "failed"
 
@@ -88,8 +88,7 @@ def test_a_clock_that_jumps_kills_nobody():
 def test_the_queue_keeps_its_order_when_the_clock_is_set_back(runs, tiny, monkeypatch):
     import time
 
-    from core import launcher
-    from core.engines import queue
+    from initscope.scheduling import launcher, queue
 
     made = [runs.create(tiny(init_seed=seed)) for seed in range(3)]
     for run, now in zip(made, (5 * 10**18, 10**18, 2 * 10**18), strict=True):
@@ -99,8 +98,8 @@ def test_the_queue_keeps_its_order_when_the_clock_is_set_back(runs, tiny, monkey
 
 
 def test_a_link_in_a_run_folder_is_not_written_through(runs, trained, tmp_path):
-    from core.training.trainer import train
-    from core.training.worker import work
+    from initscope.training.trainer import train
+    from initscope.training.worker import work
 
     run = trained(CONFIG.replace(epochs=1, max_steps=3))
     outside = tmp_path / "outside"

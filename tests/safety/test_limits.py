@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from core import launcher, limits
-from core.__main__ import main
-from core.catalog import MODELS
-from core.config import RunConfig, quick, tutorial_224
-from core.engines.local import Local
-from core.engines.supervisor import Supervisor
-from core.errors import LimitExceeded
-from core.memory import estimate, size
+from initscope.__main__ import main
+from initscope.config.catalog import MODELS
+from initscope.config.run_config import RunConfig, quick, tutorial_224
+from initscope.errors import LimitExceeded
+from initscope.resources import limits
+from initscope.resources.memory import estimate, size
+from initscope.scheduling import launcher
+from initscope.scheduling.engines.local import Local
+from initscope.scheduling.supervisor import Supervisor
 
 
 @pytest.mark.parametrize(
@@ -89,8 +90,8 @@ def test_the_estimate_counts_the_network_that_is_built(changes):
     """Parameters, and the bytes that autograd keeps of a batch, against torch's own accounting."""
     import torch
 
-    from core.models import build
-    from core.models.outputs import training_loss
+    from initscope.networks import build
+    from initscope.networks.outputs import training_loss
 
     config = RunConfig(width=0.125, batch_size=4, **{"image_size": 32, **changes})
     told = estimate(config)

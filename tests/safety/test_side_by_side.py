@@ -9,9 +9,9 @@ import time
 import psutil
 import pytest
 
-from core.launcher import submit
-from core.schema import LIVE
-from core.store import Runs
+from initscope.scheduling.launcher import submit
+from initscope.schema import LIVE
+from initscope.store import Runs
 from tests.browser.conftest import Server
 from tests.conftest import supervisors
 from tests.safety.strain import LONG, until

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from core.store import Runs
+from initscope.store import Runs
 from tests.browser.conftest import Server
 from tests.conftest import supervisors
 from tests.safety.strain import HANDLES_KEPT, crowd, turnover

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from core import launcher
-from core.__main__ import main
-from core.config import RunConfig
-from core.errors import InitScopeError, RunFolderError, RunNotFound
-from core.store import RUN_ID, Run, Runs, own_process
-from core.training.worker import work
+from initscope.__main__ import main
+from initscope.config.run_config import RunConfig
+from initscope.errors import InitScopeError, RunFolderError, RunNotFound
+from initscope.scheduling import launcher
+from initscope.store import RUN_ID, Run, Runs, own_process
+from initscope.training.worker import work
 from tests.safety.damage import template
 
 pytestmark = pytest.mark.timeout(900)
@@ -26,10 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PERSON = """
 import json, random, sys
-from core import launcher
-from core.config import RunConfig
-from core.errors import InitScopeError
-from core.store import Runs
+from initscope.scheduling import launcher
+from initscope.config.run_config import RunConfig
+from initscope.errors import InitScopeError
+from initscope.store import Runs
 runs, me = Runs(sys.argv[1]), int(sys.argv[2])
 chance, told = random.Random(me), {}
 launcher.ensure_supervisor = lambda runs: None  # the race is about the folder; nothing needs to train
@@ -232,13 +232,13 @@ def test_links_lead_a_deletion_nowhere(runs, tmp_path):
 
 def test_a_live_run_is_not_deleted(runs, python, until):
     """Neither by its state nor, before its first word, by its claim."""
-    from core.store import claimed, own_process
+    from initscope.store import claimed, own_process
 
     live = runs.create(RunConfig(), "running", **own_process())
     with pytest.raises(InitScopeError, match="stop it first"):
         live.delete()
     quiet = runs.create(RunConfig(), "stopped")
-    holder = python("import sys, time\nfrom core.store import Run, claimed\nwith claimed(Run(sys.argv[1])):\n print('held', flush=True)\n time.sleep(60)", quiet.path)
+    holder = python("import sys, time\nfrom initscope.store import Run, claimed\nwith claimed(Run(sys.argv[1])):\n print('held', flush=True)\n time.sleep(60)", quiet.path)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(InitScopeError, match="another process is working"), claimed(quiet):
         raise AssertionError("two at once")

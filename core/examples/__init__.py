@@ -1,1 +1,0 @@
-"""Short programs to copy from: `python -m core.examples.own_loop`, `.lightning_fit`, `.transformer`."""

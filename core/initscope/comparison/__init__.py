@@ -1,0 +1,1 @@
+"""Did the change help: runs compared, sweeps over seeds, the study of networks, and their statistics. No torch."""

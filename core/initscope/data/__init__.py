@@ -1,0 +1,1 @@
+"""Data sets: the registered ones, image folders, and people's own."""

@@ -1,0 +1,93 @@
+"""The price of guessing: what a loss is when the output does not depend on the input.
+
+It is ln K for cross-entropy over K balanced classes (their entropy where the first batch shows them to be unbalanced), the entropy of yes and
+no for binary cross-entropy, and the targets' variance for a mean squared error. It is claimed only where the loss is known to be one of
+these: from autograd's operations above the last layer, from the project's own trainer, or from a first loss that fits ln K. Where the loss is
+scaled (a sum, or divided for accumulation) so is guessing's; where the scale is not known the first loss stands for it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from initscope.diagnosis.run_signals import Vitals
+
+NEAR = 0.25
+"""How near (relative) a first loss must be to ln K for an unknown loss to pass as cross-entropy."""
+LEAST_BATCH = 16
+"""A first batch smaller than this says too little about the targets."""
+UNBALANCED = 0.85
+"""An entropy of the first batch's classes below this share of ln K is taken for imbalance, not chance."""
+SCALED = 0.1
+"""A loss this far (relative) from the mean cross-entropy of its own outputs is a multiple of it."""
+QUIET, LOUD = 0.7, 5.0
+"""Outputs of a smaller RMS cost about ln K whatever they are; larger ones cost about their own size."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """The loss of guessing. ``kind``: classes, binary, mean (a regression's targets) or unknown; ``doubt``: its relative standard
+    error; ``scaled``: the loss is a multiple of what it seems to be, so that its first value stands for guessing."""
+
+    kind: str = "unknown"
+    loss: float | None = None
+    classes: int | None = None
+    doubt: float = 0.0
+    scaled: bool = False
+
+
+def guessing(v: Vitals, first: float) -> Guess:
+    """The price of guessing for this run's loss, as far as it is known; ``first`` is the first loss."""
+    constant, error, batch = v.fact("loss", "constant_answer"), v.fact("loss", "constant_answer_error") or 0.0, v.batch_size or 1
+    usable = constant is not None and constant > 0 and batch >= LEAST_BATCH
+    outputs = v.facts.get("outputs")
+    if _in_chain(v, "BinaryCrossEntropy"):
+        return (
+            Guess("binary", constant, doubt=error / constant)
+            if usable
+            else Guess("binary", math.log(2) if (outputs or 1) == 1 else None)
+        )
+    if _in_chain(v, "MseLoss"):
+        noise = scatter(v.loss)
+        return Guess("mean", constant, doubt=max(error / constant, noise)) if usable else Guess("mean", doubt=noise)
+    classes = (v.facts.get("loss") or {}).get("classes") or outputs or v.state.get("num_classes")
+    if not classes or classes < 2:
+        return Guess()
+    likelihood = _in_chain(v, "NllLoss", "LogSoftmax") and _in_chain(v, "Log")
+    if (v.chain and not likelihood) or not first > 0:
+        return Guess(classes=int(classes))
+    return _of_classes(v, first, int(classes), (constant, error / constant) if usable else None)
+
+
+def _in_chain(v: Vitals, *words: str) -> bool:
+    return any(name.startswith(words) for name in v.chain)
+
+
+def _of_classes(v: Vitals, first: float, classes: int, seen: tuple[float, float] | None) -> Guess:
+    """Guessing among ``classes``: ln K, or the entropy ``seen`` (with its relative error) where that is clearly lower."""
+    price, doubt = math.log(classes), 0.0
+    scale = v.fact("loss", "scale")
+    if scale is not None and abs(scale - 1) > SCALED:
+        unbalanced = seen is not None and seen[0] < UNBALANCED * price
+        return Guess("classes", scale * (seen[0] if unbalanced else price), classes, seen[1] if unbalanced else 0.0)
+    size = float(v.rms[0, v.executed[-1]]) if len(v.executed) else math.nan
+    told = bool(v.chain) or "num_classes" in v.state
+    # Independent outputs of variance s^2 cost ln K + s^2/2 to second order.
+    quiet = price + size**2 / 2
+    if told and size < QUIET and abs(first / quiet - 1) > NEAR + (v.batch_size or 1) ** -0.5:
+        return Guess("classes", first * price / quiet, classes, scaled=True)
+    if not (told or abs(first / price - 1) < NEAR or (size > LOUD and 0.3 < first / size < 3)):
+        return Guess(classes=classes)
+    if seen is not None and seen[0] < UNBALANCED * price:
+        price, doubt = seen
+    return Guess("classes", price, classes, doubt)
+
+
+def scatter(loss: np.ndarray) -> float:
+    """Relative scatter of a loss from batch to batch: the median step's |change| / sqrt 2 over the median loss, as a standard deviation."""
+    finite = loss[np.isfinite(loss)]
+    middle = float(np.median(np.abs(finite))) if len(finite) else 0.0
+    return min(1.0, 1.05 * float(np.median(np.abs(np.diff(finite)))) / middle) if len(finite) > 8 and middle > 0 else 0.0

@@ -1,0 +1,184 @@
+"""Findings and loss symptom put together: what several causes ask about a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from initscope.diagnosis.curve import ASSUMED_SAMPLES, Curve
+from initscope.diagnosis.finding import Finding
+from initscope.diagnosis.rules_run import last_scores
+from initscope.diagnosis.run_signals import Vitals
+from initscope.diagnosis.thresholds import Thresholds
+from initscope.outcome import chance_ceiling, converged_floor
+from initscope.schema import Outcome
+
+SEVERE = 1e-3
+"""Less signal than this is a plateau's cause whatever the optimizer does; Adam gets through what is left above it."""
+MOVED = 0.1
+"""Hidden layers that have gone at least this far (sum of update ratios) have had their chance to leave a mild collapse."""
+WAKING = 3.0
+"""Growth of a faint signal that random labels do not bring about."""
+RESTLESS = 0.03
+"""Updates of this share of the weights, step after step, settle nowhere; with random labels they are 0.01 at most."""
+STANDING = 0.03
+"""A network whose fastest layer has not even gone this far (sum of update ratios) has hardly moved yet."""
+LEAST_PULL = 1e-2
+"""Below this first |gradient| / |weight| in every layer, the gradients are what is small, not the learning rate."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """All that a cause is judged by."""
+
+    vitals: Vitals
+    curve: Curve
+    findings: Mapping[str, Finding]
+    thresholds: Thresholds
+
+    def has(self, *ids: str) -> bool:
+        return any(name in self.findings for name in ids)
+
+    def at_first(self, *ids: str) -> bool:
+        """Found at the first recorded step: before training could have done it."""
+        return any(name in self.findings and self.findings[name].first for name in ids)
+
+    def later(self, *ids: str) -> bool:
+        return any(name in self.findings and not self.findings[name].first for name in ids)
+
+    def value(self, name: str) -> float:
+        """The value of a finding, 0 if it was not made."""
+        return float(self.findings[name].value or 0.0) if name in self.findings else 0.0
+
+    # -- how the run went
+
+    @property
+    def succeeded(self) -> bool:
+        """The trainer's own judgement, by validation accuracy."""
+        return self.vitals.state.get("outcome") == Outcome.CONVERGED
+
+    @property
+    def failing(self) -> bool:
+        return not self.succeeded and (self.curve.nonfinite or self.curve.stuck or self.has("loss_oscillates"))
+
+    @property
+    def violent(self) -> bool:
+        """The loss shows that steps were too large: not finite, far above its beginning, or jumping."""
+        spiked = self.curve.spiked and not self.curve.learned
+        return self.curve.nonfinite or spiked or self.curve.worsened or self.has("loss_oscillates")
+
+    @property
+    def validation_at_chance(self) -> bool:
+        """The last validation accuracy is within the noise of guessing (``initscope.outcome``).
+
+        Labels that were shuffled over few training samples still agree with a few by chance, and a network that has learned them by heart
+        is right on as many: both samples' noise counts, 1 / (1/validation + 1/training) guesses.
+        """
+        scores = last_scores(self.vitals)
+        if scores is None or not scores.accuracies or not self.curve.guess.classes:
+            return False
+        chance = self.vitals.state.get("chance") or 1 / self.curve.guess.classes
+        validation = self.vitals.state.get("validation_samples") or ASSUMED_SAMPLES
+        return scores.validation <= chance_ceiling(chance, 1 / (1 / validation + 1 / self.vitals.train_samples))
+
+    @property
+    def never_generalized(self) -> bool:
+        """Training left guessing behind, and no validation loss ever was below guessing's: what was learned was learned by heart.
+
+        An overconfident network may be right more often than its loss says: with an accuracy that has come ``SKILL`` of the way this is not said.
+        """
+        scores, price = last_scores(self.vitals), self.curve.chance
+        if scores is None or price is None or self.curve.guess.scaled or not self.has("train_validation_gap"):
+            return False
+        right = scores.accuracies and scores.validation >= converged_floor(1 / (self.curve.guess.classes or 2))
+        error = self.vitals.fact("loss", "constant_answer_error") or 0.0
+        return not right and scores.lowest_loss >= price - 2 * error
+
+    # -- what was wrong from the start
+
+    @property
+    def structure_at_fault(self) -> bool:
+        return self.has("identical_units", "weights_frozen")
+
+    @property
+    def start_at_fault(self) -> bool:
+        """Something was wrong at the first step already that outweighs whatever training did."""
+        return self.at_first("signal_explosion", "dead_units", "saturated_units") or self.structure_at_fault
+
+    @property
+    def inputs_blamed(self) -> bool:
+        """The inputs explain what the first layers do; large negative biases would kill units whatever the inputs."""
+        return self.has("input_out_of_range") and not self.biases_negative
+
+    @property
+    def biases_negative(self) -> bool:
+        """The mean bias of a dead layer is negative and larger than what its weights add."""
+        if not self.has("dead_units"):
+            return False
+        scales = self.vitals.facts.get("scales") or {}
+        std = dict(zip(self.vitals.rows.names, self.vitals.rows.first("activation_std"), strict=True))
+        return any(
+            scales.get(name, {}).get("bias_mean", 0.0) < -std.get(name, 0.0) for name in self.findings["dead_units"].layers
+        )
+
+    @property
+    def gain(self) -> float | None:
+        """Median of the hidden layers' initial gains over the one that keeps the signal (sqrt 2 for ReLU, 1 for tanh)."""
+        gains = self.vitals.gains[self.vitals.hidden] if len(self.vitals.hidden) else np.array([])
+        gains = gains[~np.isnan(gains)]
+        return float(np.median(gains)) / (1.0 if self.vitals.bounded else 2**0.5) if len(gains) else None
+
+    # -- signals
+
+    @property
+    def faded(self) -> bool:
+        """The signal was gone at the first step, and more than an optimizer that moves the weights can make good.
+
+        Where the rule for the signal is switched off, as in a tool that has none, a gradient that vanished at the first step stands in.
+        """
+        if self.thresholds.signal_kept is None:
+            return self.at_first("vanishing_gradient")
+        if not self.at_first("signal_collapse"):
+            return False
+        return float(self.vitals.kept[0]) < SEVERE or not (self.vitals.path >= MOVED or self.timid)
+
+    @property
+    def blind(self) -> bool:
+        """The output still depended on nothing at the end: whatever the loss did, it did by a constant answer."""
+        return self.at_first("signal_collapse") and bool((self._last_kept < SEVERE).all())
+
+    @property
+    def broke_later(self) -> bool:
+        """Training itself cut the signal: units died or saturated, or what reaches the last hidden layer fell to next to nothing.
+        (That it becomes fainter is no damage: a network that finds nothing to learn turns its signal down.)"""
+        cut = self.later("signal_collapse") and bool(np.median(self._last_kept) < SEVERE)
+        return self.later("dead_units", "saturated_units") or cut
+
+    @property
+    def waking(self) -> bool:
+        """A faint signal has grown since: updates agree on something, the plateau is ending."""
+        return self.at_first("signal_collapse") and float(np.median(self._last_kept)) > WAKING * float(self.vitals.kept[0])
+
+    @property
+    def _last_kept(self) -> np.ndarray:
+        return self.vitals.kept[-max(1, len(self.vitals.kept) // 10) :]
+
+    # -- updates
+
+    @property
+    def timid(self) -> bool:
+        """Updates are tiny because the learning rate (or clipping) is, not because the gradients are."""
+        standing = self.vitals.update_fastest * self.curve.steps < STANDING
+        return self.has("update_too_small") and standing and not self.vitals.pull < LEAST_PULL
+
+    @property
+    def restless(self) -> bool:
+        """Updates were too large and stayed large: what one batch teaches, the next one undoes, whatever the labels."""
+        return self.has("update_too_large") and self.vitals.update_usual >= RESTLESS
+
+    @property
+    def seen_inside(self) -> bool:
+        """Signals and updates were recorded, so that silence of the rules means something."""
+        return bool(len(self.vitals.executed)) and not np.isnan(self.vitals.update_fastest)

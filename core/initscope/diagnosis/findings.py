@@ -1,0 +1,46 @@
+"""All rules: what is out of the ordinary in a run's rows and facts.
+
+A finding is no verdict yet: which of them explain the loss is decided in ``causes``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from initscope.diagnosis import rules_layers, rules_loss, rules_outputs, rules_run
+from initscope.diagnosis.curve import Curve
+from initscope.diagnosis.finding import Finding
+from initscope.diagnosis.run_signals import Vitals
+from initscope.diagnosis.thresholds import Thresholds
+
+Rule = Callable[[Vitals, Curve, Thresholds], Finding | None]
+
+RULES: tuple[Rule, ...] = (
+    rules_loss.loss_nonfinite,
+    rules_loss.loss_plateau_at_chance,
+    rules_loss.loss_not_decreasing,
+    rules_loss.loss_oscillates,
+    rules_loss.loss_spike,
+    rules_loss.initial_loss_off,
+    rules_run.weights_frozen,
+    rules_run.identical_units,
+    rules_outputs.outputs_misused,
+    rules_run.input_out_of_range,
+    rules_layers.signal_collapse,
+    rules_layers.signal_explosion,
+    rules_layers.vanishing_gradient,
+    rules_layers.exploding_gradient,
+    rules_layers.dead_units,
+    rules_layers.saturated_units,
+    rules_layers.update_too_large,
+    rules_layers.update_too_small,
+    rules_layers.weights_shrunk,
+    rules_run.train_validation_gap,
+)
+"""In the order in which a reader wants them: the symptom, then what may cause it, upstream first."""
+
+
+def find(vitals: Vitals, curve: Curve, thresholds: Thresholds) -> list[Finding]:
+    """Every rule's finding, in the order of the rules."""
+    found = (rule(vitals, curve, thresholds) for rule in RULES)
+    return [finding for finding in found if finding is not None]

@@ -1,0 +1,157 @@
+"""Rules about the run as a whole: its structure, its inputs, and how it generalizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from initscope.diagnosis.curve import Curve
+from initscope.diagnosis.finding import Finding, g, names_of, percent, plural, source_of, start_of
+from initscope.diagnosis.run_signals import Vitals
+from initscope.diagnosis.thresholds import Thresholds
+
+# ---------------------------------------------------------------- structure
+
+
+def weights_frozen(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+    if t.frozen_share is None or not v.still.any():
+        return None
+    share = float(v.weight_counts[v.still].sum() / v.weight_counts.sum())
+    if share < t.frozen_share:
+        return None
+    names = names_of(v, v.still)
+    text = f"{percent(share)} of the weights never move ({plural(names)}): {_why_still(v, names)}."
+    return Finding("weights_frozen", names, share, t.frozen_share, source_of("frozen_share", t), text)
+
+
+def _why_still(v: Vitals, names: Sequence[str]) -> str:
+    gradient = v.rows.values["grad_norm"]
+    if set(v.facts.get("frozen") or ()) & set(names):
+        return "requires_grad is False"
+    if set(v.facts.get("unoptimized") or ()) & set(names):
+        return "the optimizer does not hold them"
+    if np.isnan(gradient[:, np.isin(v.rows.names, names)]).all():
+        return "no gradient reaches them; is the graph cut by detach() or no_grad(), or backward() missing?"
+    if not v.updates_measured:
+        return "optimizer.step() was never called"
+    return "gradients arrive, yet the optimizer's step changes nothing; is zero_grad() called between backward() and step()?"
+
+
+def identical_units(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+    # The last layer may begin with equal rows: its units differ in their labels, so training tells them apart.
+    last = v.rows.names[v.executed[-1]] if len(v.executed) else None
+    names = tuple(name for name in v.rows.names if name in (v.facts.get("identical_units") or ()) and name != last)
+    if not names:
+        return None
+    left = set((v.facts.get("end") or {}).get("identical_units") or ()) & set(names)
+    end = f"; in {len(left)} of {len(names)} they still did at the end" if left else ""
+    text = f"All units of {plural(names)} begin with the same weights, so they compute and learn the same{end}."
+    source = "Goodfellow, Bengio and Courville 2016, section 8.4"
+    return Finding("identical_units", names, float(len(names)), 1.0, source, text, start_of(v))
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def input_out_of_range(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+    mean, std = v.fact("input", "mean"), v.fact("input", "std")
+    if mean is None or std is None:
+        return None
+
+    def finding(value: float, name: str | None, text: str) -> Finding:
+        threshold, source = (getattr(t, name), source_of(name, t)) if name else (0.0, "IEEE 754")
+        return Finding("input_out_of_range", (), value, threshold, source, text, start_of(v))
+
+    bad = v.fact("input", "nonfinite") or 0
+    if bad:
+        return finding(bad, None, f"{int(bad)} values of the first batch's inputs are NaN or infinite.")
+    later = v.inputs_broke
+    if later is not None:
+        where = v.rows.names[v.executed[0]]
+        text = f"At step {later} the output of {where} is not finite while its weights are: that batch's inputs held NaN or infinite values."
+        return Finding("input_out_of_range", (), None, None, "IEEE 754", text, later, False)
+    if v.input_signal == 0 and (v.batch_size or 1) > 1:
+        return finding(0.0, None, "All samples of the first batch are the same: the inputs carry nothing.")
+    if t.input_high is not None and v.input_rms > t.input_high:
+        return finding(
+            v.input_rms,
+            "input_high",
+            f"The inputs have an RMS of {g(v.input_rms)} (mean {g(mean)}, standard deviation {g(std)}).",
+        )
+    if t.input_offset is not None and abs(mean) > t.input_offset * std:
+        return finding(
+            abs(mean) / std if std else math.inf,
+            "input_offset",
+            f"The inputs' mean is {g(mean)}, their standard deviation only {g(std)}.",
+        )
+    peak = max(abs(v.fact("input", "low") or 0.0), abs(v.fact("input", "high") or 0.0))
+    if t.input_low is not None and peak < t.input_low:
+        return finding(peak, "input_low", f"No input is larger than {g(peak)}.")
+    if t.input_mean is not None and abs(mean) > t.input_mean:
+        return finding(abs(mean), "input_mean", f"The inputs' mean is {g(mean)}.")
+    return None
+
+
+# ---------------------------------------------------------------- generalization
+
+
+def train_validation_gap(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+    scores = last_scores(v)
+    if t.overfit_gap is None or scores is None:
+        return None
+    gap = scores.gap(c.reference)
+    if gap < t.overfit_gap:
+        return None
+    text = (
+        f"Training accuracy is {percent(scores.train)}, validation accuracy {percent(scores.validation)}."
+        if scores.accuracies
+        else f"The training loss is {g(scores.train_loss)}, the validation loss {g(scores.last_loss)}."
+    )
+    return Finding("train_validation_gap", (), gap, t.overfit_gap, source_of("overfit_gap", t), text)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The last epoch's accuracies (NaN, or both zero, where there are none, as in a regression) and losses, and the validation losses' course.
+
+    ``lowest_loss``: the lowest validation loss; ``earlier_loss``: the lowest before the last epoch, NaN if there is but one.
+    """
+
+    train: float
+    validation: float
+    train_loss: float
+    lowest_loss: float
+    earlier_loss: float
+    last_loss: float
+
+    @property
+    def accuracies(self) -> bool:
+        return math.isfinite(self.train) and math.isfinite(self.validation) and max(self.train, self.validation) > 0
+
+    def gap(self, reference: float) -> float:
+        """By how much training is ahead of validation: in accuracy, else in loss as a share of guessing's (``reference``)."""
+        if self.accuracies:
+            return self.train - self.validation
+        gap = (self.last_loss - self.train_loss) / reference if reference > 0 else 0.0
+        return gap if math.isfinite(gap) else 0.0
+
+
+def last_scores(v: Vitals) -> Scores | None:
+    """Scores of the last epoch that has both accuracies, else both losses; None if there is none."""
+    for pair in (["train_accuracy", "val_accuracy"], ["train_loss", "val_loss"]):
+        epochs = v.epochs.dropna(subset=pair) if len(v.epochs) else v.epochs
+        if len(epochs):
+            break
+    else:
+        return None
+    last, losses = epochs.iloc[-1], epochs["val_loss"].to_numpy(dtype=float, na_value=np.nan)
+    accuracies, train_loss = (last["train_accuracy"], last["val_accuracy"]), last["train_loss"]
+    numbers = (math.nan if value is None else float(value) for value in (*accuracies, train_loss))
+    return Scores(*numbers, _lowest(losses), _lowest(losses[:-1]), float(losses[-1]))
+
+
+def _lowest(losses: np.ndarray) -> float:
+    return float(np.nanmin(losses)) if np.isfinite(losses).any() else math.nan

@@ -1,0 +1,126 @@
+"""What the calls of a layer have shown in one training step, and the columns they make together."""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from initscope.recording.reductions import Number, finished, on_host
+from initscope.recording.tensors import last_before
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a layer: what was measured, over ``count`` numbers."""
+
+    count: int
+    values: dict[str, Number]
+    """What ``forward_statistics`` found."""
+    place: tuple[int, int]
+    """Where the output lies, and in which version: by this a rectifier's input is recognized as this output."""
+    batched: bool = True
+    """Whether the output has samples, across which a signal can be told."""
+    below: Tensor | None = None
+    """For each unit, whether it is not above zero for any sample; only of layers that went straight into a rectifier before."""
+    gradients: list[Number] = field(default_factory=list)
+    """L2 norms of the loss gradient for the output, one a backward pass: of two passes through one call the sum is not known."""
+    off: Tensor | None = None
+    """For each unit after the layer's rectifier, whether it is zero for all samples."""
+
+    def columns(self) -> dict[str, float]:
+        """The columns of the forward pass; ``values`` are plain numbers by now."""
+        columns = finished(self.values)
+        if not self.batched:
+            del columns["signal_std"]
+        return columns
+
+
+@dataclass(eq=False)
+class Calls:
+    """The calls of a layer in a step. Those that a gradient reached count; if none was reached, the newest one."""
+
+    reached: list[Call] = field(default_factory=list)
+    newest: Call | None = None
+    over: bool = False
+    """The step has been collected: what arrives later is not its own."""
+
+    def chosen(self) -> list[Call]:
+        return self.reached or ([self.newest] if self.newest is not None else [])
+
+
+class Trail:
+    """The calls of a pass by autograd's number of what made their output: by it the layer is found that a nonlinearity stands behind, also where
+    another branch ran in between. Without a graph (frozen layers) that is the newest call."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, tuple[int, Call]] = {}
+        self._newest: tuple[int, Call] | None = None
+        self._thread = 0
+
+    def add(self, layer: int, call: Call, output: Tensor) -> None:
+        """Note that ``call`` of the layer of this index made ``output``."""
+        self._newest = layer, call
+        if self._thread != threading.get_ident():  # each counts its operations by itself; checkpointing computes in the backward pass's thread
+            self._calls.clear()
+            self._thread = threading.get_ident()
+        if output.grad_fn is not None:
+            self._calls[output.grad_fn._sequence_nr()] = self._newest
+
+    def before(self, x: Tensor) -> tuple[int, Call] | None:
+        """(index, call) of the newest layer that ``x`` was computed from, None if of no layer."""
+        if self._newest is None or x.grad_fn is None:
+            return self._newest
+        return self._calls.get(last_before(x, self._calls))
+
+    def clear(self) -> None:
+        """A new pass begins."""
+        self._calls.clear()
+        self._newest = None
+
+
+def off_counts(calls: Sequence[Call]) -> tuple[list[Number], int]:
+    """(how many units of a layer are off, in parts, out of how many). A unit is off if it is in all calls; of calls that differ in
+    shape each counts by itself."""
+    off = [call.off for call in calls if call.off is not None]
+    if len(off) > 1 and all(mask.shape == off[0].shape for mask in off):
+        off = [functools.reduce(torch.logical_and, off)]
+    return [int(mask.sum()) if on_host(mask) else mask.sum() for mask in off], sum(mask.numel() for mask in off)
+
+
+def pooled(calls: Sequence[Call], off: Sequence[float], units: int) -> dict[str, float]:
+    """The columns of a layer over all its calls in a step, each number of an output counting alike; ``off`` of ``units`` are dead.
+
+    ``signal_std`` is the spread across the samples of a call.
+    """
+    if not calls:
+        return {}
+    count = sum(call.count for call in calls)
+    columns = calls[0].columns() if len(calls) == 1 else _pooled_forward(calls, count)
+    if all(len(call.gradients) == 1 for call in calls):
+        columns["activation_grad_rms"] = _length([call.gradients[0] for call in calls]) / math.sqrt(count)
+    if units:
+        columns["dead_fraction"] = sum(off) / units
+    return columns
+
+
+def _length(parts: Sequence[float]) -> float:
+    """The norm of a vector of whose parts the norms are known."""
+    return parts[0] if len(parts) == 1 else math.sqrt(sum(part * part for part in parts))
+
+
+def _pooled_forward(calls: Sequence[Call], count: int) -> dict[str, float]:
+    shares, columns = [call.count / count for call in calls], [call.columns() for call in calls]
+    mean = sum(share * one["activation_mean"] for share, one in zip(shares, columns, strict=True))
+    total, signal = 0.0, 0.0
+    for share, one in zip(shares, columns, strict=True):
+        off_mean, std, spread = one["activation_mean"] - mean, one["activation_std"], one.get("signal_std")
+        total += share * (std * std + off_mean * off_mean)
+        signal = None if signal is None or spread is None else signal + share * (spread * spread)
+    result = {"activation_mean": mean, "activation_std": math.sqrt(total)}
+    return result if signal is None else {**result, "signal_std": math.sqrt(signal)}

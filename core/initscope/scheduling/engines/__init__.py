@@ -1,0 +1,1 @@
+"""What carries runs: processes of this machine, or a Ray cluster."""

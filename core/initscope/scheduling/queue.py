@@ -1,0 +1,117 @@
+"""The queue on disk: a marker in ``runs/.queue/`` for each run that waits, and the engine that the queue is for.
+
+It outlives every process: a supervisor that comes after a killed one, a restarted machine or a restarted cluster goes on with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from initscope.scheduling.engine import ENGINES
+from initscope.schema import Status
+from initscope.store import RUN_ID, Run, Runs, write_json
+from initscope.store.files import alive, read_small
+from initscope.store.writer import set_status
+
+LOCK = ".supervisor.lock"
+"""One supervisor a folder: whoever holds it."""
+QUEUE = ".queue"
+ENGINE = "engine.json"
+TOLD = "supervisor.json"
+_MARK = re.compile(r"(\d{20})~" + RUN_ID.pattern)
+
+
+def marks(runs: Runs) -> list[str]:
+    """Names of the queue's markers in order: a time in nanoseconds, "~", the run's id. Anything else is not ours."""
+    try:
+        return sorted(name for name in os.listdir(runs.root / QUEUE) if _MARK.fullmatch(name))
+    except OSError:
+        return []
+
+
+def queued(runs: Runs) -> list[str]:
+    """Ids of the runs that wait, first come first."""
+    return [name.partition("~")[2] for name in marks(runs)]
+
+
+def mark(runs: Runs, made: Sequence[Run], first: bool = False) -> None:
+    """Put runs behind those that wait, or with ``first`` before them; among each other they keep their order."""
+    folder = runs.root / QUEUE
+    folder.mkdir(exist_ok=True)
+    numbers = [int(name.split("~")[0]) for name in marks(runs)]
+    before = min(numbers, default=time.time_ns()) - len(made)
+    behind = max(time.time_ns(), max(numbers, default=0) + 1)  # even if the clock has been set back since
+    for number, run in enumerate(made, before if first else behind):
+        (folder / f"{number:020d}~{run.id}").touch()
+
+
+def unmark(runs: Runs, run_id: str) -> None:
+    for name in marks(runs):
+        if name.partition("~")[2] == run_id:
+            (runs.root / QUEUE / name).unlink(missing_ok=True)
+
+
+def end_queued(runs: Runs, run: Run) -> None:
+    """Write down that a run which waits was stopped. Only for whoever holds its claim."""
+    (run.path / "stop").unlink(missing_ok=True)
+    set_status(run, status=str(Status.STOPPED), outcome="undecided", ended=time.time())
+    unmark(runs, run.id)
+
+
+# ---------------------------------------------------------------- which engine
+
+
+def chosen(runs: Runs) -> tuple[str, str]:
+    """(engine, address of its cluster): what whoever launched last wanted for this folder; local where nobody has said."""
+    found = _read(runs.root / QUEUE / ENGINE)
+    return str(found.get("engine", "local")), str(found.get("address", ""))
+
+
+def choose(runs: Runs, engine: str, address: str) -> None:
+    """Have the queue worked off by this engine, once what trains under another has ended."""
+    if chosen(runs) != (engine, address):
+        (runs.root / QUEUE).mkdir(parents=True, exist_ok=True)
+        write_json(runs.root / QUEUE / ENGINE, {"engine": engine, "address": address})
+
+
+PREPARED_SECONDS = 300
+"""So long after somebody looked at a launch form a supervisor waits for what may come."""
+
+
+def prepared(runs: Runs) -> bool:
+    """Whether somebody asked for a supervisor within ``PREPARED_SECONDS``; a time that lies ahead was set by another clock."""
+    try:
+        return abs(time.time() - os.path.getmtime(runs.root / LOCK)) < PREPARED_SECONDS
+    except OSError:
+        return False  # the folder is gone
+
+
+def tell(runs: Runs, words: dict[str, Any]) -> None:
+    """The supervisor's word on its engine, for ``told``."""
+    write_json(runs.root / QUEUE / TOLD, words)
+
+
+def told(runs: Runs) -> dict[str, Any]:
+    """The last word of the supervisor that is there; empty if none is."""
+    found = _read(runs.root / QUEUE / TOLD)
+    return found if found and alive(found) else {}
+
+
+def abandoned(runs: Runs) -> bool:
+    """Whether a supervisor that is gone had runs on a cluster, which went with it and are to be queued again."""
+    found = _read(runs.root / QUEUE / TOLD)
+    return found.get("engine") == "ray" and bool(found.get("running")) and not alive(found)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(read_small(path))
+    except (OSError, ValueError):
+        return {}  # never written, or damaged: as if nobody had said anything
+    return found if isinstance(found, dict) and found.get("engine") in ENGINES else {}

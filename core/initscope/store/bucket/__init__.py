@@ -1,0 +1,1 @@
+"""Runs in an object store: what is copied up, what is fetched, and who owns which run."""

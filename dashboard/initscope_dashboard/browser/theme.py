@@ -1,0 +1,216 @@
+"""Every colour, shape and word the figures and tables share, so that one thing looks the same on every page.
+
+Figures name colours by token, ``var(--ink)``; ``plot.js`` puts in the value for the light or the dark theme as it draws.
+A token is therefore the only colour a figure may use, apart from the magnitude scale, which is the same in both.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from initscope.schema import Outcome, Status, Verdict
+
+INK = "var(--ink)"
+MUTED = "var(--muted)"
+LINE = "var(--line)"
+PAPER = "var(--paper)"
+ACCENT = "var(--accent)"
+ZERO = "var(--zero)"
+NONFINITE = "var(--nonfinite)"
+CONV = "var(--conv)"
+POOL = "var(--pool)"
+LINEAR = "var(--linear)"
+
+_INITS: dict[str, tuple[str, str, str]] = {
+    # Okabe and Ito's eight and two more; darkened on paper where they would fall below a contrast of 3 to 1.
+    "default": ("#D55E00", "#E8701A", "circle"),
+    "tutorial": ("#009E73", "#009E73", "square"),
+    "kaiming_normal": ("#0072B2", "#1C86CC", "diamond"),
+    "kaiming_uniform": ("#2E96CF", "#56B4E9", "diamond-tall"),
+    "xavier_normal": ("#B97F00", "#E69F00", "triangle-up"),
+    "xavier_uniform": ("#948A00", "#F0E442", "triangle-down"),
+    "orthogonal": ("#C2699B", "#CC79A7", "pentagon"),
+    "normal_0.01": ("#22262B", "#D9DEE5", "cross"),
+    "zeros": ("#858585", "#9AA0A8", "hexagon"),
+    "lsuv": ("#7B5FC7", "#A78DEB", "star-square"),
+}
+_OTHER = ("#6B7280", "#A3ADBA", "circle")
+_SECOND = ("#2B4C7E", "#8DB4E8", "diamond")
+"""The other of two groups that no initialization tells apart."""
+
+_TOKENS: dict[str, tuple[str, str]] = {
+    "ink": ("#22262B", "#E4E8ED"),
+    "muted": ("#5F6772", "#9AA5B3"),
+    "faint": ("#8A919B", "#6B7685"),
+    "line": ("#D3CBBB", "#344052"),
+    "grid": ("#E9E4D9", "#1F2935"),
+    "paper": ("#FBF9F4", "#10161E"),
+    "panel": ("#F2EEE5", "#19212C"),
+    "accent": ("#2B4C7E", "#8DB4E8"),
+    "zero": ("#B4AFA6", "#5C6673"),
+    "nonfinite": ("#C2185B", "#D64577"),
+    "conv": ("#C7D6E8", "#27415F"),
+    "pool": ("#E7D9BE", "#4D4228"),
+    "linear": ("#CFE0D2", "#2A4A3C"),
+    "good": ("#007A58", "#35B58A"),
+    "bad": ("#C04E00", "#F08A4B"),
+    "less-2": ("#7A2E00", "#FFB27A"),
+    "less-1": ("#D98C4A", "#A85A1E"),
+    "even": ("#F1ECE2", "#1B2430"),
+    "more-1": ("#5C9BD1", "#2A6FA8"),
+    "more-2": ("#0B3A6B", "#8FD0FF"),
+}
+
+
+def slug(init: str) -> str:
+    """The part of an initialization's token after ``init-``: letters, digits and dashes."""
+    return "".join(char if char.isalnum() else "-" for char in init)
+
+
+def tokens() -> dict[str, dict[str, str]]:
+    """``{"light": {token: colour}, "dark": {...}}``: what ``plot.js`` fills in."""
+    inits = {f"init-{slug(name)}": colors[:2] for name, colors in _INITS.items()} | {"init-other": _OTHER[:2], "init-second": _SECOND[:2]}
+    both = _TOKENS | inits | {f"{name}-soft": (light + "40", dark + "40") for name, (light, dark) in inits.items()}
+    return {"light": {name: c[0] for name, c in both.items()}, "dark": {name: c[1] for name, c in both.items()}}
+
+
+def init_color(init: str) -> str:
+    """The colour token of an initialization; grey for one that is not in the catalogue."""
+    return f"var(--init-{slug(init)})" if init in _INITS else "var(--init-other)"
+
+
+def group_colors(labels: Sequence[str]) -> list[str]:
+    """A colour token for each of two groups or several: their initializations', grey and blue in turn for what is none."""
+    others = itertools.cycle(("var(--init-other)", "var(--init-second)"))
+    return [init_color(label) if label in _INITS else next(others) for label in labels]
+
+
+def soft(color: str) -> str:
+    """An initialization's or a group's colour at a quarter of its strength: for bands under lines."""
+    return color[:-1] + "-soft)"
+
+
+def init_symbol(init: str) -> str:
+    """The Plotly marker of an initialization: a second channel beside the colour."""
+    return _INITS.get(init, _OTHER)[2]
+
+
+def hex_color(token: str, dark: bool) -> str:
+    """The colour behind a token, for places that draw without ``plot.js`` (table cells)."""
+    name = token.removeprefix("var(--").removesuffix(")")
+    return tokens()["dark" if dark else "light"].get(name, token)
+
+
+# -- scales
+
+SEQUENTIAL: list[list] = [
+    # viridis: perceptually uniform; dark is dead, bright is alive
+    [0.0, "#440154"],
+    [0.1, "#482878"],
+    [0.2, "#3E4989"],
+    [0.3, "#31688E"],
+    [0.4, "#26828E"],
+    [0.5, "#1F9E89"],
+    [0.6, "#35B779"],
+    [0.7, "#6DCD59"],
+    [0.8, "#B4DE2C"],
+    [0.9, "#E1E21B"],
+    [1.0, "#FDE725"],
+]
+"""Magnitudes: log10 of a positive number, or a share from 0 to 1."""
+
+DIVERGING: list[list] = [
+    [0.0, "var(--less-2)"],
+    [0.25, "var(--less-1)"],
+    [0.5, "var(--even)"],
+    [0.75, "var(--more-1)"],
+    [1.0, "var(--more-2)"],
+]
+"""Differences in decades: orange is smaller, blue is larger, the paper's own colour is equal."""
+
+
+# -- words and shapes
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How a state is shown: never by colour alone."""
+
+    word: str
+    shape: str
+    """One character of text."""
+    symbol: str
+    """The same shape as a Plotly marker."""
+    color: str
+    """A token."""
+    badge: str
+    """The nearest of Streamlit's badge colours."""
+
+    @property
+    def text(self) -> str:
+        return f"{self.shape} {self.word}"
+
+
+OUTCOMES: dict[str, Mark] = {
+    Outcome.CONVERGED: Mark("converged", "●", "circle", "var(--good)", "green"),
+    Outcome.NOT_CONVERGED: Mark("did not converge", "■", "square", "var(--bad)", "orange"),
+    Outcome.DIVERGED: Mark("diverged", "▲", "triangle-up", "var(--nonfinite)", "red"),
+    Outcome.UNDECIDED: Mark("undecided", "◆", "diamond", "var(--muted)", "gray"),
+}
+
+STATUSES: dict[str, Mark] = {
+    Status.QUEUED: Mark("queued", "○", "circle-open", "var(--muted)", "gray"),
+    Status.RUNNING: Mark("running", "▶", "triangle-right", "var(--accent)", "blue"),
+    Status.STOPPING: Mark("stopping", "◧", "square-open", "var(--muted)", "gray"),
+    Status.FINISHED: Mark("finished", "✓", "circle", "var(--muted)", "gray"),
+    Status.STOPPED: Mark("stopped", "◼", "square", "var(--muted)", "gray"),
+    Status.FAILED: Mark("failed", "✕", "x", "var(--nonfinite)", "red"),
+    Status.CRASHED: Mark("crashed", "✕", "x", "var(--nonfinite)", "red"),
+}
+
+VERDICTS: dict[str, Mark] = {
+    Verdict.FIXED: Mark("fixed", "●", "circle", "var(--good)", "green"),
+    Verdict.NOT_FIXED: Mark("not fixed", "■", "square", "var(--bad)", "orange"),
+    Verdict.NOT_NEEDED: Mark("not needed", "○", "circle-open", "var(--muted)", "gray"),
+    Verdict.WORSE: Mark("worse", "▲", "triangle-up", "var(--nonfinite)", "red"),
+    Verdict.UNDECIDED: Mark("undecided", "◆", "diamond", "var(--muted)", "gray"),
+}
+
+_UNKNOWN = Mark("unreadable", "?", "x", "var(--muted)", "gray")
+
+
+def outcome_mark(outcome: str | None, status: str = Status.FINISHED) -> Mark:
+    """The mark of a run: its outcome once there is one and it has ended well, else its status."""
+    if outcome in OUTCOMES and (status == Status.FINISHED or (status == Status.STOPPED and outcome != Outcome.UNDECIDED)):
+        return OUTCOMES[outcome]
+    return STATUSES.get(status, _UNKNOWN)
+
+
+# -- several runs in one picture
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one run's line is drawn."""
+
+    color: str
+    dash: str
+    symbol: str
+    opacity: float
+
+
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+
+
+def styles(inits: Iterable[str]) -> list[Style]:
+    """One style a run, in order: colour and marker by initialization, dash (then fading) by how often it came before."""
+    seen: dict[str, int] = {}
+    result = []
+    for init in inits:
+        nth = seen.get(init, 0)
+        seen[init] = nth + 1
+        fade = max(0.35, 1 - 0.2 * (nth // len(_DASHES)))
+        result.append(Style(init_color(init), _DASHES[nth % len(_DASHES)], init_symbol(init), fade))
+    return result

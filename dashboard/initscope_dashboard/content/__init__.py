@@ -1,0 +1,1 @@
+"""What is said: titles, headlines, numbers as text. No Streamlit."""

@@ -1,0 +1,188 @@
+"""The sentence at the top of a page: what the picture under it proves, computed from the same data. Plain text, no Streamlit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from initscope.config.catalog import DATA
+from initscope.diagnosis.diagnose import Diagnosis
+from initscope.schema import COLUMN, LIVE, Cause, Outcome, Status
+from initscope.store import RunInfo
+from initscope.store.files import number
+from initscope_dashboard.content import formatting
+
+_SCALED = 0.1
+"""A loss this far (relative) from the mean cross-entropy of its outputs is a multiple of it, and so is the price of guessing."""
+
+
+def classes(state: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
+    """K of a loss that costs ln K when guessing; None where that is not known. Of somebody's own loop autograd tells whether it is such a loss."""
+    if state.get("source") == "recorder":
+        facts = state.get("facts")
+        loss = facts.get("loss") if isinstance(facts, dict) else None
+        loss = loss if isinstance(loss, dict) else {}
+        chain = loss["chain"] if isinstance(loss.get("chain"), list) else []
+        kind = all(any(str(name).startswith(word) for name in chain) for word in ("NllLoss", "LogSoftmax"))
+        found = loss.get("classes") if kind and abs((number(loss.get("scale")) or 1) - 1) < _SCALED else None
+    else:
+        entry = DATA.get(str(config.get("data")))
+        found = state.get("num_classes") or config.get("num_classes") or (entry and entry.classes)
+    count = number(found) or 0.0  # a damaged file may hold anything
+    return int(count) if 2 <= count < math.inf else None
+
+
+def common_classes(infos: Iterable[RunInfo]) -> int | None:
+    """``classes`` of runs that are drawn together; None where they differ, because no line is a guess for all."""
+    found = {classes(info.state, info.config) for info in infos}
+    return found.pop() if len(found) == 1 else None
+
+
+def nothing_differs(infos: Iterable[RunInfo]) -> str:
+    """What is said in place of the fields that differ, where none does."""
+    if all(info.state.get("source") == "recorder" for info in infos):
+        return "Not recorded: these runs come from loops of your own, and only you know what was changed."
+    return "Nothing but chance: the two configurations are the same."
+
+
+# -- live
+
+
+def standing(status: str, outcome: str | None, losses: np.ndarray, chance: float | None) -> str:
+    """One word for a run by its newest losses: 'waiting', 'learning', 'guessing', 'rising', 'broken', or how it ended; 'training' where
+    no loss is known to be ``chance``'s."""
+    if status in (Status.CRASHED, Status.FAILED):
+        return str(status)
+    if status not in LIVE and outcome:
+        return str(outcome)
+    if not losses.size:
+        return "waiting" if status in LIVE else "empty"
+    if not np.isfinite(losses).all():
+        return "broken"
+    if chance is None:
+        return "training"
+    level = float(losses.mean())
+    return "learning" if level < 0.93 * chance else "rising" if level > 1.1 * chance else "guessing"
+
+
+def says(word: str, losses: np.ndarray, done: int, accuracy: float | None, count_of_classes: int | None, validated: bool = False) -> str:
+    """What a run is doing, to follow its name: 'is learning: loss 0.673 after 147 steps'. ``validated``: loss and accuracy are the validation's."""
+    chance = f", and ln\u00a0{count_of_classes}\u00a0=\u00a0{math.log(count_of_classes):.3f} is a guess" if count_of_classes else ""
+    measured = "validation " if validated else ""
+    loss = f"{measured}loss {formatting.fixed(float(losses.mean()))}" if losses.size else "no loss"
+    after = f"after {formatting.count(done)} steps"
+    return {
+        "waiting": "waits to start",
+        "empty": "has no rows",
+        "training": f"trains: {loss} {after}",
+        "learning": f"is learning: {loss} {after}",
+        "guessing": f"guesses so far: {loss} {after}{chance}",
+        "rising": f"is worse than a guess: {loss} {after}",
+        "broken": "has broken: its loss is not a number any more",
+        "crashed": f"crashed {after}",
+        "failed": f"failed {after}",
+        Outcome.CONVERGED: f"converged: {measured}accuracy {formatting.percent(accuracy)}, {loss}",
+        Outcome.NOT_CONVERGED: f"did not converge: {loss}{chance}",
+        Outcome.DIVERGED: "diverged: its loss left every bound",
+        Outcome.UNDECIDED: f"is undecided: {loss} {after}",
+    }.get(word, f"is {word}")
+
+
+_IN_NUMBERS = {"guessing": "guessing so far", "rising": "worse than a guess", "empty": "without rows", Outcome.NOT_CONVERGED: "did not converge"}
+
+
+def in_numbers(word: str) -> str:
+    """A standing after a number of runs: '3 guessing so far'."""
+    return _IN_NUMBERS.get(word, word)
+
+
+def live(names: Sequence[str], progress: Sequence[Mapping[str, Any]]) -> str:
+    """What the chosen runs are doing: one or two by name, more in numbers. ``cards.js`` says the same as they go on."""
+    if not names:
+        return "Choose runs to watch."
+    if len(names) <= 2:
+        return "; ".join(f"{name} {run['says']}" for name, run in zip(names, progress, strict=True)) + "."
+    words = [run["standing"] for run in progress]
+    return f"Of {len(names)} runs: " + ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) + "."
+
+
+# -- gradients
+
+
+class LayerMap(Protocol):
+    """One metric of every layer over time, as a heatmap shows it: ``moments`` are (step, one value a layer)."""
+
+    metric: str
+    layers: Sequence[str]
+    moments: Sequence[tuple[int, np.ndarray]]
+    bad: np.ndarray
+
+
+def first_step(cells: LayerMap) -> str:
+    """How the metric at the first layer compares with the last one, at the first recorded step."""
+    metric, (step, everything) = cells.metric, cells.moments[0]
+    measured = ~np.isnan(everything) | cells.bad[:, 0]
+    names, values = [name for name, there in zip(cells.layers, measured, strict=True) if there], everything[measured]
+    if not names:
+        return f"{COLUMN[metric].title} was not measured in this run."
+    when = "At the first step" if step == 0 else f"At step {formatting.count(step)}"
+    what = {"grad_norm": "the gradient", "grad_rms": "the gradient RMS", "update_ratio": "the update ratio", "signal_std": "the signal",
+            "activation_grad_rms": "the error signal", "dead_fraction": "the share of dead units"}.get(metric, metric)
+    first, last = float(values[0]), float(values[-1])
+    if not np.isfinite(values).all():
+        bad = names[int(np.flatnonzero(~np.isfinite(values))[0])]
+        return f"{when} {what} at {bad} is not a number."
+    if metric in formatting.LINEAR_METRICS:
+        worst = int(values.argmax())
+        return f"{when} {what} is largest at {names[worst]}: {formatting.percent(float(values[worst]))}."
+    if not values.any():
+        return f"{when} {what} is exactly zero in every layer: nothing can learn."
+    if first == 0 or last == 0:
+        return f"{when} {what} at {names[0] if first == 0 else names[-1]} is exactly zero."
+    forward = metric == "signal_std"
+    here, there = (names[-1], names[0]) if forward else (names[0], names[-1])
+    ratio = last / first if forward else first / last
+    verdict = "" if not 1 / 30 < ratio < 30 else ": it gets through" if metric in ("grad_norm", "activation_grad_rms", "signal_std") else ""
+    if max(first, last) < 1e-9:
+        verdict = ", but both are below 10⁻⁹"
+    return f"{when} {what} at {here} is {formatting.decades(math.log10(ratio)).replace('equal', 'the same size')} {'as' if abs(math.log10(ratio)) < 0.02 else 'than'} at {there}{verdict}."
+
+
+# -- model
+
+
+def model(title: str, parameters: Mapping[str, int]) -> str:
+    """'VGG16 has 134,300,362 parameters in 16 layers; 76.5 % of them are in fc1.'"""
+    weighted = {name: count for name, count in parameters.items() if count}
+    total = sum(weighted.values())
+    biggest = max(weighted, key=weighted.__getitem__)
+    share = formatting.percent(weighted[biggest] / total)
+    return f"{title} has {formatting.count(total)} parameters in {len(weighted)} layers; {share} of them are in {biggest}."
+
+
+_CAUSES: dict[str, str] = {
+    Cause.INIT_TOO_SMALL: "The initial weights are too small: the signal dies on its way, and the gradient with it.",
+    Cause.INIT_TOO_LARGE: "The initial weights are too large: the signal grows from layer to layer until nothing sensible is left.",
+    Cause.SYMMETRIC_INIT: "The units of a layer begin identical, get identical gradients, and can never become different.",
+    Cause.LR_TOO_HIGH: "The learning rate is too high: the start was sound, and the updates destroyed it.",
+    Cause.LR_TOO_LOW: "The learning rate is too low: gradients arrive, but the weights hardly move.",
+    Cause.DEAD_RELU: "ReLU units are dead: they output zero for every sample, and no gradient passes through them.",
+    Cause.SATURATED_ACTIVATION: "Units are saturated: they sit on the flat part of their activation, where no gradient passes.",
+    Cause.NOT_UPDATING: "Weights are not updated: they are frozen, not in the optimizer, or the step is missing.",
+    Cause.INPUT_SCALE: "The inputs have the wrong scale; the weights are not to blame.",
+    Cause.LABELS_UNRELATED: "The labels have nothing to do with the inputs: there is nothing to learn but by heart.",
+    Cause.LOSS_MISUSE: "The loss is not given what it expects.",
+    Cause.OVERFITTING: "It trains, and learns the training data by heart.",
+    Cause.HEALTHY: "It trains: nothing needs mending.",
+    Cause.UNKNOWN: "It did not train, and nothing recorded says why.",
+}
+
+
+def cause(found: Diagnosis) -> str:
+    """The diagnosis in one sentence."""
+    if found.outcome is Outcome.UNDECIDED and not found.confidence:  # unknown, or healthy by nothing but the lack of faults
+        return "It is too early to tell."
+    return _CAUSES[found.cause]

@@ -1,0 +1,1 @@
+"""Runs while they train: the event stream and what it sends."""

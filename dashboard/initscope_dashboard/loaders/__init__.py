@@ -1,0 +1,25 @@
+"""What pages read, cached. The only place with ``st.cache_*``; every key holds what the files looked like.
+
+Frames are shared between sessions: treat them as read-only.
+"""
+
+from initscope_dashboard.loaders.answers import comparison, diagnosis, latest_comparison, query, theory
+from initscope_dashboard.loaders.folder import info, listed, listing, runs
+from initscope_dashboard.loaders.processes import probes, torchinfo
+from initscope_dashboard.loaders.rows import (
+    cells,
+    damage,
+    first_layers,
+    frame,
+    frames,
+    last_layers,
+    log_tail,
+    one_layer,
+    progress,
+)
+
+__all__ = [
+    "cells", "comparison", "damage", "diagnosis", "first_layers", "frame", "frames", "info", "last_layers",
+    "latest_comparison", "listed", "listing", "log_tail", "one_layer", "probes", "progress", "query", "runs", "theory",
+    "torchinfo",
+]

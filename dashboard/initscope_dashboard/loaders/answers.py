@@ -1,0 +1,95 @@
+"""What is computed from runs: comparisons, diagnoses, maps of theory, and answers in SQL."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import streamlit as st
+
+from initscope.comparison.compare import Comparison, compare
+from initscope.config.run_config import RunConfig
+from initscope.diagnosis.diagnose import Diagnosis, diagnose
+from initscope.diagnosis.thresholds import Thresholds
+from initscope.errors import InitScopeError, QueryError
+from initscope.schema import Verdict
+from initscope.store import Run, RunInfo
+from initscope.store.query import Answer
+from initscope.store.query import query as sql_query
+from initscope.theory.trainability import TheoryMap, theory_map
+from initscope_dashboard.content import comparison_choices as sides
+from initscope_dashboard.loaders.folder import info, runs
+
+QUERY_SECONDS = 15.0
+QUERY_ROWS = 1000
+QUERY_BYTES = 20_000_000
+_asking = threading.BoundedSemaphore(2)
+"""Each question may take half a gigabyte and two cores, and whoever looks may ask."""
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _comparison(a: tuple[str, ...], b: tuple[str, ...], revisions: tuple) -> Comparison:
+    return compare([Run(path) for path in a], [Run(path) for path in b])
+
+
+def comparison(a: str, b: str, infos: Sequence[RunInfo]) -> Comparison:
+    """The comparison of two selections (a run id, or a group such as ``init=default,sweep=ID``) of the listed runs. Raises InitScopeError."""
+    sides = [tuple(str(run.path) for run in runs().select(side, infos)) for side in (a, b)]
+    # Whether a live run still lives is not in its files: its state joins the key.
+    seen = tuple((Run(path).revision(), info(Path(path).name).status) for side in sides for path in side)
+    return _comparison(sides[0], sides[1], seen)
+
+
+def latest_comparison(infos: Sequence[RunInfo]) -> Comparison | None:
+    """The comparison a person most likely waits for, if its runs have come far enough to tell."""
+    a, b = sides.suggested_pair(infos)
+    if not a or a == b:
+        return None
+    try:
+        found = comparison(a, b, infos)
+    except InitScopeError:
+        return None  # a run was deleted or is damaged: its row in the table says so
+    return found if found.verdict != Verdict.UNDECIDED else None
+
+
+@st.cache_resource(max_entries=128, show_spinner=False)
+def _diagnosis(path: str, thresholds: Thresholds, revision: tuple, status: str) -> Diagnosis:
+    return diagnose(Run(path), thresholds)
+
+
+def diagnosis(run_id: str, thresholds: Thresholds) -> Diagnosis:
+    """Why the run went as it went, by these thresholds. Raises RunFolderError if its rows cannot be read."""
+    run = Run(runs().root / run_id)
+    return _diagnosis(str(run.path), thresholds, run.revision(), info(run_id).status)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _theory_map(config_json: str, x: str, xs: tuple, y: str, ys: tuple) -> TheoryMap | None:
+    return theory_map(RunConfig.from_json(config_json), x, xs, y, ys)
+
+
+def theory(members: Sequence[RunInfo], x: str, y: str) -> TheoryMap | None:
+    """What theory foresees in the plane of two fields of these runs, which differ in nothing else but the seed; None where it cannot say."""
+    seen = [{run.config.get(field) for run in members} for field in (x, y)]
+    if any(None in values for values in seen):
+        return None  # a folder that does not say it
+    xs, ys = (tuple(sorted(values)) for values in seen)
+    try:
+        return _theory_map(json.dumps(dict(members[0].config), sort_keys=True), x, xs, y, ys)
+    except InitScopeError:
+        return None  # a folder written by another version, whose config this one does not take: its map has no theory
+
+
+def query(sql: str) -> Answer:
+    """The answer to one SELECT over all runs as they are now. Raises QueryError, RunFolderError."""
+    if not _asking.acquire(timeout=QUERY_SECONDS):
+        raise QueryError("two other questions are being answered; ask again in a moment")
+    try:
+        answer = sql_query(runs(), sql, QUERY_SECONDS, QUERY_ROWS)
+    finally:
+        _asking.release()
+    if answer.rows.nbytes > QUERY_BYTES:
+        raise QueryError(f"the answer takes {answer.rows.nbytes / 1e6:.0f} MB, and a page shows {QUERY_BYTES / 1e6:.0f}; ask for fewer rows or columns")
+    return answer

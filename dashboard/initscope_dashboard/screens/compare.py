@@ -1,0 +1,193 @@
+"""Compare: did changing it fix it? The verdict, then the pictures that prove it, then what differs."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from initscope.comparison.compare import Comparison
+from initscope.comparison.statistics import p_text
+from initscope.config.catalog import init_title
+from initscope.config.run_config import OPTIONS
+from initscope.errors import InitScopeError, RunFolderError
+from initscope.schema import COLUMN
+from initscope.store import RunInfo
+from initscope_dashboard import loaders
+from initscope_dashboard.browser import theme
+from initscope_dashboard.content import comparison_choices, formatting, headlines
+from initscope_dashboard.figures import bands, base, curves, depth, heatmap, ratio, rows
+from initscope_dashboard.widgets import empty_state, layer_view, seed_sweep
+from initscope_dashboard.widgets.plot import plot
+
+METRICS = ("grad_norm", "grad_rms", "update_ratio", "signal_std", "activation_grad_rms")
+
+
+def page() -> None:
+    listed = loaders.listing()
+    choices = comparison_choices.choices(listed)
+    if len(choices) < 2:
+        empty_state.nothing_yet("Did changing it fix it?", "There are not two runs to compare yet.")
+        return
+    above = st.container()
+    a, b = _choose(choices, comparison_choices.suggested_pair(listed))
+    try:
+        result = loaders.comparison(a, b, listed)
+    except InitScopeError as error:
+        above.error(formatting.markdown(str(error)))
+        return
+    with above:
+        _verdict(result)
+    try:
+        _pictures(result)
+    except RunFolderError as error:  # damage in a table that the verdict does not ask
+        st.error(formatting.markdown(str(error)), icon=":material/error:")
+    _differences(result)
+
+
+def _choose(titles: dict[str, str], suggested: tuple[str, str]) -> tuple[str, str]:
+    """The two sides; the address bar holds them, so a link opens the same comparison."""
+    left, middle, right = st.columns([6, 2, 6], vertical_alignment="bottom")
+    with left:
+        a = _side("A", "a", titles, suggested[0])
+    with right:
+        b = _side("B", "b", titles, suggested[1])
+    middle.button("Swap", icon=":material/swap_horiz:", on_click=_swap, key="swap", help="Exchange A and B", width="stretch")
+    return a, b
+
+
+def _side(label: str, parameter: str, titles: dict[str, str], suggested: str) -> str:
+    key = f"compare_{parameter}"
+    linked = st.query_params.get(parameter)
+    if linked and linked != st.session_state.get(f"{key}_linked"):
+        st.session_state[key] = st.session_state[f"{key}_linked"] = linked
+    if st.session_state.get(key) not in titles:
+        st.session_state[key] = linked if linked in titles else suggested
+    chosen = st.selectbox(label, list(titles), key=key, format_func=lambda option: titles[option])
+    st.session_state[f"{key}_linked"] = chosen
+    st.query_params[parameter] = chosen
+    return chosen
+
+
+def _swap() -> None:
+    a, b = st.session_state["compare_a"], st.session_state["compare_b"]
+    for key, value in (("compare_a", b), ("compare_b", a)):
+        st.session_state[key] = st.session_state[f"{key}_linked"] = value
+    st.query_params.update({"a": b, "b": a})
+
+
+def _verdict(result: Comparison) -> None:
+    mark = theme.VERDICTS[result.verdict]
+    st.title(f"{mark.shape} {formatting.heading(result.headline)}", anchor=False)
+    if evidence := _evidence(result):
+        st.markdown(evidence)
+    if result.warning:
+        st.warning(formatting.markdown(result.warning), icon=":material/balance:")
+    seed_sweep.button(result, key="compare_luck")
+    (ka, na), (kb, nb) = result.converged["a"], result.converged["b"]
+    low, high = result.interval
+    if na + nb > 2:
+        st.caption(
+            f"Difference in convergence rate, B less A: {formatting.change(kb / max(nb, 1) - ka / max(na, 1))} (95 % interval {formatting.change(low)} to {formatting.change(high)}); "
+            f"Fisher's exact test {p_text(result.p_value)}; effect size h = {result.effect:.2f}."
+        )
+
+
+def _evidence(result: Comparison) -> str:
+    """What the gradients say, in one sentence: the layer whose first-step gradient differs most."""
+    told = [row for row in result.layers if row["log10_grad_ratio"] is not None]
+    if not told:
+        return ""
+    most = max(told, key=lambda row: abs(row["log10_grad_ratio"]))
+    last = told[-1]
+    return (
+        f"At the first step the gradient at {formatting.markdown(most['layer'])} is {formatting.decades(most['log10_grad_ratio'])} in B; "
+        f"at {formatting.markdown(last['layer'])}, the last layer, it is {formatting.decades(last['log10_grad_ratio'])}."
+    )
+
+
+def _pictures(result: Comparison) -> None:
+    side_a, side_b = loaders.listed(result.runs["a"]), loaders.listed(result.runs["b"])
+    if not side_a or not side_b:
+        return
+    one_a, one_b = side_a[0], side_b[0]
+    metric = st.segmented_control(
+        "What the heatmaps show",
+        METRICS,
+        default="grad_norm",
+        key="compare_metric",
+        format_func=lambda name: COLUMN[name].title,
+        required=True,
+    )
+    st.caption(f"{COLUMN[metric].help}. Both heatmaps share one colour scale; the third is their ratio, layer by layer.")
+    if len(side_a) + len(side_b) > 2:
+        st.caption(f"The heatmaps show one run of each side: {formatting.markdown(one_a.name)} and {formatting.markdown(one_b.name)}.")
+    cells = [loaders.cells(one_a.run, metric), loaders.cells(one_b.run, metric)]
+    chosen = layer_view.layer_view(cells, "compare")
+    change = rows.arranged(ratio.ratio_data(*cells), chosen)
+    cells = [rows.arranged(each, chosen) for each in cells]
+    limits = heatmap.shared_limits(cells)
+    left, right = st.columns(2)
+    for column, who, side, info in ((left, cells[0], "A", one_a), (right, cells[1], "B", one_b)):
+        with column:
+            title = f"{side} · {info.name}"
+            plot(heatmap.heatmap(who, title=title, limits=limits), key=f"heatmap_{side}", alt=f"{COLUMN[metric].title} of every layer over the steps of {title}")
+    plot(
+        ratio.ratio(change, title=f"B over A · {COLUMN[metric].title}"),
+        key="ratio",
+        alt="Log ratio of B to A for every layer and step",
+    )
+    _curves(dict(zip(result.labels, (side_a, side_b), strict=False)))
+    plot(
+        depth.depth([base.subject(one_a), base.subject(one_b)], loaders.first_layers([one_a.run, one_b.run], metric), metric),
+        key="depth",
+        alt=f"{COLUMN[metric].title} of every layer at the first step, both runs",
+    )
+
+
+def _curves(sides_by_label: dict[str, list[RunInfo]]) -> None:
+    infos = [info for side in sides_by_label.values() for info in side]
+    subjects = [base.subject(info) for info in infos]
+    steps = {info.run: loaders.frame(info.run, "steps") for info in infos}
+    epochs = {info.run: loaders.frame(info.run, "epochs") for info in infos}
+    classes = headlines.common_classes(infos)
+    live = [info.run for info in infos if info.live]
+    left, right = st.columns(2)
+    if len(infos) > 4:  # lines could not be told apart: median and range of each side
+        groups = {label: [steps[info.run] for info in side] for label, side in sides_by_label.items()}
+        for column, name in ((left, "loss"), (right, "accuracy")):
+            with column:
+                plot(bands.bands(groups, name, classes=classes), key=f"compare_{name}", alt=f"{COLUMN[name].title} over seeds of both sides")
+        return
+    for column, name in ((left, "loss"), (right, "accuracy")):
+        with column:
+            plot(
+                curves.curves(subjects, steps, epochs, name, classes=classes),
+                key=f"compare_{name}",
+                alt=f"{COLUMN[name].title} of both sides over the steps",
+                stream=live,
+            )
+
+
+def _differences(result: Comparison) -> None:
+    st.subheader("What differs", anchor=False)
+    if not result.changed_fields:
+        st.markdown(headlines.nothing_differs(loaders.listed([*result.runs["a"], *result.runs["b"]])))
+        return
+    frame = pd.DataFrame(
+        {
+            "Field": [OPTIONS[field].title for field in result.changed_fields],
+            "A": [_shown(field, values[0]) for field, values in result.changed_fields.items()],
+            "B": [_shown(field, values[1]) for field, values in result.changed_fields.items()],
+        }
+    )
+    st.dataframe(frame, hide_index=True, alt="Configuration fields that differ between A and B")
+    st.caption("Every other field is the same, the order of the data included." if result.fair else "Every other field is the same.")
+
+
+def _shown(field: str, value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(_shown(field, item) for item in value)
+    return init_title(str(value)) if field == "init" else "–" if value is None else str(value)
+
+
+page()

@@ -1,0 +1,151 @@
+"""Diagnosis: why did this run not train? One cause, the evidence for it, and the remedy in one click."""
+
+from __future__ import annotations
+
+import math
+
+import streamlit as st
+
+from initscope.config.catalog import init_title
+from initscope.config.run_config import OPTIONS
+from initscope.diagnosis.diagnose import Diagnosis
+from initscope.diagnosis.findings import Finding
+from initscope.diagnosis.thresholds import LIMITS, PRESETS, Limit, Thresholds
+from initscope.errors import InitScopeError
+from initscope.scheduling import launcher as processes
+from initscope.schema import Outcome
+from initscope.store import RunInfo
+from initscope_dashboard import loaders
+from initscope_dashboard.browser import theme
+from initscope_dashboard.content import formatting, headlines
+from initscope_dashboard.server import access
+from initscope_dashboard.widgets import empty_state, selection
+
+BLOCK_LIMIT = 6
+"""Layers named one by one in a finding; more are counted."""
+
+
+def page() -> None:
+    infos = [info for info in loaders.listing() if info.status != "unreadable"]
+    if not infos:
+        empty_state.nothing_yet("Why did it not train?", "There is no run to diagnose yet.")
+        return
+    above = st.container()
+    info = selection.run(infos, _suspect(infos), key="diagnosis-run")
+    body = st.container()
+    thresholds = _replay()
+    try:
+        found = loaders.diagnosis(info.run, thresholds)
+    except InitScopeError as error:
+        above.error(formatting.markdown(str(error)))
+        return
+    with above:
+        _answer(info, found)
+    with body:
+        _remedy(info, found)
+        _findings(found)
+
+
+def _suspect(infos: list[RunInfo]) -> str:
+    """The newest run that did not train, else the newest."""
+    return next((info.run for info in infos if info.outcome in (Outcome.NOT_CONVERGED, Outcome.DIVERGED)), infos[0].run)
+
+
+def _answer(info: RunInfo, found: Diagnosis) -> None:
+    st.title(formatting.markdown(headlines.cause(found)), anchor=False)
+    mark = theme.outcome_mark(str(found.outcome), "finished")
+    whose = "" if found.thresholds == Thresholds().title else f" · thresholds: {formatting.markdown(found.thresholds)}"
+    st.caption(
+        f"{formatting.markdown(info.name)} · {mark.text} · `{found.cause}` with {formatting.percent(found.confidence)} of its expected evidence"
+        f"{' · still running' if info.live else ''}{whose}"
+    )
+
+
+def _remedy(info: RunInfo, found: Diagnosis) -> None:
+    """What to do, and a button that does it: the same run, same seeds, same order of data, with the remedy."""
+    with st.container(border=True):
+        st.markdown(f"**What would help.** {formatting.markdown(formatting.typeset(found.remedy.text))}")
+        if not found.remedy.changes or not access.may_change():
+            return
+        changes = ", ".join(f"{OPTIONS[key].title.lower()} {_value(key, value)}" for key, value in found.remedy.changes.items())
+        if st.button(f"Launch the same run with {formatting.markdown(changes)}", type="primary", icon=":material/healing:", key="remedy"):
+            _launch(info, found)
+
+
+def _launch(info: RunInfo, found: Diagnosis) -> None:
+    runs = loaders.runs()
+    try:
+        config = runs.get(info.run).config().replace(**found.remedy.changes, name="", sweep="")
+        [made] = processes.submit(runs, [config])
+    except InitScopeError as error:
+        st.error(formatting.markdown(str(error)))
+        return
+    st.switch_page("screens/compare.py", query_params={"a": info.run, "b": made.id})
+
+
+def _value(key: str, value: object) -> str:
+    return init_title(str(value)) if key == "init" else formatting.number(value) if isinstance(value, float) else str(value)
+
+
+def _findings(found: Diagnosis) -> None:
+    shown, title = (found.findings, "What was found") if found.findings else (found.set_aside, "Noticed, and no reason to worry")
+    if not shown:
+        st.markdown("Nothing was found that lies outside the usual.")
+        return
+    st.subheader(title, anchor=False)
+    for finding in shown:
+        _finding(finding)
+
+
+def _finding(finding: Finding) -> None:
+    """Title, evidence, threshold and its source."""
+    with st.container(border=True):
+        st.markdown(f"**{finding.id.replace('_', ' ')}** · {formatting.markdown(formatting.typeset(finding.text))}")
+        parts = []
+        if finding.value is not None and finding.threshold is not None:
+            parts.append(f"{formatting.number(finding.value)} against a threshold of {formatting.number(finding.threshold)} ({finding.source})")
+        elif finding.source:
+            parts.append(finding.source)
+        if finding.layers:
+            few = ", ".join(finding.layers[:BLOCK_LIMIT])
+            parts.append(few + (f" and {len(finding.layers) - BLOCK_LIMIT} more" if len(finding.layers) > BLOCK_LIMIT else ""))
+        if finding.step is not None:
+            parts.append(f"step {finding.step}")
+        st.caption(formatting.markdown(" · ".join(parts)))
+
+
+def _replay() -> Thresholds:
+    """Thresholds to diagnose with: another tool's, or moved by hand. Defaults are marked on each slider."""
+    with st.expander("Move the thresholds", icon=":material/tune:"):
+        name = st.segmented_control("Whose thresholds", list(PRESETS), default=next(iter(PRESETS)), key="diagnosis_preset", required=True)
+        base = PRESETS[name]
+        # The browser keeps a slider's position as long as it keeps its key: another tool's sliders and put-back ones need another.
+        key = f"limit_{name}_{st.session_state.get('diagnosis_resets', 0)}"
+        moved = {}
+        columns = st.columns(2)
+        for i, limit in enumerate(limit for limit in LIMITS.values() if getattr(base, limit.name) is not None):
+            usual = getattr(base, limit.name)
+            with columns[i % 2]:
+                value = _slider(limit, usual, f"{key}_{limit.name}")
+            if not math.isclose(value, usual, rel_tol=1e-6):
+                moved[limit.name] = value
+        st.button("Back to the defaults", on_click=_put_back, disabled=not moved, key="diagnosis_reset")
+    return base.replace(**moved) if moved else base
+
+
+def _slider(limit: Limit, usual: float, key: str) -> float:
+    """One threshold; magnitudes move by powers of ten."""
+    label = f"{limit.title} (default {formatting.number(usual)})"
+    help_text = f"{limit.help}. Source of the default: {limit.source}."
+    if not limit.log:
+        return st.slider(label, float(limit.low), float(max(limit.high, usual)), float(usual), key=key, help=help_text)
+    low, high = math.log10(limit.low), math.log10(max(limit.high, usual))
+    exponent = st.slider(label, low, high, math.log10(usual), step=0.1, format="10^%.1f", key=key, help=help_text)
+    return usual if abs(exponent - math.log10(usual)) < 0.05 else 10**exponent
+
+
+def _put_back() -> None:
+    st.session_state["diagnosis_resets"] = st.session_state.get("diagnosis_resets", 0) + 1
+
+
+page()

@@ -1,0 +1,72 @@
+"""Gradients: one run's layers over time as a map, and the layer you click as a curve."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from initscope.errors import RunFolderError
+from initscope.schema import COLUMN
+from initscope_dashboard import loaders
+from initscope_dashboard.content import formatting, headlines
+from initscope_dashboard.figures import base, heatmap, layer_curve, rows
+from initscope_dashboard.live import refresh_rate
+from initscope_dashboard.server import access
+from initscope_dashboard.widgets import empty_state, layer_view, selection
+from initscope_dashboard.widgets.plot import plot
+
+infos = loaders.listing()
+if not infos:
+    empty_state.nothing_yet("Where does the gradient die?", "No run yet. This page shows every layer's gradient at every step.")
+    st.stop()
+
+head = st.empty()
+info = selection.run(infos, selection.newest_or_live(infos)[0], key="gradients-run", width=360)
+metric = st.pills(
+    "What", heatmap.METRICS, default="grad_norm", required=True, key="gradients-metric", format_func=lambda name: COLUMN[name].title,
+    label_visibility="collapsed", help="\n".join(f"- **{COLUMN[name].title}**: {COLUMN[name].help}" for name in heatmap.METRICS),
+)
+
+
+def choose(point: dict, chosen: rows.Rows) -> None:
+    """A click in the map chooses its layer; on a block's row it opens the block too."""
+    st.session_state["gradients-layer"] = point["y"]
+    layer_view.clicked(point, chosen, "gradients")
+
+
+@st.fragment(run_every=refresh_rate.every(3) if info.live else None)
+def picture() -> None:
+    """The map and the curve; a live run is read again every three seconds."""
+    access.gate()  # between two looks the session may have ended
+    try:
+        cells = loaders.cells(info.run, metric)
+    except RunFolderError as error:
+        st.error(formatting.markdown(str(error)), icon=":material/error:")
+        head.title("This run cannot be read.")
+        return
+    head.title(formatting.markdown(headlines.first_step(cells)) if cells else "No layer rows yet: they come with the first recorded step.")
+    chosen = layer_view.layer_view([cells], "gradients")
+    place = st.container()
+    if cells is None or chosen.layers:
+        with place:
+            plot(heatmap.heatmap(rows.arranged(cells, chosen), title=f"{COLUMN[metric].title} · {info.name}"), key="gradients-map",
+                 on_click=lambda point: choose(point, chosen),
+                 alt=f"{COLUMN[metric].title} of every layer of {info.name} over the steps; input at the bottom, output at the top.")
+    if cells is None:
+        return
+    if st.session_state.get("gradients-layer") not in cells.layers:
+        st.session_state["gradients-layer"] = cells.layers[0]
+    layer = st.selectbox("Layer (or click the map)", cells.layers, key="gradients-layer", width=360)
+    curve = loaders.one_layer(info.run, layer, metric)
+    plot(layer_curve.layer_curve([base.subject(info)], {info.run: curve}, layer, metric), key="gradients-curve",
+         alt=f"{COLUMN[metric].title} of {layer} over the steps.")
+    with st.expander("Numbers"):
+        table = heatmap.layer_table(cells)
+        form = "percent" if metric in formatting.LINEAR_METRICS else "%.2e"
+        st.dataframe(table, hide_index=True, width="stretch", height="content" if len(table) <= layer_view.MANY else 600,
+                     column_config={name: st.column_config.NumberColumn(name, format=form) for name in table.columns[1:]})
+        st.caption(COLUMN[metric].help + ".")
+    if info.live and not loaders.info(info.run).live:
+        st.rerun()
+
+
+picture()

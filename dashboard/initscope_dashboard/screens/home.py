@@ -1,0 +1,158 @@
+"""Home: what this is, the story in one click, and every run there is."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pandas as pd
+import streamlit as st
+
+from initscope.config.catalog import init_title
+from initscope.schema import Status
+from initscope.store import RunInfo
+from initscope_dashboard import loaders
+from initscope_dashboard.browser import theme
+from initscope_dashboard.content import comparison_choices, formatting
+from initscope_dashboard.server import access
+from initscope_dashboard.widgets import empty_state, run_actions, seed_sweep
+
+PAGE_ROWS = 200
+SCORES = "Of the validation images once an epoch is over; before that, and where the loss is no number any more, of the last batch"
+
+
+def page() -> None:
+    infos = loaders.listing()
+    _answer(infos)
+    if not infos:
+        _first_time()
+        return
+    shown = _filtered(infos)
+    chosen = _table(shown)
+    _actions([info for info in shown if info.run in chosen])
+    _unreadable(infos)
+
+
+def _answer(infos: list[RunInfo]) -> None:
+    """The question; once the newest runs answer it, the answer."""
+    result = loaders.latest_comparison(infos)
+    if result is None:
+        st.title("Is it the initialization?", anchor=False)
+        st.markdown(
+            "A deep network whose weights begin too small learns nothing: by the last layer two different images look the same, and no "
+            "gradient finds its way back. Launch a run from the sidebar, watch every layer, and compare it with one that begins right."
+        )
+        return
+    st.title(f"{theme.VERDICTS[result.verdict].shape} {formatting.heading(result.headline)}", anchor=False)
+    st.markdown("Is it the initialization, and did changing it fix it? That is the newest answer; the evidence is one click away.")
+    a, b = comparison_choices.suggested_pair(infos)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.page_link("screens/compare.py", label="See the evidence", icon=":material/compare:", query_params={"a": a, "b": b})
+        seed_sweep.button(result, key="home_luck")
+
+
+def _first_time() -> None:
+    with st.container(border=True):
+        st.subheader("No runs yet", anchor=False)
+        st.markdown(
+            "The story: the same VGG16 on the same handwritten digits in the same order, once with PyTorch's default weights and once "
+            "with Kaiming's."
+        )
+        empty_state.story_button()
+
+
+def _filtered(infos: list[RunInfo]) -> list[RunInfo]:
+    """The runs that fit the search box and the sweep filter."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        words = st.text_input("Search", key="search", placeholder="Search name, tag, initialization, outcome", label_visibility="collapsed")
+        sweeps = sorted({str(i.config.get("sweep")) for i in infos if i.config.get("sweep")}, reverse=True)
+        sweep = st.selectbox("Sweep", ["All runs", *sweeps], key="sweep_filter", label_visibility="collapsed") if sweeps else "All runs"
+    if sweep != "All runs":
+        infos = [info for info in infos if info.config.get("sweep") == sweep]
+    for word in (words or "").lower().split():
+        infos = [i for i in infos if word in " ".join([i.name, i.run, i.init, *i.tags, i.status, str(i.outcome)]).lower()]
+    pages = -(-len(infos) // PAGE_ROWS)
+    if pages <= 1:
+        return infos
+    number = st.pagination(pages, key="home_page")
+    return infos[(number - 1) * PAGE_ROWS : number * PAGE_ROWS]
+
+
+def _table(infos: list[RunInfo]) -> list[str]:
+    """All runs as a table; returns the ids of the chosen rows. Rows are remembered by id: a new run moves no choice."""
+    ids = [info.run for info in infos]
+    remembered = [run for run in st.session_state.get("home_chosen", []) if run in ids]
+    now = time.time()
+    frame = pd.DataFrame(
+        {
+            "Name": [info.name for info in infos],
+            "Initialization": [init_title(info.init) for info in infos],
+            "Outcome": [theme.outcome_mark(info.outcome, info.status).text for info in infos],
+            "Loss": [formatting.fixed(info.scores[0]) for info in infos],
+            "Accuracy": [formatting.percent(info.scores[1]) for info in infos],
+            "Loss over time": [_sparkline(info) for info in infos],
+            **({"Tags": [list(info.tags) for info in infos]} if any(info.tags for info in infos) else {}),
+            "Age": [formatting.ago(info.created, now) for info in infos],
+        }
+    )
+    event = st.dataframe(
+        frame,
+        key="runs_" + str(hash(tuple(ids))),
+        on_select="rerun",
+        selection_mode="multi-row",
+        selection_default={"selection": {"rows": [ids.index(run) for run in remembered]}},
+        hide_index=True,
+        column_config={
+            "Name": st.column_config.TextColumn(width=205, pinned=True),
+            "Loss": st.column_config.TextColumn(width=60, help=SCORES),
+            "Accuracy": st.column_config.TextColumn(width=70, help=SCORES),
+            "Loss over time": st.column_config.LineChartColumn(help="Training loss from the first step to the last", y_min=0, width=110),
+            "Tags": st.column_config.ListColumn(width=120),
+        },
+        alt="All runs, newest first: name, initialization, outcome, loss, accuracy and age",
+    )
+    chosen = [ids[row] for row in event.selection.rows if row < len(ids)]
+    st.session_state["home_chosen"] = chosen
+    return chosen
+
+
+def _sparkline(info: RunInfo) -> list[float]:
+    """The losses that are numbers: over one NaN the table would draw none, and show an error."""
+    curve = info.state.get("curve")
+    return [value for value in curve if isinstance(value, (int, float)) and math.isfinite(value)] if isinstance(curve, list) else []
+
+
+def _actions(chosen: list[RunInfo]) -> None:
+    """What can be done with the chosen runs."""
+    if not chosen:
+        st.caption("Choose one run to open it, two to compare them.")
+        return
+    ids = [info.run for info in chosen]
+    with st.container(horizontal=True):
+        if st.button("Watch", icon=":material/show_chart:", key="watch"):
+            st.switch_page("screens/live.py", query_params={"run": ids})
+        if len(chosen) == 1 and st.button("Gradients", icon=":material/grid_on:", key="gradients"):
+            st.switch_page("screens/gradients.py", query_params={"run": ids[0]})
+        if len(chosen) == 1 and st.button("Diagnose", icon=":material/stethoscope:", key="diagnose"):
+            st.switch_page("screens/diagnosis.py", query_params={"run": ids[0]})
+        if len(chosen) == 2 and st.button("Compare", icon=":material/compare:", type="primary", key="compare"):
+            older, newer = sorted(chosen, key=lambda info: (info.outcome == "converged", info.created))
+            st.switch_page("screens/compare.py", query_params={"a": older.run, "b": newer.run})
+        if not access.may_change():
+            return
+        if len(chosen) == 1 and st.button("Rename or tag", icon=":material/edit:", key="edit"):
+            run_actions.edit_dialog(chosen[0])
+        if all(info.status in (Status.STOPPED, Status.FAILED, Status.CRASHED) for info in chosen):
+            st.button("Resume", icon=":material/resume:", key="resume", on_click=run_actions.resume, args=(ids,))
+        if st.button("Delete", icon=":material/delete:", key="delete"):
+            run_actions.delete_dialog(chosen)
+
+
+def _unreadable(infos: list[RunInfo]) -> None:
+    for info in infos:
+        if info.status == "unreadable":
+            st.warning(f"{formatting.markdown(info.run)}: {formatting.markdown(info.error or '')}", icon=":material/warning:")
+
+
+
+page()

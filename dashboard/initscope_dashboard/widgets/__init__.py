@@ -1,0 +1,1 @@
+"""Forms, cards and the chart component that screens are made of."""

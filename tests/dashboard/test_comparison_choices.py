@@ -1,0 +1,45 @@
+"""What Compare offers: titles that name one thing each and stay the same while runs go on."""
+
+from pathlib import Path
+
+from initscope.comparison.sweep import plan
+from initscope.config.run_config import quick
+from initscope.schema import Outcome, Status
+from initscope.store import Runs
+from initscope_dashboard.content import comparison_choices
+
+
+def test_titles_are_unique_and_do_not_change_when_a_run_ends(tmp_path: Path) -> None:
+    """Runs of a sweep begin in the same second with the same initialization and seed; the browser sends their titles back."""
+    runs = Runs(tmp_path)
+    base = quick()
+    axis_values = [base.replace(learning_rate=rate) for rate in (1e-4, 1e-3, 1e-2)]
+    for sweep in ("a" * 60 + "1", "a" * 60 + "2"):
+        made = [runs.create(config) for one in axis_values for config in plan(one, ["default", "kaiming_normal"], 2, sweep)]
+    before = comparison_choices.choices(runs.list())
+    assert len(set(before.values())) == len(before) == 24 + 4
+    runs.create(made[0].config().replace(init_seed=9), Status.FINISHED, outcome=str(Outcome.CONVERGED))
+    after = comparison_choices.choices(runs.list())
+    assert {key: after[key] for key in before} == before
+
+
+def test_the_pair_that_is_suggested_is_evidence_where_there_is_some(tmp_path: Path) -> None:
+    """Two runs of a sweep over seeds stand for all of its seeds, also when something else was launched since; cells of a varied sweep do not."""
+    runs = Runs(tmp_path)
+    ended = {"default": Outcome.NOT_CONVERGED, "kaiming_normal": Outcome.CONVERGED}
+
+    def sweep(name: str, rates: tuple[float, ...]) -> list[str]:
+        configs = [config for rate in rates for config in plan(quick().replace(learning_rate=rate), list(ended), 2, name)]
+        return [runs.create(config, Status.FINISHED, outcome=str(ended[config.init])).id for config in configs]
+
+    made = sweep("varied", (1e-4, 1e-3))
+    assert comparison_choices.suggested_pair(runs.list()) == ("init=default,sweep=varied", "init=kaiming_normal,sweep=varied"), "the newest sweep"
+    runs.create(quick().replace(epochs=9))
+    a, b = comparison_choices.suggested_pair(runs.list())
+    assert {a, b} <= set(made) and [runs.info(run).init for run in (a, b)] == list(ended)
+    sweep("seeds", (1e-3,))
+    for seed in range(2):  # neither the worst nor the best, and the newest to fail
+        outcome = (Outcome.CONVERGED, Outcome.NOT_CONVERGED)[seed]
+        runs.create(quick().replace(init="xavier_normal", init_seed=seed, sweep="seeds"), Status.FINISHED, outcome=str(outcome))
+    runs.create(quick().replace(epochs=9))
+    assert comparison_choices.suggested_pair(runs.list()) == ("init=default,sweep=seeds", "init=kaiming_normal,sweep=seeds")
