@@ -51,7 +51,7 @@ def supervised(folder: Path, size: int) -> tuple[float, float]:
     runs.root.mkdir(parents=True)
     configs = [RunConfig(init_seed=seed, threads=1, device="cpu") for seed in range(size)]
     made = [runs.create(config, Status.QUEUED) for config in configs]
-    queue.mark(runs, made)
+    queue.enqueue(runs, made)
     supervisor = Supervisor(runs, Told(size // CORES), own_process())
     supervisor.carried = {f"in-flight-{config.init_seed}": config.to_dict() for config in configs[: size // CORES * CORES]}
     full = min(timed(lambda: (supervisor._look_after(), supervisor._start_what_fits(), supervisor._tell())) for _ in range(3))

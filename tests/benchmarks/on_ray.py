@@ -24,7 +24,7 @@ from initscope.config.run_config import RunConfig
 from initscope.scheduling import launcher
 from initscope.store import Runs
 from tests.conftest import supervisors
-from tests.engines.nodes import Nodes
+from tests.scheduling.nodes import Nodes
 
 TENTHS = 10
 

@@ -111,7 +111,7 @@ def remote(like, count: int) -> tuple[float, float, int, int]:
 def shipping(rounds: int = 64) -> tuple[Counter[str], float]:
     """Requests and seconds of our own of a live run's shipper, a round of about a second: new rows in two tables, a status, stops."""
     from initscope.store import RunWriter, own_process
-    from tests.core.test_store import write_step
+    from tests.store.test_store import write_step
 
     runs = Runs("counted://live")
     store = store_of(runs.root)
@@ -119,7 +119,7 @@ def shipping(rounds: int = 64) -> tuple[Counter[str], float]:
     store.ensure_shipper = lambda: None  # type: ignore[method-assign]  (this process is the shipper here)
     run = runs.create({"init": "default"}, "running", **own_process())  # type: ignore[arg-type]
     writer, shipper = RunWriter(run), upload.Shipper(store)
-    shipper.cargo = {run.id: upload.Cargo(store, run.id)}
+    shipper.cargo = {run.id: upload.RunUpload(store, run.id)}
     spent = 0.0
     for step in range(rounds + 1):
         write_step(writer, step)

@@ -12,7 +12,7 @@ from initscope.config.run_config import RunConfig
 from initscope.errors import ConfigError, RunFolderError
 from initscope.schema import LAYER_METRICS, Outcome, Status, Verdict
 from initscope.store import Run, Runs, RunWriter
-from tests.core.test_store import DEPTHS, KINDS, NAMES
+from tests.store.test_store import DEPTHS, KINDS, NAMES
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from streamlit.testing.v1 import AppTest
 
 from initscope.store.query import RECIPES
 from tests.conftest import ROOT
-from tests.core.test_query import recorded
+from tests.store.test_query import recorded
 
 
 @pytest.mark.parametrize("read_only", ["", "1"])

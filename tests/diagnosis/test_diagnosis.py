@@ -19,7 +19,7 @@ from initscope.diagnosis.curve import read_curve
 from initscope.diagnosis.diagnose import Diagnosis, diagnose_frames
 from initscope.diagnosis.findings import RULES
 from initscope.diagnosis.rules_outputs import softmax_floor
-from initscope.diagnosis.run_signals import read_vitals
+from initscope.diagnosis.run_signals import read_signals
 from initscope.diagnosis.thresholds import AUTOTRAINER, DEFAULT, LIMITS, PRESETS, SAGEMAKER, Thresholds
 from initscope.schema import LAYER_METRICS, Cause, Outcome
 
@@ -283,9 +283,9 @@ class TestAnswer:
     def test_every_cause_has_a_remedy(self) -> None:
         from initscope.diagnosis.remedies import remedy
 
-        vitals = read_vitals(curve_of(noisy(2.3, 2.3)), epochs_of(), layers(100), {"facts": FACTS}, {})
+        signals = read_signals(curve_of(noisy(2.3, 2.3)), epochs_of(), layers(100), {"facts": FACTS}, {})
         for cause in Cause:
-            assert remedy(cause, vitals, {}).text
+            assert remedy(cause, signals, {}).text
 
     def test_no_rule_is_forgotten(self) -> None:
         names = [rule.__name__ for rule in RULES]
@@ -300,10 +300,10 @@ class TestGuessing:
     """The price of guessing, by itself."""
 
     def price(self, losses: Any, state: dict | None = None, **facts: Any) -> Any:
-        vitals = read_vitals(
+        signals = read_signals(
             curve_of(losses), epochs_of(), layers(len(losses)), {"facts": {**FACTS, **facts}, **(state or {})}, {}
         )
-        return guessing(vitals, float(losses[0]))
+        return guessing(signals, float(losses[0]))
 
     def test_balanced_classes(self) -> None:
         assert self.price(noisy(2.4, 2.3)).loss == pytest.approx(math.log(10))
@@ -332,7 +332,7 @@ class TestGuessing:
 
     def test_progress_needs_more_than_the_doubt(self) -> None:
         loss = {"chain": ["MseLoss"], "constant_answer": 4.0, "constant_answer_error": 1.2}
-        vitals = read_vitals(
+        signals = read_signals(
             curve_of(noisy(3.5, 3.5)), epochs_of(), layers(100), {"facts": {**FACTS, "loss": loss, "outputs": 1}}, {}
         )
-        assert not read_curve(vitals, DEFAULT).learning
+        assert not read_curve(signals, DEFAULT).learning

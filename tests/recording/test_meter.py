@@ -21,18 +21,18 @@ from torch.utils._pytree import tree_leaves
 from initscope.networks import inits, vgg
 from initscope.recording import calls as calls_module
 from initscope.recording import reductions
-from initscope.recording.calls import Call
+from initscope.recording.calls import LayerCall
 from initscope.recording.meter import LayerMeter
-from initscope.recording.reading import Reading, Transfer, WeightNumbers, layer_values
+from initscope.recording.reading import HostCopy, StepMeasurements, WeightNumbers, layer_values
 from initscope.recording.reductions import (
     change_norms,
     copy_norms,
-    finished,
+    dead_units,
+    finalize,
     forward_statistics,
     gpu,
     norm,
     norms,
-    off_units,
 )
 from initscope.recording.tensors import by_sample
 from initscope.schema import LAYER_METRICS, MISSING
@@ -44,15 +44,15 @@ torch.set_num_threads(1)
 def side(request, monkeypatch):
     """Everything twice: as on a CPU, and the way a GPU's tensors go, by their own reductions and through one transfer a step."""
     if request.param == "device":
-        monkeypatch.setattr(reductions, "on_host", lambda x: False)
-        monkeypatch.setattr(calls_module, "on_host", lambda x: False)
+        monkeypatch.setattr(reductions, "on_cpu", lambda x: False)
+        monkeypatch.setattr(calls_module, "on_cpu", lambda x: False)
     return request.param
 
 
 def columns_of(output: Tensor, off: bool = False) -> dict:
     found = forward_statistics(output, off)
     asked = {"off": found.pop("off")} if off else {}
-    return finished({name: value.item() if isinstance(value, Tensor) else value for name, value in found.items()}) | asked
+    return finalize({name: value.item() if isinstance(value, Tensor) else value for name, value in found.items()}) | asked
 
 
 def small_vgg(**options) -> nn.Sequential:
@@ -85,7 +85,7 @@ def measure(
 
 def read(meter: LayerMeter) -> dict[str, dict]:
     reading = meter.collect()
-    numbers = Transfer(reading.waiting).numbers()
+    numbers = HostCopy(reading.waiting).numbers()
     rows = zip([meter.names[i] for i in reading.order], reading.table(numbers).T.tolist(), strict=True)
     found = {name: dict(zip(LAYER_METRICS, values, strict=False)) for name, values in rows}
     missing = torch.tensor(MISSING).item()
@@ -277,7 +277,7 @@ def test_forward_statistics_in_pieces(kind, shape, level, monkeypatch):
         assert found["activation_std"] == pytest.approx(std, rel=1e-3)
         assert found["signal_std"] == pytest.approx(exact.var(0, correction=0).mean().sqrt().item(), rel=1e-3)
         assert not asked or torch.equal(found["off"], (exact <= 0).all(0))
-    assert torch.equal(off_units(x.relu()), (exact <= 0).all(0))
+    assert torch.equal(dead_units(x.relu()), (exact <= 0).all(0))
     assert float(norm(x)) == pytest.approx(exact.norm().item(), rel=1e-5)
 
 
@@ -285,7 +285,7 @@ def test_forward_statistics_in_pieces(kind, shape, level, monkeypatch):
 def test_nothing_has_no_norm_and_no_unit_that_is_on(kind):
     """An expert that no sample was sent to, in the middle of somebody's loop."""
     assert norm(torch.empty(0, 3, dtype=kind)) == 0
-    assert off_units(torch.empty(0, 3, dtype=kind)).tolist() == [True] * 3
+    assert dead_units(torch.empty(0, 3, dtype=kind)).tolist() == [True] * 3
 
 
 @pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-20, 1e-13, 1e-6, 1, 1e10, 1e18, 1e30, 1e38])
@@ -436,9 +436,9 @@ def test_nothing_on_a_gpu_is_waited_for():
         before = [torch.empty_like(weight)]
         found = forward_statistics(output, off=True)
         (length,), (moved,), (norms_of,) = copy_norms(before, [weight]), change_norms(before, [weight]), norms([weight])
-        call = Call(output.numel(), found, (0, 0), below=found.pop("off"), gradients=[norm(gradient)], off=off_units(output.relu()))
+        call = LayerCall(output.numel(), found, (0, 0), below=found.pop("off"), gradients=[norm(gradient)], off=dead_units(output.relu()))
         weights = WeightNumbers([0], weight.numel(), {"weight": length, "moved": moved, "gradient": norms_of})
-        waiting = Reading([[call]], [weights], [0]).waiting
+        waiting = StepMeasurements([[call]], [weights], [0]).waiting
         assert torch.stack(waiting).device.type == "cuda" and len(waiting) == 9
 
 
@@ -503,7 +503,7 @@ def test_non_finite_values_are_counted():
         loss_of(model, x, y).backward()
         optimizer.step()
         reading = meter.collect()
-        rows = layer_values(reading.table(Transfer(reading.waiting).numbers()))
+        rows = layer_values(reading.table(HostCopy(reading.waiting).numbers()))
     counts = dict(zip(meter.names, rows[-1].tolist(), strict=True))
     assert counts == {"1": 2, "3": 4, "5": 3}  # 1: its gradients; 5: all but its weight
     assert (rows[LAYER_METRICS.index("dead_fraction")] == np.float32(MISSING)).sum() == 2
@@ -522,7 +522,7 @@ def test_only_armed_training_passes_are_measured():
             model.get_submodule("conv1_1")(100 * x)
         optimizer.step()
         assert_same(read(meter), reference)
-        meter.armed = False
+        meter.enabled = False
         loss_of(model, x, y).backward()
         optimizer.step()
         assert all(set(row) == {"weight_norm"} for row in read(meter).values())
@@ -569,7 +569,7 @@ def test_shared_and_parametrized_weights():
 
 
 def test_spectral_norm_is_not_turned_by_looking():
-    """Reading such a layer's weight in training mode moves its buffers."""
+    """StepMeasurements such a layer's weight in training mode moves its buffers."""
     model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(12, 12)), nn.ReLU(), nn.Linear(12, 3))
     twin, (x, y) = copy.deepcopy(model), (torch.randn(6, 12), torch.tensor([0, 1, 2] * 2))
     measure(model, x, y)

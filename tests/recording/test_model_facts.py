@@ -15,7 +15,7 @@ from torch import nn
 from initscope.diagnosis.diagnose import diagnose
 from initscope.recording.model_facts import (
     agreed,
-    constant_answer,
+    best_constant_loss,
     cross_entropy_scale,
     loss_facts,
     scales,
@@ -40,14 +40,14 @@ def gradient_of(loss_fn: Any, output: torch.Tensor, target: torch.Tensor) -> tup
 def test_constant_answer_of_a_regression_is_the_targets_variance() -> None:
     output, target = torch.randn(64, 3), 2 * torch.randn(64, 3) + 7
     chain, loss, gradient = gradient_of(F.mse_loss, output, target)
-    value, error = constant_answer(chain, loss, output, gradient)
+    value, error = best_constant_loss(chain, loss, output, gradient)
     assert value == pytest.approx(target.var(0).mean().item(), rel=1e-4)
     assert 0 < error < value
 
 
 def test_constant_answer_of_classes_is_their_entropy() -> None:
     output, target = torch.randn(1000, 3), (torch.rand(1000) < 0.1).long()
-    value, _ = constant_answer(*(lambda c, loss, g: (c, loss, output, g))(*gradient_of(F.cross_entropy, output, target)))
+    value, _ = best_constant_loss(*(lambda c, loss, g: (c, loss, output, g))(*gradient_of(F.cross_entropy, output, target)))
     rate = target.double().mean().item()
     assert value == pytest.approx(-rate * math.log(rate) - (1 - rate) * math.log(1 - rate), abs=2e-3)
 
@@ -70,7 +70,7 @@ def test_constant_answer_of_yes_and_no() -> None:
     output, target = torch.randn(500, 1), (torch.rand(500, 1) < 0.2).float()
     chain, loss, gradient = gradient_of(F.binary_cross_entropy_with_logits, output, target)
     rate = target.double().mean().item()
-    assert constant_answer(chain, loss, output, gradient)[0] == pytest.approx(
+    assert best_constant_loss(chain, loss, output, gradient)[0] == pytest.approx(
         -rate * math.log(rate) - (1 - rate) * math.log(1 - rate), abs=2e-3
     )
 
@@ -78,7 +78,7 @@ def test_constant_answer_of_yes_and_no() -> None:
 def test_constant_answer_is_not_claimed_for_a_scaled_regression() -> None:
     output, target = torch.randn(64, 3), torch.randn(64, 3)
     chain, loss, gradient = gradient_of(lambda o, t: 5 * F.mse_loss(o, t), output, target)
-    assert constant_answer(chain, loss, output, gradient) is None
+    assert best_constant_loss(chain, loss, output, gradient) is None
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_the_queue_keeps_its_order_when_the_clock_is_set_back(runs, tiny, monkey
     made = [runs.create(tiny(init_seed=seed)) for seed in range(3)]
     for run, now in zip(made, (5 * 10**18, 10**18, 2 * 10**18), strict=True):
         monkeypatch.setattr(time, "time_ns", lambda now=now: now)
-        queue.mark(runs, [run])
+        queue.enqueue(runs, [run])
     assert launcher.queued(runs) == [run.id for run in made]
 
 

@@ -200,7 +200,7 @@ def test_links_and_pipes_in_place_of_our_files(runs, tmp_path, monkeypatch):
             for act in (lambda: launcher.submit(runs, [RunConfig()]), lambda: launcher.stop(runs, live), lambda: launcher.prepare(runs)):
                 with pytest.raises(RunFolderError, match=rf"\{name} in .* is a (link|pipe); nothing is written through it"):
                     act()
-            launcher.keep_going(runs)
+            launcher.ensure_served(runs)
             (runs.root / name).unlink()
     assert census(outside) == before
 

@@ -161,7 +161,7 @@ def test_what_cannot_run_does_not_hold_up_the_others(runs, tiny, two_slots, unti
     configs = [tiny(data=f"image_folder:{tmp_path / 'none'}"), tiny(), tiny(), tiny(), tiny()]
     made = [runs.create(config) for config in configs]
     for run in made:
-        queue.mark(runs, [run])
+        queue.enqueue(runs, [run])
     no_data, torn, deleted, renamed, good = made
     (torn.path / "config.json").write_text('{"config": {"init": "no such"}}')
     deleted.path.rename(tmp_path / "deleted")

@@ -21,9 +21,9 @@ from initscope_dashboard.widgets.sidebar import engine_line
 
 def test_first_goes_before_those_that_wait(runs, tiny):
     made = [runs.create(tiny(init_seed=seed)) for seed in range(5)]
-    queue.mark(runs, made[:2])
-    queue.mark(runs, made[2:4], first=True)
-    queue.mark(runs, made[4:])
+    queue.enqueue(runs, made[:2])
+    queue.enqueue(runs, made[2:4], first=True)
+    queue.enqueue(runs, made[4:])
     assert launcher.queued(runs) == [made[i].id for i in (2, 3, 0, 1, 4)]
 
 
@@ -55,7 +55,7 @@ def test_state_and_its_line(runs, monkeypatch):
     assert launcher.state(runs) == State("local", 4, 4, 0, 0)
     assert engine_line(launcher.state(runs)) == "This machine: 4 of 4 slots free"
     (runs.root / queue.QUEUE).mkdir(parents=True)
-    queue.tell(runs, {"engine": "local", "slots": 4, "free": 4, "running": 0, "trouble": "", **own_process()})
+    queue.write_state(runs, {"engine": "local", "slots": 4, "free": 4, "running": 0, "trouble": "", **own_process()})
     monkeypatch.setenv("INITSCOPE_ENGINE", "ray")
     assert launcher.state(runs) == State("ray", None, None, 0, 0), "what waits for a launch does not say where it will train"
     monkeypatch.setenv("INITSCOPE_ENGINE", "rey")
@@ -64,9 +64,9 @@ def test_state_and_its_line(runs, monkeypatch):
     queue.choose(runs, "ray", "")
     assert launcher.state(runs) == State("ray", None, None, 0, 0)
     words = {"engine": "ray", "slots": 8, "free": 1, "running": 7, "trouble": ""}
-    queue.tell(runs, {**words, **own_process()})
+    queue.write_state(runs, {**words, **own_process()})
     assert launcher.state(runs) == State("ray", 8, 1, 0, 7)
-    queue.tell(runs, {**words, **own_process(), "pid": 2**22 + 1})
+    queue.write_state(runs, {**words, **own_process(), "pid": 2**22 + 1})
     assert launcher.state(runs).slots is None, "the word of a supervisor that is gone"
     assert engine_line(State("ray", 8, 1, 1200, 7)) == "Ray cluster: 1 of 8 slots free, 1,200 waiting"
     assert ":red[no \\[cluster\\]]" in engine_line(State("ray", None, None, 1, 0, "no [cluster]"))
@@ -83,15 +83,15 @@ def test_what_a_run_asks_a_cluster_for(tiny, monkeypatch):
     one, two, whole = (tiny(device="cpu", **changes).to_dict() for changes in ({}, {"processes": 2}, {"threads": 0}))
     assert [cluster.threads_of(config) for config in (one, two, whole)] == [1, 2, 4] and cluster.slots() == 6
     needed = cluster._needed(one)
-    assert needed == {"CPU": 1, "GPU": 0, "memory": estimate(tiny()).total} and not cluster.obstacle(one)
+    assert needed == {"CPU": 1, "GPU": 0, "memory": estimate(tiny()).total} and not cluster.unmet_requirement(one)
     assert cluster.fits(one, [one] * 5) and not cluster.fits(one, [one] * 6) and not cluster.fits(two, [whole, one])
     gpu = tiny(device="auto").to_dict()
     assert cluster._needed(gpu)["GPU"] == 1 and cluster.fits(gpu, []) and not cluster.fits(gpu, [gpu])
-    assert "2 GPU" in cluster.obstacle(tiny(device="cuda", processes=2).to_dict())
+    assert "2 GPU" in cluster.unmet_requirement(tiny(device="cuda", processes=2).to_dict())
     monkeypatch.setenv("INITSCOPE_GPU_SHARE", "0.5")
     assert cluster.fits(gpu, [gpu]) and not cluster.fits(gpu, [gpu, gpu])
     huge = tiny(model="vgg16", width=4.0, batch_size=64, device="cpu").to_dict()
-    assert "of memory" in cluster.obstacle(huge)
+    assert "of memory" in cluster.unmet_requirement(huge)
     monkeypatch.setenv("INITSCOPE_GPU_SHARE", "half")
     with pytest.raises(EngineTrouble, match="INITSCOPE_GPU_SHARE must be a number above 0, at most 1, not 'half'"):
         cluster.fits(gpu, [])
@@ -120,7 +120,7 @@ def test_a_run_lost_three_more_times_in_vain_is_given_up(runs, tiny, nowhere):
     assert [lose(step) for step in (0, 0, 0, 5, 5, 5)] == ["queued"] * 6 and launcher.queued(runs) == [run.id]
     assert lose(5) == "crashed" and run.state()["restarts"] == 6 and not supervisor.lost
     assert run.state()["error"] == "the training process was lost, 4 times in a row without getting any further"
-    queue.mark(runs, [run])
+    queue.enqueue(runs, [run])
     supervisor._start_what_fits()
     assert launcher.queued(runs) == [] and not (supervisor.carried or supervisor.adopted or supervisor.lost)
 
@@ -128,7 +128,7 @@ def test_a_run_lost_three_more_times_in_vain_is_given_up(runs, tiny, nowhere):
 def test_a_run_that_was_begun_by_another_is_looked_after(runs, tiny, nowhere):
     """A task may outlive its driver for a moment, and begin a run that the next supervisor has in its queue."""
     run, supervisor = runs.create(tiny()), Supervisor(runs, nowhere)
-    queue.mark(runs, [run])
+    queue.enqueue(runs, [run])
     set_status(run, status="running", engine="ray", **own_process())
     supervisor._start_what_fits()
     assert launcher.queued(runs) == [] and list(supervisor.adopted) == [run.id]

@@ -22,7 +22,7 @@ from initscope.schema import CHECKPOINT, LIVE
 from initscope.store import Run, Runs
 from initscope.store.query import query
 from tests.conftest import supervisors
-from tests.engines.nodes import Nodes, listening
+from tests.scheduling.nodes import Nodes, listening
 
 pytest_plugins = ("tests.s3",)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -113,7 +113,7 @@ def test_an_address_in_an_object_store_and_a_cluster_of_its_own(machine, s3, tin
             process.kill()
 
         def lost_and_on_again() -> bool:
-            launcher.keep_going(here)
+            launcher.ensure_served(here)
             return run.state().get("restarts") == 1 and status(run) == "running" and (there.info(run.id).state.get("step") or 0) > run.state()["lost_at"]
 
         until(lost_and_on_again, seconds=WAIT, what="it goes on from its checkpoint")
@@ -151,7 +151,7 @@ def test_a_sweep_loses_a_node_its_driver_and_the_head(on_ray, runs, tiny, tmp_pa
         process.kill()
 
     def on_the_head_again() -> list[Run]:
-        launcher.keep_going(runs)  # as the dashboard does: the killed one's lock may be held a moment longer than it can be seen
+        launcher.ensure_served(runs)  # as the dashboard does: the killed one's lock may be held a moment longer than it can be seen
         return on(on_ray, "head", made)
 
     until(on_the_head_again, seconds=WAIT, what="a run on the head again")
@@ -159,7 +159,7 @@ def test_a_sweep_loses_a_node_its_driver_and_the_head(on_ray, runs, tiny, tmp_pa
     on_ray.start("head")
     on_ray.start("c")
     for _ in sweep.watch(runs, [run.id for run in made]):  # ends with the test's timeout at the latest
-        launcher.keep_going(runs)
+        launcher.ensure_served(runs)
 
     assert [status(run) for run in made] == ["finished"] * 4, [run.state()["error"] for run in made]
     told = [(starts(run), run.state().get("restarts") or 0) for run in made]

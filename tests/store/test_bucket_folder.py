@@ -22,7 +22,7 @@ from initscope.store.bucket import download, folder, upload
 from initscope.store.locks import claimed
 from initscope.store.parts import MERGE_AT
 from tests.conftest import ROOT
-from tests.core.test_store import assert_whole, write_step
+from tests.store.test_store import assert_whole, write_step
 
 pytest_plugins = ("tests.s3",)
 
@@ -219,7 +219,7 @@ def test_one_machine_works_on_a_run_and_both_edits_are_kept(machine, bucket):
     loser = a if b._store.owns("lost") else b
     (loser._store.root / download.OURS / "lost").touch()
     before = keys(bucket)
-    upload.Cargo(loser._store, "lost").ship()
+    upload.RunUpload(loser._store, "lost").ship()
     assert not loser._store.owns("lost") and (loser.root / "lost" / "stop").exists() and keys(bucket) == before
 
 

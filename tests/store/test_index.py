@@ -176,6 +176,6 @@ def test_what_is_no_index_is_left_alone(runs, settled, tmp_path, monkeypatch):
 def test_another_version_reads_the_folders_itself(runs, settled, monkeypatch):
     settled()
     assert read(Runs(runs.root)) == set()
-    monkeypatch.setattr(index, "_maker", lambda: "another version's code")
+    monkeypatch.setattr(index, "_code_digest", lambda: "another version's code")
     assert len(read(Runs(runs.root))) == 40
     assert read(Runs(runs.root)) == set()  # it is that version's now

@@ -14,7 +14,7 @@ from initscope.errors import QueryError, RunFolderError
 from initscope.schema import Status
 from initscope.store import Runs, RunWriter, own_process
 from initscope.store.query import RECIPES, query
-from tests.core.test_store import write_step
+from tests.store.test_store import write_step
 
 
 def recorded(runs: Runs, run_id: str, steps: int, compact: bool = True, **config: object):

@@ -152,9 +152,9 @@ def test_the_number_of_parts_grows_as_a_logarithm(run, monkeypatch):
 
 WRITER = """
 import sys
-sys.path.insert(0, "tests/core")
+sys.path.insert(0, ".")
 from initscope.store import Run, RunWriter, writer as writing
-from test_store import write_step
+from tests.store.test_store import write_step
 writing.MERGE_AT = 8
 run = Run(sys.argv[1])
 writer, step = RunWriter(run), 0

@@ -72,7 +72,7 @@ def _watch(runs: Runs, wanted: Sequence[str]) -> None:
             if bar.n == 0:
                 bar.initial = share
             bar.update(share - bar.n)
-            launcher.keep_going(runs)
+            launcher.ensure_served(runs)
             if trouble != (trouble := launcher.state(runs).trouble) and trouble:
                 bar.write(f"{trouble}; what is queued waits", file=sys.stderr)
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from initscope.diagnosis.curve import Curve
-from initscope.diagnosis.evidence import MOVED, Picture
+from initscope.diagnosis.evidence import MOVED, Evidence
 from initscope.diagnosis.finding import Finding
 from initscope.diagnosis.rules_run import last_scores
-from initscope.diagnosis.run_signals import Vitals
+from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
 from initscope.outcome import MIN_STEPS
 from initscope.schema import Cause
@@ -58,106 +58,106 @@ class Case:
         return sum(weight for weight, there in self.evidence if there) / total if total else 0.0
 
 
-def not_updating(p: Picture) -> Case:
+def not_updating(e: Evidence) -> Case:
     """Most of the weights never move, though gradients should move them."""
-    possible = p.has("weights_frozen") and p.curve.progress < NEARLY_PERFECT
-    return Case(possible, [(3, possible), (1, p.value("weights_frozen") > 0.9), (1, not p.curve.learned)])
+    possible = e.has("weights_frozen") and e.curve.progress < NEARLY_PERFECT
+    return Case(possible, [(3, possible), (1, e.value("weights_frozen") > 0.9), (1, not e.curve.learned)])
 
 
-def symmetric_init(p: Picture) -> Case:
+def symmetric_init(e: Evidence) -> Case:
     """Units of a hidden layer begin alike, so they stay alike, and the loss does not come far."""
-    same = set(p.findings["identical_units"].layers) if p.has("identical_units") else set()
-    end = p.vitals.facts.get("end")
+    same = set(e.findings["identical_units"].layers) if e.has("identical_units") else set()
+    end = e.signals.facts.get("end")
     stayed = end is None or bool(same & set(end.get("identical_units") or ()))
-    poor = not p.curve.learned or (end is not None and stayed and not p.curve.well)
-    possible = bool(same) and poor and not p.has("weights_frozen")
-    return Case(possible, [(3, possible), (1, p.failing), (1, stayed)])
+    poor = not e.curve.learned or (end is not None and stayed and not e.curve.well)
+    possible = bool(same) and poor and not e.has("weights_frozen")
+    return Case(possible, [(3, possible), (1, e.failing), (1, stayed)])
 
 
-def loss_misuse(p: Picture) -> Case:
+def loss_misuse(e: Evidence) -> Case:
     """Loss function and outputs do not fit together."""
-    harmful = p.has(*MISUSES) or (p.has("outputs_rectified") and not p.curve.learned)
-    possible = harmful and not p.structure_at_fault
-    return Case(possible, [(4, possible), (1, not p.curve.well)])
+    harmful = e.has(*MISUSES) or (e.has("outputs_rectified") and not e.curve.learned)
+    possible = harmful and not e.structure_at_fault
+    return Case(possible, [(4, possible), (1, not e.curve.well)])
 
 
-def input_scale(p: Picture) -> Case:
+def input_scale(e: Evidence) -> Case:
     """The inputs' size or offset, not the weights, makes the first layer loud, faint or constant."""
-    harm = p.value("initial_loss_off") > VERY_LOUD or p.violent or not (p.curve.learned or p.succeeded)
-    possible = p.has("input_out_of_range") and harm and not p.structure_at_fault
-    effect = p.has("initial_loss_off") or p.violent or p.curve.stuck
-    return Case(possible, [(3, possible), (1, p.failing), (1, effect), (1, not p.at_first("signal_explosion"))])
+    harm = e.value("initial_loss_off") > VERY_LOUD or e.loss_diverges or not (e.curve.learned or e.succeeded)
+    possible = e.has("input_out_of_range") and harm and not e.structure_at_fault
+    effect = e.has("initial_loss_off") or e.loss_diverges or e.curve.stuck
+    return Case(possible, [(3, possible), (1, e.failing), (1, effect), (1, not e.at_first("signal_explosion"))])
 
 
-def dead_relu(p: Picture) -> Case:
+def dead_relu(e: Evidence) -> Case:
     """Nearly all rectified units of a layer were off before any update."""
-    possible = p.at_first("dead_units") and not (p.curve.well or p.structure_at_fault or p.inputs_blamed)
-    return Case(possible, [(3, possible), (1, p.curve.stuck), (1, p.biases_negative)])
+    possible = e.at_first("dead_units") and not (e.curve.well or e.structure_at_fault or e.inputs_blamed)
+    return Case(possible, [(3, possible), (1, e.curve.stuck), (1, e.biases_negative)])
 
 
-def saturated_activation(p: Picture) -> Case:
+def saturated_activation(e: Evidence) -> Case:
     """Bounded units sat on their flat part before any update, and not because of the inputs' size."""
-    possible = p.at_first("saturated_units") and not (p.curve.well or p.structure_at_fault or p.inputs_blamed)
-    most = p.has("saturated_units") and len(p.findings["saturated_units"].layers) >= len(p.vitals.hidden) / 2
-    return Case(possible, [(3, possible), (1, most), (1, not p.curve.learned or p.has("initial_loss_off"))])
+    possible = e.at_first("saturated_units") and not (e.curve.well or e.structure_at_fault or e.inputs_blamed)
+    most = e.has("saturated_units") and len(e.findings["saturated_units"].layers) >= len(e.signals.hidden) / 2
+    return Case(possible, [(3, possible), (1, most), (1, not e.curve.learned or e.has("initial_loss_off"))])
 
 
-def init_too_large(p: Picture) -> Case:
+def init_too_large(e: Evidence) -> Case:
     """Pre-activations grow from layer to layer, or normalizations hold back what oversized weights do: the first outputs are huge."""
-    loud = p.value("initial_loss_off")
-    hidden = bool(p.vitals.facts.get("normalization")) and p.gain is not None and p.gain >= OVERSIZED and loud > 0
-    harm = not (p.curve.learned or p.succeeded) or loud > VERY_LOUD or (loud > 0 and not p.curve.well)
-    possible = (p.at_first("signal_explosion") or hidden) and harm and not p.structure_at_fault and not p.at_first("saturated_units")
-    large = p.gain is None or p.gain > 1.2
+    loud = e.value("initial_loss_off")
+    hidden = bool(e.signals.facts.get("normalization")) and e.gain is not None and e.gain >= OVERSIZED and loud > 0
+    harm = not (e.curve.learned or e.succeeded) or loud > VERY_LOUD or (loud > 0 and not e.curve.well)
+    possible = (e.at_first("signal_explosion") or hidden) and harm and not e.structure_at_fault and not e.at_first("saturated_units")
+    large = e.gain is None or e.gain > 1.2
     return Case(
         possible,
-        [(3, possible), (1, loud > 0 or p.curve.guess.kind != "classes"), (1, p.at_first("exploding_gradient")), (1, large)],
+        [(3, possible), (1, loud > 0 or e.curve.guess.kind != "classes"), (1, e.at_first("exploding_gradient")), (1, large)],
     )
 
 
-def init_too_small(p: Picture) -> Case:
+def init_too_small(e: Evidence) -> Case:
     """The signal is gone before the last hidden layer at the first step, and the loss has not left its plateau."""
-    explained = p.structure_at_fault or p.inputs_blamed or p.at_first("dead_units", "saturated_units", "signal_explosion")
-    waiting = not p.curve.learning and (p.curve.stuck or p.curve.steps < MIN_STEPS / 2)
-    possible = p.faded and (waiting or p.blind) and not (p.violent or explained or p.has(*MISUSES))
-    small = p.gain is None or p.gain < 0.85
-    return Case(possible, [(3, possible), (1, p.curve.stuck), (1, p.has("vanishing_gradient")), (1, small)])
+    explained = e.structure_at_fault or e.inputs_blamed or e.at_first("dead_units", "saturated_units", "signal_explosion")
+    waiting = not e.curve.learning and (e.curve.stuck or e.curve.steps < MIN_STEPS / 2)
+    possible = e.signal_lost_at_init and (waiting or e.input_ignored) and not (e.loss_diverges or explained or e.has(*MISUSES))
+    small = e.gain is None or e.gain < 0.85
+    return Case(possible, [(3, possible), (1, e.curve.stuck), (1, e.has("vanishing_gradient")), (1, small)])
 
 
-def lr_too_high(p: Picture) -> Case:
+def lr_too_high(e: Evidence) -> Case:
     """The start was sound; then updates broke it: the loss blew up or jumps, or units that were alive are dead."""
-    c = p.curve
-    lost = p.broke_later
-    damage = (lost and c.stuck) or p.later("signal_explosion", "exploding_gradient")
-    large = p.has("update_too_large")
-    large_and_shown = large and (p.violent or (lost and c.spiked) or (damage and p.failing))
-    broken = c.stuck and (c.spiked or p.restless or (lost and p.vitals.path >= MOVED))
-    explained = p.start_at_fault or p.has("input_out_of_range", *MISUSES) or (p.faded and not p.violent)
-    possible = (large_and_shown or broken) and not (c.well or p.succeeded or explained)
-    return Case(possible, [(2, possible), (2, large), (2, p.violent or p.restless), (1, damage), (1, not p.at_first("signal_collapse"))])
+    c = e.curve
+    lost = e.broke_later
+    damage = (lost and c.stuck) or e.later("signal_explosion", "exploding_gradient")
+    large = e.has("update_too_large")
+    large_and_shown = large and (e.loss_diverges or (lost and c.spiked) or (damage and e.failing))
+    broken = c.stuck and (c.spiked or e.updates_stay_large or (lost and e.signals.total_relative_update >= MOVED))
+    explained = e.start_at_fault or e.has("input_out_of_range", *MISUSES) or (e.signal_lost_at_init and not e.loss_diverges)
+    possible = (large_and_shown or broken) and not (c.well or e.succeeded or explained)
+    return Case(possible, [(2, possible), (2, large), (2, e.loss_diverges or e.updates_stay_large), (1, damage), (1, not e.at_first("signal_collapse"))])
 
 
-def lr_too_low(p: Picture) -> Case:
+def lr_too_low(e: Evidence) -> Case:
     """Sound signals and gradients, and weights that hardly move."""
-    slow = not (p.violent or p.succeeded) and p.curve.progress < SLOW
-    explained = p.faded or p.start_at_fault or p.has("input_out_of_range", *MISUSES)
-    possible = p.timid and slow and not explained
-    sound = not p.at_first("signal_collapse") and not p.has("vanishing_gradient")
-    return Case(possible, [(3, possible), (1, p.curve.stuck), (1, sound), (1, p.vitals.update_fastest < TINY)])
+    slow = not (e.loss_diverges or e.succeeded) and e.curve.progress < SLOW
+    explained = e.signal_lost_at_init or e.start_at_fault or e.has("input_out_of_range", *MISUSES)
+    possible = e.lr_too_small and slow and not explained
+    sound = not e.at_first("signal_collapse") and not e.has("vanishing_gradient")
+    return Case(possible, [(3, possible), (1, e.curve.stuck), (1, sound), (1, e.signals.update_fastest < TINY)])
 
 
-def labels_unrelated(p: Picture) -> Case:
+def labels_unrelated(e: Evidence) -> Case:
     """Everything works and nothing can be learned: loss at guessing, or labels memorised with validation at guessing."""
-    c = p.curve
-    guesses = p.validation_at_chance or p.never_generalized
+    c = e.curve
+    guesses = e.validation_at_chance or e.never_generalized
     memorised = c.learning and guesses
-    creeping = c.falling and c.progress > CREEPING and not (c.memorising or p.validation_at_chance)
-    unmoved = c.stuck and not (c.above_chance or creeping or p.waking) and c.steps >= 0.8 * MIN_STEPS and p.seen_inside
-    damaged = (p.broke_later or p.has("weights_shrunk")) and not memorised
-    sound = not (damaged or p.faded or p.timid or p.start_at_fault or p.has("input_out_of_range", *MISUSES))
-    calm = not (p.has("loss_oscillates") or c.spiked or p.restless)
+    creeping = c.falling and c.progress > CREEPING and not (c.memorising or e.validation_at_chance)
+    unmoved = c.stuck and not (c.above_chance or creeping or e.signal_recovering) and c.steps >= 0.8 * MIN_STEPS and e.seen_inside
+    damaged = (e.broke_later or e.has("weights_shrunk")) and not memorised
+    sound = not (damaged or e.signal_lost_at_init or e.lr_too_small or e.start_at_fault or e.has("input_out_of_range", *MISUSES))
+    calm = not (e.has("loss_oscillates") or c.spiked or e.updates_stay_large)
     possible = (memorised or (unmoved and calm)) and sound
-    gone_far = memorised or p.vitals.path >= MOVED
+    gone_far = memorised or e.signals.total_relative_update >= MOVED
     return Case(
         possible,
         [
@@ -170,29 +170,29 @@ def labels_unrelated(p: Picture) -> Case:
     )
 
 
-def overfitting(p: Picture) -> Case:
+def overfitting(e: Evidence) -> Case:
     """Training goes on improving, validation has stopped well above guessing."""
-    scores = last_scores(p.vitals)
+    scores = last_scores(e.signals)
     risen = scores is not None and scores.last_loss > 1.1 * scores.lowest_loss
     improving = scores is not None and scores.last_loss < 0.9 * scores.earlier_loss
-    clear = (p.value("train_validation_gap") >= CLEAR_GAP or risen) and not improving
-    generalizes = not (p.validation_at_chance or p.never_generalized)
-    possible = p.has("train_validation_gap") and clear and p.curve.learned and generalizes
-    return Case(possible, [(3, possible), (1, risen), (1, p.curve.well)])
+    clear = (e.value("train_validation_gap") >= CLEAR_GAP or risen) and not improving
+    generalizes = not (e.validation_at_chance or e.never_generalized)
+    possible = e.has("train_validation_gap") and clear and e.curve.learned and generalizes
+    return Case(possible, [(3, possible), (1, risen), (1, e.curve.well)])
 
 
-def healthy(p: Picture) -> Case:
+def healthy(e: Evidence) -> Case:
     """The loss falls, or too little was recorded for it to and nothing stands in its way."""
-    c = p.curve
-    hindered = p.start_at_fault or p.violent or p.at_first("signal_collapse", "update_too_large") or p.has("update_too_small")
+    c = e.curve
+    hindered = e.start_at_fault or e.loss_diverges or e.at_first("signal_collapse", "update_too_large") or e.has("update_too_small")
     early = c.steps < MIN_STEPS and not hindered
-    slowly = c.falling and not (c.above_chance or p.start_at_fault or c.memorising)
-    guesses = (p.validation_at_chance or p.never_generalized) and c.steps >= MIN_STEPS
-    possible = (c.learning or p.succeeded or early or slowly) and c.count > 0 and not (c.nonfinite or guesses)
-    return Case(possible, [(2, c.learning or p.succeeded), (1, c.learned or p.succeeded), (1, not p.validation_at_chance)])
+    slowly = c.falling and not (c.above_chance or e.start_at_fault or c.memorising)
+    guesses = (e.validation_at_chance or e.never_generalized) and c.steps >= MIN_STEPS
+    possible = (c.learning or e.succeeded or early or slowly) and c.count > 0 and not (c.nonfinite or guesses)
+    return Case(possible, [(2, c.learning or e.succeeded), (1, c.learned or e.succeeded), (1, not e.validation_at_chance)])
 
 
-CAUSES: dict[Cause, Callable[[Picture], Case]] = {
+CAUSES: dict[Cause, Callable[[Evidence], Case]] = {
     Cause.NOT_UPDATING: not_updating,
     Cause.SYMMETRIC_INIT: symmetric_init,
     Cause.LOSS_MISUSE: loss_misuse,
@@ -209,13 +209,13 @@ CAUSES: dict[Cause, Callable[[Picture], Case]] = {
 """Faults, upstream first."""
 
 
-def choose(vitals: Vitals, curve: Curve, findings: Sequence[Finding], thresholds: Thresholds) -> tuple[Cause, float]:
+def choose(signals: RunSignals, curve: Curve, findings: Sequence[Finding], thresholds: Thresholds) -> tuple[Cause, float]:
     """(cause, confidence).
 
     Confidence is the share of the named cause's expected evidence that is present, 0 to 1, times how much of a run was seen:
     sqrt(steps / 50), at least a half and at most 1; a loss that is not finite has been seen to its end. For ``unknown`` it is 0.
     """
-    picture = Picture(vitals, curve, {finding.id: finding for finding in findings}, thresholds)
+    picture = Evidence(signals, curve, {finding.id: finding for finding in findings}, thresholds)
     seen = 1.0 if curve.nonfinite else min(1.0, max(0.5, (curve.steps / MIN_STEPS) ** 0.5))
     cases = {cause: case(picture) for cause, case in CAUSES.items()}
     possible = {cause: case.share for cause, case in cases.items() if case.possible}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from initscope.diagnosis.run_signals import Vitals
+from initscope.diagnosis.run_signals import RunSignals
 
 NEAR = 0.25
 """How near (relative) a first loss must be to ln K for an unknown loss to pass as cross-entropy."""
@@ -39,7 +39,7 @@ class Guess:
     scaled: bool = False
 
 
-def guessing(v: Vitals, first: float) -> Guess:
+def guessing(v: RunSignals, first: float) -> Guess:
     """The price of guessing for this run's loss, as far as it is known; ``first`` is the first loss."""
     constant, error, batch = v.fact("loss", "constant_answer"), v.fact("loss", "constant_answer_error") or 0.0, v.batch_size or 1
     usable = constant is not None and constant > 0 and batch >= LEAST_BATCH
@@ -62,11 +62,11 @@ def guessing(v: Vitals, first: float) -> Guess:
     return _of_classes(v, first, int(classes), (constant, error / constant) if usable else None)
 
 
-def _in_chain(v: Vitals, *words: str) -> bool:
+def _in_chain(v: RunSignals, *words: str) -> bool:
     return any(name.startswith(words) for name in v.chain)
 
 
-def _of_classes(v: Vitals, first: float, classes: int, seen: tuple[float, float] | None) -> Guess:
+def _of_classes(v: RunSignals, first: float, classes: int, seen: tuple[float, float] | None) -> Guess:
     """Guessing among ``classes``: ln K, or the entropy ``seen`` (with its relative error) where that is clearly lower."""
     price, doubt = math.log(classes), 0.0
     scale = v.fact("loss", "scale")

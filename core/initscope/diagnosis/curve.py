@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from initscope.diagnosis.chance_loss import NEAR, Guess, guessing
-from initscope.diagnosis.run_signals import Vitals
+from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
 from initscope.outcome import MIN_STEPS, SKILL, judge
 from initscope.schema import Outcome
@@ -114,14 +114,14 @@ class Curve:
         return self.steps >= MIN_STEPS * 0.8 and not self.falling
 
 
-def read_curve(vitals: Vitals, thresholds: Thresholds) -> Curve:
+def read_curve(signals: RunSignals, thresholds: Thresholds) -> Curve:
     """The symptom of a run's recorded losses."""
-    loss = vitals.loss
+    loss = signals.loss
     finite = np.isfinite(loss)
     broken = np.flatnonzero(~finite)
     y = loss[: broken[0]] if len(broken) else loss
     first = float(y[0]) if len(y) else math.nan
-    guess = guessing(vitals, first)
+    guess = guessing(signals, first)
     tail = y[-max(3, len(y) // 5) :]
     late = float(np.median(tail)) if len(y) else math.nan
     start = float(np.median(y[: max(1, min(5, len(y) // 10))])) if len(y) else math.nan
@@ -133,7 +133,7 @@ def read_curve(vitals: Vitals, thresholds: Thresholds) -> Curve:
     margin = 1.2 + 2 * guess.doubt if guess.loss is not None else 1.5
     return Curve(
         count=len(loss),
-        steps=vitals.steps_taken,
+        steps=signals.steps_taken,
         first=first,
         late=late,
         highest=float(np.max(y[1:])) if len(y) > 1 else first,
@@ -142,9 +142,9 @@ def read_curve(vitals: Vitals, thresholds: Thresholds) -> Curve:
         progress=progress if math.isfinite(progress) else 0.0,
         error=1.25 * float(np.std(tail)) / math.sqrt(len(tail)) / reference if len(tail) and reference else 0.0,
         falling=significance < -4 and change < 0,
-        nonfinite_step=int(vitals.loss_steps[broken[0]]) if len(broken) else None,
+        nonfinite_step=int(signals.loss_steps[broken[0]]) if len(broken) else None,
         above_share=float((half > margin * max(first, reference, usual)).mean()) if len(half) else 0.0,
-        memorising=_gained_nothing_new(y, vitals.first_pass, reference),
+        memorising=_gained_nothing_new(y, signals.first_pass, reference),
         min_progress=thresholds.progress or 0.0,
         spike=thresholds.spike,
     )
@@ -173,7 +173,7 @@ def trend(y: np.ndarray) -> tuple[float, float]:
     return slope, slope / error if error > 0 else math.copysign(math.inf, slope) if slope else 0.0
 
 
-def outcome_of(vitals: Vitals, curve: Curve) -> Outcome:
+def outcome_of(signals: RunSignals, curve: Curve) -> Outcome:
     """The outcome: the recorded one where it is decided, else by the accuracies or losses that a loop of somebody's own left.
 
     **diverged** if a loss was not finite; **undecided** below ``MIN_STEPS`` steps. With validation accuracies (``recorder.epoch``) over a
@@ -181,26 +181,26 @@ def outcome_of(vitals: Vitals, curve: Curve) -> Outcome:
     **converged** if a third of the price of guessing (or of the first losses) is gone over the last fifth of the run, **not_converged** if
     less than the threshold ``progress`` (5 %) is gone, else undecided. A cross-entropy below zero decides nothing.
     """
-    recorded = vitals.state.get("outcome")
+    recorded = signals.state.get("outcome")
     if recorded in (Outcome.CONVERGED, Outcome.NOT_CONVERGED, Outcome.DIVERGED):
         return Outcome(recorded)
     if curve.nonfinite:
         return Outcome.DIVERGED
     if curve.steps < MIN_STEPS or (curve.late < 0 and curve.guess.classes):
         return Outcome.UNDECIDED
-    accuracy = last_validation_accuracy(vitals)
+    accuracy = last_validation_accuracy(signals)
     if accuracy is not None and curve.guess.classes:
-        chance, samples = 1 / curve.guess.classes, vitals.state.get("validation_samples") or ASSUMED_SAMPLES
+        chance, samples = 1 / curve.guess.classes, signals.state.get("validation_samples") or ASSUMED_SAMPLES
         return judge(loss_finite=True, steps=curve.steps, accuracy=accuracy, chance=chance, samples=samples)
     if curve.learned:
         return Outcome.CONVERGED
     return Outcome.UNDECIDED if curve.learning else Outcome.NOT_CONVERGED
 
 
-def last_validation_accuracy(vitals: Vitals) -> float | None:
+def last_validation_accuracy(signals: RunSignals) -> float | None:
     """The last epoch's validation accuracy; None if no epoch has one."""
-    if not len(vitals.epochs):
+    if not len(signals.epochs):
         return None
-    accuracies = vitals.epochs["val_accuracy"].to_numpy(dtype=float, na_value=np.nan)
+    accuracies = signals.epochs["val_accuracy"].to_numpy(dtype=float, na_value=np.nan)
     accuracies = accuracies[np.isfinite(accuracies)]
     return float(accuracies[-1]) if len(accuracies) else None

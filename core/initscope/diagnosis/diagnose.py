@@ -12,7 +12,7 @@ from initscope.diagnosis.finding import Finding
 from initscope.diagnosis.findings import find
 from initscope.diagnosis.layer_rows import Frame
 from initscope.diagnosis.remedies import Remedy, remedy
-from initscope.diagnosis.run_signals import read_vitals
+from initscope.diagnosis.run_signals import read_signals
 from initscope.diagnosis.thresholds import DEFAULT, Thresholds
 from initscope.errors import RunFolderError
 from initscope.schema import Cause, Outcome
@@ -67,18 +67,18 @@ def diagnose_frames(
     run: str = "",
 ) -> Diagnosis:
     """The same from frames (pyarrow tables or pandas data frames), ``status.json`` and the config mapping."""
-    vitals = read_vitals(steps, epochs, layers, state, config)
-    curve = read_curve(vitals, thresholds)
-    found = find(vitals, curve, thresholds)
-    cause, confidence = choose(vitals, curve, found, thresholds)
+    signals = read_signals(steps, epochs, layers, state, config)
+    curve = read_curve(signals, thresholds)
+    found = find(signals, curve, thresholds)
+    cause, confidence = choose(signals, curve, found, thresholds)
     fine = cause is Cause.HEALTHY
     return Diagnosis(
         run=run,
-        outcome=outcome_of(vitals, curve),
+        outcome=outcome_of(signals, curve),
         cause=cause,
         confidence=confidence,
         findings=() if fine else tuple(found),
-        remedy=remedy(cause, vitals, {finding.id: finding for finding in found}),
+        remedy=remedy(cause, signals, {finding.id: finding for finding in found}),
         set_aside=tuple(found) if fine else (),
         thresholds=thresholds.title,
     )

@@ -10,7 +10,7 @@ import numpy as np
 from initscope.diagnosis.curve import ASSUMED_SAMPLES, Curve
 from initscope.diagnosis.finding import Finding
 from initscope.diagnosis.rules_run import last_scores
-from initscope.diagnosis.run_signals import Vitals
+from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
 from initscope.outcome import chance_ceiling, converged_floor
 from initscope.schema import Outcome
@@ -30,10 +30,10 @@ LEAST_PULL = 1e-2
 
 
 @dataclass(frozen=True)
-class Picture:
+class Evidence:
     """All that a cause is judged by."""
 
-    vitals: Vitals
+    signals: RunSignals
     curve: Curve
     findings: Mapping[str, Finding]
     thresholds: Thresholds
@@ -57,14 +57,14 @@ class Picture:
     @property
     def succeeded(self) -> bool:
         """The trainer's own judgement, by validation accuracy."""
-        return self.vitals.state.get("outcome") == Outcome.CONVERGED
+        return self.signals.state.get("outcome") == Outcome.CONVERGED
 
     @property
     def failing(self) -> bool:
         return not self.succeeded and (self.curve.nonfinite or self.curve.stuck or self.has("loss_oscillates"))
 
     @property
-    def violent(self) -> bool:
+    def loss_diverges(self) -> bool:
         """The loss shows that steps were too large: not finite, far above its beginning, or jumping."""
         spiked = self.curve.spiked and not self.curve.learned
         return self.curve.nonfinite or spiked or self.curve.worsened or self.has("loss_oscillates")
@@ -76,12 +76,12 @@ class Picture:
         Labels that were shuffled over few training samples still agree with a few by chance, and a network that has learned them by heart
         is right on as many: both samples' noise counts, 1 / (1/validation + 1/training) guesses.
         """
-        scores = last_scores(self.vitals)
+        scores = last_scores(self.signals)
         if scores is None or not scores.accuracies or not self.curve.guess.classes:
             return False
-        chance = self.vitals.state.get("chance") or 1 / self.curve.guess.classes
-        validation = self.vitals.state.get("validation_samples") or ASSUMED_SAMPLES
-        return scores.validation <= chance_ceiling(chance, 1 / (1 / validation + 1 / self.vitals.train_samples))
+        chance = self.signals.state.get("chance") or 1 / self.curve.guess.classes
+        validation = self.signals.state.get("validation_samples") or ASSUMED_SAMPLES
+        return scores.validation <= chance_ceiling(chance, 1 / (1 / validation + 1 / self.signals.train_samples))
 
     @property
     def never_generalized(self) -> bool:
@@ -89,11 +89,11 @@ class Picture:
 
         An overconfident network may be right more often than its loss says: with an accuracy that has come ``SKILL`` of the way this is not said.
         """
-        scores, price = last_scores(self.vitals), self.curve.chance
+        scores, price = last_scores(self.signals), self.curve.chance
         if scores is None or price is None or self.curve.guess.scaled or not self.has("train_validation_gap"):
             return False
         right = scores.accuracies and scores.validation >= converged_floor(1 / (self.curve.guess.classes or 2))
-        error = self.vitals.fact("loss", "constant_answer_error") or 0.0
+        error = self.signals.fact("loss", "constant_answer_error") or 0.0
         return not right and scores.lowest_loss >= price - 2 * error
 
     # -- what was wrong from the start
@@ -117,8 +117,8 @@ class Picture:
         """The mean bias of a dead layer is negative and larger than what its weights add."""
         if not self.has("dead_units"):
             return False
-        scales = self.vitals.facts.get("scales") or {}
-        std = dict(zip(self.vitals.rows.names, self.vitals.rows.first("activation_std"), strict=True))
+        scales = self.signals.facts.get("scales") or {}
+        std = dict(zip(self.signals.rows.names, self.signals.rows.first("activation_std"), strict=True))
         return any(
             scales.get(name, {}).get("bias_mean", 0.0) < -std.get(name, 0.0) for name in self.findings["dead_units"].layers
         )
@@ -126,14 +126,14 @@ class Picture:
     @property
     def gain(self) -> float | None:
         """Median of the hidden layers' initial gains over the one that keeps the signal (sqrt 2 for ReLU, 1 for tanh)."""
-        gains = self.vitals.gains[self.vitals.hidden] if len(self.vitals.hidden) else np.array([])
+        gains = self.signals.gains[self.signals.hidden] if len(self.signals.hidden) else np.array([])
         gains = gains[~np.isnan(gains)]
-        return float(np.median(gains)) / (1.0 if self.vitals.bounded else 2**0.5) if len(gains) else None
+        return float(np.median(gains)) / (1.0 if self.signals.bounded else 2**0.5) if len(gains) else None
 
     # -- signals
 
     @property
-    def faded(self) -> bool:
+    def signal_lost_at_init(self) -> bool:
         """The signal was gone at the first step, and more than an optimizer that moves the weights can make good.
 
         Where the rule for the signal is switched off, as in a tool that has none, a gradient that vanished at the first step stands in.
@@ -142,10 +142,10 @@ class Picture:
             return self.at_first("vanishing_gradient")
         if not self.at_first("signal_collapse"):
             return False
-        return float(self.vitals.kept[0]) < SEVERE or not (self.vitals.path >= MOVED or self.timid)
+        return float(self.signals.signal_retained[0]) < SEVERE or not (self.signals.total_relative_update >= MOVED or self.lr_too_small)
 
     @property
-    def blind(self) -> bool:
+    def input_ignored(self) -> bool:
         """The output still depended on nothing at the end: whatever the loss did, it did by a constant answer."""
         return self.at_first("signal_collapse") and bool((self._last_kept < SEVERE).all())
 
@@ -157,28 +157,28 @@ class Picture:
         return self.later("dead_units", "saturated_units") or cut
 
     @property
-    def waking(self) -> bool:
+    def signal_recovering(self) -> bool:
         """A faint signal has grown since: updates agree on something, the plateau is ending."""
-        return self.at_first("signal_collapse") and float(np.median(self._last_kept)) > WAKING * float(self.vitals.kept[0])
+        return self.at_first("signal_collapse") and float(np.median(self._last_kept)) > WAKING * float(self.signals.signal_retained[0])
 
     @property
     def _last_kept(self) -> np.ndarray:
-        return self.vitals.kept[-max(1, len(self.vitals.kept) // 10) :]
+        return self.signals.signal_retained[-max(1, len(self.signals.signal_retained) // 10) :]
 
     # -- updates
 
     @property
-    def timid(self) -> bool:
+    def lr_too_small(self) -> bool:
         """Updates are tiny because the learning rate (or clipping) is, not because the gradients are."""
-        standing = self.vitals.update_fastest * self.curve.steps < STANDING
-        return self.has("update_too_small") and standing and not self.vitals.pull < LEAST_PULL
+        standing = self.signals.update_fastest * self.curve.steps < STANDING
+        return self.has("update_too_small") and standing and not self.signals.grad_to_weight_ratio < LEAST_PULL
 
     @property
-    def restless(self) -> bool:
+    def updates_stay_large(self) -> bool:
         """Updates were too large and stayed large: what one batch teaches, the next one undoes, whatever the labels."""
-        return self.has("update_too_large") and self.vitals.update_usual >= RESTLESS
+        return self.has("update_too_large") and self.signals.update_usual >= RESTLESS
 
     @property
     def seen_inside(self) -> bool:
         """Signals and updates were recorded, so that silence of the rules means something."""
-        return bool(len(self.vitals.executed)) and not np.isnan(self.vitals.update_fastest)
+        return bool(len(self.signals.executed)) and not np.isnan(self.signals.update_fastest)

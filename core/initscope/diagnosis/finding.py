@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from initscope.diagnosis.run_signals import Vitals
+from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import LIMITS, OURS_NAME, Thresholds
 
 
@@ -39,14 +39,14 @@ def source_of(name: str, thresholds: Thresholds) -> str:
     return LIMITS[name].source if thresholds.name == OURS_NAME else thresholds.name
 
 
-def g(value: float) -> str:
+def sig3(value: float) -> str:
     """A number for a sentence: at most three significant digits."""
     return f"{value:.3g}"
 
 
 def percent(share: float) -> str:
     """A share for a sentence: whole percents, or the bare number where they would say nothing."""
-    return f"{100 * share:.0f} %" if share in (0, 1) or 0.01 <= share <= 0.99 else f"{100 * share:.1f} %" if share > 0.99 else g(share)
+    return f"{100 * share:.0f} %" if share in (0, 1) or 0.01 <= share <= 0.99 else f"{100 * share:.1f} %" if share > 0.99 else sig3(share)
 
 
 def plural(names: Sequence[str]) -> str:
@@ -54,17 +54,17 @@ def plural(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)} layers)"
 
 
-def moment(v: Vitals, at: int) -> str:
+def moment(v: RunSignals, at: int) -> str:
     """When, for a sentence: the index of a recorded step."""
     return "Before any update" if at == 0 else f"By step {int(v.rows.steps[at])},"
 
 
-def start_of(v: Vitals) -> int | None:
+def start_of(v: RunSignals) -> int | None:
     """The first recorded step."""
     return int(v.rows.steps[0]) if len(v.rows.steps) else None
 
 
-def names_of(v: Vitals, mask: np.ndarray) -> tuple[str, ...]:
+def names_of(v: RunSignals, mask: np.ndarray) -> tuple[str, ...]:
     """Names of the layers where ``mask`` holds."""
     return tuple(name for name, yes in zip(v.rows.names, mask, strict=True) if yes)
 

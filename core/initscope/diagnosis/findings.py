@@ -10,10 +10,10 @@ from collections.abc import Callable
 from initscope.diagnosis import rules_layers, rules_loss, rules_outputs, rules_run
 from initscope.diagnosis.curve import Curve
 from initscope.diagnosis.finding import Finding
-from initscope.diagnosis.run_signals import Vitals
+from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
 
-Rule = Callable[[Vitals, Curve, Thresholds], Finding | None]
+Rule = Callable[[RunSignals, Curve, Thresholds], Finding | None]
 
 RULES: tuple[Rule, ...] = (
     rules_loss.loss_nonfinite,
@@ -40,7 +40,7 @@ RULES: tuple[Rule, ...] = (
 """In the order in which a reader wants them: the symptom, then what may cause it, upstream first."""
 
 
-def find(vitals: Vitals, curve: Curve, thresholds: Thresholds) -> list[Finding]:
+def find(signals: RunSignals, curve: Curve, thresholds: Thresholds) -> list[Finding]:
     """Every rule's finding, in the order of the rules."""
-    found = (rule(vitals, curve, thresholds) for rule in RULES)
+    found = (rule(signals, curve, thresholds) for rule in RULES)
     return [finding for finding in found if finding is not None]

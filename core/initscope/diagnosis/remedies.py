@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from initscope.config.run_config import OPTIONS
-from initscope.diagnosis.finding import Finding, g
-from initscope.diagnosis.run_signals import Vitals
+from initscope.diagnosis.finding import Finding, sig3
+from initscope.diagnosis.run_signals import RunSignals
 from initscope.schema import Cause
 
 USUAL_UPDATE = 2e-3
@@ -28,15 +28,15 @@ class Remedy:
     changes: dict[str, Any] = field(default_factory=dict)
 
 
-def remedy(cause: Cause, vitals: Vitals, findings: Mapping[str, Finding]) -> Remedy:
+def remedy(cause: Cause, signals: RunSignals, findings: Mapping[str, Finding]) -> Remedy:
     """The remedy for ``cause``. ``changes`` is empty for a loop of somebody's own, and never repeats what the config has."""
-    text, changes = _REMEDIES[cause](vitals, findings)
-    ours = "learning_rate" in vitals.config
-    changes = {key: value for key, value in changes.items() if vitals.config.get(key) != value}
+    text, changes = _REMEDIES[cause](signals, findings)
+    ours = "learning_rate" in signals.config
+    changes = {key: value for key, value in changes.items() if signals.config.get(key) != value}
     return Remedy(text, {key: OPTIONS[key].parse(value) for key, value in changes.items()} if ours else {})
 
 
-def _init(v: Vitals, _: object) -> tuple[str, dict[str, Any]]:
+def _init(v: RunSignals, _: object) -> tuple[str, dict[str, Any]]:
     if v.bounded:
         return (
             "Initialize with xavier_normal, gain 1 (5/3 for deep tanh): it keeps the signal through tanh-like units.",
@@ -48,12 +48,12 @@ def _init(v: Vitals, _: object) -> tuple[str, dict[str, Any]]:
     return text, {"init": "kaiming_normal", "gain": 1.0}
 
 
-def _symmetric(v: Vitals, f: object) -> tuple[str, dict[str, Any]]:
+def _symmetric(v: RunSignals, f: object) -> tuple[str, dict[str, Any]]:
     text, changes = _init(v, f)
     return f"Begin with random weights, so that units can become different. {text}", changes
 
 
-def suggested_rate(v: Vitals) -> float | None:
+def suggested_rate(v: RunSignals) -> float | None:
     """A power of ten near the learning rate whose updates would be ``USUAL_UPDATE``, within the optimizer's usual range.
 
     Judged by the first recorded step, which the rate has not spoiled yet; SGD's momentum m makes later ones 1 / (1 - m) times as large.
@@ -69,24 +69,24 @@ def suggested_rate(v: Vitals) -> float | None:
 
 
 def _rate(direction: str) -> Any:
-    def advise(v: Vitals, _: object) -> tuple[str, dict[str, Any]]:
+    def advise(v: RunSignals, _: object) -> tuple[str, dict[str, Any]]:
         rate = suggested_rate(v)
         if rate is None:
             return f"{direction} the learning rate until one update changes the weights by about 0.001 of their size.", {}
-        text = f"{direction} the learning rate to about {g(rate)}: updates of about 0.001 of the weights' size are usual."
+        text = f"{direction} the learning rate to about {sig3(rate)}: updates of about 0.001 of the weights' size are usual."
         return text, {"learning_rate": rate, "warmup_steps": 0} if v.config.get("warmup_steps") else {"learning_rate": rate}
 
     return advise
 
 
-def _not_updating(v: Vitals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]]:
+def _not_updating(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]]:
     return (
         "Let the weights move: give the optimizer this model's parameters, leave requires_grad on, and call zero_grad(), backward(), step() in this order.",
         {},
     )
 
 
-def _loss(v: Vitals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]]:
+def _loss(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]]:
     if "loss_negated" in f:
         return "Minimize the cross-entropy itself, without the minus sign.", {}
     if "targets_broadcast" in f:
@@ -99,7 +99,7 @@ def _loss(v: Vitals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]]:
     )
 
 
-def _inputs(v: Vitals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]]:
+def _inputs(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]]:
     if v.fact("input", "nonfinite") or v.inputs_broke is not None:
         return "Find the samples that hold NaN or infinite values (torch.isfinite(inputs).all()), and repair or leave them out.", {}
     if v.input_signal == 0:

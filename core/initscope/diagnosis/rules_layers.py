@@ -7,16 +7,16 @@ import numpy as np
 from initscope.diagnosis.curve import Curve
 from initscope.diagnosis.finding import (
     Finding,
-    g,
     moment,
     names_of,
     percent,
     plural,
+    sig3,
     since,
     source_of,
     start_of,
 )
-from initscope.diagnosis.run_signals import Vitals
+from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
 
 LOST_LATER = 0.1
@@ -29,15 +29,15 @@ GROWN_LATER = 10.0
 # ---------------------------------------------------------------- signals
 
 
-def signal_collapse(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
-    if t.signal_kept is None or not len(v.kept):
+def signal_collapse(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
+    if t.signal_kept is None or not len(v.signal_retained):
         return None
-    faint = v.kept < t.signal_kept
-    at = 0 if faint[0] else since(faint & ~(v.kept >= LOST_LATER * v.kept[0]))
+    faint = v.signal_retained < t.signal_kept
+    at = 0 if faint[0] else since(faint & ~(v.signal_retained >= LOST_LATER * v.signal_retained[0]))
     if at is None:
         return None
     hidden = np.isin(np.arange(len(v.rows.names)), v.hidden)
-    names, kept = names_of(v, (v.kept_by_layer[at] < t.signal_kept) & hidden), float(v.kept[at])
+    names, kept = names_of(v, (v.kept_by_layer[at] < t.signal_kept) & hidden), float(v.signal_retained[at])
     text = (
         f"{moment(v, at)} {percent(kept)} of the input's signal is left at {names[-1]}: the output hardly depends on the input."
     )
@@ -46,7 +46,7 @@ def signal_collapse(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
     )
 
 
-def signal_explosion(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+def signal_explosion(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if t.signal_grown is None or not v.grown_by_layer.size:
         return None
     grown = np.nan_to_num(v.grown_by_layer, nan=0.0, posinf=np.inf)
@@ -54,13 +54,13 @@ def signal_explosion(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
     if at is None:
         return None
     names, value = names_of(v, grown[at] > t.signal_grown), float(grown[at].max())
-    text = f"{moment(v, at)} pre-activations reach {g(value)} times the size of the inputs, at {names[-1]}."
+    text = f"{moment(v, at)} pre-activations reach {sig3(value)} times the size of the inputs, at {names[-1]}."
     return Finding(
         "signal_explosion", names, value, t.signal_grown, source_of("signal_grown", t), text, int(v.rows.steps[at]), at == 0
     )
 
 
-def vanishing_gradient(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+def vanishing_gradient(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     layers = v.executed
     if len(layers) < 3:
         return None
@@ -74,19 +74,19 @@ def vanishing_gradient(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
         and norm[0] < t.vanishing_norm
     ):
         names = tuple(v.rows.names[i] for i, n in zip(layers, norm, strict=True) if n < t.vanishing_norm)
-        text = f"The gradient at {first} is {g(ratio)} of the one at {last} ({g(norm[0])} against {g(norm[-1])})."
+        text = f"The gradient at {first} is {sig3(ratio)} of the one at {last} ({sig3(norm[0])} against {sig3(norm[-1])})."
         return Finding(
             "vanishing_gradient", names, float(ratio), t.vanishing_ratio, source_of("vanishing_ratio", t), text, start_of(v)
         )
     highest = float(np.nanmax(rms[:-1], initial=0.0))
     if t.vanishing_rms is not None and highest < t.vanishing_rms and not np.isnan(rms[:-1]).all():
-        text = f"No hidden layer's gradient is above {g(highest)} a weight."
+        text = f"No hidden layer's gradient is above {sig3(highest)} a weight."
         names = tuple(v.rows.names[i] for i in v.hidden)
         return Finding("vanishing_gradient", names, highest, t.vanishing_rms, source_of("vanishing_rms", t), text, start_of(v))
     return None
 
 
-def exploding_gradient(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+def exploding_gradient(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     layers = v.executed
     if not len(layers) or not len(v.rows.steps):
         return None
@@ -96,7 +96,7 @@ def exploding_gradient(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
         at = since((norm > t.exploding_norm).any(1))
         if at is not None:
             names, value = tuple(v.rows.names[i] for i in layers[norm[at] > t.exploding_norm]), float(norm[at].max())
-            text = f"{moment(v, at)} the gradient reaches {g(value)} at {plural(names)}."
+            text = f"{moment(v, at)} the gradient reaches {sig3(value)} at {plural(names)}."
             return Finding(
                 "exploding_gradient",
                 names,
@@ -110,7 +110,7 @@ def exploding_gradient(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
     first, last = norm[0, 0], norm[0, -1]
     if t.exploding_ratio is not None and 0 < last < np.inf and first / last > t.exploding_ratio:
         name, ratio = v.rows.names[layers[0]], float(first / last)
-        text = f"The gradient at {name} is {g(ratio)} times the one at {v.rows.names[layers[-1]]}."
+        text = f"The gradient at {name} is {sig3(ratio)} times the one at {v.rows.names[layers[-1]]}."
         return Finding(
             "exploding_gradient", (name,), ratio, t.exploding_ratio, source_of("exploding_ratio", t), text, start_of(v)
         )
@@ -120,7 +120,7 @@ def exploding_gradient(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
 # ---------------------------------------------------------------- units
 
 
-def dead_units(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+def dead_units(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if t.dead_share is None or not v.dead.size:
         return None
     dead = np.nan_to_num(v.dead, nan=0.0)
@@ -132,7 +132,7 @@ def dead_units(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
     return Finding("dead_units", names, value, t.dead_share, source_of("dead_share", t), text, int(v.rows.steps[at]), at == 0)
 
 
-def saturated_units(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+def saturated_units(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if t.saturated_share is None or t.saturated_input is None or not len(v.rows.steps):
         return None
     share = np.nan_to_num(v.saturated(t.saturated_input), nan=0.0)
@@ -149,28 +149,28 @@ def saturated_units(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
 # ---------------------------------------------------------------- updates
 
 
-def update_too_large(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+def update_too_large(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if t.update_high is None or np.isnan(v.update_total).all():
         return None
     total = np.nan_to_num(v.update_total, nan=0.0, posinf=np.inf)
     value, at = float(total.max()), int(total.argmax())
     if value <= t.update_high:
         return None
-    text = f"At step {int(v.rows.steps[at])} one update changes the weights by {g(value)} of their size; about 0.001 is usual."
+    text = f"At step {int(v.rows.steps[at])} one update changes the weights by {sig3(value)} of their size; about 0.001 is usual."
     return Finding(
         "update_too_large", (), value, t.update_high, source_of("update_high", t), text, int(v.rows.steps[at]), at == 0
     )
 
 
-def update_too_small(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+def update_too_small(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     limit = t.update_low if v.updates_measured else (t.update_low or 0.0) * NORM_ONLY
-    if t.update_low is None or not v.update_fastest < limit or v.still.all():
+    if t.update_low is None or not v.update_fastest < limit or v.frozen_mask.all():
         return None
-    text = f"Even the fastest layer usually changes by {g(v.update_fastest)} of its size a step; about 0.001 is usual."
+    text = f"Even the fastest layer usually changes by {sig3(v.update_fastest)} of its size a step; about 0.001 is usual."
     return Finding("update_too_small", (), v.update_fastest, limit, source_of("update_low", t), text)
 
 
-def weights_shrunk(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+def weights_shrunk(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     length = v.rows.values["weight_norm"]
     begun = v.rows.first("weight_norm") > 0
     if t.shrunk is None or len(length) < 2 or not begun.any():

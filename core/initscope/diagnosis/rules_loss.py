@@ -7,22 +7,22 @@ import math
 import numpy as np
 
 from initscope.diagnosis.curve import Curve
-from initscope.diagnosis.finding import Finding, g, percent, source_of, start_of
-from initscope.diagnosis.run_signals import Vitals
+from initscope.diagnosis.finding import Finding, percent, sig3, source_of, start_of
+from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
 
 
-def loss_nonfinite(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+def loss_nonfinite(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if not c.nonfinite:
         return None
-    began = f" (it began at {g(c.first)})" if math.isfinite(c.first) else ""
+    began = f" (it began at {sig3(c.first)})" if math.isfinite(c.first) else ""
     text = f"The loss is not finite from step {c.nonfinite_step} on{began}."
     return Finding(
         "loss_nonfinite", (), float(c.nonfinite_step), None, "IEEE 754", text, c.nonfinite_step, c.nonfinite_step == start_of(v)
     )
 
 
-def loss_plateau_at_chance(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+def loss_plateau_at_chance(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if not c.at_chance or c.guess.kind == "mean":
         return None
     what = (
@@ -32,21 +32,21 @@ def loss_plateau_at_chance(v: Vitals, c: Curve, t: Thresholds) -> Finding | None
         if c.guess.classes
         else "guessing yes or no"
     )
-    text = f"After {c.steps} steps the loss is {g(c.late)}; {what} costs {g(c.chance)}."
+    text = f"After {c.steps} steps the loss is {sig3(c.late)}; {what} costs {sig3(c.chance)}."
     return Finding("loss_plateau_at_chance", (), c.late, c.chance * (1 - c.min_progress), source_of("progress", t), text)
 
 
-def loss_not_decreasing(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+def loss_not_decreasing(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if not c.stuck or (c.at_chance and c.guess.kind != "mean"):
         return None
     base = {"classes": "guessing", "binary": "guessing", "mean": "always answering the targets' mean"}.get(
         c.guess.kind, "its beginning"
     )
-    text = f"The loss is {'above' if c.above_chance else 'no lower than'} that of {base}: {g(c.late)} over the last steps against {g(c.reference)}."
+    text = f"The loss is {'above' if c.above_chance else 'no lower than'} that of {base}: {sig3(c.late)} over the last steps against {sig3(c.reference)}."
     return Finding("loss_not_decreasing", (), c.progress, c.min_progress, source_of("progress", t), text)
 
 
-def loss_oscillates(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+def loss_oscillates(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     # A loss that is above guessing all the time does not jump.
     if t.oscillation is None or c.count < 10 or not t.oscillation <= c.above_share <= 0.95 or c.nonfinite:
         return None
@@ -54,21 +54,21 @@ def loss_oscillates(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
     return Finding("loss_oscillates", (), c.above_share, t.oscillation, source_of("oscillation", t), text)
 
 
-def loss_spike(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+def loss_spike(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if not c.spiked:
         return None
     base = max(c.first, c.reference)
     later = np.where(np.isfinite(v.loss[1:]), v.loss[1:], -np.inf)
     step = int(v.loss_steps[1:][later.argmax()])
-    text = f"The loss rose to {g(c.highest)} at step {step}, from {g(c.first)} at the start."
+    text = f"The loss rose to {sig3(c.highest)} at step {step}, from {sig3(c.first)} at the start."
     return Finding("loss_spike", (), c.highest / base, t.spike, source_of("spike", t), text, step, False)
 
 
-def initial_loss_off(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+def initial_loss_off(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if t.initial_loss is None or c.chance is None or c.guess.kind == "mean" or not c.first > t.initial_loss * c.chance:
         return None
     ratio = c.first / c.chance
     text = (
-        f"The first loss is {g(c.first)}, {g(ratio)} times that of guessing ({g(c.chance)}): confident and wrong before any step."
+        f"The first loss is {sig3(c.first)}, {sig3(ratio)} times that of guessing ({sig3(c.chance)}): confident and wrong before any step."
     )
     return Finding("initial_loss_off", (), ratio, t.initial_loss, source_of("initial_loss", t), text, start_of(v))

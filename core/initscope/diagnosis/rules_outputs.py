@@ -9,17 +9,17 @@ import numpy as np
 
 from initscope.diagnosis.chance_loss import NEAR
 from initscope.diagnosis.curve import Curve
-from initscope.diagnosis.finding import Finding, g, start_of
-from initscope.diagnosis.run_signals import Vitals
+from initscope.diagnosis.finding import Finding, sig3, start_of
+from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
 
 Misuse = tuple[str, str, float | None, float | None]
 """(finding id, sentence, value, threshold)"""
 SQUASHERS = {"Softmax": "softmax", "Sigmoid": "sigmoid", "Relu": "ReLU", "Tanh": "tanh", "Softplus": "softplus"}
-_SHAPING = ("View", "Squeeze", "Select", "Reshape", "UnsafeView", "Permute", "Transpose")
+_SHAPE_OPERATIONS = ("View", "Squeeze", "Select", "Reshape", "UnsafeView", "Permute", "Transpose")
 
 
-def outputs_misused(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+def outputs_misused(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     """What stands between the last layer and the loss does not belong there: from autograd's operations, else from the numbers."""
     problem = _misuse_by_chain(v, c) if v.chain else _misuse_by_numbers(v, c)
     if problem is None:
@@ -28,7 +28,7 @@ def outputs_misused(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
     return Finding(kind, (), value, threshold, "definition of the loss", text, start_of(v))
 
 
-def _misuse_by_chain(v: Vitals, c: Curve) -> Misuse | None:
+def _misuse_by_chain(v: RunSignals, c: Curve) -> Misuse | None:
     chain, loss = v.chain, v.facts.get("loss") or {}
     if loss.get("broadcast"):
         return (
@@ -73,7 +73,7 @@ def _is_likelihood(c: Curve) -> bool:
 def _squasher(below: Sequence[str]) -> str | None:
     """The squashing function right below; None if the first operation that is more than a reshaping is another. A second
     LogSoftmax changes nothing, a scaled tanh or a pooled ReLU may be meant."""
-    first = next((name for name in below if not name.startswith(_SHAPING)), "")
+    first = next((name for name in below if not name.startswith(_SHAPE_OPERATIONS)), "")
     return SQUASHERS.get(first)
 
 
@@ -82,7 +82,7 @@ def _squashed(c: Curve, what: str | None) -> Misuse | None:
         return None
     kind = "outputs_rectified" if what in ("ReLU", "softplus") else "outputs_are_probabilities"
     floor = (
-        f" The loss cannot fall below {g(softmax_floor(c.guess.classes))} however sure the network is."
+        f" The loss cannot fall below {sig3(softmax_floor(c.guess.classes))} however sure the network is."
         if what == "softmax" and c.guess.classes
         else ""
     )
@@ -94,11 +94,11 @@ def softmax_floor(classes: int) -> float:
     return math.log(math.e + classes - 1) - 1
 
 
-def _misuse_by_numbers(v: Vitals, c: Curve) -> Misuse | None:
+def _misuse_by_numbers(v: RunSignals, c: Curve) -> Misuse | None:
     """The loss came as a plain number: judge by its sign and floor, and by the outputs' range."""
     lowest = float(np.nanmin(v.loss)) if np.isfinite(v.loss).any() else math.nan
     if lowest < 0 and c.guess.classes and "num_classes" not in v.state:
-        return "loss_below_zero", f"The loss falls below zero ({g(lowest)}), which a cross-entropy cannot.", lowest, 0.0
+        return "loss_below_zero", f"The loss falls below zero ({sig3(lowest)}), which a cross-entropy cannot.", lowest, 0.0
     low, high = v.facts.get("output_range") or (math.nan, math.nan)
     unit = v.facts.get("outputs_sum_to_one") or (isinstance(low, float) and low >= 0 and high <= 1)
     # The floor is what tells a softmax too many from the log of one softmax.

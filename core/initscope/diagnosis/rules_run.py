@@ -9,25 +9,25 @@ from dataclasses import dataclass
 import numpy as np
 
 from initscope.diagnosis.curve import Curve
-from initscope.diagnosis.finding import Finding, g, names_of, percent, plural, source_of, start_of
-from initscope.diagnosis.run_signals import Vitals
+from initscope.diagnosis.finding import Finding, names_of, percent, plural, sig3, source_of, start_of
+from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
 
 # ---------------------------------------------------------------- structure
 
 
-def weights_frozen(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
-    if t.frozen_share is None or not v.still.any():
+def weights_frozen(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
+    if t.frozen_share is None or not v.frozen_mask.any():
         return None
-    share = float(v.weight_counts[v.still].sum() / v.weight_counts.sum())
+    share = float(v.weight_counts[v.frozen_mask].sum() / v.weight_counts.sum())
     if share < t.frozen_share:
         return None
-    names = names_of(v, v.still)
+    names = names_of(v, v.frozen_mask)
     text = f"{percent(share)} of the weights never move ({plural(names)}): {_why_still(v, names)}."
     return Finding("weights_frozen", names, share, t.frozen_share, source_of("frozen_share", t), text)
 
 
-def _why_still(v: Vitals, names: Sequence[str]) -> str:
+def _why_still(v: RunSignals, names: Sequence[str]) -> str:
     gradient = v.rows.values["grad_norm"]
     if set(v.facts.get("frozen") or ()) & set(names):
         return "requires_grad is False"
@@ -40,7 +40,7 @@ def _why_still(v: Vitals, names: Sequence[str]) -> str:
     return "gradients arrive, yet the optimizer's step changes nothing; is zero_grad() called between backward() and step()?"
 
 
-def identical_units(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+def identical_units(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     # The last layer may begin with equal rows: its units differ in their labels, so training tells them apart.
     last = v.rows.names[v.executed[-1]] if len(v.executed) else None
     names = tuple(name for name in v.rows.names if name in (v.facts.get("identical_units") or ()) and name != last)
@@ -56,7 +56,7 @@ def identical_units(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
 # ---------------------------------------------------------------- inputs
 
 
-def input_out_of_range(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+def input_out_of_range(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     mean, std = v.fact("input", "mean"), v.fact("input", "std")
     if mean is None or std is None:
         return None
@@ -79,26 +79,26 @@ def input_out_of_range(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
         return finding(
             v.input_rms,
             "input_high",
-            f"The inputs have an RMS of {g(v.input_rms)} (mean {g(mean)}, standard deviation {g(std)}).",
+            f"The inputs have an RMS of {sig3(v.input_rms)} (mean {sig3(mean)}, standard deviation {sig3(std)}).",
         )
     if t.input_offset is not None and abs(mean) > t.input_offset * std:
         return finding(
             abs(mean) / std if std else math.inf,
             "input_offset",
-            f"The inputs' mean is {g(mean)}, their standard deviation only {g(std)}.",
+            f"The inputs' mean is {sig3(mean)}, their standard deviation only {sig3(std)}.",
         )
     peak = max(abs(v.fact("input", "low") or 0.0), abs(v.fact("input", "high") or 0.0))
     if t.input_low is not None and peak < t.input_low:
-        return finding(peak, "input_low", f"No input is larger than {g(peak)}.")
+        return finding(peak, "input_low", f"No input is larger than {sig3(peak)}.")
     if t.input_mean is not None and abs(mean) > t.input_mean:
-        return finding(abs(mean), "input_mean", f"The inputs' mean is {g(mean)}.")
+        return finding(abs(mean), "input_mean", f"The inputs' mean is {sig3(mean)}.")
     return None
 
 
 # ---------------------------------------------------------------- generalization
 
 
-def train_validation_gap(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
+def train_validation_gap(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     scores = last_scores(v)
     if t.overfit_gap is None or scores is None:
         return None
@@ -108,7 +108,7 @@ def train_validation_gap(v: Vitals, c: Curve, t: Thresholds) -> Finding | None:
     text = (
         f"Training accuracy is {percent(scores.train)}, validation accuracy {percent(scores.validation)}."
         if scores.accuracies
-        else f"The training loss is {g(scores.train_loss)}, the validation loss {g(scores.last_loss)}."
+        else f"The training loss is {sig3(scores.train_loss)}, the validation loss {sig3(scores.last_loss)}."
     )
     return Finding("train_validation_gap", (), gap, t.overfit_gap, source_of("overfit_gap", t), text)
 
@@ -139,7 +139,7 @@ class Scores:
         return gap if math.isfinite(gap) else 0.0
 
 
-def last_scores(v: Vitals) -> Scores | None:
+def last_scores(v: RunSignals) -> Scores | None:
     """Scores of the last epoch that has both accuracies, else both losses; None if there is none."""
     for pair in (["train_accuracy", "val_accuracy"], ["train_loss", "val_loss"]):
         epochs = v.epochs.dropna(subset=pair) if len(v.epochs) else v.epochs

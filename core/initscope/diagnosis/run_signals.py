@@ -35,7 +35,7 @@ _REACH = np.finfo(np.float32).eps / 2
 
 
 @dataclass(frozen=True)
-class Vitals:
+class RunSignals:
     """A run's rows, facts and config, and the quantities that rules look at."""
 
     rows: LayerRows
@@ -177,7 +177,7 @@ class Vitals:
         return kept
 
     @cached_property
-    def kept(self) -> np.ndarray:
+    def signal_retained(self) -> np.ndarray:
         """(steps,): the signal left at the last hidden layer; NaN for a network without one."""
         return self.kept_by_layer[:, self.hidden[-1]] if len(self.hidden) else np.full(len(self.rows.steps), np.nan)
 
@@ -277,7 +277,7 @@ class Vitals:
         return float(np.median(late)) if len(late) else float("nan")
 
     @cached_property
-    def path(self) -> float:
+    def total_relative_update(self) -> float:
         """How far the hidden layers have gone: the median layer's sum of update ratios over all steps; NaN if not measured."""
         ratio = self.update_ratio[:, self.hidden] if len(self.hidden) else np.empty((0, 0))
         if not ratio.size or np.isnan(ratio).all():
@@ -286,7 +286,7 @@ class Vitals:
         return float(np.median(np.nansum(ratio, 0)) * between)
 
     @cached_property
-    def still(self) -> np.ndarray:
+    def frozen_mask(self) -> np.ndarray:
         """(layers,): True where the weight never moved although something should have moved it.
 
         A layer whose gradient is exactly zero, or too small for float32 at this learning rate, is blocked, not frozen.
@@ -307,7 +307,7 @@ class Vitals:
         return unmoved & (unheld | ~(zero | too_small)) & (len(length) > 1 or unheld)
 
     @cached_property
-    def pull(self) -> float:
+    def grad_to_weight_ratio(self) -> float:
         """The largest |gradient| / |weight| of a layer at the first step: what a learning rate of one would do; NaN if not measured."""
         with np.errstate(invalid="ignore", divide="ignore"):
             pull = self.rows.first("grad_norm") / self.rows.first("weight_norm")
@@ -346,10 +346,10 @@ def _normal_cdf(z: np.ndarray) -> np.ndarray:
         return 1 / (1 + np.exp(-(0.07056 * z**3 + 1.5976 * z)))
 
 
-def read_vitals(steps: Frame, epochs: Frame, layers: Frame, state: Mapping[str, Any], config: Mapping[str, Any]) -> Vitals:
-    """Frames as recorded to ``Vitals``."""
+def read_signals(steps: Frame, epochs: Frame, layers: Frame, state: Mapping[str, Any], config: Mapping[str, Any]) -> RunSignals:
+    """Frames as recorded to ``RunSignals``."""
     curve = pandas_of(steps)
-    return Vitals(
+    return RunSignals(
         rows=layer_rows(layers),
         loss=curve["loss"].to_numpy(dtype=float, na_value=np.nan),
         loss_steps=curve["step"].to_numpy(),

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from initscope.recording.reductions import Number, finished, on_host
+from initscope.recording.reductions import Number, finalize, on_cpu
 from initscope.recording.tensors import last_before
 
 
 @dataclass(eq=False)
-class Call:
+class LayerCall:
     """One call of a layer: what was measured, over ``count`` numbers."""
 
     count: int
@@ -35,35 +35,35 @@ class Call:
 
     def columns(self) -> dict[str, float]:
         """The columns of the forward pass; ``values`` are plain numbers by now."""
-        columns = finished(self.values)
+        columns = finalize(self.values)
         if not self.batched:
             del columns["signal_std"]
         return columns
 
 
 @dataclass(eq=False)
-class Calls:
+class StepCalls:
     """The calls of a layer in a step. Those that a gradient reached count; if none was reached, the newest one."""
 
-    reached: list[Call] = field(default_factory=list)
-    newest: Call | None = None
+    reached: list[LayerCall] = field(default_factory=list)
+    newest: LayerCall | None = None
     over: bool = False
     """The step has been collected: what arrives later is not its own."""
 
-    def chosen(self) -> list[Call]:
+    def chosen(self) -> list[LayerCall]:
         return self.reached or ([self.newest] if self.newest is not None else [])
 
 
-class Trail:
+class ProducerIndex:
     """The calls of a pass by autograd's number of what made their output: by it the layer is found that a nonlinearity stands behind, also where
     another branch ran in between. Without a graph (frozen layers) that is the newest call."""
 
     def __init__(self) -> None:
-        self._calls: dict[int, tuple[int, Call]] = {}
-        self._newest: tuple[int, Call] | None = None
+        self._calls: dict[int, tuple[int, LayerCall]] = {}
+        self._newest: tuple[int, LayerCall] | None = None
         self._thread = 0
 
-    def add(self, layer: int, call: Call, output: Tensor) -> None:
+    def add(self, layer: int, call: LayerCall, output: Tensor) -> None:
         """Note that ``call`` of the layer of this index made ``output``."""
         self._newest = layer, call
         if self._thread != threading.get_ident():  # each counts its operations by itself; checkpointing computes in the backward pass's thread
@@ -72,7 +72,7 @@ class Trail:
         if output.grad_fn is not None:
             self._calls[output.grad_fn._sequence_nr()] = self._newest
 
-    def before(self, x: Tensor) -> tuple[int, Call] | None:
+    def before(self, x: Tensor) -> tuple[int, LayerCall] | None:
         """(index, call) of the newest layer that ``x`` was computed from, None if of no layer."""
         if self._newest is None or x.grad_fn is None:
             return self._newest
@@ -84,16 +84,16 @@ class Trail:
         self._newest = None
 
 
-def off_counts(calls: Sequence[Call]) -> tuple[list[Number], int]:
+def off_counts(calls: Sequence[LayerCall]) -> tuple[list[Number], int]:
     """(how many units of a layer are off, in parts, out of how many). A unit is off if it is in all calls; of calls that differ in
     shape each counts by itself."""
     off = [call.off for call in calls if call.off is not None]
     if len(off) > 1 and all(mask.shape == off[0].shape for mask in off):
         off = [functools.reduce(torch.logical_and, off)]
-    return [int(mask.sum()) if on_host(mask) else mask.sum() for mask in off], sum(mask.numel() for mask in off)
+    return [int(mask.sum()) if on_cpu(mask) else mask.sum() for mask in off], sum(mask.numel() for mask in off)
 
 
-def pooled(calls: Sequence[Call], off: Sequence[float], units: int) -> dict[str, float]:
+def pooled_columns(calls: Sequence[LayerCall], off: Sequence[float], units: int) -> dict[str, float]:
     """The columns of a layer over all its calls in a step, each number of an output counting alike; ``off`` of ``units`` are dead.
 
     ``signal_std`` is the spread across the samples of a call.
@@ -114,7 +114,7 @@ def _length(parts: Sequence[float]) -> float:
     return parts[0] if len(parts) == 1 else math.sqrt(sum(part * part for part in parts))
 
 
-def _pooled_forward(calls: Sequence[Call], count: int) -> dict[str, float]:
+def _pooled_forward(calls: Sequence[LayerCall], count: int) -> dict[str, float]:
     shares, columns = [call.count / count for call in calls], [call.columns() for call in calls]
     mean = sum(share * one["activation_mean"] for share, one in zip(shares, columns, strict=True))
     total, signal = 0.0, 0.0

@@ -2,9 +2,9 @@
 
 Three moments are watched: a layer's output in the forward pass, the gradients of its output and weight in the backward
 pass (the weight's before any clipping), and the weight around the optimizer's step. Each quantity is one number a layer,
-left on the device until the ``Reading`` that ``collect`` gives is asked for its table.
+left on the device until the ``StepMeasurements`` that ``collect`` gives is asked for its table.
 
-Calls of modules are seen through torch's global hooks: the model itself carries none, so it can be copied and pickled meanwhile, and
+StepCalls of modules are seen through torch's global hooks: the model itself carries none, so it can be copied and pickled meanwhile, and
 transformer layers keep their fast path in evaluation. Code inside ``torch.compile`` is not looked at: what only its forward
 pass would tell is missing there.
 """
@@ -28,18 +28,18 @@ from torch.nn.modules.module import (
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from initscope.recording.calls import Call, Calls, Trail
+from initscope.recording.calls import LayerCall, ProducerIndex, StepCalls
 from initscope.recording.grad_scaler import LossScale
 from initscope.recording.layers import find_layers, is_activation, is_normalization
-from initscope.recording.reading import Reading, WeightNumbers
+from initscope.recording.reading import StepMeasurements, WeightNumbers
 from initscope.recording.reductions import (
     Number,
     change_norms,
     copy_norms,
+    dead_units,
     forward_statistics,
     norm,
     norms,
-    off_units,
 )
 from initscope.recording.tensors import (
     alike,
@@ -91,7 +91,7 @@ class LayerMeter:
         self.layers = find_layers(self.model, layers, kinds)
         self.names = [layer.name for layer in self.layers]
         self.kinds = [layer.kind for layer in self.layers]
-        self.armed = True
+        self.enabled = True
         self._executed: dict[int, None] = {}
         self.activations: dict[str, str] = {}
         self.normalized: set[str] = set()
@@ -102,8 +102,8 @@ class LayerMeter:
         self.loss_scale = LossScale()
         self._weights: list[_Weight] = []
         self._weight_of: dict[int, _Weight] = {}
-        self._calls = [Calls() for _ in self.layers]
-        self._trail = Trail()
+        self._calls = [StepCalls() for _ in self.layers]
+        self._producers = ProducerIndex()
         self._handles: list[RemovableHandle | _Undo] = []
         self._rectified: set[int] = set()
         """Layers whose output went straight into a rectifier when they were last seen."""
@@ -111,7 +111,7 @@ class LayerMeter:
         self._waiting = list(range(len(self.layers)))
         self._others = list(self.model.parameters())
         self._followed: set[nn.Parameter] = set()
-        self._heard: dict[int, list[tuple[Calls, Call, Number]]] = {}
+        self._heard: dict[int, list[tuple[StepCalls, LayerCall, Number]]] = {}
         self._owned = -1
         self._passes: set[int] = set()
         self._arrived: dict[_Weight, None] = {}
@@ -198,7 +198,7 @@ class LayerMeter:
 
     def _watching(self) -> bool:
         return (
-            self.armed
+            self.enabled
             and self.model.training
             and torch.is_grad_enabled()
             and torch._C._functorch.peek_interpreter_stack() is None
@@ -211,10 +211,10 @@ class LayerMeter:
         return self._inside and self._evaluated is not None and self._evaluated != self._versions()
 
     def _before_module(self, module: nn.Module, inputs: Any) -> None:
-        if torch.compiler.is_compiling() or not self.armed:
+        if torch.compiler.is_compiling() or not self.enabled:
             return
         if module is self.model:
-            self._trail.clear()
+            self._producers.clear()
         rows = self._rows_of.get(module)
         if rows is None or not self.model.training:
             return
@@ -224,7 +224,7 @@ class LayerMeter:
             self._notice_function(inputs[0])
 
     def _after_module(self, module: nn.Module, inputs: Any, kwargs: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or not self.armed:
+        if torch.compiler.is_compiling() or not self.enabled:
             return
         if module is self.outer and self.on_forward is not None and self._watching():
             self.on_forward(inputs, kwargs, output)
@@ -247,11 +247,11 @@ class LayerMeter:
         rows = seen if samples == 0 else seen.reshape(1, -1) if samples is None else seen.movedim(samples, 0)
         values = forward_statistics(rows, off=samples == 0 and i in self._rectified)
         below = values.pop("off", None)
-        call = Call(output.numel(), values, (output.data_ptr(), output._version), samples is not None, below)
+        call = LayerCall(output.numel(), values, (output.data_ptr(), output._version), samples is not None, below)
         calls = self._calls[i]
         calls.newest = call
         if self.layers[i].family not in _SCALES:
-            self._trail.add(i, call, output)
+            self._producers.add(i, call, output)
         if output.requires_grad:
             output.register_hook(functools.partial(self._output_gradient_arrives, calls, call))
 
@@ -259,7 +259,7 @@ class LayerMeter:
         if not isinstance(output, Tensor) or is_compiled_output(inputs):
             return
         x = inputs[0] if inputs else output
-        before = self._trail.before(x)
+        before = self._producers.before(x)
         if before is None:
             return
         i, call = before
@@ -267,32 +267,32 @@ class LayerMeter:
         if isinstance(module, RECTIFIERS):
             straight = call.count == x.numel() and call.place == (x.data_ptr(), x._version - (x is output))
             (self._rectified.add if straight else self._rectified.discard)(i)
-            call.off = call.below if straight and call.below is not None else off_units(output)
+            call.off = call.below if straight and call.below is not None else dead_units(output)
 
     def _notice_function(self, x: Tensor) -> None:
         """Notice a nonlinearity that was called as a function (``F.relu``) before a layer: no module's hook sees it."""
         function = function_before(x)
-        before = self._trail.before(x) if function is not None else None
+        before = self._producers.before(x) if function is not None else None
         if before is not None and before[1].off is None:
             i, call = before
             if self.activations.setdefault(self.names[i], function) == function == "ReLU":
-                call.off = off_units(x)
+                call.off = dead_units(x)
 
     def _after_normalization(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        before = self._trail.before(output) if isinstance(output, Tensor) else None
+        before = self._producers.before(output) if isinstance(output, Tensor) else None
         if before is not None:
             self.normalized.add(self.names[before[0]])
 
     # -- backward
 
-    def _output_gradient_arrives(self, calls: Calls, call: Call, gradient: Tensor) -> None:
-        if self.armed and not calls.over and is_dense(gradient):
+    def _output_gradient_arrives(self, calls: StepCalls, call: LayerCall, gradient: Tensor) -> None:
+        if self.enabled and not calls.over and is_dense(gradient):
             length = unscaled(norm(gradient.detach()), self.loss_scale.current)
             self._heard.setdefault(torch._C._current_graph_task_id(), []).append((calls, call, length))
 
     def _gradient_arrives(self, weight: _Weight | None, parameter: Tensor) -> None:
         """A gradient is whole for this process. It counts as it is at the end of the pass, when it has been averaged over processes."""
-        if not self.armed or torch.compiler.is_compiling() or self._evaluating_again():
+        if not self.enabled or torch.compiler.is_compiling() or self._evaluating_again():
             return
         if weight is not None:
             weight.scale = self.loss_scale.current
@@ -347,7 +347,7 @@ class LayerMeter:
 
     @torch.no_grad()
     def _before_update(self, k: int, *_: object) -> None:
-        if not self.armed or torch.compiler.is_compiling():
+        if not self.enabled or torch.compiler.is_compiling():
             return
         self._abandon()
         self._inside, self._evaluated = True, None
@@ -365,7 +365,7 @@ class LayerMeter:
 
     @torch.no_grad()
     def _after_update(self, k: int, *_: object) -> None:
-        if not self.armed or torch.compiler.is_compiling():
+        if not self.enabled or torch.compiler.is_compiling():
             return
         self._inside = False
         weights = [weight for weight in self._of(k) if "weight" in weight.values]
@@ -402,7 +402,7 @@ class LayerMeter:
         return ran and not self._backward_seen and any(weight.parameter.requires_grad for weight in self._weights)
 
     @torch.no_grad()
-    def collect(self) -> Reading:
+    def collect(self) -> StepMeasurements:
         """What this step has shown of every layer, in execution order; a new step begins."""
         weights = []
         for weight in self._weights:
@@ -412,7 +412,7 @@ class LayerMeter:
             if not self._stepped and weight.gradient is not None:
                 weight.values.setdefault("gradient", weight.gradient)
             weights.append(WeightNumbers(tuple(weight.rows), weight.parameter.numel(), weight.values))
-        reading = Reading([calls.chosen() for calls in self._calls], weights, self._ordered())
+        reading = StepMeasurements([calls.chosen() for calls in self._calls], weights, self._ordered())
         self.discard()
         return reading
 
@@ -421,8 +421,8 @@ class LayerMeter:
         self._abandon()
         for calls in self._calls:
             calls.over = True
-        self._calls = [Calls() for _ in self.layers]
-        self._trail.clear()
+        self._calls = [StepCalls() for _ in self.layers]
+        self._producers.clear()
         self._inside = self._backward_seen = False
         self._stepped.clear()
         for weight in self._weights:

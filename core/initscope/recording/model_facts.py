@@ -36,7 +36,7 @@ _PRODUCTS = (
     "BaddbmmBackward0",
     "LinearBackward0",
 )
-_SHAPING = ("View", "Squeeze", "Select", "Reshape", "UnsafeView")
+_SHAPE_NODES = ("View", "Squeeze", "Select", "Reshape", "UnsafeView")
 """Autograd operations that only change a shape."""
 _SCALING = ("Mul", "Div", "Add")
 """Autograd operations by which a loss is scaled or joined by a penalty: they leave the sign of its gradient alone."""
@@ -203,7 +203,7 @@ def _shape(node: Any) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def constant_answer(chain: Sequence[str], loss: float, output: Tensor, gradient: Tensor) -> tuple[float, float] | None:
+def best_constant_loss(chain: Sequence[str], loss: float, output: Tensor, gradient: Tensor) -> tuple[float, float] | None:
     """(loss on a batch of the best answer that does not look at the input, its standard error); None if it cannot be told.
 
     The targets are not seen by a recorder, but the loss's gradient for the outputs gives them away. Cross-entropy: it is
@@ -214,7 +214,7 @@ def constant_answer(chain: Sequence[str], loss: float, output: Tensor, gradient:
     output, gradient = output.float(), gradient.float()
     kind = next((name for name in chain if not name.startswith(_SCALING)), "")
     below = chain[chain.index(kind) + 1 :] if kind else []
-    if output.dim() < 2 or any(not name.startswith((*_SHAPING, "LogSoftmax")) for name in below):
+    if output.dim() < 2 or any(not name.startswith((*_SHAPE_NODES, "LogSoftmax")) for name in below):
         return None
     if kind == "NllLoss" and output.dim() == 2:
         counts = torch.bincount(gradient[gradient.abs().sum(1) > 0].argmin(1), minlength=output.shape[1]).double()
@@ -268,7 +268,7 @@ def agreed(scales: Sequence[float]) -> float | None:
     return middle if max(scales) - min(scales) <= AGREED * middle else None
 
 
-def pooled(answers: Sequence[tuple[float, float]]) -> tuple[float, float]:
+def pooled_constant_loss(answers: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Mean of independent (value, standard error) pairs, and its standard error."""
     count = len(answers)
     return sum(value for value, _ in answers) / count, math.sqrt(sum(error**2 for _, error in answers)) / count

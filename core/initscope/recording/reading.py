@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from initscope.recording.calls import Call, off_counts, pooled
+from initscope.recording.calls import LayerCall, off_counts, pooled_columns
 from initscope.recording.reductions import Number, ratio
 from initscope.schema import LAYER_METRICS, MISSING
 
@@ -38,10 +38,10 @@ class WeightNumbers:
         return columns
 
 
-class Reading:
+class StepMeasurements:
     """A step of all layers: ``calls`` of each, the weights, and the layers' ``order`` from the input to the output."""
 
-    def __init__(self, calls: Sequence[Sequence[Call]], weights: Sequence[WeightNumbers], order: Sequence[int]):
+    def __init__(self, calls: Sequence[Sequence[LayerCall]], weights: Sequence[WeightNumbers], order: Sequence[int]):
         self.order = order
         self._calls, self._weights = calls, weights
         self._off = [off_counts(of_layer) for of_layer in calls]
@@ -62,7 +62,7 @@ class Reading:
         """
         for (holder, key), number in zip(self._places, arrived, strict=True):
             holder[key] = number
-        columns = [pooled(calls, *off) for calls, off in zip(self._calls, self._off, strict=True)]
+        columns = [pooled_columns(calls, *off) for calls, off in zip(self._calls, self._off, strict=True)]
         for weight in self._weights:
             found = weight.columns()
             for row in weight.rows:
@@ -77,14 +77,14 @@ def _items(holder: dict[str, Number] | list[Number]) -> Any:
 
 
 def relative_signal(measured: np.ndarray) -> float:
-    """signal_std over the RMS of the last layer's pre-activation, from ``Reading.table``; infinity where not measured."""
+    """signal_std over the RMS of the last layer's pre-activation, from ``StepMeasurements.table``; infinity where not measured."""
     mean, std, signal = (float(measured[LAYER_METRICS.index(name), -1]) for name in ("activation_mean", "activation_std", "signal_std"))
     size = math.hypot(mean, std)
     return signal / size if size > 0 and signal >= 0 and math.isfinite(size) else 0.0 if size == 0 else math.inf
 
 
 def layer_values(measured: np.ndarray) -> np.ndarray:
-    """Rows for the store from ``Reading.table`` (metrics, layers), with ``nonfinite`` counted as the last.
+    """Rows for the store from ``StepMeasurements.table`` (metrics, layers), with ``nonfinite`` counted as the last.
 
     ``nonfinite`` says how many of weight, gradient, output and output gradient hold a NaN or an infinity.
     """
@@ -95,7 +95,7 @@ _TENSORS = [LAYER_METRICS.index(name) for name in ("weight_norm", "grad_norm", "
 """The metrics that are no number if one of the four tensors holds one that is none."""
 
 
-class Transfer:
+class HostCopy:
     """Numbers on their way to the host: plain ones and scalar tensors, those of a device in one transfer that nothing waits for."""
 
     def __init__(self, numbers: Sequence[Number]):

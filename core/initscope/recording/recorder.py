@@ -32,16 +32,16 @@ from initscope.recording.meter import LayerMeter
 from initscope.recording.model_facts import (
     FIRST_STEPS,
     agreed,
-    constant_answer,
+    best_constant_loss,
     cross_entropy_scale,
     first_batch_facts,
     first_step_facts,
     last_facts,
     main_output,
-    pooled,
+    pooled_constant_loss,
     weight_facts,
 )
-from initscope.recording.reading import Reading, Transfer, layer_values, relative_signal
+from initscope.recording.reading import HostCopy, StepMeasurements, layer_values, relative_signal
 from initscope.schema import Outcome, Status
 from initscope.store import RECORDED, Run, Runs, RunWriter, own_process
 
@@ -62,8 +62,8 @@ class _Pending:
     epoch: int
     learning_rate: float
     seconds: float
-    reading: Reading
-    sent: Transfer
+    reading: StepMeasurements
+    sent: HostCopy
     """Loss, accuracy, and what ``reading`` waits for."""
 
 
@@ -142,7 +142,7 @@ class Recorder:
             return self
         self.meter.__enter__()
         try:
-            self.meter.armed = self.next_step % self.every == 0
+            self.meter.enabled = self.next_step % self.every == 0
             if self.next_step == 0:
                 self.meter.on_forward = self._look_at_first_batch
                 self._note_weights()
@@ -185,7 +185,7 @@ class Recorder:
     # -- recording
 
     def step(self, loss: Tensor | float, accuracy: Tensor | float | None = None, *, epoch: int = 0, whole: Tensor | None = None) -> None:
-        """Call after ``optimizer.step()``: ``loss`` is the batch's loss (scalar), ``accuracy`` its share classified correctly.
+        """LayerCall after ``optimizer.step()``: ``loss`` is the batch's loss (scalar), ``accuracy`` its share classified correctly.
 
         Where several processes share a batch, ``whole`` is the loss over all of it, to be written in place of this process's ``loss``.
 
@@ -205,13 +205,13 @@ class Recorder:
         if self.next_step == 0:
             self._add_facts(first_step_facts(self.meter, loss))
         self._look_at_outputs(loss)
-        if self.meter.armed:
+        if self.meter.enabled:
             self._record(loss if whole is None else whole, accuracy, epoch)
         self.next_step += 1
         if self.next_step >= FIRST_STEPS:
             self.meter.on_forward = None
         self.writer.note(step=self.next_step, epoch=epoch)
-        self.meter.armed = self.next_step % self.every == 0
+        self.meter.enabled = self.next_step % self.every == 0
         if len(self._pending) >= HELD_STEPS or self.writer.due():
             self._harvest()
             self.writer.flush_if_due()
@@ -233,13 +233,13 @@ class Recorder:
     def _check_order(self, loss: Any) -> None:
         """Help where ``step`` stands too early: before the backward pass, or between it and the update."""
         self._gradient_seen = self._gradient_seen or self.meter.backward_seen
-        if not self._gradient_seen and self.meter.armed and isinstance(loss, Tensor) and loss.grad_fn is not None and self.meter.misses_gradients():
+        if not self._gradient_seen and self.meter.enabled and isinstance(loss, Tensor) and loss.grad_fn is not None and self.meter.misses_gradients():
             raise RecordingError(
                 "recorder.step(loss) was called before loss.backward(): no gradient has been computed; call it after optimizer.step()"
             )
         if self.meter.late_update:
             self._tell_once("recorder.step(loss) is called before optimizer.step(): no update ratio is recorded; call it after optimizer.step()")
-        if not self._gradient_seen and self.meter.armed:
+        if not self._gradient_seen and self.meter.enabled:
             self._tell_once(
                 "recorder.step(loss) finds no gradient in the model's parameters, so none is recorded: only loss.backward() leaves them there, "
                 "torch.autograd.grad and torch.func do not"
@@ -252,7 +252,7 @@ class Recorder:
 
     def _record(self, loss: Tensor | float, accuracy: Tensor | float | None, epoch: int) -> None:
         reading = self.meter.collect()
-        sent = Transfer([loss, math.nan if accuracy is None else accuracy, *reading.waiting])
+        sent = HostCopy([loss, math.nan if accuracy is None else accuracy, *reading.waiting])
         rate = self.meter.optimizers[0].param_groups[0]["lr"] if self.meter.optimizers else float("nan")
         self._pending.append(_Pending(self.next_step, epoch, float(rate), self.seconds, reading, sent))
 
@@ -332,9 +332,9 @@ class Recorder:
             return
         known = (chain, float(torch.as_tensor(loss).detach()), *outputs)
         facts: dict[str, Any] = {}
-        if answer := constant_answer(*known):
+        if answer := best_constant_loss(*known):
             self._answers.append(answer)
-            facts = dict(zip(("constant_answer", "constant_answer_error"), pooled(self._answers), strict=True))
+            facts = dict(zip(("constant_answer", "constant_answer_error"), pooled_constant_loss(self._answers), strict=True))
         if scale := cross_entropy_scale(*known):
             self._scales.append(scale)
             facts["scale"] = agreed(self._scales)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 _FUNCTIONS = {"ReluBackward0": "ReLU", "TanhBackward0": "Tanh", "SigmoidBackward0": "Sigmoid", "GeluBackward0": "GELU", "SiluBackward0": "SiLU"}
 """Nonlinearities called as functions, by the name of their autograd node."""
-_SHAPING = re.compile("View|Pool|Dropout|Mul|Reshape|Squeeze|Permute|Transpose")
+_RESHAPING_OPERATIONS = re.compile("View|Pool|Dropout|Mul|Reshape|Squeeze|Permute|Transpose")
 """Autograd nodes that may stand between a nonlinearity and the next layer."""
 
 
@@ -82,7 +82,7 @@ def is_compiled_output(inputs: Any) -> bool:
 def function_before(x: Tensor) -> str | None:
     """The nonlinearity whose output ``x`` is, perhaps pooled, reshaped or dropped out since; None if the last operation was another."""
     node = x.grad_fn
-    while node is not None and _SHAPING.search(node.name()):
+    while node is not None and _RESHAPING_OPERATIONS.search(node.name()):
         inputs = [child for child, _ in node.next_functions if child is not None]
         node = inputs[0] if len(inputs) == 1 else None  # a product of two is a gate
     return None if node is None else _FUNCTIONS.get(node.name())

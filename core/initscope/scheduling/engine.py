@@ -54,7 +54,7 @@ class Engine(Protocol):
     def threads_of(self, config: Mapping[str, Any]) -> int:
         """Threads that a run with this config takes of them."""
 
-    def obstacle(self, config: Mapping[str, Any]) -> str:
+    def unmet_requirement(self, config: Mapping[str, Any]) -> str:
         """What a run needs that is nowhere to be had at present; empty if it only has to wait for its turn."""
 
     def fits(self, config: Mapping[str, Any], busy: Sequence[Mapping[str, Any]]) -> bool:

@@ -33,7 +33,7 @@ from initscope.store import Run, Runs, claimed, process_alive
 from initscope.store.run import CLAIM_SECONDS
 from initscope.store.writer import set_status
 
-__all__ = ["QUEUE", "check_resumable", "ensure_supervisor", "keep_going", "prepare", "queued", "resume", "slots", "state", "stop", "submit", "threads_of"]
+__all__ = ["QUEUE", "check_resumable", "ensure_served", "ensure_supervisor", "prepare", "queued", "resume", "slots", "state", "stop", "submit", "threads_of"]
 
 STARTING_SECONDS = 30
 """A supervisor that was started less long ago has its lock or will have it: nobody starts another beside it."""
@@ -60,7 +60,7 @@ def submit(runs: Runs, configs: Sequence[RunConfig], engine: str = "", first: bo
     limits.check(pinned, len(queued(runs)), runs.root)
     made = [runs.create(config) for config in pinned]
     queue.choose(runs, engine, address)
-    queue.mark(runs, made, first)
+    queue.enqueue(runs, made, first)
     ensure_supervisor(runs)
     return made
 
@@ -81,7 +81,7 @@ def resume(runs: Runs, run: Run) -> None:
         check_resumable(run)  # somebody else may have resumed it meanwhile
         (run.path / "stop").unlink(missing_ok=True)
         set_status(run, status=str(Status.QUEUED), outcome=None, phase=None, error=None, ended=None, lost_at=None, in_vain=0)
-        queue.mark(runs, [run])
+        queue.enqueue(runs, [run])
     ensure_supervisor(runs)
 
 
@@ -113,7 +113,7 @@ def stop(runs: Runs, run: Run) -> None:
 def state(runs: Runs) -> engines.State:
     """How the folder's queue stands; with nothing in it, what the next launch will find. Between supervisors it is this machine's slots that
     are free, a cluster's are not known."""
-    waiting, told = len(queued(runs)), queue.told(runs)
+    waiting, told = len(queued(runs)), queue.read_state(runs)
     engine, _ = queue.chosen(runs)
     with contextlib.suppress(ConfigError):  # said when something is launched
         engine, _ = engines.choose("", queue.chosen(runs))
@@ -123,7 +123,7 @@ def state(runs: Runs) -> engines.State:
     return engines.State(engine, free, free, waiting, 0)
 
 
-def keep_going(runs: Runs) -> None:
+def ensure_served(runs: Runs) -> None:
     """Start a supervisor if runs wait, or were lost with one, and none is there: it was killed, or the machine has been started anew."""
     if queued(runs) or queue.abandoned(runs):
         ensure_supervisor(runs)

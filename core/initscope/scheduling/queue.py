@@ -40,7 +40,7 @@ def queued(runs: Runs) -> list[str]:
     return [name.partition("~")[2] for name in marks(runs)]
 
 
-def mark(runs: Runs, made: Sequence[Run], first: bool = False) -> None:
+def enqueue(runs: Runs, made: Sequence[Run], first: bool = False) -> None:
     """Put runs behind those that wait, or with ``first`` before them; among each other they keep their order."""
     folder = runs.root / QUEUE
     folder.mkdir(exist_ok=True)
@@ -92,12 +92,12 @@ def prepared(runs: Runs) -> bool:
         return False  # the folder is gone
 
 
-def tell(runs: Runs, words: dict[str, Any]) -> None:
+def write_state(runs: Runs, words: dict[str, Any]) -> None:
     """The supervisor's word on its engine, for ``told``."""
     write_json(runs.root / QUEUE / TOLD, words)
 
 
-def told(runs: Runs) -> dict[str, Any]:
+def read_state(runs: Runs) -> dict[str, Any]:
     """The last word of the supervisor that is there; empty if none is."""
     found = _read(runs.root / QUEUE / TOLD)
     return found if found and alive(found) else {}

@@ -98,7 +98,7 @@ class Supervisor:
         marked = set(queue.queued(self.runs))
         for info in reversed(self.runs.own()):
             if info.status == Status.QUEUED and info.run not in marked:
-                queue.mark(self.runs, [self.runs.get(info.run)])
+                queue.enqueue(self.runs, [self.runs.get(info.run)])
             else:
                 self._take_on(info)
         self._record_deaths()
@@ -125,7 +125,7 @@ class Supervisor:
                 with contextlib.suppress(InitScopeError, OSError), claimed(run):
                     queue.end_queued(self.runs, run)
                 continue
-            if obstacle := self.engine.obstacle(info.config):
+            if obstacle := self.engine.unmet_requirement(info.config):
                 self._note(run, obstacle)
                 continue
             if not self._fits(info.config):
@@ -157,16 +157,16 @@ class Supervisor:
         used = sum(map(self.engine.threads_of, self._busy()))
         words = {"engine": self.engine.name, "slots": slots, "free": max(0, slots - used), "running": len(self._busy()), "trouble": ""}
         if words != self._told:
-            queue.tell(self.runs, {**words, **self.process})
+            queue.write_state(self.runs, {**words, **self.process})
             self._told = words
 
     def tell_trouble(self, trouble: str) -> None:
         """Leave word that the engine cannot work, and why; in the log once, however often it is tried again."""
-        if queue.told(self.runs).get("trouble") != trouble:
+        if queue.read_state(self.runs).get("trouble") != trouble:
             complain(trouble)
         words = {"engine": self.engine.name, "slots": None, "free": None, "running": len(self._busy()), "trouble": trouble}
         with contextlib.suppress(OSError):
-            queue.tell(self.runs, {**words, **self.process})
+            queue.write_state(self.runs, {**words, **self.process})
 
     def _look_after(self) -> None:
         """Take note of runs whose process is over."""
@@ -221,7 +221,7 @@ class Supervisor:
             print(f"{run.id}: {how}; queued again", file=sys.stderr, flush=True)
             lost_at = max(step, lost_at or 0)
             set_status(run, status=str(Status.QUEUED), phase=None, restarts=restarts + 1, lost_at=lost_at, in_vain=in_vain)
-            queue.mark(self.runs, [run], first=True)  # it had its turn
+            queue.enqueue(self.runs, [run], first=True)  # it had its turn
 
 
 def _sweep_up(root: Path) -> None:

@@ -51,7 +51,7 @@ Stamps = tuple[int, ...]
 """Change time (ns), size and inode of each of ``FILES``; zeros where there is none."""
 
 
-class Saved(Mapping[str, Any]):
+class LazyJson(Mapping[str, Any]):
     """A mapping that stays compressed JSON until somebody looks into it."""
 
     def __init__(self, packed: bytes):
@@ -128,10 +128,10 @@ class Index:
     def _write(self, database: sqlite3.Connection, known: Mapping[str, tuple[Stamps, RunInfo]], gone: Iterable[str]) -> None:
         for table in _TABLES:
             database.execute(table)
-        if database.execute("SELECT digest FROM made_by").fetchall() != [(_maker(),)]:
+        if database.execute("SELECT digest FROM made_by").fetchall() != [(_code_digest(),)]:
             database.execute("DELETE FROM entries")
             database.execute("DELETE FROM made_by")
-            database.execute("INSERT INTO made_by VALUES (?)", (_maker(),))
+            database.execute("INSERT INTO made_by VALUES (?)", (_code_digest(),))
             self._unwritten |= known.keys()
         database.executemany("DELETE FROM entries WHERE run = ?", [(name,) for name in gone])
         rows = [_row(name, *known[name]) for name in self._unwritten if name in known]
@@ -176,7 +176,7 @@ def _lasting(info: RunInfo) -> bool:
 
 
 def _entries(database: sqlite3.Connection) -> dict[str, tuple[Stamps, RunInfo]]:
-    if database.execute("SELECT digest FROM made_by").fetchall() != [(_maker(),)]:
+    if database.execute("SELECT digest FROM made_by").fetchall() != [(_code_digest(),)]:
         return {}
     found = {}
     for name, stamps, entry, settings, state, checksum in database.execute("SELECT * FROM entries"):
@@ -185,7 +185,7 @@ def _entries(database: sqlite3.Connection) -> dict[str, tuple[Stamps, RunInfo]]:
                 continue
             values = json.loads(entry)
             values["tags"] = tuple(values["tags"])
-            found[name] = _STAMPS.unpack(stamps), RunInfo(run=name, config=Saved(settings), state=Saved(state), **values)
+            found[name] = _STAMPS.unpack(stamps), RunInfo(run=name, config=LazyJson(settings), state=LazyJson(state), **values)
         except (TypeError, ValueError, AttributeError, struct.error):  # not a row of ours
             continue
     return found
@@ -209,7 +209,7 @@ def _checksum(name: str, *columns: bytes) -> int:
 
 
 @cache
-def _maker() -> str:
+def _code_digest() -> str:
     """A digest of the code that reads run folders: what another version made of them is not used."""
     made_by = (Path(__file__), *(Path(module.__file__ or "") for module in (catalog, run_config, factory, schema, validation, run)))
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in made_by)).hexdigest()

@@ -237,5 +237,5 @@ async def _keep_queue_going() -> None:
         await anyio.to_thread.run_sync(launcher.prepare, runs)
     while True:
         with contextlib.suppress(InitScopeError, OSError):  # an unreadable folder is told on the page
-            await anyio.to_thread.run_sync(launcher.keep_going, runs)
+            await anyio.to_thread.run_sync(launcher.ensure_served, runs)
         await asyncio.sleep(QUEUE_SECONDS)

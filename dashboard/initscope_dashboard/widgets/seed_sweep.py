@@ -11,7 +11,6 @@ from initscope.comparison.compare import INNOCENT_FIELDS, Comparison
 from initscope.config.run_config import RunConfig
 from initscope.errors import InitScopeError
 from initscope.scheduling import launcher
-from initscope.scheduling import launcher as processes
 from initscope_dashboard import loaders
 from initscope_dashboard.content import formatting
 from initscope_dashboard.server import access
@@ -51,7 +50,7 @@ def begin(base: RunConfig, inits: Sequence[str], seeds: int, vary: str = "") -> 
         base = base.replace(stop_when_certain=True)
         name = sweep.name_of(base)
         axes = [sweep.parse_axis(word) for word in vary.split()]
-        launched = launcher.submit_missing(loaders.runs(), sweep.plan(base, inits, seeds, name, axes, slots=processes.slots()))
+        launched = launcher.submit_missing(loaders.runs(), sweep.plan(base, inits, seeds, name, axes, slots=launcher.slots()))
     except InitScopeError as error:
         st.error(formatting.markdown(str(error)))
         return None

@@ -19,14 +19,14 @@ from initscope.recording.tensors import by_sample
 Number = float | Tensor
 
 
-def on_host(x: Tensor) -> bool:
+def on_cpu(x: Tensor) -> bool:
     """Whether numbers of ``x`` can be looked at without waiting for a device."""
     return x.device.type == "cpu"
 
 
 def norm(x: Tensor) -> Number:
     """L2 norm, right also where float32 squares would vanish (below 1e-19) or overflow. Only Apple's GPUs, which have no float64, cannot do that."""
-    if not on_host(x):
+    if not on_cpu(x):
         return gpu.norms([x])[0]
     if type(x) is Tensor:
         return cpu.norm(x)
@@ -56,11 +56,11 @@ def change_norms(before: list[Tensor], after: list[Tensor]) -> Sequence[Number]:
 
 def _together(tensors: list[Tensor]) -> bool:
     """Whether there are tensors, all on one device that is not the CPU."""
-    return bool(tensors) and not on_host(tensors[0]) and all(x.device == tensors[0].device for x in tensors)
+    return bool(tensors) and not on_cpu(tensors[0]) and all(x.device == tensors[0].device for x in tensors)
 
 
 def forward_statistics(output: Tensor, off: bool = False) -> dict[Any, Any]:
-    """What gives activation_mean, activation_std and signal_std of a layer's output (samples first) when it is ``finished``. ``off`` asks
+    """What gives activation_mean, activation_std and signal_std of a layer's output (samples first) when it is ``finalize``. ``off`` asks
     for the units that are not above zero for any sample too, which a rectifier will set to zero: with the same look at the memory.
 
     ``signal_std`` is the population standard deviation of each unit across the samples, root-mean-squared over units. It
@@ -70,18 +70,18 @@ def forward_statistics(output: Tensor, off: bool = False) -> dict[Any, Any]:
     plain sums (half the work) shows that little cancels, a CPU takes those; a GPU would have to be waited for to know.
     """
     x = by_sample(output)
-    return (cpu if on_host(x) else gpu).forward_statistics(x, off)
+    return (cpu if on_cpu(x) else gpu).forward_statistics(x, off)
 
 
-def finished(found: dict[Any, float]) -> dict[str, float]:
+def finalize(found: dict[Any, float]) -> dict[str, float]:
     """The three columns, from what ``forward_statistics`` found, once a device has sent its share."""
-    return gpu.finished(found) if "samples" in found else dict(found)
+    return gpu.finalize(found) if "samples" in found else dict(found)
 
 
-def off_units(output: Tensor) -> Tensor:
+def dead_units(output: Tensor) -> Tensor:
     """For each of a rectifier's units (samples first), whether it is zero for every sample."""
     x = by_sample(output.detach())
-    return (cpu if on_host(x) else gpu).off_units(x)
+    return (cpu if on_cpu(x) else gpu).dead_units(x)
 
 
 def ratio(part: float, whole: float) -> float:

@@ -115,7 +115,7 @@ def in_order(x: Tensor) -> bool:
 
 
 @_QUIETLY
-def off_units(x: Tensor) -> Tensor:
+def dead_units(x: Tensor) -> Tensor:
     """For each unit of (samples, units), whether it is above zero for no sample."""
     return torch.from_numpy(functools.reduce(np.maximum, map(_highest, _blocks(x))) <= 0)
 

@@ -38,13 +38,13 @@ def change_norms(before: list[Tensor], after: list[Tensor]) -> Sequence[Tensor]:
     return norms(before)
 
 
-def off_units(x: Tensor) -> Tensor:
+def dead_units(x: Tensor) -> Tensor:
     """For each unit of (samples, units), whether it is above zero for no sample."""
     return x.amax(0) <= 0 if len(x) else x.new_ones(x.shape[1], dtype=torch.bool)
 
 
 def forward_statistics(x: Tensor, off: bool) -> dict[Any, Any]:
-    """What ``finished`` makes the columns of, for (samples, units), a few units of all samples at a time; and the units that are off."""
+    """What ``finalize`` makes the columns of, for (samples, units), a few units of all samples at a time; and the units that are off."""
     samples, summed = len(x), torch.promote_types(x.dtype, torch.float32)
     found: dict[Any, Any] = {"samples": samples, "units": []}
     below = []
@@ -55,11 +55,11 @@ def forward_statistics(x: Tensor, off: bool) -> dict[Any, Any]:
         found |= {("length", k): norms([difference])[0], ("moved", k): norms([total])[0], ("between", k): between, ("mean", k): mean}
         found["units"].append(part.shape[1])
         if off:
-            below.append(off_units(part))
+            below.append(dead_units(part))
     return {**found, "off": below[0] if len(below) == 1 else torch.cat(below)} if off else found
 
 
-def finished(found: dict[Any, Any]) -> dict[str, float]:
+def finalize(found: dict[Any, Any]) -> dict[str, float]:
     """The columns, from plain numbers: over the samples of each unit the differences from the first and their sum, over the units of each
     piece mean and variance of their means."""
     pieces, units = range(len(found["units"])), sum(found["units"])

@@ -42,7 +42,7 @@ class Local:
     def threads_of(self, config: Mapping[str, Any]) -> int:
         return threads_of(config)
 
-    def obstacle(self, config: Mapping[str, Any]) -> str:
+    def unmet_requirement(self, config: Mapping[str, Any]) -> str:
         return ""
 
     def fits(self, config: Mapping[str, Any], busy: Sequence[Mapping[str, Any]]) -> bool:

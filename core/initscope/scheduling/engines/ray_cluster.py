@@ -78,7 +78,7 @@ class Cluster:
     def threads_of(self, config: Mapping[str, Any]) -> int:
         return threads_of(config, self._widest)
 
-    def obstacle(self, config: Mapping[str, Any]) -> str:
+    def unmet_requirement(self, config: Mapping[str, Any]) -> str:
         self._look()
         needed = self._needed(config)
         if any(all(node.get(kind, 0) >= amount for kind, amount in needed.items()) for node in self._nodes):

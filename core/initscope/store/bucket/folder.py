@@ -34,7 +34,7 @@ from initscope.errors import RunFolderError, RunNotFound, RunStateError
 from initscope.installation import module_command
 from initscope.schema import LIVE
 from initscope.store.bucket.download import ATTEMPTS, FETCHED, OURS, Mirror, json_object
-from initscope.store.bucket.remote import Remote, Taken
+from initscope.store.bucket.remote import Conflict, Remote
 from initscope.store.files import FOREIGN_HEARTBEAT_SECONDS, number, write_json
 
 ADDRESS = ".address.json"
@@ -112,7 +112,7 @@ class Shared(Mirror):
         """Make a new run this machine's before anything of it is seen. Raises RunStateError if the id is taken."""
         try:
             self.remote.replace(f".claims/{run_id}", self._signed(), None)
-        except Taken:
+        except Conflict:
             raise RunStateError(f"there is a run {run_id} already in {self.remote.url}; choose another id") from None
         (self.root / OURS / run_id).touch()
 
@@ -123,14 +123,14 @@ class Shared(Mirror):
         self.refresh(now=True)
         if not (self.root / run_id).is_dir():
             raise RunNotFound(f"run {run_id} is gone: somebody has deleted it; choose another one")
-        claim, token = self.remote.seen(f".claims/{run_id}")
+        claim, token = self.remote.get_with_etag(f".claims/{run_id}")
         state = json_object((self.root / run_id / "status.json").read_bytes())
         beats = [json_object(claim).get("since"), state.get("heartbeat") if state.get("status") in LIVE else 0]
         try:
             if token is not None and time.time() - max(number(beat) or 0 for beat in beats) < FOREIGN_HEARTBEAT_SECONDS:
-                raise Taken  # its machine lives, or has just begun
+                raise Conflict  # its machine lives, or has just begun
             self.remote.replace(f".claims/{run_id}", self._signed(), token)
-        except Taken:
+        except Conflict:
             raise RunStateError(f"another machine is working on run {run_id}; wait for it, or stop the run") from None
         if files:
             self.fetch(run_id, everything=True)
@@ -138,7 +138,7 @@ class Shared(Mirror):
 
     def still_ours(self, run_id: str) -> bool:
         """Whether nobody has taken the run while this machine slept."""
-        claim = json_object(self.remote.seen(f".claims/{run_id}")[0])
+        claim = json_object(self.remote.get_with_etag(f".claims/{run_id}")[0])
         return {key: claim.get(key) for key in self._name} == self._name
 
     def _signed(self) -> bytes:
@@ -187,9 +187,9 @@ class Shared(Mirror):
     def edit(self, run_id: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Merge ``changes`` into name, tags and notes in the store; two at once are both kept. Returns all of them."""
         for _ in range(ATTEMPTS):
-            data, token = self.remote.seen(f".runs/{run_id}~meta")
+            data, token = self.remote.get_with_etag(f".runs/{run_id}~meta")
             merged = {**json_object(data), **changes}
-            with contextlib.suppress(Taken):
+            with contextlib.suppress(Conflict):
                 self.remote.replace(f".runs/{run_id}~meta", json.dumps(merged).encode(), token)
                 return merged
         raise RunStateError(f"run {run_id} is being changed by others; try again")

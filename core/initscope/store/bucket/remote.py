@@ -24,7 +24,7 @@ AGAIN_SECONDS = 1.0
 Result = TypeVar("Result")
 
 
-class Taken(Exception):
+class Conflict(Exception):
     """The object is there already, or is not what it was: somebody else was faster."""
 
 
@@ -71,11 +71,11 @@ class Remote:
         return f"{self._fs[1].rstrip('/')}/{name}"
 
     def _asked(self, what: str, action: Callable[[Any], Result]) -> Result:
-        """``action`` on the file system, its errors as one of ours. FileNotFoundError and Taken are answers and pass."""
+        """``action`` on the file system, its errors as one of ours. FileNotFoundError and Conflict are answers and pass."""
         fs = self._fs[0]
         try:
             return action(fs)
-        except (FileNotFoundError, Taken):
+        except (FileNotFoundError, Conflict):
             raise
         except Exception as error:  # what lies under fsspec has errors of its own in every store
             kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
@@ -150,7 +150,7 @@ class Remote:
 
     # -- one writer of several
 
-    def seen(self, name: str) -> tuple[bytes, str | None]:
+    def get_with_etag(self, name: str) -> tuple[bytes, str | None]:
         """An object's bytes and the token they had or were given since; (b"", None) if there is none."""
         try:
             token = self._asked("read from", lambda fs: _token(fs.info(self._path(name))))
@@ -159,7 +159,7 @@ class Remote:
             return b"", None
 
     def replace(self, name: str, data: bytes, token: str | None) -> None:
-        """Write an object if it is still as ``seen`` (None: not there). Raises Taken if it is not.
+        """Write an object if it is still as ``seen`` (None: not there). Raises Conflict if it is not.
 
         S3 decides that itself (If-None-Match, If-Match). Elsewhere it is written and read again a moment later: of several
         writers the last one's stays, and the others see that it is not theirs.
@@ -170,20 +170,20 @@ class Remote:
             try:
                 fs.pipe_file(path, data, **({"IfNoneMatch": "*"} if token is None else {"IfMatch": token}))
             except FileNotFoundError:
-                raise Taken from None
+                raise Conflict from None
             except OSError as error:
                 if _refused(error):
-                    raise Taken from None
+                    raise Conflict from None
                 raise
 
         def and_look_again(fs: Any) -> None:
-            before = self.seen(name)[1]
+            before = self.get_with_etag(name)[1]
             if before != token:
-                raise Taken
+                raise Conflict
             fs.pipe_file(path, data)
             time.sleep(AGAIN_SECONDS)
             if self.get(name) != data:
-                raise Taken
+                raise Conflict
 
         self._asked("write to", conditionally if self._s3 else and_look_again)
 

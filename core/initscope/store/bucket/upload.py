@@ -44,7 +44,7 @@ class Shipper:
 
     def __init__(self, store: Shared):
         self.store = store
-        self.cargo: dict[str, Cargo] = {}
+        self.uploads: dict[str, RunUpload] = {}
 
     def serve(self) -> None:
         """Copy until nothing has been ours for ``IDLE_SECONDS``."""
@@ -53,21 +53,21 @@ class Shipper:
             while time.monotonic() - busy < IDLE_SECONDS and self.store.root.exists():
                 began = time.monotonic()
                 ours = self.store.ours()
-                self.cargo = {run_id: self.cargo.get(run_id) or Cargo(self.store, run_id) for run_id in ours}
+                self.uploads = {run_id: self.uploads.get(run_id) or RunUpload(self.store, run_id) for run_id in ours}
                 if ours:
                     busy = began
                     self._pass_on_stops()
-                list(pool.map(_quietly, [cargo.ship for cargo in self.cargo.values()]))
+                list(pool.map(_quietly, [cargo.ship for cargo in self.uploads.values()]))
                 time.sleep(max(0.05, SHIP_SECONDS - (time.monotonic() - began)))
 
     def _pass_on_stops(self) -> None:
         def look() -> None:
             for run_id in self.store.remote.listed(".stops"):
-                if run_id in self.cargo and self.cargo[run_id].status in LIVE:
+                if run_id in self.uploads and self.uploads[run_id].status in LIVE:
                     with contextlib.suppress(OSError):
                         touch(self.store.root / run_id / "stop")
 
-        if any(cargo.status in LIVE for cargo in self.cargo.values()):
+        if any(cargo.status in LIVE for cargo in self.uploads.values()):
             _quietly(look)
 
 
@@ -79,7 +79,7 @@ def _quietly(action: Any) -> None:
         time.sleep(1)
 
 
-class Cargo:
+class RunUpload:
     """One run: what of it is in the store already."""
 
     def __init__(self, store: Shared, run_id: str):
