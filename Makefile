@@ -11,13 +11,13 @@ run: $(VENV)/.installed
 	$(BIN)/streamlit run dashboard/Home.py
 
 test: $(VENV)/.installed-tests
-	@bash tests/browser/ensure_chromium.sh
+	@bash tests/ensure_system.sh
 	$(BIN)/ruff check core dashboard tests
 	$(BIN)/python -m pytest $(TWO) --durations=15
 
 # The same tests where there is no network at all: nothing but this machine's own loopback.
 test-offline: $(VENV)/.installed-tests
-	@bash tests/browser/ensure_chromium.sh
+	@bash tests/ensure_system.sh
 	unshare --map-root-user --net --mount sh -c 'ip link set lo up && exec $(BIN)/python -m pytest $(TWO) $(TESTS)'
 
 lint: $(VENV)/.installed-tests
