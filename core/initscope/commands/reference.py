@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from initscope.commands.parser import build_parser
-from initscope.config import OPTIONS
+from initscope.config import OPTIONS, PRESETS, catalog, factory
 
 HEAD = """# Command line
 
@@ -36,6 +36,11 @@ def reference() -> str:
         rows = [_row(action) for action in command._actions if _own(action)]
         if rows:
             parts.append("\n| argument | what it is |\n|---|---|\n" + "\n".join(rows) + "\n")
+    presets = [f"| `{name}` | {_cell(make.__doc__ or '')} |" for name, make in PRESETS.items()]
+    parts.append("\n## Presets\n\n| `--preset` | what it is |\n|---|---|\n" + "\n".join(presets) + "\n")
+    data = [f"| `{name}` | {_cell(entry.help)} |" for name, entry in catalog.DATA.items()]
+    data += [f"| `{catalog.IMAGE_FOLDER}DIR` | one sub-folder of images a class |", f"| `{factory.FORM}` | data of your own |"]
+    parts.append("\n## Data sets\n\n| `--data` | what it is |\n|---|---|\n" + "\n".join(data) + "\n")
     fields = [
         f"| `{spec.flag}` | {_cell(spec.help)} | {_cell(spec.expected)} | {_cell(_shown(spec.default))} |" for spec in OPTIONS.values()
     ]
