@@ -125,7 +125,7 @@ def main() -> None:
                 writer = csv.DictWriter(file, FIELDS)
                 if new:
                     writer.writeheader()
-                writer.writerow({key: "" if value != value else value for key, value in row.items()})
+                writer.writerow({key: "" if value is math.nan or str(value) == "nan" else value for key, value in row.items()})
             print(row, flush=True)
     tables(done())
 
