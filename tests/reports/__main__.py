@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from tests.reports.runner import load, print_table, rows, run_all
@@ -29,8 +30,14 @@ def main() -> None:
     ]
     if not chosen:
         parser.error(f"no report fits; there are {', '.join(load())}")
-    answers = run_all(chosen, given.seeds, given.jobs, given.runs)
-    print_table(answers)
+    answers = []
+    try:
+        for one in run_all(chosen, given.seeds, given.jobs, given.runs):
+            answers.append(one)
+            form = "fixed" if one.fixed else "as is"
+            print(f"{one.report} {form} seed {one.seed}: {one.cause} {one.confidence:.2f}, {one.verdict}", file=sys.stderr)
+    finally:  # what there is, if somebody stops the bench
+        print_table(answers)
     if given.findings:
         for one in answers:
             if one.verdict != "right":

@@ -6,7 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.reports.material import accuracy, class_skill, clusters, convnet, digits, fit_skill, mlp, passes, predict, supervised, table
+from tests.reports.material import (
+    accuracy,
+    class_skill,
+    clusters,
+    convnet,
+    digits,
+    fit_skill,
+    mlp,
+    passes,
+    predict,
+    supervised,
+    table,
+)
 from tests.reports.registry import Loop, report
 
 
@@ -54,7 +66,7 @@ def pixels_up_to_255(fixed: bool) -> Loop:
     x, y, held_x, held_y = digits()
     factor = 1.0 if fixed else 255.0
     model = convnet()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     return supervised(model, optimizer, (x * factor, y, held_x * factor, held_y), steps=250)
 
 
@@ -79,6 +91,7 @@ def divided_by_255_twice(fixed: bool) -> Loop:
     "https://discuss.pytorch.org/t/why-the-model-fail-to-converge-without-a-manul-weight-initialization/50431",
     also=("lr_too_high",),
     evidence=("input",),
+    held_out=True,
 )
 def one_column_in_thousands(fixed: bool) -> Loop:
     x, y, held_x, held_y = table()
@@ -132,7 +145,7 @@ def always_the_largest_of_five(fixed: bool) -> Loop:
     model = nn.Sequential(nn.Linear(24, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 5))
     weight = 1 / torch.bincount(data[1]).float()
     weight = weight / weight.mean() if fixed else None
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.03 if not fixed else 0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     return supervised(model, optimizer, data, lambda outputs, y: F.cross_entropy(outputs, y, weight), metric=accuracy, steps=300)
 
 
@@ -152,7 +165,7 @@ def no_negative_link_is_found(fixed: bool) -> Loop:
     def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(outputs, targets, pos_weight=weight)
 
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3 if not fixed else 5e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     return supervised(model, optimizer, data, loss_fn, steps=250)
 
 
@@ -213,8 +226,8 @@ def fifteen_pictures_a_class(fixed: bool) -> Loop:
     held_out=True,
 )
 def validation_loss_turns(fixed: bool) -> Loop:
-    x, y, held_x, held_y = table(features=20, noise=0.7)
-    few = len(x) if fixed else 64
+    x, y, held_x, held_y = table(features=20, noise=0.4)
+    few = len(x) if fixed else 100
     model = mlp(20, 32, 1) if fixed else mlp(20, 256, 256, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3 if fixed else 3e-3)
     loop = supervised(model, optimizer, (x[:few], y[:few], held_x, held_y), F.mse_loss, steps=300, epoch=30, score=fit_skill)

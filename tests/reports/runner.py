@@ -8,7 +8,7 @@ import pkgutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -34,7 +34,7 @@ refused: the Recorder or the diagnosis raised an error over a loop that runs wit
 
 @dataclass(frozen=True)
 class Answer:
-    """One run of a report, broken or ``fixed``, and what the diagnosis said of it. ``score`` is the loop's own."""
+    """One run of a report, broken or ``fixed``, and what the diagnosis said of it. ``score`` is the loop's own; ``seconds`` of processor time."""
 
     report: str
     fixed: bool
@@ -60,7 +60,7 @@ def answer(name: str, fixed: bool, seed: int, runs: Path | None = None) -> Answe
     """Train report ``name`` once with ``seed`` on one thread and judge its diagnosis. Runs go to ``runs``, or away."""
     case = load()[name]
     torch.set_num_threads(1)
-    began = time.monotonic()
+    began = time.process_time()
     with tempfile.TemporaryDirectory(prefix="reports-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a stranger's loop warns of what is wrong with it; the diagnosis must find it without
         torch.manual_seed(seed)
@@ -68,11 +68,11 @@ def answer(name: str, fixed: bool, seed: int, runs: Path | None = None) -> Answe
         try:
             found = diagnose(_train(case, loop, fixed, runs or Path(folder)))
         except InitScopeError as error:
-            return Answer(name, fixed, seed, REFUSED, 0.0, (), REFUSED, math.nan, time.monotonic() - began, f"{type(error).__name__}: {error}")
+            return Answer(name, fixed, seed, REFUSED, 0.0, (), REFUSED, math.nan, time.process_time() - began, f"{type(error).__name__}: {error}")
     lines = tuple(f"{finding.id}: {finding.text}" for finding in found.findings)
     cause = str(found.cause)
     return Answer(
-        name, fixed, seed, cause, found.confidence, lines, verdict(case, fixed, cause, lines), loop.score(), time.monotonic() - began
+        name, fixed, seed, cause, found.confidence, lines, verdict(case, fixed, cause, lines), loop.score(), time.process_time() - began
     )
 
 
@@ -110,13 +110,15 @@ def verdict(case: Report, fixed: bool, cause: str, findings: Iterable[str]) -> s
     return RIGHT if cause == case.cause or cause in case.also else MISLEADING
 
 
-def run_all(names: Iterable[str], seeds: int, jobs: int, runs: Path | None = None) -> list[Answer]:
-    """Every form of every named report with seeds 0 to ``seeds`` - 1, ``jobs`` at a time, in order."""
+def run_all(names: Iterable[str], seeds: int, jobs: int, runs: Path | None = None) -> Iterator[Answer]:
+    """Every form of every named report with seeds 0 to ``seeds`` - 1, ``jobs`` at a time; answers in order, as they come."""
     tasks = [(name, fixed, seed, runs) for name in names for fixed in load()[name].forms for seed in range(seeds)]
     if jobs <= 1:
-        return [answer(*task) for task in tasks]
+        for task in tasks:
+            yield answer(*task)
+        return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(answer, *zip(*tasks, strict=True)))
+        yield from pool.map(answer, *zip(*tasks, strict=True))
 
 
 # ---------------------------------------------------------------- what is printed
@@ -152,4 +154,4 @@ def print_table(answers: list[Answer]) -> None:
         ):
             counts = ", ".join(f"{sum(one.verdict == word for one in part)} {word}" for word in VERDICTS)
             print(f"{title:9} {what:13} {len(part):4} runs: {counts}")
-    print(f"{sum(one.seconds for one in answers):.0f} s of training and diagnosis, {max((one.seconds for one in answers), default=0):.1f} s the longest run")
+    print(f"{sum(one.seconds for one in answers):.0f} s of processor time, {max((one.seconds for one in answers), default=0):.1f} s the longest run")
