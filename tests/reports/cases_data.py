@@ -32,14 +32,17 @@ def by_label(y: Tensor, batch: int, fixed: bool):
 
 @report(
     "data_order",
-    # The data loader does not shuffle ImageNet's folders, so the network sees one class for many steps and forgets the others.
+    # The data loader does not shuffle ImageNet's folders, so the network sees one class for many steps and
+    # forgets the others.
     "https://github.com/Deci-AI/super-gradients/issues/416",
     evidence=("order", "one class", "sorted", "shuffle"),
 )
 def folders_in_order(fixed: bool) -> Loop:
     data, model = digits(), convnet()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    return supervised(model, optimizer, data, metric=accuracy, steps=300, indices=by_label(data[1], 32, fixed))
+    return supervised(
+        model, optimizer, data, metric=accuracy, steps=300, indices=by_label(data[1], 32, fixed)
+    )
 
 
 @report(
@@ -53,7 +56,9 @@ def files_sorted_by_label(fixed: bool) -> Loop:
     data = digits()
     model = mlp(64, 128, 10)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    return supervised(model, optimizer, data, metric=accuracy, steps=270, epoch=90, indices=by_label(data[1], 16, fixed))
+    return supervised(
+        model, optimizer, data, metric=accuracy, steps=270, epoch=90, indices=by_label(data[1], 16, fixed)
+    )
 
 
 @report(
@@ -87,7 +92,8 @@ def divided_by_255_twice(fixed: bool) -> Loop:
 
 @report(
     "input_scale",
-    # One column of a table is in the hundred thousands, the others are near 1: a linear fit swings by hundreds of thousands.
+    # One column of a table is in the hundred thousands, the others are near 1: a linear fit swings by
+    # hundreds of thousands.
     "https://discuss.pytorch.org/t/why-the-model-fail-to-converge-without-a-manul-weight-initialization/50431",
     also=("lr_too_high",),
     evidence=("input",),
@@ -100,7 +106,9 @@ def one_column_in_thousands(fixed: bool) -> Loop:
         scale[3], shift[3] = 20000.0, 60000.0
     model = mlp(10, 32, 1)
     data = (x * scale + shift, y, held_x * scale + shift, held_y)
-    return supervised(model, torch.optim.Adam(model.parameters(), lr=1e-3), data, F.mse_loss, steps=300, score=fit_skill)
+    return supervised(
+        model, torch.optim.Adam(model.parameters(), lr=1e-3), data, F.mse_loss, steps=300, score=fit_skill
+    )
 
 
 @report(
@@ -117,7 +125,9 @@ def targets_around_minus_2700(fixed: bool) -> Loop:
         if isinstance(layer, nn.Linear):
             nn.init.xavier_normal_(layer.weight)
     data = (x, y, held_x, held_y) if fixed else (x, y * 8 - 2700, held_x, held_y * 8 - 2700)
-    return supervised(model, torch.optim.Adam(model.parameters(), lr=1e-2), data, F.mse_loss, steps=400, score=fit_skill)
+    return supervised(
+        model, torch.optim.Adam(model.parameters(), lr=1e-2), data, F.mse_loss, steps=400, score=fit_skill
+    )
 
 
 @report(
@@ -131,12 +141,21 @@ def prices_in_dollars(fixed: bool) -> Loop:
     x, y, held_x, held_y = table(features=8)
     model = mlp(8, 32, 32, 1)
     data = (x, y, held_x, held_y) if fixed else (x, y * 80_000 + 250_000, held_x, held_y * 80_000 + 250_000)
-    return supervised(model, torch.optim.Adam(model.parameters(), lr=1e-3), data, F.mse_loss, steps=400, epoch=100, score=fit_skill)
+    return supervised(
+        model,
+        torch.optim.Adam(model.parameters(), lr=1e-3),
+        data,
+        F.mse_loss,
+        steps=400,
+        epoch=100,
+        score=fit_skill,
+    )
 
 
 @report(
     "class_collapse",
-    # Five classes of unequal shares: accuracy stays at exactly the share of the largest, which is always the answer.
+    # Five classes of unequal shares: accuracy stays at exactly the share of the largest, which is always the
+    # answer.
     "https://datascience.stackexchange.com/questions/16840/multi-class-neural-net-always-predicting-1-class-after-optimization/16847",
     evidence=("class", "majority", "imbalance"),
 )
@@ -146,7 +165,14 @@ def always_the_largest_of_five(fixed: bool) -> Loop:
     weight = 1 / torch.bincount(data[1]).float()
     weight = weight / weight.mean() if fixed else None
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    return supervised(model, optimizer, data, lambda outputs, y: F.cross_entropy(outputs, y, weight), metric=accuracy, steps=300)
+    return supervised(
+        model,
+        optimizer,
+        data,
+        lambda outputs, y: F.cross_entropy(outputs, y, weight),
+        metric=accuracy,
+        steps=300,
+    )
 
 
 @report(
@@ -171,7 +197,8 @@ def no_negative_link_is_found(fixed: bool) -> Loop:
 
 @report(
     "labels_unrelated",
-    # The list of pictures comes from the file system in any order, the list of labels from a table: they do not belong together.
+    # The list of pictures comes from the file system in any order, the list of labels from a table: they do
+    # not belong together.
     "https://github.com/NoahVl/Explaining-In-Style-Reproducibility-Study/issues/9",
     evidence=("label",),
 )
@@ -181,7 +208,9 @@ def files_in_any_order(fixed: bool) -> Loop:
     listed_held = torch.randperm(len(held_x), generator=torch.Generator().manual_seed(2))
     data = (x, y, held_x, held_y) if fixed else (x[listed], y, held_x[listed_held], held_y)
     model = convnet()
-    loop = supervised(model, torch.optim.Adam(model.parameters(), lr=1e-3), data, metric=accuracy, steps=270, epoch=45)
+    loop = supervised(
+        model, torch.optim.Adam(model.parameters(), lr=1e-3), data, metric=accuracy, steps=270, epoch=45
+    )
     loop.score = lambda: class_skill(predict(model, held_x), held_y)
     return loop
 
@@ -210,12 +239,23 @@ def scrambled_class_numbers(fixed: bool) -> Loop:
 def fifteen_pictures_a_class(fixed: bool) -> Loop:
     x, y, held_x, held_y = digits()
     noise = torch.Generator().manual_seed(4)
-    x, held_x = (x + 0.6 * torch.randn(x.shape, generator=noise)), (held_x + 0.6 * torch.randn(held_x.shape, generator=noise))
+    x, held_x = (
+        (x + 0.6 * torch.randn(x.shape, generator=noise)),
+        (held_x + 0.6 * torch.randn(held_x.shape, generator=noise)),
+    )
     few = len(x) if fixed else 60
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3 if fixed else 3e-3)
     data = (x[:few], y[:few], held_x, held_y)
-    return supervised(model, optimizer, data, metric=accuracy, steps=180, epoch=30, indices=passes(few, 20) if not fixed else None)
+    return supervised(
+        model,
+        optimizer,
+        data,
+        metric=accuracy,
+        steps=180,
+        epoch=30,
+        indices=passes(few, 20) if not fixed else None,
+    )
 
 
 @report(
@@ -230,5 +270,7 @@ def validation_loss_turns(fixed: bool) -> Loop:
     few = len(x) if fixed else 100
     model = mlp(20, 32, 1) if fixed else mlp(20, 256, 256, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3 if fixed else 3e-3)
-    loop = supervised(model, optimizer, (x[:few], y[:few], held_x, held_y), F.mse_loss, steps=300, epoch=30, score=fit_skill)
+    loop = supervised(
+        model, optimizer, (x[:few], y[:few], held_x, held_y), F.mse_loss, steps=300, epoch=30, score=fit_skill
+    )
     return loop

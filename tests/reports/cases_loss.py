@@ -6,7 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.reports.material import accuracy, class_skill, clusters, convnet, digits, fit_skill, mlp, predict, supervised, table
+from tests.reports.material import (
+    accuracy,
+    class_skill,
+    clusters,
+    convnet,
+    digits,
+    fit_skill,
+    mlp,
+    predict,
+    supervised,
+    table,
+)
 from tests.reports.registry import Loop, report
 
 
@@ -57,7 +68,8 @@ def nll_of_raw_outputs(fixed: bool) -> Loop:
 
 @report(
     "loss_misuse",
-    # Binary cross-entropy of images outside of [0, 1] has no floor: the autoencoder's loss runs to minus millions.
+    # Binary cross-entropy of images outside of [0, 1] has no floor: the autoencoder's loss runs to minus
+    # millions.
     "https://github.com/Lasagne/Recipes/issues/54",
     evidence=("below zero", "outside", "negative"),
 )
@@ -72,12 +84,15 @@ def binary_cross_entropy_of_standardized_images(fixed: bool) -> Loop:
         return fit_skill(torch.sigmoid(outputs), y)
 
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    return supervised(model, optimizer, (x, x, held, held), F.binary_cross_entropy_with_logits, steps=300, score=score)
+    return supervised(
+        model, optimizer, (x, x, held, held), F.binary_cross_entropy_with_logits, steps=300, score=score
+    )
 
 
 @report(
     "loss_misuse",
-    # Outputs (N, 1) against targets (N,): every output is compared with every target, the model answers the mean.
+    # Outputs (N, 1) against targets (N,): every output is compared with every target, the model answers the
+    # mean.
     "https://github.com/timeseriesAI/tsai/issues/22",
     evidence=("shape", "broadcast"),
     held_out=True,
@@ -85,15 +100,30 @@ def binary_cross_entropy_of_standardized_images(fixed: bool) -> Loop:
 def forecast_against_flat_targets(fixed: bool) -> Loop:
     x, y, held_x, held_y = table(features=16)
     model = nn.Sequential(
-        nn.Unflatten(1, (1, 16)), nn.Conv1d(1, 16, 5, padding=2), nn.ReLU(), nn.Flatten(), nn.Linear(256, 32), nn.ReLU(), nn.Linear(32, 1)
+        nn.Unflatten(1, (1, 16)),
+        nn.Conv1d(1, 16, 5, padding=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 32),
+        nn.ReLU(),
+        nn.Linear(32, 1),
     )
     data = (x, y if fixed else y.squeeze(1), held_x, held_y)
-    return supervised(model, torch.optim.Adam(model.parameters(), lr=2e-3), data, F.mse_loss, steps=300, batch=16, score=fit_skill)
+    return supervised(
+        model,
+        torch.optim.Adam(model.parameters(), lr=2e-3),
+        data,
+        F.mse_loss,
+        steps=300,
+        batch=16,
+        score=fit_skill,
+    )
 
 
 @report(
     "loss_misuse",
-    # Probabilities go into a loss that takes another sigmoid: no score is ever below 0.5, so every answer is yes.
+    # Probabilities go into a loss that takes another sigmoid: no score is ever below 0.5, so every answer is
+    # yes.
     "https://github.com/itakurah/focal-loss-pytorch/pull/5",
     evidence=("sigmoid",),
 )
@@ -117,7 +147,9 @@ def sigmoid_twice(fixed: bool) -> Loop:
 def relu_on_the_logits(fixed: bool) -> Loop:
     net = mlp(64, 64, 10)
     model = net if fixed else nn.Sequential(*net, nn.ReLU())
-    return supervised(model, torch.optim.Adam(model.parameters(), lr=5e-3), digits(), metric=accuracy, steps=300)
+    return supervised(
+        model, torch.optim.Adam(model.parameters(), lr=5e-3), digits(), metric=accuracy, steps=300
+    )
 
 
 @report(
@@ -134,5 +166,12 @@ def relu_on_a_regression(fixed: bool) -> Loop:
     with torch.no_grad():
         net[-1].bias.fill_(-0.5)  # the unlucky weights: most answers begin below zero
     model = net if fixed else nn.Sequential(*net, nn.ReLU())
-    data = (x, y - 1.0, held_x, held_y - 1.0)  # a retention index on a scale whose zero lies in the upper part of the data
-    return supervised(model, torch.optim.Adam(model.parameters(), lr=1e-3), data, F.mse_loss, steps=300, score=fit_skill)
+    data = (
+        x,
+        y - 1.0,
+        held_x,
+        held_y - 1.0,
+    )  # a retention index on a scale whose zero lies in the upper part of the data
+    return supervised(
+        model, torch.optim.Adam(model.parameters(), lr=1e-3), data, F.mse_loss, steps=300, score=fit_skill
+    )

@@ -12,7 +12,8 @@ from tests.reports.registry import Loop, report
 
 @report(
     "numeric_fault",
-    # Adam on float16 weights: its epsilon of 1e-8 is zero there, and what has no gradient yet becomes 0 / 0 at the first step.
+    # Adam on float16 weights: its epsilon of 1e-8 is zero there, and what has no gradient yet becomes 0 / 0
+    # at the first step.
     "https://github.com/afiaka87/glide-finetune/pull/6",
     evidence=("float16", "half", "epsilon", "gradient is not finite", "update"),
 )
@@ -54,7 +55,8 @@ def logarithm_of_a_sigmoid(fixed: bool) -> Loop:
 
 @report(
     "numeric_fault",
-    # torch.where picks the finite branch, but the gradient of the other, exp of a large number, is inf times zero.
+    # torch.where picks the finite branch, but the gradient of the other, exp of a large number, is inf times
+    # zero.
     "https://github.com/pytorch/pytorch/issues/68425",
     evidence=("exp", "where", "gradient"),
 )
@@ -73,7 +75,9 @@ def where_hides_an_overflow(fixed: bool) -> Loop:
 
     model = Rate()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    return supervised(model, optimizer, (x, counts, held_x, held_counts), F.mse_loss, steps=300, score=fit_skill)
+    return supervised(
+        model, optimizer, (x, counts, held_x, held_counts), F.mse_loss, steps=300, score=fit_skill
+    )
 
 
 @report(
@@ -99,4 +103,10 @@ def nothing_left_to_attend_to(fixed: bool) -> Loop:
             return self.head((masked.softmax(1).unsqueeze(2) * words).sum(1))
 
     model = Attention()
-    return supervised(model, torch.optim.Adam(model.parameters(), lr=1e-2), (x, y, held_x, held_y), metric=accuracy, steps=300)
+    return supervised(
+        model,
+        torch.optim.Adam(model.parameters(), lr=1e-2),
+        (x, y, held_x, held_y),
+        metric=accuracy,
+        steps=300,
+    )

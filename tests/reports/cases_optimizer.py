@@ -66,7 +66,12 @@ def scheduler_in_place_of_the_optimizer(fixed: bool) -> Loop:
     evidence=("zero_grad", "cleared", "accumulat"),
 )
 def cleared_once_an_epoch(fixed: bool) -> Loop:
-    return without_clearing(convnet(), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), every=1 if fixed else 45, log_accuracy=True)
+    return without_clearing(
+        convnet(),
+        lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+        every=1 if fixed else 45,
+        log_accuracy=True,
+    )
 
 
 @report(
@@ -83,13 +88,23 @@ def adapters_never_cleared(fixed: bool) -> Loop:
         def __init__(self, base: nn.Linear, rank: int = 8):
             super().__init__()
             self.base = base.requires_grad_(False)
-            self.down, self.up = nn.Linear(base.in_features, rank, bias=False), nn.Linear(rank, base.out_features, bias=False)
+            self.down, self.up = (
+                nn.Linear(base.in_features, rank, bias=False),
+                nn.Linear(rank, base.out_features, bias=False),
+            )
             nn.init.zeros_(self.up.weight)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.base(x) + 2 * self.up(self.down(x))
 
-    model = nn.Sequential(nn.Flatten(), Adapter(nn.Linear(64, 64)), nn.ReLU(), Adapter(nn.Linear(64, 64)), nn.ReLU(), Adapter(nn.Linear(64, 10)))
+    model = nn.Sequential(
+        nn.Flatten(),
+        Adapter(nn.Linear(64, 64)),
+        nn.ReLU(),
+        Adapter(nn.Linear(64, 64)),
+        nn.ReLU(),
+        Adapter(nn.Linear(64, 10)),
+    )
     return without_clearing(model, lambda p: torch.optim.SGD(p, lr=0.2), every=1 if fixed else 0)
 
 
@@ -120,7 +135,14 @@ def without_clearing(model: nn.Module, make, every: int, log_accuracy: bool = Fa
 def rate_decayed_every_batch(fixed: bool) -> Loop:
     x, _, held, _ = digits()
     small = F.avg_pool2d(x, 2), F.avg_pool2d(held, 2)
-    model = nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 4, 3, padding=1), nn.PixelShuffle(2))
+    model = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 4, 3, padding=1),
+        nn.PixelShuffle(2),
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=4, gamma=0.1)  # half of 8 epochs
     per_epoch = 40
@@ -130,7 +152,9 @@ def rate_decayed_every_batch(fixed: bool) -> Loop:
             scheduler.step()
 
     data = (small[0], x, small[1], held)
-    return supervised(model, optimizer, data, F.mse_loss, steps=8 * per_epoch, batch=32, score=fit_skill, after_step=after)
+    return supervised(
+        model, optimizer, data, F.mse_loss, steps=8 * per_epoch, batch=32, score=fit_skill, after_step=after
+    )
 
 
 @report(
@@ -148,7 +172,8 @@ def sgd_with_adams_rate(fixed: bool) -> Loop:
 
 @report(
     "lr_too_low",
-    # The gradient is clipped in every batch, to a small part of its norm: the steps are that much shorter than the rate says.
+    # The gradient is clipped in every batch, to a small part of its norm: the steps are that much shorter
+    # than the rate says.
     "https://github.com/wandb/senpai/pull/978",
     evidence=("clip", "update_too_small", "rate"),
 )
@@ -173,7 +198,9 @@ def vgg_with_a_large_rate(fixed: bool) -> Loop:
     layers: list[nn.Module] = []
     for inside, outside in ((1, 16), (16, 16), (16, 32), (32, 32)):
         layers += [nn.Conv2d(inside, outside, 3, padding=1), nn.ReLU()]
-    model = nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10))
+    model = nn.Sequential(
+        *layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10)
+    )
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -190,11 +217,20 @@ def vgg_with_a_large_rate(fixed: bool) -> Loop:
 )
 def momentum_and_a_large_rate(fixed: bool) -> Loop:
     x, _, held, _ = digits()
-    model = nn.Sequential(nn.Conv2d(1, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 2, 1))
+    model = nn.Sequential(
+        nn.Conv2d(1, 24, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(24, 24, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(24, 2, 1),
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1 if fixed else 8.0, momentum=0.9)
     ink = (x.squeeze(1) > 0.5).long(), (held.squeeze(1) > 0.5).long()
     noise = torch.Generator().manual_seed(6)
-    noisy = x + 0.3 * torch.randn(x.shape, generator=noise), held + 0.3 * torch.randn(held.shape, generator=noise)
+    noisy = (
+        x + 0.3 * torch.randn(x.shape, generator=noise),
+        held + 0.3 * torch.randn(held.shape, generator=noise),
+    )
 
     def score(outputs: Tensor, y: Tensor) -> float:
         return class_skill(outputs.movedim(1, -1).flatten(0, -2), y.flatten())
@@ -259,7 +295,9 @@ def factors_with_a_strong_penalty(fixed: bool) -> Loop:
 
     generator = torch.Generator().manual_seed(12)
     taste, kind = torch.randn(60, 4, generator=generator), torch.randn(80, 4, generator=generator)
-    pairs = torch.stack([torch.randint(60, (3600,), generator=generator), torch.randint(80, (3600,), generator=generator)], 1)
+    pairs = torch.stack(
+        [torch.randint(60, (3600,), generator=generator), torch.randint(80, (3600,), generator=generator)], 1
+    )
     likes = ((taste[pairs[:, 0]] * kind[pairs[:, 1]]).sum(1, keepdim=True) > 0).float()
     model = Factors()
     optimizer = torch.optim.SGD(model.parameters(), lr=4.0, weight_decay=0.0 if fixed else 0.05)
@@ -295,5 +333,3 @@ def stopped_after_few_steps(fixed: bool) -> Loop:
     model = convnet()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     return supervised(model, optimizer, digits(), metric=accuracy, steps=700 if fixed else 25)
-
-

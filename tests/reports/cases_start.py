@@ -14,7 +14,8 @@ from tests.reports.registry import Loop, report
 
 @report(
     "init_too_small",
-    # A deep convolutional network wants Xavier weights; with a small Gaussian for every layer it does not converge.
+    # A deep convolutional network wants Xavier weights; with a small Gaussian for every layer it does not
+    # converge.
     "https://github.com/andyzeng/3dmatch-toolbox/issues/11",
     evidence=("signal_collapse", "vanishing", "signal is left"),
 )
@@ -30,12 +31,19 @@ def small_gaussian_in_a_deep_convnet(fixed: bool) -> Loop:
             else:
                 nn.init.normal_(layer.weight, 0, 0.01)
             nn.init.zeros_(layer.bias)
-    return supervised(model, torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9), digits(), metric=accuracy, steps=150)
+    return supervised(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9),
+        digits(),
+        metric=accuracy,
+        steps=150,
+    )
 
 
 @report(
     "init_too_small",
-    # Logistic units in many layers: the derivative is at most a quarter, so nothing of the error reaches the first layers.
+    # Logistic units in many layers: the derivative is at most a quarter, so nothing of the error reaches the
+    # first layers.
     "https://stackoverflow.com/questions/20009078/neural-network-architecture-design",
     also=("saturated_activation",),
     evidence=("signal_collapse", "vanishing", "signal is left"),
@@ -48,8 +56,8 @@ def many_logistic_layers(fixed: bool) -> Loop:
 
 @report(
     "init_too_large",
-    # Xavier's formula with the kernel's sides instead of their product: weights nearly three times too large in every convolution of a
-    # tower, and for a long time the value head answers 1 for every position.
+    # Xavier's formula with the kernel's sides instead of their product: weights nearly three times too large
+    # in every convolution of a tower, and for a long time the value head answers 1 for every position.
     "https://github.com/LeelaChessZero/lczero-training/pull/43",
     also=("saturated_activation",),
     evidence=("signal_explosion", "times the size", "saturated", "flat"),
@@ -63,7 +71,15 @@ def tower_with_a_wrong_fan(fixed: bool) -> Loop:
         def forward(self, x: Tensor) -> Tensor:
             return F.relu(x + self.two(F.relu(self.one(x))))
 
-    model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), *(Block() for _ in range(4)), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(64, 1), nn.Tanh())
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        *(Block() for _ in range(4)),
+        nn.AvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(64, 1),
+        nn.Tanh(),
+    )
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             fans = layer.in_channels + layer.out_channels
@@ -76,7 +92,8 @@ def tower_with_a_wrong_fan(fixed: bool) -> Loop:
 
 @report(
     "init_too_large",
-    # Weights from a standard normal for layers of a hundred units: outputs and gradients grow tenfold a layer.
+    # Weights from a standard normal for layers of a hundred units: outputs and gradients grow tenfold a
+    # layer.
     "https://study.piphipsi.com/phases/03-deep-learning-core/08-weight-initialization/",
     evidence=("signal_explosion", "initial_loss_off", "exploding"),
     held_out=True,
@@ -86,12 +103,15 @@ def standard_normal_weights(fixed: bool) -> Loop:
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, 0, math.sqrt(2 / layer.in_features) if fixed else 1.0)
-    return supervised(model, torch.optim.Adam(model.parameters(), lr=1e-3), digits(), metric=accuracy, steps=200)
+    return supervised(
+        model, torch.optim.Adam(model.parameters(), lr=1e-3), digits(), metric=accuracy, steps=200
+    )
 
 
 @report(
     "symmetric_init",
-    # Both factors of the low-rank update begin at zero: each one's gradient is a multiple of the other, so both stay there.
+    # Both factors of the low-rank update begin at zero: each one's gradient is a multiple of the other, so
+    # both stay there.
     "https://github.com/Guitaricet/relora/issues/18",
     evidence=("same weights", "identical"),
 )
@@ -100,7 +120,10 @@ def both_low_rank_factors_zero(fixed: bool) -> Loop:
         def __init__(self, base: nn.Linear, rank: int = 6):
             super().__init__()
             self.base = base.requires_grad_(False)
-            self.lora_a, self.lora_b = nn.Linear(base.in_features, rank, bias=False), nn.Linear(rank, base.out_features, bias=False)
+            self.lora_a, self.lora_b = (
+                nn.Linear(base.in_features, rank, bias=False),
+                nn.Linear(rank, base.out_features, bias=False),
+            )
             if not fixed:
                 nn.init.zeros_(self.lora_a.weight)
             nn.init.zeros_(self.lora_b.weight)
@@ -139,12 +162,15 @@ def large_negative_biases(fixed: bool) -> Loop:
     for layer in list(model.modules())[2:5]:
         if isinstance(layer, nn.Linear):
             nn.init.constant_(layer.bias, 0.0 if fixed else -4.0)
-    return supervised(model, torch.optim.Adam(model.parameters(), lr=1e-3), digits(), metric=accuracy, steps=250)
+    return supervised(
+        model, torch.optim.Adam(model.parameters(), lr=1e-3), digits(), metric=accuracy, steps=250
+    )
 
 
 @report(
     "dead_relu",
-    # A gate of zero weights, no bias and a ReLU: it is closed and its gradient is zero, for ever. Everything behind it hears nothing.
+    # A gate of zero weights, no bias and a ReLU: it is closed and its gradient is zero, for ever. Everything
+    # behind it hears nothing.
     "https://github.com/lucidrains/deep-cross-attention/issues/2",
     also=("symmetric_init",),
     evidence=("dead_units", "are off", "identical", "no gradient"),
@@ -154,7 +180,11 @@ def gate_that_never_opens(fixed: bool) -> Loop:
     class Gated(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.body, self.gate, self.head = nn.Linear(64, 64), nn.Linear(64, 64, bias=False), nn.Linear(64, 10)
+            self.body, self.gate, self.head = (
+                nn.Linear(64, 64),
+                nn.Linear(64, 64, bias=False),
+                nn.Linear(64, 10),
+            )
             nn.init.normal_(self.gate.weight, 0, 0.1) if fixed else nn.init.zeros_(self.gate.weight)
 
         def forward(self, x: Tensor) -> Tensor:
@@ -167,7 +197,8 @@ def gate_that_never_opens(fixed: bool) -> Loop:
 
 @report(
     "saturated_activation",
-    # Standard normal weights into tanh on embeddings of characters: pre-activations of -15 to 15, where tanh is flat.
+    # Standard normal weights into tanh on embeddings of characters: pre-activations of -15 to 15, where tanh
+    # is flat.
     "https://breno.bearblog.dev/the-weights-in-a-study-on-fixing-the-saturated-function",
     also=("init_too_large",),
     evidence=("saturated", "flat", "initial_loss_off"),
@@ -188,7 +219,13 @@ def saturated_character_model(fixed: bool) -> Loop:
             return self.head(x)
 
     model = Characters()
-    return supervised(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), sentences(), metric=accuracy, steps=300)
+    return supervised(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        sentences(),
+        metric=accuracy,
+        steps=300,
+    )
 
 
 @report(

@@ -1,4 +1,4 @@
-"""How the network is put together: what is registered, which axis is the batch, what evaluation mode changes."""
+"""How the network is put together: registration, the axis of the batch, what evaluation mode changes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def layers_made_in_forward(fixed: bool) -> Loop:
             return self.head(two(one(x.flatten(1)).clamp(min=0)).clamp(min=0))
 
     model = Net()
-    return supervised(model, torch.optim.Adam(model.parameters(), lr=2e-3), digits(), metric=accuracy, steps=250)
+    return supervised(
+        model, torch.optim.Adam(model.parameters(), lr=2e-3), digits(), metric=accuracy, steps=250
+    )
 
 
 @report(
@@ -72,18 +74,22 @@ class Encoder(nn.Module):
 
 @report(
     "samples_mixed",
-    # TransformerEncoderLayer without batch_first=True gets (batch, time, features): it attends over the samples of the batch.
+    # TransformerEncoderLayer without batch_first=True gets (batch, time, features): it attends over the
+    # samples of the batch.
     "https://github.com/Exorust/TorchLeet/issues/5",
     evidence=("samples", "batch_first", "mix"),
 )
 def attention_over_the_batch(fixed: bool) -> Loop:
     model = Encoder(batch_first=fixed)
-    return supervised(model, torch.optim.Adam(model.parameters(), lr=5e-3), sentences(), metric=accuracy, steps=300)
+    return supervised(
+        model, torch.optim.Adam(model.parameters(), lr=5e-3), sentences(), metric=accuracy, steps=300
+    )
 
 
 @report(
     "samples_mixed",
-    # The last hidden states (directions, batch, units) are reshaped to (batch, units * directions): two samples share a row.
+    # The last hidden states (directions, batch, units) are reshaped to (batch, units * directions): two
+    # samples share a row.
     "https://medium.com/mcgill-artificial-intelligence-review/the-dangers-of-reshaping-and-other-fun-mistakes-ive-learnt-from-pytorch-b6a5bdc1c275",
     evidence=("samples", "view", "mix", "reshape"),
     held_out=True,
@@ -96,7 +102,9 @@ def hidden_states_reshaped(fixed: bool) -> Loop:
 
         def forward(self, x: Tensor) -> Tensor:
             _, hidden = self.rnn(x.squeeze(1))  # (2, N, 24)
-            return self.head(hidden.transpose(0, 1).reshape(len(x), 48) if fixed else hidden.reshape(len(x), 48))
+            return self.head(
+                hidden.transpose(0, 1).reshape(len(x), 48) if fixed else hidden.reshape(len(x), 48)
+            )
 
     model = Reader()
     return supervised(model, torch.optim.Adam(model.parameters(), lr=5e-3), digits(), steps=250)
@@ -104,10 +112,22 @@ def hidden_states_reshaped(fixed: bool) -> Loop:
 
 def depthwise(momentum: float) -> nn.Sequential:
     """A small MobileNet: depthwise and pointwise convolutions, each with a batch norm of ``momentum``."""
-    layers: list[nn.Module] = [nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16, momentum=momentum), nn.ReLU6()]
+    layers: list[nn.Module] = [
+        nn.Conv2d(1, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16, momentum=momentum),
+        nn.ReLU6(),
+    ]
     for inside, outside, stride in ((16, 32, 1), (32, 32, 2), (32, 64, 2)):
-        layers += [nn.Conv2d(inside, inside, 3, stride, 1, groups=inside, bias=False), nn.BatchNorm2d(inside, momentum=momentum), nn.ReLU6()]
-        layers += [nn.Conv2d(inside, outside, 1, bias=False), nn.BatchNorm2d(outside, momentum=momentum), nn.ReLU6()]
+        layers += [
+            nn.Conv2d(inside, inside, 3, stride, 1, groups=inside, bias=False),
+            nn.BatchNorm2d(inside, momentum=momentum),
+            nn.ReLU6(),
+        ]
+        layers += [
+            nn.Conv2d(inside, outside, 1, bias=False),
+            nn.BatchNorm2d(outside, momentum=momentum),
+            nn.ReLU6(),
+        ]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
@@ -125,7 +145,8 @@ def running_averages_never_written(fixed: bool) -> Loop:
 
 @report(
     "batchnorm_statistics",
-    # Accuracy in evaluation mode swings from epoch to epoch with the last batch, and does not where eval() is not called.
+    # Accuracy in evaluation mode swings from epoch to epoch with the last batch, and does not where eval() is
+    # not called.
     "https://techqa.club/v/q/why-does-the-accuracy-fluctuate-widely-after-using-batch-normalization-74946623",
     evidence=("batch norm", "evaluation mode", "running"),
     held_out=True,
@@ -133,7 +154,9 @@ def running_averages_never_written(fixed: bool) -> Loop:
 def averages_of_the_last_batch(fixed: bool) -> Loop:
     data, model = digits(), depthwise(0.1 if fixed else 1.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    groups = data[1].argsort(stable=True)  # the last of each pass are the pictures of one class, as a sorted remainder leaves them
+    groups = data[1].argsort(
+        stable=True
+    )  # the last of each pass are the pictures of one class, as a sorted remainder leaves them
 
     def rows(i: int) -> Tensor:
         return groups[:8] if i % 60 == 59 else torch.randint(1437, (16,))
@@ -150,5 +173,16 @@ def averages_of_the_last_batch(fixed: bool) -> Loop:
 )
 def kept_and_dropped_confused(fixed: bool) -> Loop:
     rate = 0.05 if fixed else 0.99
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Dropout(rate), nn.Linear(64, 64), nn.ReLU(), nn.Dropout(rate), nn.Linear(64, 10))
-    return supervised(model, torch.optim.Adam(model.parameters(), lr=1e-3), digits(), metric=accuracy, steps=270, epoch=90)
+    model = nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Dropout(rate),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Dropout(rate),
+        nn.Linear(64, 10),
+    )
+    return supervised(
+        model, torch.optim.Adam(model.parameters(), lr=1e-3), digits(), metric=accuracy, steps=270, epoch=90
+    )

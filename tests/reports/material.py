@@ -34,18 +34,28 @@ def digits() -> Split:
 
 @cache
 def table(samples: int = 1200, features: int = 10, noise: float = 0.0) -> Split:
-    """A smooth function of ``features`` standard normal columns, variance about 1, (N, 1), plus ``noise`` times a standard normal."""
+    """A smooth function of standard normal columns, variance about 1, (N, 1), plus ``noise`` times a normal."""
     generator = torch.Generator().manual_seed(17)
     x = torch.randn(samples, features, generator=generator)
     w = torch.randn(features, generator=generator) / features**0.5
-    y = torch.tanh(2 * x[:, 0] * x[:, 1]) * 0.6 + x @ w * 0.8 + noise * torch.randn(samples, generator=generator)
+    y = (
+        torch.tanh(2 * x[:, 0] * x[:, 1]) * 0.6
+        + x @ w * 0.8
+        + noise * torch.randn(samples, generator=generator)
+    )
     cut = samples * 4 // 5
     y = y.unsqueeze(1)
     return x[:cut], y[:cut], x[cut:], y[cut:]
 
 
 @cache
-def clusters(classes: int, features: int = 16, samples: int = 1500, spread: float = 1.0, shares: tuple[float, ...] | None = None) -> Split:
+def clusters(
+    classes: int,
+    features: int = 16,
+    samples: int = 1500,
+    spread: float = 1.0,
+    shares: tuple[float, ...] | None = None,
+) -> Split:
     """Gaussian clusters round random centres; ``shares``: how often each class comes."""
     generator = torch.Generator().manual_seed(29)
     centres = torch.randn(classes, features, generator=generator)
@@ -97,7 +107,7 @@ def convnet(classes: int = 10, width: int = 8) -> nn.Sequential:
     )
 
 
-# ---------------------------------------------------------------- scores: 0 is the best constant answer, 1 is perfect
+# ------------------------------------------------ scores: 0 is the best constant answer, 1 is perfect
 
 
 @torch.no_grad()
@@ -111,8 +121,10 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def class_skill(outputs: Tensor, y: Tensor, classes: int | None = None) -> float:
-    """Balanced accuracy of the largest output (or of the sign of a single one), from guessing (0) to perfect (1)."""
-    answers = outputs.argmax(1) if outputs.dim() > 1 and outputs.shape[1] > 1 else (outputs.flatten() > 0).long()
+    """Balanced accuracy of the largest output (or of a single one's sign), from guessing (0) to perfect (1)."""
+    answers = (
+        outputs.argmax(1) if outputs.dim() > 1 and outputs.shape[1] > 1 else (outputs.flatten() > 0).long()
+    )
     present = y.flatten().long().unique()
     recall = sum(float((answers[y.flatten() == k] == k).float().mean()) for k in present) / len(present)
     chance = 1 / len(present)
@@ -148,7 +160,7 @@ def supervised(
     after_step: Callable[[int], object] = lambda i: None,
     epoch: int | None = None,
 ) -> Loop:
-    """The usual loop over random batches (or those of ``indices(i)``). With ``epoch`` the held-out data are validated after as many steps."""
+    """The usual loop over random batches, or those of ``indices(i)``; validates after every ``epoch`` steps."""
     x, y, held_x, held_y = data
 
     def step(i: int) -> Tensor | tuple[Tensor, Tensor]:
@@ -166,7 +178,15 @@ def supervised(
         outputs = predict(model, held_x)
         return loss_fn(outputs, held_y).item(), metric(outputs, held_y).item() if metric else math.nan
 
-    return Loop(model, optimizer, step, lambda: score(predict(model, held_x), held_y), steps, epoch, validate if epoch else None)
+    return Loop(
+        model,
+        optimizer,
+        step,
+        lambda: score(predict(model, held_x), held_y),
+        steps,
+        epoch,
+        validate if epoch else None,
+    )
 
 
 def passes(count: int, batch: int) -> Callable[[int], Tensor]:
