@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from initscope.errors import RunFolderError
-from initscope.schema import CHECKPOINT
+from initscope.schema import CHECKPOINT, TABLES
 from initscope.store.bucket.remote import Remote
 from initscope.store.files import replacing, write_json
 from initscope.store.parts import holds_through, parts
@@ -33,7 +33,8 @@ ATTEMPTS = 8
 AGAIN_SECONDS = 0.1
 """Between two attempts, and so much longer before each further one."""
 OURS, FETCHED, SEEN, REFRESHED = ".ours", ".fetched", ".seen.json", ".refreshed"
-FILES = re.compile(r"(?:config\.json|status\.json|log\.txt|checkpoint\.pt|(?:steps|epochs|layers)\.parquet|parts/(?:steps|epochs|layers)-\d{8}-\d{8}\.parquet)")
+_TABLE = f"(?:{'|'.join(TABLES)})"
+FILES = re.compile(rf"(?:config\.json|status\.json|log\.txt|checkpoint\.pt|{_TABLE}\.parquet|parts/{_TABLE}-\d{{8}}-\d{{8}}\.parquet)")
 """What is copied, up and down; anything else under a run's name is none of ours."""
 _CARD = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,119})~(card|meta)")
 
@@ -176,7 +177,7 @@ class Mirror:
                 _put(folder / name, data)
             else:
                 return False  # merged or compacted since it was listed
-        for table in ("steps", "epochs", "layers"):
+        for table in TABLES:
             for path in (folder / "parts").glob(f"{table}-*.parquet"):  # those too that a merged part hides
                 if FILES.fullmatch(f"parts/{path.name}") and f"parts/{path.name}" not in listed:
                     last = int(path.stem.rpartition("-")[2])
