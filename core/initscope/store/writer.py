@@ -167,7 +167,9 @@ class RunWriter:
         write_json(self.run.path / "status.json", self._state)
 
     def end(self, **changes: Any) -> None:
-        """The last ``update``, also on a disk that has no room for a second file. Raises OSError if not even the old one can be written."""
+        """The last ``update``, also on a disk that has no room for a second file. Raises OSError or RunFolderError if not even the old one can be written."""
+        if self._pause:
+            self._find_again()
         self._state.update(changes, heartbeat=time.time())
         _write_status(self.run, self._state)
 
