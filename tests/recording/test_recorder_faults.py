@@ -226,7 +226,7 @@ def test_a_disk_that_is_full_for_a_while(tmp_path, monkeypatch):
 
 def test_a_disk_that_stays_full_keeps_memory_bounded(tmp_path, monkeypatch):
     impatient(monkeypatch)
-    monkeypatch.setattr(writing, "WAITING_NUMBERS", 600)
+    monkeypatch.setattr(writing, "WAITING_NUMBERS", 100)
 
     def between(recorder, i):
         recorder.writer._flushed = -math.inf
