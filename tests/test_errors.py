@@ -110,6 +110,16 @@ def make(kind: type[InitScopeError], runs, tiny, tmp_path, monkeypatch) -> None:
         from initscope.recording.recorder import Recorder
 
         Recorder(torch.nn.Linear(2, 2), runs=runs.root).step(1.0)
+    elif kind is errors.Stopped:
+        import torch
+
+        from initscope.recording.recorder import Recorder
+
+        model = torch.nn.Linear(2, 2)
+        with Recorder(model, runs=runs.root, raise_on_stop=True) as recorder:
+            recorder.run.request_stop()
+            model(torch.ones(1, 2)).sum().backward()
+            recorder.step(1.0)
     elif kind is errors.TheoryUnavailable:
         from initscope.theory import weight_std
 

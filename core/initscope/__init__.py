@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from initscope.api import compare, diagnose, initialize, probe, runs
-    from initscope.errors import InitScopeError
+    from initscope.errors import InitScopeError, Stopped
     from initscope.recording.recorder import Recorder
 
 __version__ = "0.2.0"
@@ -28,13 +28,14 @@ __version__ = "0.2.0"
 _HOMES = {
     "Recorder": "initscope.recording.recorder",
     "InitScopeError": "initscope.errors",
+    "Stopped": "initscope.errors",
     "diagnose": "initscope.api",
     "compare": "initscope.api",
     "probe": "initscope.api",
     "initialize": "initscope.api",
     "runs": "initscope.api",
 }
-__all__ = ["InitScopeError", "Recorder", "compare", "diagnose", "initialize", "probe", "runs"]
+__all__ = ["InitScopeError", "Recorder", "Stopped", "compare", "diagnose", "initialize", "probe", "runs"]
 
 
 def __getattr__(name: str) -> Any:

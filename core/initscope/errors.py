@@ -90,6 +90,13 @@ class RecordingError(InitScopeError):
     """
 
 
+class Stopped(InitScopeError):
+    """Somebody asked the run to stop, and its loop wants to hear of it as an exception (``Recorder(..., raise_on_stop=True)``).
+
+    "the run was asked to stop at step 1; leave the loop, it ends as stopped"
+    """
+
+
 class TheoryUnavailable(InitScopeError):
     """Theory does not cover this network; the message says what it does not know. Shown where a prediction would stand.
 

@@ -70,7 +70,18 @@ LAYERS = (
     ),
 )
 
-TABLES: dict[str, tuple[Column, ...]] = {"steps": STEPS, "epochs": EPOCHS, "layers": LAYERS}
+METRICS = (
+    Column("step", "int32", "Step", "The step that recorder.step() had told last, 0 before the first"),
+    Column("name", "string", "Metric", "The name that recorder.log() was given"),
+    Column("value", "float64", "Value", "The number it was given, in units of its own"),
+)
+"""What a loop measures itself (``recorder.log({"name": value})``), one row a number: ``metrics.parquet``, which is there only if there is a
+row. ``pandas.read_parquet(...).pivot_table(index="step", columns="name", values="value")`` makes a column a name."""
+
+TABLES: dict[str, tuple[Column, ...]] = {"steps": STEPS, "epochs": EPOCHS, "layers": LAYERS, "metrics": METRICS}
+
+OPTIONAL_TABLES = frozenset({"metrics"})
+"""Tables of which a run without such rows has no file."""
 
 LAYER_METRICS: tuple[str, ...] = tuple(c.name for c in LAYERS if c.name not in ("step", "layer", "depth", "kind"))
 """Measured columns of the layers table, in file order."""
@@ -78,7 +89,7 @@ LAYER_METRICS: tuple[str, ...] = tuple(c.name for c in LAYERS if c.name not in (
 MISSING = -1e30
 """Stands for "not measured" on the way to disk, where it becomes null; no metric takes this value."""
 
-COLUMN: dict[str, Column] = {c.name: c for table in TABLES.values() for c in table}
+COLUMN: dict[str, Column] = {c.name: c for table in reversed(TABLES.values()) for c in table}
 
 
 class Status(StrEnum):

@@ -177,14 +177,17 @@ def test_a_full_disk_does_not_hide_the_loops_own_error(tmp_path, monkeypatch):
     assert hooks_of(model, optimizer) == 0
 
 
-def test_when_the_start_fails_no_hook_is_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "weight_facts", lambda *_: 1 / 0)
+def test_when_the_start_is_interrupted_no_hook_is_left(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recording, "weight_facts", interrupted)
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ZeroDivisionError), Recorder(model, optimizer, runs=tmp_path):
+    with pytest.raises(KeyboardInterrupt), Recorder(model, optimizer, runs=tmp_path):
         raise AssertionError("not reached")
     assert hooks_of(model, optimizer) == 0
-    assert [info.status for info in Runs(tmp_path).list()] == ["failed"]
+    assert [info.status for info in Runs(tmp_path).list()] == ["stopped"]
 
 
 def test_a_model_with_nothing_to_record_is_refused(tmp_path):

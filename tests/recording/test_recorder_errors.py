@@ -181,7 +181,7 @@ def test_two_runs_of_one_name_are_two_runs_and_a_group(tmp_path):
 def test_a_file_where_the_folder_should_be(tmp_path):
     (tmp_path / "runs").write_text("mine")
     with pytest.raises(RunFolderError, match=r"cannot write a run into .*runs: ") as caught:
-        Recorder(net(), runs=tmp_path / "runs")
+        Recorder(net(), runs=tmp_path / "runs").__enter__()
     assert one_line(caught.value) and (tmp_path / "runs").read_text() == "mine"
 
 
@@ -200,7 +200,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         try:
             if os.getuid() == 0:
                 os.setuid(65534)
-            Recorder(net(), runs=folder)
+            Recorder(net(), runs=folder).__enter__()
         except BaseException as error:  # whatever it is, the child must not go on as a second pytest
             answer = f"{type(error).__name__}: {error}"
         finally:

@@ -30,6 +30,7 @@ from torch.utils.hooks import RemovableHandle
 
 from initscope.recording.calls import LayerCall, ProducerIndex, StepCalls
 from initscope.recording.grad_scaler import LossScale
+from initscope.recording.guard import guarded, raise_fault
 from initscope.recording.layers import find_layers, is_activation, is_normalization
 from initscope.recording.reading import StepMeasurements, WeightNumbers
 from initscope.recording.reductions import (
@@ -51,6 +52,8 @@ from initscope.recording.tensors import (
 )
 from initscope.recording.wrappers import as_optimizers, is_compiled, unwrapped
 
+MEASURING = "measuring the network"
+"""What a fault of a hook is told to have happened in."""
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
 _SCALES = ("norm", "activation")
 """Families whose rows stand between a layer and its nonlinearity."""
@@ -99,6 +102,8 @@ class LayerMeter:
         """Whether an optimizer stepped between a ``collect`` and the next backward pass: too late to be measured."""
         self.on_forward: Callable[[tuple, dict, Any], None] | None = None
         """Called with (inputs, keyword inputs, output) after every training pass of the whole model."""
+        self.fault: Callable[[str, Exception], None] = raise_fault
+        """Called with what a hook was doing and what it raised, which never goes on into the training."""
         self.loss_scale = LossScale()
         self._weights: list[_Weight] = []
         self._weight_of: dict[int, _Weight] = {}
@@ -210,6 +215,7 @@ class LayerMeter:
         """Whether an optimizer calls its closure again, at other weights than those before the step."""
         return self._inside and self._evaluated is not None and self._evaluated != self._versions()
 
+    @guarded(MEASURING)
     def _before_module(self, module: nn.Module, inputs: Any) -> None:
         if torch.compiler.is_compiling() or not self.enabled:
             return
@@ -223,6 +229,7 @@ class LayerMeter:
         if self.layers[rows[0]].family not in _SCALES and inputs and isinstance(inputs[0], Tensor) and self._watching():
             self._notice_function(inputs[0])
 
+    @guarded(MEASURING)
     def _after_module(self, module: nn.Module, inputs: Any, kwargs: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or not self.enabled:
             return
@@ -233,6 +240,7 @@ class LayerMeter:
             for role in roles:
                 role(module, inputs, output)
 
+    @guarded(MEASURING)
     def _after_outer(self, module: nn.Module, inputs: Any, kwargs: Any, output: Any) -> None:
         if self.on_forward is not None and not torch.compiler.is_compiling() and self._watching():
             self.on_forward(inputs, kwargs, output)
@@ -285,11 +293,13 @@ class LayerMeter:
 
     # -- backward
 
+    @guarded(MEASURING)
     def _output_gradient_arrives(self, calls: StepCalls, call: LayerCall, gradient: Tensor) -> None:
         if self.enabled and not calls.over and is_dense(gradient):
             length = unscaled(norm(gradient.detach()), self.loss_scale.current)
             self._heard.setdefault(torch._C._current_graph_task_id(), []).append((calls, call, length))
 
+    @guarded(MEASURING)
     def _gradient_arrives(self, weight: _Weight | None, parameter: Tensor) -> None:
         """A gradient is whole for this process. It counts as it is at the end of the pass, when it has been averaged over processes."""
         if not self.enabled or torch.compiler.is_compiling() or self._evaluating_again():
@@ -304,6 +314,7 @@ class LayerMeter:
             later = functools.partial(self._pass_ends, this_pass)
             Variable._execution_engine.queue_callback(lambda: Variable._execution_engine.queue_callback(later))
 
+    @guarded(MEASURING)
     @torch.no_grad()
     def _pass_ends(self, this_pass: int) -> None:
         # Only passes that reach parameters count: others (torch.autograd.grad for an input) are not the loss's.
@@ -345,6 +356,7 @@ class LayerMeter:
                 weight.optimizer = owner.get(id(weight.parameter), 0)
         return [weight for weight in self._weights if weight.optimizer == k]
 
+    @guarded(MEASURING)
     @torch.no_grad()
     def _before_update(self, k: int, *_: object) -> None:
         if not self.enabled or torch.compiler.is_compiling():
@@ -363,6 +375,7 @@ class LayerMeter:
         for weight, length in zip(weights, copy_norms([w.before for w in weights], [w.parameter.detach() for w in weights]), strict=True):
             weight.values = {"weight": length}
 
+    @guarded(MEASURING)
     @torch.no_grad()
     def _after_update(self, k: int, *_: object) -> None:
         if not self.enabled or torch.compiler.is_compiling():

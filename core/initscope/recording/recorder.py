@@ -3,32 +3,40 @@
     with Recorder(model, optimizer, name="my net", runs="runs") as recorder:
         for inputs, targets in loader:
             optimizer.zero_grad(); loss = loss_fn(model(inputs), targets); loss.backward(); optimizer.step()
-            recorder.step(loss)
+            if not recorder.step(loss): break                     # False: somebody pressed Stop
+        recorder.validate(loss=val_loss, accuracy=val_accuracy)   # may be left out, like all of these
 
-Recording changes nothing: the same losses to the bit, no random number drawn, no hook left behind. Under
-DistributedDataParallel the process of rank 0 records and the others do nothing.
+Recording changes nothing: the same losses to the bit, no random number drawn, no hook left behind. Whatever fails inside of it is a
+warning and a missing number (``initscope.recording.guard``). Where several processes train together the first one records; a
+forked child does not.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
+import os
+import shlex
+import sys
 import time
-import warnings
+import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from initscope.errors import ConfigError, RecordingError, RunFolderError
-from initscope.recording.meter import LayerMeter
+from initscope.errors import ConfigError, RecordingError, Stopped
+from initscope.recording import arguments, open_recorders
+from initscope.recording.card import LiveCard
+from initscope.recording.guard import Guard
+from initscope.recording.loop_facts import first_nonfinite, loss_function, optimizer_settings
+from initscope.recording.meter import MEASURING, LayerMeter
 from initscope.recording.model_facts import (
     FIRST_STEPS,
     agreed,
@@ -49,9 +57,14 @@ HELD_STEPS = 16
 """Steps whose numbers wait until rows are made of them: many in a row find the code for it in the processor's cache, which a training step empties."""
 CURVE_POINTS = 40
 """Points of the loss sparkline kept in ``status.json``."""
+IGNORED_AFTER = 3
+"""Steps after ``step`` has returned False from which on the loop counts as one that does not listen."""
+ROUNDING = 1e-6
+"""An accuracy this much beyond 1 is 1."""
 
 
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule")
+_WRITING = "writing rows"
 
 
 @dataclass
@@ -62,9 +75,26 @@ class _Pending:
     epoch: int
     learning_rate: float
     seconds: float
-    reading: StepMeasurements
+    reading: StepMeasurements | None
+    """None if the network could not be measured."""
     sent: HostCopy
     """Loss, accuracy, and what ``reading`` waits for."""
+    has_loss: bool
+
+
+@dataclass
+class _Mean:
+    """The mean of the numbers added so far; NaN of none."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float) -> None:
+        self.total, self.count = self.total + value, self.count + 1
+
+    @property
+    def value(self) -> float:
+        return self.total / self.count if self.count else math.nan
 
 
 class Recorder:
@@ -72,11 +102,15 @@ class Recorder:
 
     ``optimizer`` is needed for the update ratio and the learning rate; several go in a list. A new run named ``name`` is made in
     ``runs``, the folder of all runs. Names need not be unique: each run has an id of its own, and runs of one name are a group
-    that can be compared (``name=my net``). ``layers`` chooses layers by shell patterns (``"features.*"``), ``kinds`` by family or class
-    (``("conv", "linear")``, ``("batchnorm2d",)``); the default is all weights but those of normalizations and PReLU (``initscope.recording.layers``). ``run`` and
-    ``writer`` instead write into a run that exists (the trainer's way). ``step`` is the first step's number.
+    that can be compared (``name=my net``). ``config``: your settings (a mapping, a dataclass or a Namespace), kept with the run.
+    ``layers`` chooses layers by shell patterns (``"features.*"``), ``kinds`` by family or class (``("conv", "linear")``,
+    ``("batchnorm2d",)``); the default is all weights but those of normalizations and PReLU (``initscope.recording.layers``).
+    ``step`` is the first step's number. ``quiet``: the line that says where the run is and how to look at it is not printed.
+    ``raise_on_stop``: ``step`` raises ``initscope.Stopped`` instead of returning False. ``run`` and ``writer`` instead write into a run
+    that exists (the trainer's way); faults are then raised.
 
-    Raises ConfigError for a model without trainable weights or a pattern or kind that matches nothing; RecordingError for weights without values (device ``meta``); RunFolderError if the folder cannot be written.
+    Raises ConfigError for a model without trainable weights, a pattern or kind that matches nothing, or settings that JSON cannot
+    hold; RecordingError for weights without values (device ``meta``). Entering it raises RunFolderError if the folder cannot be written.
     """
 
     def __init__(
@@ -89,47 +123,64 @@ class Recorder:
         run: Run | None = None,
         writer: RunWriter | None = None,
         every: int = 1,
-        tags: tuple[str, ...] = (),
+        tags: Sequence[str] = (),
         layers: str | Sequence[str] | None = None,
         kinds: str | Sequence[str] | None = None,
         step: int = 0,
         seconds: float = 0.0,
+        config: Any = None,
+        quiet: bool = False,
+        raise_on_stop: bool = False,
     ):
         if not isinstance(model, nn.Module):
             raise ConfigError(f"a Recorder watches a torch.nn.Module, not {type(model).__name__}")
+        self.every = arguments.as_count("every", 1 if every is None else every, 1)
+        self.next_step = arguments.as_count("step", step, 0)
+        self._new_run = {"name": arguments.as_name(name), "tags": arguments.as_tags(tags)}
+        self._own_config = arguments.as_config(config)
+        # Absolute from now on: the loop may go to another folder.
+        self._runs = arguments.as_runs(runs) or (arguments.as_runs(os.environ.get("INITSCOPE_RUNS")) if runs is None or runs == "" else None)
+        self.owns_run = run is None
+        self.guard = Guard(strict=not self.owns_run)
         self.recording = not _is_another_rank()
         self.meter = LayerMeter(model, optimizer, layers, kinds)
-        _check_model(model, self.meter)
-        self.model, self.every = model, max(1, int(every))
-        self.next_step = step
-        self.owns_run = run is None
+        self.meter.fault = self.guard.note
+        _check_model(model, self.meter, self.guard)
+        self.model = model
         self.run = run
-        if run is None and self.recording:
-            self.run = Runs(runs).create(
-                {"name": name, "tags": list(tags), "model": type(self.meter.model).__name__, "init": RECORDED},
-                Status.RUNNING,
-                source="recorder",
-                started=time.time(),
-                **own_process(),
-            )
-        self.writer = writer or (RunWriter(self.run) if self.recording else None)
+        """The run; of a new one None until the ``with`` block begins."""
+        self.writer = writer
+        self.quiet, self.raise_on_stop = quiet, raise_on_stop
+        self.cell = open_recorders.current_cell()
         self.last_loss: float | None = None
         self.loss_finite = True
         self.relative_signal = math.inf
+        self.measured: tuple[list[str], np.ndarray] | None = None
+        """(names, (metrics, layers)) of the newest step that has arrived."""
+        self._card = LiveCard()
         self._elapsed_before = seconds
         self._began: float | None = None
         self._inside = False
         self._pending: deque[_Pending] = deque()
+        self._logged: deque[tuple[int, list[str], HostCopy]] = deque()
         self._curve: list[float] = []
         self._curve_stride = 1
         self._seen = 0
         self._outputs: list[Tensor] = []
         self._answers: list[tuple[float, float]] = []
         self._scales: list[float] = []
-        self._layer_columns: tuple[pa.Array, pa.Array, pa.Array] | None = None
+        self._layer_columns: tuple[pa.Array, pa.Array, pa.Array, list[int]] | None = None
         self._recent_accuracy: deque[float] = deque(maxlen=20)
         self._gradient_seen = False
-        self._told: set[str] = set()
+        self._percent = False
+        self._weights_noted = False
+        self._epoch = 0
+        self._next_epoch = 0
+        self._train_loss, self._train_accuracy = _Mean(), _Mean()
+        self._stop_step: int | None = None
+        self._called: set[str] = set()
+        self._faults_told: tuple[int, int] = (0, 0)
+        self._nonfinite: dict[str, Any] | None = None
 
     # -- life
 
@@ -137,45 +188,104 @@ class Recorder:
         if self._began is not None:
             raise RecordingError("a Recorder records one run, and this one has been used; make a new Recorder for another run")
         self._began = time.monotonic()
+        self.recording = self.recording and not _is_another_rank()  # the processes may have met since it was made
+        if self.recording and self.run is None:
+            self.run = self._new()
         self._inside = True
         if not self.recording:
             return self
-        self.meter.__enter__()
+        self.writer = self.writer or RunWriter(self.run)
+        open_recorders.opened(self)
         try:
+            with self.guard("putting on its hooks"):
+                self.meter.__enter__()
             self.meter.enabled = self.next_step % self.every == 0
-            if self.next_step == 0:
-                self.meter.on_forward = self._look_at_first_batch
-                self._note_weights()
-            else:
-                self._restore_curve()
+            with self.guard("looking at the weights"):
+                if self.next_step == 0:
+                    self.meter.on_forward = _weakly(self._look_at_first_batch)
+                    self._note_weights()
+                elif not self.owns_run:
+                    self._restore_curve()
         except BaseException as error:
-            self.__exit__(type(error), error, None)
+            self._end(error)
             raise
+        self._note_faults()
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        self._inside = False
-        if not self.recording:
-            return
-        self.meter.__exit__()
-        self.meter.on_forward = None
-        # An exception that passes through must arrive as it is, whatever it did to the disk.
-        with contextlib.suppress(OSError, RunFolderError) if error else contextlib.nullcontext():
-            self._close(kind, error)
+    def _new(self) -> Run:
+        """A new run's folder, and a line on standard error that says where it is."""
+        runs = Runs(self._runs)
+        values = {**self._new_run, "model": type(self.meter.model).__name__, "init": RECORDED}
+        if self._own_config:
+            values["own"] = self._own_config
+        run = runs.create(values, Status.RUNNING, source="recorder", started=time.time(), **own_process())
+        if not self.quiet:
+            shown = runs.shown if runs.shared else str(runs.root.absolute())
+            print(f"initscope: recording into {shown.rstrip('/')}/{run.id}; to see it: initscope ui --runs {shlex.quote(shown)}", file=sys.stderr)
+        return run
 
-    def _close(self, kind: type | None, error: BaseException | None) -> None:
-        self._harvest(everything=True)
-        self._add_facts(last_facts(self.meter))
-        if not self.owns_run:
-            self.writer.flush()
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        self._end(error)
+
+    def __del__(self) -> None:
+        if self.__dict__.get("_inside"):
+            self.leave("nobody held the Recorder any more")
+
+    def leave(self, why: str, error: BaseException | None = None) -> None:
+        """End the run whose block nobody will leave any more: as failed by ``error``, else as stopped."""
+        if self._inside and self.recording:
+            self.writer.note(facts={**self.writer.state.get("facts", {}), "left_open": why})
+        self._end(error, left=True)
+
+    def forsake(self) -> None:
+        """In a forked child: the run is the parent's, and so are its files; measure and write nothing any more."""
+        self.recording = self.meter.enabled = False
+        self.meter.on_forward = None
+
+    def _end(self, error: BaseException | None, left: bool = False) -> None:
+        """Take the hooks off and write the run's last word, whatever else fails, and never over an ``error`` that passes through.
+
+        ``left``: nobody has left the block, and nobody will.
+        """
+        inside, self._inside = self._inside, False
+        if not (inside and self.recording):
             return
-        self.writer.compact()
-        stopped = isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and not error.code)
-        failed = error is not None and not stopped
-        status = Status.FAILED if failed else Status.STOPPED if error else Status.FINISHED
-        outcome = Outcome.DIVERGED if not self.loss_finite else Outcome.UNDECIDED
-        message = " ".join(f"{kind.__name__}: {error}".split())[:500] if failed else None
-        self.writer.update(status=str(status), outcome=str(outcome), ended=time.time(), error=message)
+        open_recorders.closed(self)
+        self.guard.strict = self.guard.strict and error is None
+        self.guard.passing = error is not None
+        try:
+            with self.guard("taking off its hooks"):
+                self.meter.__exit__()
+                self.meter.on_forward = None
+            with self.guard(_WRITING):
+                self._harvest(everything=True)
+            with self.guard("looking at the last weights"):
+                self._add_facts(last_facts(self.meter))
+            with self.guard(_WRITING):
+                if self.owns_run:
+                    self.writer.compact()
+                else:
+                    self.writer.flush()
+        except BaseException as second:  # Ctrl-C while the last rows are written
+            error = error or second
+            raise
+        finally:
+            if self.owns_run:
+                self._write_end(error, left)
+            self._card.update(self, last=True)
+
+    def _write_end(self, error: BaseException | None, left: bool) -> None:
+        status = _status(error)
+        stopped = self._stop_step is not None and self.next_step - self._stop_step < IGNORED_AFTER  # because step() had returned False
+        if status is Status.FINISHED and (left or stopped):
+            status = Status.STOPPED
+        self._note_faults()
+        with self.guard(_WRITING):
+            outcome = Outcome.UNDECIDED if self.loss_finite else Outcome.DIVERGED
+            self.writer.end(
+                status=str(status), outcome=str(outcome), ended=time.time(), error=_reason(error) if status is Status.FAILED else None
+            )
+            (self.run.path / "stop").unlink(missing_ok=True)
 
     @property
     def seconds(self) -> float:
@@ -184,51 +294,189 @@ class Recorder:
 
     # -- recording
 
-    def step(self, loss: Tensor | float, accuracy: Tensor | float | None = None, *, epoch: int = 0, whole: Tensor | None = None) -> None:
-        """LayerCall after ``optimizer.step()``: ``loss`` is the batch's loss (scalar), ``accuracy`` its share classified correctly.
+    def step(
+        self,
+        loss: Tensor | float,
+        accuracy: Tensor | float | None = None,
+        *,
+        epoch: int | None = None,
+        whole: Tensor | None = None,
+    ) -> bool:
+        """Call after ``optimizer.step()``: ``loss`` is the batch's loss (one number), ``accuracy`` its share classified correctly (a
+        percentage is converted). Returns whether to go on: False once somebody has asked the run to stop.
 
         Where several processes share a batch, ``whole`` is the loss over all of it, to be written in place of this process's ``loss``.
 
         On a GPU nothing is waited for: numbers are written when they have arrived, at the latest one step later. Raises
-        RecordingError outside of the ``with`` block, for a loss that is not one number, and if at the first step no backward pass has come before.
+        RecordingError outside of the ``with`` block, and at the first step for what is no number or comes before the backward
+        pass; at later steps the same is a warning and a missing number. Raises Stopped with ``raise_on_stop``.
         """
-        if not self._inside:
-            when = "before the `with Recorder(...)` block began" if self._began is None else "after the `with Recorder(...)` block had ended"
-            raise RecordingError(f"recorder.step() was called {when}; call it inside, once after every optimizer.step()")
+        self._must_be_inside("step")
         if not self.recording:
             self.next_step += 1
-            return
-        _check_number("loss", loss)
+            return True
+        call = self._first("step")
+        loss = self._given(call, "loss", loss, lambda value: arguments.as_number("loss", value))
         if accuracy is not None:
-            _check_number("accuracy", accuracy)
-        self._check_order(loss)
-        if self.next_step == 0:
-            self._add_facts(first_step_facts(self.meter, loss))
-        self._look_at_outputs(loss)
+            accuracy = self._given(call, "accuracy", accuracy, arguments.as_accuracy)
+        number = self._given(call, "epoch", epoch, lambda value: self._epoch_of(value))
+        return self.advance(loss, accuracy, self._epoch if number is None else number, whole, refuse=call)
+
+    def advance(
+        self, loss: Tensor | float | None, accuracy: Tensor | float | None, epoch: int, whole: Tensor | None = None, refuse: bool = False
+    ) -> bool:
+        """``step`` for arguments that have been looked at; ``loss`` None: this step had none, and its row says so."""
+        if not (self._inside and self.recording):
+            return True
+        self.guard.step, self._epoch = self.next_step, epoch
+        with self.guard("looking at the loss", refuse=refuse):
+            if loss is not None:
+                self._look_at_loss(loss)
         if self.meter.enabled:
-            self._record(loss if whole is None else whole, accuracy, epoch)
+            with self.guard(_WRITING):
+                self._record(loss if whole is None else whole, accuracy, epoch)
         self.next_step += 1
         if self.next_step >= FIRST_STEPS:
             self.meter.on_forward = None
-        self.writer.note(step=self.next_step, epoch=epoch)
         self.meter.enabled = self.next_step % self.every == 0
-        if len(self._pending) >= HELD_STEPS or self.writer.due():
-            self._harvest()
-            self.writer.flush_if_due()
+        self.writer.note(step=self.next_step, epoch=epoch)
+        if due := self.writer.due() or len(self._pending) >= HELD_STEPS:
+            with self.guard(_WRITING):
+                self._harvest()
+                self.writer.flush_if_due()
+        self._note_faults()
+        if due:
+            self._card.update(self)
+        return self._goes_on(look=due)
 
-    def epoch(self, epoch: int, train_loss: float, train_accuracy: float, val_loss: float, val_accuracy: float) -> None:
-        """Write one row of ``epochs``: losses in nats, accuracies in 0..1."""
+    def validate(self, loss: Any = None, accuracy: Any = None, *, epoch: Any = None) -> None:
+        """Write a row of ``epochs``: these results of a validation, and the means of the training losses and accuracies since the last row.
+
+        ``epoch`` numbers the row; without it rows are counted, from the loop's own epoch if ``step`` is told one. Either result may be
+        left out. Raises as ``step`` does, at the first call.
+        """
+        self.epoch(epoch, val_loss=loss, val_accuracy=accuracy, _call="validate")
+
+    def epoch(
+        self,
+        epoch: Any = None,
+        train_loss: Any = None,
+        train_accuracy: Any = None,
+        val_loss: Any = None,
+        val_accuracy: Any = None,
+        *,
+        _call: str = "epoch",
+    ) -> None:
+        """Write one row of ``epochs``. Losses in the units of ``step``, accuracies as shares or percentages; what is left out is not
+        known, but of training the mean since the last row. Raises as ``step`` does, at the first call.
+        """
+        self._must_be_inside(_call)
         if not self.recording:
             return
-        self._harvest(everything=True)
-        self.writer.epoch(epoch, train_loss, train_accuracy, val_loss, val_accuracy, self.seconds)
+        call, name = self._first(_call), f"recorder.{_call}()"
+        told = {"train_loss": train_loss, "train_accuracy": train_accuracy, "val_loss": val_loss, "val_accuracy": val_accuracy}
+        numbers: dict[str, float] = {}
+        for key, value in told.items():
+            convert = (lambda v: arguments.as_accuracy(v, name)) if "accuracy" in key else (lambda v, key=key: arguments.as_number(key, v, name))
+            found = None if value is None else self._given(call, key, value, convert)
+            numbers[key] = math.nan if found is None else float(found)
+        number = self._given(call, "epoch", epoch, lambda value: self._epoch_of(value, name, max(self._epoch, self._next_epoch)))
+        with self.guard(_WRITING):
+            self._harvest(everything=True)
+            self._write_epoch(max(self._epoch, self._next_epoch) if number is None else number, numbers, told)
+        self._note_faults()
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Record numbers of one's own, by name, at the step that ``step`` was told last: ``metrics.parquet``. Raises as ``step`` does, at the first call."""
+        self._must_be_inside("log")
+        if not self.recording:
+            return
+        with self.guard("reading what recorder.log() was given", refuse=self._first("log")):
+            if not isinstance(values, Mapping):
+                raise RecordingError(f"recorder.log() takes a mapping of names to numbers, not {type(values).__name__}")
+            numbers = [arguments.as_number(str(name), value, "recorder.log()") for name, value in values.items()]
+            if numbers:
+                self._logged.append((max(0, self.next_step - 1), [arguments.as_name(name) for name in values], HostCopy(numbers)))
+        self._note_faults()
 
     def sync(self) -> None:
         """Bring every recorded row to disk."""
-        if not self.recording:
+        if not (self.recording and self._inside):
             return
-        self._harvest(everything=True)
-        self.writer.flush()
+        with self.guard(_WRITING):
+            self._harvest(everything=True)
+            self.writer.flush()
+        self._note_faults()
+
+    # -- what was given
+
+    def _must_be_inside(self, call: str) -> None:
+        if not self._inside:
+            when = "before the `with Recorder(...)` block began" if self._began is None else "after the `with Recorder(...)` block had ended"
+            raise RecordingError(f"recorder.{call}() was called {when}; call it inside{', once after every optimizer.step()' if call == 'step' else ''}")
+
+    def _first(self, call: str) -> bool:
+        """Whether this is the first call of that name: a mistake in the loop is refused while that costs nothing."""
+        first = call not in self._called
+        self._called.add(call)
+        self.guard.step = self.next_step
+        return first
+
+    def _given(self, refuse: bool, name: str, value: Any, convert: Callable[[Any], Any]) -> Any:
+        """What ``convert`` makes of a value that the loop gave; None, and a warning, where it makes nothing of it."""
+        with self.guard(f"reading the {name} it was given", refuse=refuse):
+            return convert(value)
+        return None
+
+    def _epoch_of(self, value: Any, call: str = "recorder.step()", last: int | None = None) -> int:
+        number = arguments.as_epoch(value, self._epoch if last is None else last, call)
+        if value is not None and float(value) < 0:
+            self.guard.tell_once("epochs are counted from 0: a negative one is recorded as 0", key="negative epoch")
+        return number
+
+    def _share(self, accuracy: float) -> float:
+        """An accuracy as a share: of percentages a hundredth, from the first number that can only be one."""
+        if math.isnan(accuracy):
+            return accuracy
+        if 1 + ROUNDING < accuracy <= 100 * (1 + ROUNDING) and not self._percent:
+            self._percent = True
+            self.guard.tell_once(f"an accuracy of {accuracy:.4g} is taken for a percentage, and so are all from now on; give a share from 0 to 1")
+        share = accuracy / 100 if self._percent else accuracy
+        if not 0 <= share <= 1 + ROUNDING:
+            self.guard.tell_once(f"an accuracy of {accuracy:.4g} is neither a share nor a percentage, and is not recorded; give a share from 0 to 1", key="accuracy")
+            return math.nan
+        return min(1.0, share)
+
+    def _goes_on(self, look: bool) -> bool:
+        """Whether nobody has asked the run to stop; a loop that does not listen is told so, and whoever looks at the run, too."""
+        if not self.owns_run:
+            return True  # the trainer looks for itself
+        if look and self._stop_step is None:
+            with self.guard("looking for a request to stop"):
+                self._stop_step = self.next_step if self.run.stop_requested() else None
+        if self._stop_step is None:
+            return True
+        if self.raise_on_stop:
+            raise Stopped(f"the run was asked to stop at step {self._stop_step}; leave the loop, it ends as stopped")
+        if self.next_step - self._stop_step == IGNORED_AFTER:
+            self._add_facts({"stop_ignored": {"asked_at_step": self._stop_step}})
+            with self.guard(_WRITING):
+                self.writer.flush()
+            self.guard.tell_once(
+                "somebody asked this run to stop, and the loop goes on: write `if not recorder.step(loss): break`, or give the Recorder raise_on_stop=True"
+            )
+        return False
+
+    # -- from numbers to rows
+
+    def _look_at_loss(self, loss: Tensor | float) -> None:
+        self._check_order(loss)
+        if self.next_step == 0:
+            facts = first_step_facts(self.meter, loss)
+            if "loss" in facts:
+                facts["loss"]["function"] = loss_function(facts["loss"].get("chain") or ())
+            self._add_facts(facts)
+        self._look_at_outputs(loss)
 
     def _check_order(self, loss: Any) -> None:
         """Help where ``step`` stands too early: before the backward pass, or between it and the update."""
@@ -238,47 +486,90 @@ class Recorder:
                 "recorder.step(loss) was called before loss.backward(): no gradient has been computed; call it after optimizer.step()"
             )
         if self.meter.late_update:
-            self._tell_once("recorder.step(loss) is called before optimizer.step(): no update ratio is recorded; call it after optimizer.step()")
+            self.guard.tell_once(
+                "recorder.step(loss) is called before optimizer.step(): no update ratio is recorded; call it after optimizer.step()"
+            )
         if not self._gradient_seen and self.meter.enabled:
-            self._tell_once(
+            self.guard.tell_once(
                 "recorder.step(loss) finds no gradient in the model's parameters, so none is recorded: only loss.backward() leaves them there, "
                 "torch.autograd.grad and torch.func do not"
             )
 
-    def _tell_once(self, message: str) -> None:
-        if message not in self._told:
-            self._told.add(message)
-            warnings.warn(message, stacklevel=4)
+    def _record(self, loss: Tensor | float | None, accuracy: Tensor | float | None, epoch: int) -> None:
+        reading = None
+        with self.guard(MEASURING):
+            reading = self.meter.collect()
+        if reading is None:
+            self.meter.discard()
+        waiting = [] if reading is None else reading.waiting
+        sent = HostCopy([math.nan if loss is None else loss, math.nan if accuracy is None else accuracy, *waiting])
+        self._pending.append(_Pending(self.next_step, epoch, self._learning_rate(), self.seconds, reading, sent, loss is not None))
 
-    def _record(self, loss: Tensor | float, accuracy: Tensor | float | None, epoch: int) -> None:
-        reading = self.meter.collect()
-        sent = HostCopy([loss, math.nan if accuracy is None else accuracy, *reading.waiting])
-        rate = self.meter.optimizers[0].param_groups[0]["lr"] if self.meter.optimizers else float("nan")
-        self._pending.append(_Pending(self.next_step, epoch, float(rate), self.seconds, reading, sent))
+    def _learning_rate(self) -> float:
+        groups = self.meter.optimizers[0].param_groups if self.meter.optimizers else ()
+        return float(groups[0]["lr"]) if groups and "lr" in groups[0] else math.nan
 
     def _harvest(self, everything: bool = False) -> None:
         """Hand to the writer what has arrived on the host; wait for it only when ``everything`` is asked for."""
         while self._pending and (everything or len(self._pending) > 2 * HELD_STEPS or self._pending[0].sent.arrived()):
             self._write(self._pending.popleft())
+        while self._logged and (everything or len(self._logged) > 2 * HELD_STEPS or self._logged[0][2].arrived()):
+            step, names, sent = self._logged.popleft()
+            self.writer.metrics(step, dict(zip(names, map(float, sent.numbers()), strict=True)))
 
     def _write(self, pending: _Pending) -> None:
         loss, accuracy, *numbers = pending.sent.numbers()
-        self.last_loss = loss
-        self.loss_finite = self.loss_finite and math.isfinite(loss)
+        loss, accuracy = float(loss) if pending.has_loss else None, self._share(float(accuracy))
         self._recent_accuracy.append(accuracy)
         self.writer.step(pending.step, pending.epoch, loss, accuracy, pending.learning_rate, pending.seconds)
-        measured = pending.reading.table(numbers)
-        names, kinds, depths = self._columns(pending.reading.order)
-        self.writer.layers(pending.step, names, kinds, depths, layer_values(measured))
-        self.relative_signal = relative_signal(measured)
-        self._add_to_curve(loss)
+        if loss is not None:
+            self.last_loss = loss
+            self.loss_finite = self.loss_finite and math.isfinite(loss)
+            self._train_loss.add(loss)
+            self._add_to_curve(loss)
+            self.writer.note(loss=loss, curve=self._curve)
+        if not math.isnan(accuracy):
+            self._train_accuracy.add(accuracy)
         recent = [a for a in self._recent_accuracy if not math.isnan(a)]
-        self.writer.note(
-            loss=loss,
-            accuracy=sum(recent) / len(recent) if recent else None,
-            curve=self._curve,
-            seconds=pending.seconds,
-        )
+        self.writer.note(accuracy=sum(recent) / len(recent) if recent else None, seconds=pending.seconds)
+        if pending.reading is not None:
+            measured = pending.reading.table(numbers)
+            names, kinds, depths = self._columns(pending.reading.order)
+            self.writer.layers(pending.step, names, kinds, depths, layer_values(measured))
+            self.relative_signal = relative_signal(measured)
+            self.measured = [self.meter.names[i] for i in pending.reading.order], measured
+            self._note_nonfinite(pending.step, loss)
+
+    def _note_nonfinite(self, step: int, loss: float | None) -> None:
+        """The fact ``first_nonfinite``: since which recorded step every one has held a NaN or an infinity, and in which tensor it was first.
+
+        One that passes without harm to the loss is forgotten: under loss scaling gradients overflow by design.
+        """
+        names, measured = self.measured
+        found = first_nonfinite(loss, measured, names)
+        harmed = loss is not None and not math.isfinite(loss)
+        if found is None and self._nonfinite is not None and not self._nonfinite["loss"]:
+            self._nonfinite = None
+            self._add_facts({"first_nonfinite": None})
+        elif found is not None and self._nonfinite is None:
+            self._nonfinite = {"step": step, **found, "loss": harmed}
+            self._add_facts({"first_nonfinite": dict(self._nonfinite)})
+        elif harmed and not self._nonfinite["loss"]:
+            self._nonfinite["loss"] = True
+            self._add_facts({"first_nonfinite": dict(self._nonfinite)})
+
+    def _write_epoch(self, epoch: int, numbers: dict[str, float], told: Mapping[str, Any]) -> None:
+        for key in ("train_accuracy", "val_accuracy"):
+            numbers[key] = self._share(numbers[key])
+        for key, mean in (("train_loss", self._train_loss), ("train_accuracy", self._train_accuracy)):
+            if told[key] is None:
+                numbers[key] = mean.value
+        self._train_loss, self._train_accuracy = _Mean(), _Mean()
+        self._next_epoch = epoch + 1
+        columns = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+        self.writer.epoch(epoch, *(numbers[key] for key in columns), self.seconds)
+        if self.owns_run:  # the trainer tells these with what else it knows
+            self.writer.note(**{key: None if math.isnan(numbers[key]) and told[key] is None else numbers[key] for key in columns})
 
     def _columns(self, order: list[int]) -> tuple[pa.Array, pa.Array, pa.Array]:
         if self._layer_columns is None or self._layer_columns[3] != order:
@@ -303,15 +594,16 @@ class Recorder:
         for loss in self.run.read("steps", ["loss"])["loss"].to_pylist():
             self._add_to_curve(loss)
 
-    # -- the first batches
+    # -- facts
 
     def _note_weights(self) -> None:
         """What the weights are like before training; of a lazy network once its first forward pass has made them."""
-        if any(is_lazy(p) for p in self.model.parameters()):
-            self._weights_noted = False
-        else:
-            self._weights_noted = True
-            self.writer.update(facts={**self.writer.state.get("facts", {}), **weight_facts(self.model, self.meter)})
+        self._weights_noted = not any(is_lazy(p) for p in self.model.parameters())
+        if self._weights_noted:
+            with self.guard("looking at the optimizer"):
+                self._add_facts({"optimizers": optimizer_settings(self.meter.optimizers)})
+            self._add_facts(weight_facts(self.model, self.meter))
+            self.writer.update()
 
     def _look_at_first_batch(self, inputs: tuple, kwargs: dict, output: Any) -> None:
         if not self._weights_noted:
@@ -342,26 +634,68 @@ class Recorder:
 
     def _add_facts(self, facts: dict[str, Any]) -> None:
         """Into the status, in memory: the next flush writes them."""
-        self.writer.note(facts={**self.writer.state.get("facts", {}), **facts})
+        plain = {key: arguments.as_fact(value) for key, value in facts.items()}
+        self.writer.note(facts={**self.writer.state.get("facts", {}), **plain})
+
+    def _note_faults(self) -> None:
+        """What went wrong, as the fact ``recording_error`` and with its traceback in ``log.txt``."""
+        faults = self.guard.count, self.writer.rows_lost
+        if faults != self._faults_told:
+            self._faults_told = faults
+            lost = f"; {self.writer.rows_lost} rows found no room in memory meanwhile" if self.writer.rows_lost else ""
+            self._add_facts({"recording_error": (self.guard.fact or "") + lost})
+        if self.guard.tracebacks:
+            try:
+                self.writer.log("".join(self.guard.tracebacks))
+                self.guard.tracebacks.clear()
+            except OSError:
+                return  # the disk that is away is what they are about: they wait, as the rows do, and have been warned of
+
+    # -- in a notebook
+
+    def _repr_html_(self) -> str:
+        return self._card.html(self)
+
+    def _ipython_display_(self) -> None:
+        self._card.show(self)
+
+
+def _weakly(method: Callable) -> Callable:
+    """A bound method that does not keep its object alive, and does nothing once that is gone."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*arguments: Any) -> None:
+        if (alive := reference()) is not None:
+            alive(*arguments)
+
+    return call
+
+
+def _status(error: BaseException | None) -> Status:
+    """How a run ends whose block is left by ``error``."""
+    if error is None:
+        return Status.FINISHED
+    asked_for = isinstance(error, (KeyboardInterrupt, GeneratorExit, Stopped)) or (isinstance(error, SystemExit) and not error.code)
+    return Status.STOPPED if asked_for else Status.FAILED
+
+
+def _reason(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception as another:  # somebody's own __str__
+        text = f"(its text cannot be made: {type(another).__name__})"
+    return " ".join(f"{type(error).__name__}: {text}".split())[:500]
 
 
 def _is_another_rank() -> bool:
-    """Whether this is one of several processes that train together, and not the first."""
+    """Whether this is one of several processes that train together, and not the first: as torch.distributed knows, else as torchrun says."""
     distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank() != 0
+    return os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def _check_number(name: str, value: Any) -> None:
-    """Raise unless ``value`` is one real number, or a tensor of one."""
-    if isinstance(value, Tensor):
-        if value.numel() != 1 or value.is_complex():
-            hint = "; give its mean, loss.mean()" if name == "loss" and value.numel() > 1 else ""
-            raise RecordingError(f"recorder.step() takes the {name} as one real number, not a {value.dtype} tensor of shape {tuple(value.shape)}{hint}")
-    elif not isinstance(value, Real):
-        raise RecordingError(f"recorder.step() takes the {name} as one real number or a tensor of one, not {type(value).__name__}")
-
-
-def _check_model(model: nn.Module, meter: LayerMeter) -> None:
+def _check_model(model: nn.Module, meter: LayerMeter, guard: Guard) -> None:
     """Raise for weights that have no values or cannot be trained; warn of optimizers that train another model."""
     sharded = any(base.__name__ in _SHARDED for module in model.modules() for base in type(module).__mro__)
     if sharded or any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
@@ -383,8 +717,7 @@ def _check_model(model: nn.Module, meter: LayerMeter) -> None:
             devices = sorted({str(p.device) for p in model.parameters()} | {str(p.device) for p in held})
             where = f" (devices: {', '.join(devices)})" if len(devices) > 1 else ""
             # No error: the loop runs as it was written, and the diagnosis of the run says the same.
-            warnings.warn(
+            guard.tell_once(
                 f"the optimizer holds none of the model's parameters{where}, so nothing will be learned: it was made for another model, or "
-                "before this one was copied or moved; make it from this model's parameters()",
-                stacklevel=3,
+                "before this one was copied or moved; make it from this model's parameters()"
             )

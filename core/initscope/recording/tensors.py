@@ -50,7 +50,8 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 
 def is_dense(x: Tensor) -> bool:
     """Whether ``x`` holds plain real numbers that can be looked at."""
-    return type(x) in (Tensor, nn.Parameter) and x.is_floating_point() and x.layout == torch.strided and x.device.type != "meta"
+    plain = type(x) in (Tensor, nn.Parameter) and not x.is_nested
+    return plain and x.is_floating_point() and x.layout == torch.strided and x.device.type != "meta"
 
 
 def dense(gradient: Tensor) -> Tensor:

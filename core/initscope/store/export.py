@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from initscope.errors import ConfigError, RunFolderError, choose_from
-from initscope.schema import LAYER_METRICS, TABLES
+from initscope.schema import LAYER_METRICS, OPTIONAL_TABLES, TABLES
 from initscope.store import Run, write_json
 from initscope.store.files import number
 
@@ -47,17 +47,16 @@ def export(run: Run, form: str, output: str | Path) -> Path:
 
 
 def to_csv(run: Run, folder: Path) -> None:
-    """``steps.csv``, ``epochs.csv`` and ``layers.csv``, columns as in ``initscope.schema``."""
+    """``steps.csv``, ``epochs.csv`` and ``layers.csv``, and ``metrics.csv`` if there are any, columns as in ``initscope.schema``."""
     folder.mkdir()
-    for name in TABLES:
-        table = run.read(name)
+    for name, table in _tables(run).items():
         plain = pa.table({column: _plain(table[column]) for column in table.column_names})
         pa.csv.write_csv(plain, folder / f"{name}.csv")
 
 
 def to_json(run: Run, path: Path) -> None:
     """One object: run, config, status, and each table as {column: values}."""
-    tables = {name: {column: _plain(table[column]).to_pylist() for column in table.column_names} for name, table in [(name, run.read(name)) for name in TABLES]}
+    tables = {name: {column: _plain(table[column]).to_pylist() for column in table.column_names} for name, table in _tables(run).items()}
     write_json(path, {"run": run.id, "config": run.json_file("config.json"), "status": run.state(), **tables})
 
 
@@ -89,9 +88,16 @@ def to_tensorboard(run: Run, folder: Path) -> None:
         for row in run.read("epochs").to_pylist():
             for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
                 add(f"epochs/{name}", row[name], last_of.get(row["epoch"], row["epoch"]))
+        for row in run.read("metrics").to_pylist():
+            add(f"metrics/{row['name']}", row["value"], row["step"])
         for row in run.read("layers").to_pylist():
             for name in LAYER_METRICS:
                 add(f"{name}/{row['layer']}", row[name], row["step"])
+
+
+def _tables(run: Run) -> dict[str, pa.Table]:
+    found = {name: run.read(name) for name in TABLES}
+    return {name: table for name, table in found.items() if table.num_rows or name not in OPTIONAL_TABLES}
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -29,9 +29,9 @@ SCHEMAS: dict[str, pa.Schema] = {
     name: pa.schema([(column.name, _ARROW[column.dtype]) for column in columns]) for name, columns in TABLES.items()
 }
 _HOLDS = b"initscope.parts"
-_KEYS = ("step", "epoch", "layer", "depth")
+_KEYS = ("step", "epoch", "layer", "depth", "name")
 """Columns without which a row says nothing."""
-_PART = re.compile(r"(steps|epochs|layers)-(\d{8})-(\d{8})\.parquet")
+_PART = re.compile(rf"({'|'.join(TABLES)})-(\d{{8}})-(\d{{8}})\.parquet")
 
 
 def part_name(table: str, first: int, last: int) -> str:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from initscope.errors import RunFolderError
-from initscope.schema import LAYER_METRICS, MISSING, TABLES
+from initscope.schema import LAYER_METRICS, MISSING, OPTIONAL_TABLES, TABLES
 from initscope.store.files import overwrite_json, write_json
 from initscope.store.parts import (
     MERGE_AT,
@@ -30,6 +30,10 @@ from initscope.store.run import Run
 
 FLUSH_SECONDS = 0.5
 """Rows wait at most this long plus one step before they are on disk; the first one does not."""
+PAUSE_SECONDS = 30.0
+"""A disk that takes nothing is asked again after twice the pause before, at most after this long."""
+WAITING_NUMBERS = 4_000_000
+"""So many numbers of a table (32 MB at most) wait in memory for a disk that takes nothing; of more the oldest go."""
 
 
 class RunWriter:
@@ -44,6 +48,9 @@ class RunWriter:
         self._next = {name: self._first_free(name) for name in TABLES}
         self._live = {name: [part[:2] for part in parts(run.path / "parts", name)] for name in TABLES}
         self._flushed = clock() - FLUSH_SECONDS  # the first row at once: somebody waits for it
+        self._pause = 0.0
+        self.rows_lost = 0
+        """Rows that found no room in memory while the disk took none."""
 
     def _first_free(self, table: str) -> int:
         """Number of the next part. Parts that a compaction wrote down but did not live to delete go first: merged with a
@@ -66,9 +73,13 @@ class RunWriter:
             values = [[MISSING if value is None else value for value in row] for row in values]
         self._rows["layers"].append((step, names, kinds, depths, np.array(values, np.float32)))
 
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """One row of ``metrics`` for each of ``values``."""
+        self._rows["metrics"] += [(step, name, value) for name, value in values.items()]
+
     def due(self) -> bool:
-        """Whether ``FLUSH_SECONDS`` have passed since the last flush."""
-        return self._clock() - self._flushed >= FLUSH_SECONDS
+        """Whether ``FLUSH_SECONDS`` have passed since the last flush; more, if the last ones failed."""
+        return self._clock() - self._flushed >= max(FLUSH_SECONDS, self._pause)
 
     def flush_if_due(self) -> bool:
         """Write what waits if it is time; whether it did."""
@@ -78,22 +89,55 @@ class RunWriter:
         return True
 
     def flush(self) -> None:
-        """Write waiting rows as parts, and the status with a fresh heartbeat."""
-        for table in TABLES:
-            waiting = self._take(table)
-            if waiting is not None:
-                number = self._next[table]
-                write_table(waiting, self._part(table, number, number))
-                self._next[table] += 1
-                self._live[table].append((number, number))
-                self._merge(table)
-        self.update()
-        self._flushed = self._clock()
+        """Write waiting rows as parts, and the status with a fresh heartbeat.
 
-    def _take(self, table: str) -> pa.Table | None:
-        rows, self._rows[table] = self._rows[table], []
+        Raises OSError or RunFolderError if the disk takes nothing: the rows wait on, and the next flush writes them.
+        """
+        try:
+            if self._pause:
+                self._find_again()
+            for table in TABLES:
+                self._flush(table)
+            self.update()
+            self._pause = 0.0
+        except (OSError, RunFolderError):
+            self._pause = min(PAUSE_SECONDS, max(2 * self._pause, 2 * FLUSH_SECONDS))
+            raise
+        finally:
+            self._flushed = self._clock()
+
+    def _flush(self, table: str) -> None:
+        rows = self._rows[table]
         if not rows:
-            return None
+            return
+        number = self._next[table]
+        try:
+            write_table(self._table(table, rows), self._part(table, number, number))
+        except OSError:
+            self._forget_beyond(table)
+            raise
+        except Exception:
+            self._rows[table] = []  # no rows of this table: they would fail again
+            raise
+        self._rows[table] = []
+        self._next[table] += 1
+        self._live[table].append((number, number))
+        self._merge(table)
+
+    def _find_again(self) -> None:
+        """After a failure: the folder must still be this run's, not one that has taken its place. Raises OSError, RunFolderError."""
+        if self.run.json_file("status.json").get("created") != self._state.get("created"):
+            raise RunFolderError(f"run {self.run.id}: another run has taken the place of its folder; nothing is written into it")
+        (self.run.path / "parts").mkdir(exist_ok=True)
+
+    def _forget_beyond(self, table: str) -> None:
+        rows = self._rows[table]
+        width = rows[-1][4].size if table == "layers" else len(rows[-1])
+        if len(rows) * width > WAITING_NUMBERS:
+            self.rows_lost += len(rows) - len(rows) // 2
+            self._rows[table] = rows[-(len(rows) // 2) :]
+
+    def _table(self, table: str, rows: Sequence[tuple]) -> pa.Table:
         if table == "layers":
             return _layer_rows(rows)
         schema = SCHEMAS[table]
@@ -122,6 +166,18 @@ class RunWriter:
         self._state.update(changes, heartbeat=time.time())
         write_json(self.run.path / "status.json", self._state)
 
+    def end(self, **changes: Any) -> None:
+        """The last ``update``, also on a disk that has no room for a second file. Raises OSError or RunFolderError if not even the old one can be written."""
+        if self._pause:
+            self._find_again()
+        self._state.update(changes, heartbeat=time.time())
+        _write_status(self.run, self._state)
+
+    def log(self, text: str) -> None:
+        """Append to ``log.txt``. Raises OSError."""
+        with open(self.run.path / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+
     @property
     def state(self) -> Mapping[str, Any]:
         return self._state
@@ -131,6 +187,8 @@ class RunWriter:
         for table in TABLES:
             key, limit = ("epoch", epoch) if table == "epochs" else ("step", step)
             rows = self.run.read(table)
+            if table in OPTIONAL_TABLES and not rows.num_rows:
+                continue
             self._compact(table, rows.filter(pc.less(rows[key], limit)))
 
     def compact(self) -> None:
@@ -145,7 +203,7 @@ class RunWriter:
         holds = max([holds_through(final), *(end for _, end, _ in live)])
         if rows is not None:
             write_table(rows, final, holds, durable=True)
-        elif live or not final.exists():
+        elif live or not (final.exists() or table in OPTIONAL_TABLES):
             sources = [final] if final.exists() else []
             covered = holds_through(final)
             concatenate(sources + [path for _, end, path in live if end > covered], final, holds, SCHEMAS[table], durable=True)
@@ -186,7 +244,10 @@ def set_status(run: Run, **changes: Any) -> None:
     On a disk that takes nothing more the file is written over itself. Only for whoever holds the run's claim.
     """
     refuse_links(run)
-    state = run.json_file("status.json") | {"heartbeat": time.time()} | changes
+    _write_status(run, run.json_file("status.json") | {"heartbeat": time.time()} | changes)
+
+
+def _write_status(run: Run, state: Mapping[str, Any]) -> None:
     try:
         write_json(run.path / "status.json", state)
     except OSError:

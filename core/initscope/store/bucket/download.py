@@ -6,7 +6,6 @@ Nothing is deleted here before something that covers it is there, and nothing of
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -19,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from filelock import lock_descriptor
 
 from initscope.errors import RunFolderError
-from initscope.schema import CHECKPOINT
+from initscope.schema import CHECKPOINT, TABLES
 from initscope.store.bucket.remote import Remote
 from initscope.store.files import replacing, write_json
 from initscope.store.parts import holds_through, parts
@@ -30,10 +30,12 @@ REFRESH_SECONDS = 1.0
 OUTAGE_SECONDS = 45.0
 """So long a store that cannot be reached is not worth a word: what is here is shown, and no heartbeat is overdue yet."""
 ATTEMPTS = 8
+POLL_SECONDS = 0.01
 AGAIN_SECONDS = 0.1
 """Between two attempts, and so much longer before each further one."""
 OURS, FETCHED, SEEN, REFRESHED = ".ours", ".fetched", ".seen.json", ".refreshed"
-FILES = re.compile(r"(?:config\.json|status\.json|log\.txt|checkpoint\.pt|(?:steps|epochs|layers)\.parquet|parts/(?:steps|epochs|layers)-\d{8}-\d{8}\.parquet)")
+_TABLE = f"(?:{'|'.join(TABLES)})"
+FILES = re.compile(rf"(?:config\.json|status\.json|log\.txt|checkpoint\.pt|{_TABLE}\.parquet|parts/{_TABLE}-\d{{8}}-\d{{8}}\.parquet)")
 """What is copied, up and down; anything else under a run's name is none of ours."""
 _CARD = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,119})~(card|meta)")
 
@@ -176,7 +178,7 @@ class Mirror:
                 _put(folder / name, data)
             else:
                 return False  # merged or compacted since it was listed
-        for table in ("steps", "epochs", "layers"):
+        for table in TABLES:
             for path in (folder / "parts").glob(f"{table}-*.parquet"):  # those too that a merged part hides
                 if FILES.fullmatch(f"parts/{path.name}") and f"parts/{path.name}" not in listed:
                     last = int(path.stem.rpartition("-")[2])
@@ -202,12 +204,7 @@ class Mirror:
     def locked(self, name: str, wait: bool = True) -> Iterator[bool]:
         """Between processes of this machine; whether the lock could be had."""
         with open(self.root / name, "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+            yield lock_descriptor(file.fileno(), blocking=wait, poll_interval=POLL_SECONDS)
 
 
 def json_object(data: bytes) -> dict[str, Any]:
