@@ -147,7 +147,7 @@ def test_the_line_that_says_where_the_run_is(tmp_path, capsys, monkeypatch):
 
 
 def test_where_a_nan_came_from(tmp_path):
-    for poison, tensor, layer in (("weight", "weight", "2"), ("input", "output", "0"), ("loss", "loss", None), ("gradient", "output gradient", "2")):
+    for poison, tensor, layer in (("weight", "weight", "2"), ("input", "output", "0"), ("loss", "loss", None), ("gradient", "gradient", "2")):
         loop = Loop(tmp_path)
         with loop.recorder as recorder:
             loop.step()

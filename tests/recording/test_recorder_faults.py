@@ -135,7 +135,7 @@ def test_accuracies_that_are_none(tmp_path, given):
 
 @pytest.mark.parametrize("given", [torch.tensor(9), 9, np.int64(9)])
 def test_a_count_of_correct_samples_is_no_accuracy(tmp_path, given):
-    with pytest.raises(RecordingError, match="takes the accuracy as a share from 0 to 1, not .*; divide a count by the size of the batch"):
+    with pytest.raises(RecordingError, match=r"takes the accuracy as a share from 0 to 1, not .*; divide a count by the size of the batch"):
         record(tmp_path, accuracy=lambda i: given)
 
 
@@ -542,3 +542,15 @@ def test_warnings_are_shown_where_the_loop_is(tmp_path):
         warnings.simplefilter("always")
         record(tmp_path, accuracy=lambda i: 50.0)
     assert [one.filename for one in told] == [__file__]
+
+
+def test_a_loss_that_was_not_told_is_no_divergence_to_readers(tmp_path):
+    from initscope.diagnosis.diagnose import diagnose
+    from initscope_dashboard.live import live_rows
+
+    with pytest.warns(UserWarning, match="reading the loss"):
+        recorder = record(tmp_path, 60, loss=lambda x, left=iter(range(60)): x if next(left) % 3 == 0 else None)
+    diagnosis, run = diagnose(recorder.run), recorder.run
+    assert diagnosis.outcome != "diverged" and "loss_diverged" not in {finding.id for finding in diagnosis.findings}
+    shown = live_rows.progress(run.state(), run.read("steps"), run.info().config)
+    assert shown["broken"] is False and shown["loss"] is not None and live_rows.step_rows(run.read("steps"))["loss"][1] is None
