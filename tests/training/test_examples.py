@@ -53,12 +53,12 @@ def test_accelerate_and_torchrun(example, runs):
     """One process of Accelerate; two of torchrun, which are one run."""
     pytest.importorskip("accelerate")
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
-    accelerated, several = example("accelerate_loop", "--steps", 40), example("torchrun_loop", "--steps", 40, launcher=torchrun)
+    accelerated, several = example("accelerate_loop", "--steps", 60), example("torchrun_loop", "--steps", 60, launcher=torchrun)
     for process, name in ((accelerated, "my accelerate loop"), (several, "my torchrun loop")):
         run, text = said(process, runs)
         losses, info = run.read("steps")["loss"].to_pylist(), runs.info(run.id)
-        assert text.startswith("loss ") and len(losses) == 40 and losses[-1] < 0.75 * losses[0]
-        assert (info.status, info.name, info.config["own"]["steps"]) == ("finished", name, 40)
+        assert text.startswith("loss ") and len(losses) == 60 and losses[-1] < 0.75 * losses[0]
+        assert (info.status, info.name, info.config["own"]["steps"]) == ("finished", name, 60)
         assert all(row["grad_norm"] > 0 and row["update_ratio"] > 0 for row in run.read("layers").to_pylist())
     assert len(runs.list()) == 2, "torchrun's two processes are one run"
 
