@@ -172,11 +172,6 @@ class LayerMeter:
         """The layers that there are now."""
         return [*self._layer_of.values()]
 
-    @property
-    def sharded(self) -> bool:
-        """Whether weights are spread over processes: then every one of them has to ``collect``."""
-        return any(is_shared(weight.parameter) for weight in self._weights)
-
     def _know(self, layers: Sequence[Layer]) -> None:
         """Take ``layers`` for those of the model; what was known by name and kind keeps its number."""
         self._layer_of, seen = {}, {}
@@ -193,6 +188,8 @@ class LayerMeter:
         self._executed = {}
         self._roles = self._assign_roles()
         self._own = {id(p): p for p in self.model.parameters()}
+        self.sharded = any(map(is_shared, self._own.values()))
+        """Whether weights are spread over processes: then every one of them has to ``collect``."""
         self._waiting = [*self._layer_of]
         self._others = [*self._own.values()]
         self._was = self._weight_of
@@ -294,7 +291,9 @@ class LayerMeter:
         if not self._entered or is_lazy(parameter) or not parameter.requires_grad or not parameter.is_leaf:
             return False
         handle = parameter.register_post_accumulate_grad_hook(self._gradient_arrives)
-        parameter._post_accumulate_grad_hooks.move_to_end(handle.id, last=False)  # before one that frees the gradient
+        hooks = parameter._post_accumulate_grad_hooks
+        for key in [key for key in hooks if key != handle.id]:
+            hooks[key] = hooks.pop(key)  # ours comes before one that frees the gradient
         self._followed[id(parameter)] = parameter, handle
         return True
 

@@ -32,12 +32,13 @@ def sum_over_processes(weights: Sequence[tuple[Tensor, dict[str, Number]]]) -> N
             if cut:
                 together.setdefault((parameter.device_mesh, cut), []).append((parameter, values))
     for (mesh, cut), group in together.items():
-        device = local(group[0][0]).device
+        here = local(group[0][0]).device
+        device = here if here.type == mesh.device_type else torch.device(mesh.device_type)  # weights offloaded to the CPU
         squares = torch.stack([_square(values.get(name), device) for _, values in group for name in NORMS])
         for dimension in cut:
             torch.distributed.all_reduce(squares, group=mesh.get_group(dimension))
         lengths = squares.sqrt()
-        lengths = lengths.tolist() if device.type == "cpu" else lengths
+        lengths = lengths.tolist() if device.type == "cpu" else lengths.unbind()
         for k, (_, values) in enumerate(group):
             for n, name in enumerate(NORMS):
                 if name in values:
