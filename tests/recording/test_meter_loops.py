@@ -328,11 +328,17 @@ def test_only_the_model_itself_is_watched():
     model, other = mlp(), mlp()
     everywhere = nn.modules.module
     with LayerMeter(model, torch.optim.SGD(model.parameters(), lr=0.1)):
-        assert not any(value for name, value in vars(everywhere).items() if name.startswith("_global") and "hook" in name and isinstance(value, dict))
+        assert not any(
+            value
+            for name, value in vars(everywhere).items()
+            if name.startswith("_global") and "hook" in name and isinstance(value, dict)
+        )
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in other.modules())
         for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert all(type(m._forward_hooks) is OrderedDict and not m._forward_hooks for m in twin.modules())
-        assert not any(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()), "transformers keep their fast path"
+        assert not any(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()), (
+            "transformers keep their fast path"
+        )
 
 
 def test_hooks_of_others_stay_where_their_handles_find_them():
@@ -472,7 +478,9 @@ def test_a_second_pass_leaves_a_compiled_network_as_it_was(tmp_path):
                 if watched:
                     recorder.step(loss)
         state = [v.clone() for v in model.state_dict().values()]
-        ends.append([*losses, *state, torch.get_rng_state(), torch.tensor([random.random(), np.random.rand()], dtype=torch.float64)])
+        ends.append(
+            [*losses, *state, torch.get_rng_state(), torch.tensor([random.random(), np.random.rand()], dtype=torch.float64)]
+        )
     assert all(map(torch.equal, *ends))
     found, facts = rows(recorder, 0), recorder.run.state()["facts"]
     assert facts["shadow_pass"] == {"samples": 16, "batch": 64}

@@ -75,7 +75,10 @@ def test_parts_add_up_to_the_whole(tmp_path, how, world):
     script = textwrap.dedent(WORKER)
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", script, str(rank), str(world), how, str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", script, str(rank), str(world), how, str(tmp_path)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for rank in range(world)
     ]

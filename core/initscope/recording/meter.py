@@ -273,7 +273,9 @@ class LayerMeter:
                 continue
             weight = self._weight_of.get(id(parameter))
             if weight is None:
-                weight = self._weight_of[id(parameter)] = self._was.get(id(parameter)) or _Weight(parameter, [], is_readable(local(parameter)))
+                weight = self._weight_of[id(parameter)] = self._was.get(id(parameter)) or _Weight(
+                    parameter, [], is_readable(local(parameter))
+                )
                 weight.rows = []
                 self._weights.append(weight)
                 self._owned = -1
@@ -556,8 +558,12 @@ class LayerMeter:
         self._discover()
         self._updating, self._evaluated = k, None
         weights = self._of(k)
-        within = torch._C._current_graph_task_id() != -1  # an optimizer for each parameter, stepped during the backward pass to save memory
-        by_hand = not (self._backward_seen or self._backward_since_update)  # somebody has put gradients there: per-sample ones, averaged
+        within = (
+            torch._C._current_graph_task_id() != -1
+        )  # an optimizer for each parameter, stepped during the backward pass to save memory
+        by_hand = not (
+            self._backward_seen or self._backward_since_update
+        )  # somebody has put gradients there: per-sample ones, averaged
         if within or by_hand:
             for weight in weights:
                 weight.scale = self.loss_scale.current
