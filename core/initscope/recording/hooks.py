@@ -147,7 +147,7 @@ def structure_changed(known: list[tuple[nn.Module, list, list]]) -> bool:
         if (children or module._modules) and list(module._modules.values()) != children:
             return True
         now = module._parameters
-        if (parameters or now) and [*map(id, now.values())] != [*map(id, parameters)]:
-            if all(p is None or isinstance(p, nn.Parameter) for p in now.values()):
-                return True
+        other = (parameters or now) and [*map(id, now.values())] != [*map(id, parameters)]
+        if other and all(p is None or isinstance(p, nn.Parameter) for p in now.values()):
+            return True
     return False
