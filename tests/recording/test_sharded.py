@@ -99,7 +99,7 @@ def test_parts_add_up_to_the_whole(tmp_path, how, world):
             recorder.step(loss)
     (info,) = Runs(tmp_path / "runs").list()
     assert info.status == "finished"
-    found, expected = (run.read("layers").to_pylist() for run in (info.run, recorder.run))
+    found, expected = (run.read("layers").to_pylist() for run in (Runs(tmp_path / "runs").get(info.run), recorder.run))
     assert len(found) == len(expected) == 6
     for row, one in zip(found, expected, strict=True):
         assert (row["step"], row["layer"]) == (one["step"], one["layer"])
