@@ -5,19 +5,25 @@ BIN    := $(VENV)/bin
 # Two processes; the tests of a file stay together and in order.
 TWO    := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test test-offline lint clean
+# Tests that train little and start nothing: under a minute on two cores.
+QUICK  := tests/config tests/comparison tests/test_outcome.py tests/test_docs.py tests/test_supply.py \
+          tests/dashboard/test_figures.py tests/dashboard/test_comparison_choices.py tests/diagnosis tests/networks/test_inits.py
+
+.PHONY: run quick test test-offline lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/streamlit run dashboard/Home.py
 
-test: $(VENV)/.installed-tests
-	@bash tests/browser/ensure_chromium.sh
-	$(BIN)/ruff check core dashboard tests
+test: lint
+	@bash tests/ensure_system.sh
 	$(BIN)/python -m pytest $(TWO) --durations=15
+
+quick: lint
+	$(BIN)/python -m pytest $(TWO) -m "not slow" $(QUICK)
 
 # The same tests where there is no network at all: nothing but this machine's own loopback.
 test-offline: $(VENV)/.installed-tests
-	@bash tests/browser/ensure_chromium.sh
+	@bash tests/ensure_system.sh
 	unshare --map-root-user --net --mount sh -c 'ip link set lo up && exec $(BIN)/python -m pytest $(TWO) $(TESTS)'
 
 lint: $(VENV)/.installed-tests

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "real_package: reads a data set that Debian's package has installed on this machine")
     config.addinivalue_line("markers", "slow: takes more than ten seconds; part of the suite all the same")
     # Two processes share two cores (Makefile). Threads wait for each other by spinning: with the cores busy, sixty steps of the transformer
     # example cost 62 s of processor time on two threads and 6 s on one. A run whose config asks for threads still gets them.

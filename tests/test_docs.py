@@ -1,79 +1,128 @@
-"""The README cannot rot: every initialization, command, page, preset and figure it shows exists, and the other way round."""
+"""README and guide say what the program does: commands, initializations, pages, words and recipes, checked one by one."""
 
 from __future__ import annotations
 
 import pkgutil
 import re
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from initscope.commands.parser import build_parser
-from initscope.config import catalog
-from initscope.config.run_config import PRESETS
+from initscope.commands.reference import reference
+from initscope.config import PRESETS, catalog
+from initscope.schema import Cause, Outcome, Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^    initscope (.+)$", README, re.MULTILINE)
+GUIDE = ROOT / "dashboard/initscope_dashboard/guide"
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((GUIDE / "en").glob("*.md"))}
+LINES = [
+    line.split("  #")[0].strip()
+    for text in (README, *PAGES.values())
+    for line in re.findall(r"^    initscope (.+)$", text, re.MULTILINE)
+]
+FLAGS = [part for text in (README, *PAGES.values()) for part in re.findall(r"`initscope ([^`]+)`", text) if " " in part]
 
 
-@pytest.mark.parametrize("line", COMMANDS)
-def test_every_command_parses_and_is_there(line: str) -> None:
+def test_readme_is_short():
+    assert len(README.encode()) <= 10_240
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_command_that_is_shown_parses_and_is_there(line):
     assert callable(pkgutil.resolve_name(build_parser().parse_args(shlex.split(line)).command))
 
 
-def test_every_command_is_shown() -> None:
-    [action] = [action for action in build_parser()._actions if action.choices and "train" in action.choices]
-    assert {shlex.split(line)[0] for line in COMMANDS} == set(action.choices)
+@pytest.mark.parametrize("line", [line for line in FLAGS if "COMMAND" not in line and "|" not in line])
+def test_every_command_inside_a_sentence_parses(line):
+    assert callable(pkgutil.resolve_name(build_parser().parse_args(shlex.split(line.replace(" ...", ""))).command))
 
 
-def test_every_initialization_is_described() -> None:
-    section = README.split("## Initializations")[1].split("\n## ")[0]
-    assert re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE) == sorted(
-        catalog.INITS, key=lambda name: re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE).index(name)
-    )
+def test_the_reference_is_the_parsers():
+    assert PAGES["command-line.md"] == reference(), "python -m initscope.commands.reference writes it anew"
+
+
+def test_every_initialization_is_described_with_its_formula():
+    rows = dict(re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", PAGES["initializations.md"], re.MULTILINE))
+    assert list(rows) == list(catalog.INITS)
     for name, entry in catalog.INITS.items():
-        row = next(line for line in section.splitlines() if line.startswith(f"| `{name}`"))
-        formula = entry.formula.removesuffix(", zero biases").split(";")[0].split(",")[-1].strip()
-        assert name == "lsuv" or formula.split(" std ")[0] in row or name in ("default", "orthogonal"), (name, formula, row)
+        formula = entry.formula.removesuffix(", zero biases").split(", std ")[0]
+        assert name in ("orthogonal", "lsuv") or formula in rows[name], (name, formula)
 
 
-def test_every_page_preset_and_data_set_is_named() -> None:
-    pages = re.findall(r', title="(\w+)"', (ROOT / "dashboard/initscope_dashboard/main.py").read_text(encoding="utf-8"))
-    table = re.findall(r"^\| (\w+) \| .*\|$", README.split("## What you will see")[1].split("\n## ")[0], re.MULTILINE)
-    assert set(pages) == set(table) - {"page"}
-    for name in (*PRESETS, *catalog.DATA):
-        assert f"`{name}`" in README, name
+@pytest.mark.parametrize("words", [Cause, Outcome, Verdict])
+def test_every_word_of_an_answer_is_explained(words):
+    missing = [word.value for word in words if not re.search(rf"`?\b{word.value.replace('_', '[_ ]')}\b`?", PAGES["outcomes.md"])]
+    assert not missing
 
 
-def test_the_tree_is_the_tree() -> None:
-    """Every file in the README's tree exists, and every module of the product is in it."""
-    tree = README.split("## The house")[1].split("\n## ")[0]
-    named = set(re.findall(r"^    (\S+\.(?:py|js|css|toml|sh|md))\s", tree, re.MULTILINE))
-    assert named, "the tree names files by their path"
-    missing = [name for name in named if not (ROOT / name).exists()]
-    assert not missing, missing
-    tracked = subprocess.run(["git", "ls-files", "core", "dashboard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    modules = {name for name in tracked if name.endswith((".py", ".js", ".css")) and not name.endswith("__init__.py")}
-    assert modules <= named, sorted(modules - named)
+def test_every_page_of_the_dashboard_is_named():
+    pages = re.findall(r'\.py", title="(\w+)"', (ROOT / "dashboard/initscope_dashboard/main.py").read_text(encoding="utf-8"))
+    table = re.findall(r"^\| (\w+) \| .*\|$", README.split("## What the pages answer")[1].split("\n## ")[0], re.MULTILINE)
+    assert pages == [name for name in table if name != "page"]
 
 
-def test_every_picture_is_there() -> None:
-    for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README):
-        assert (ROOT / picture).exists(), picture
+def test_every_preset_and_data_set_is_in_the_reference():
+    for name in (*PRESETS, *catalog.MODELS):
+        assert name in PAGES["command-line.md"], name
+    for name in catalog.DATA:
+        assert name in "".join(PAGES.values()), name
 
 
-def test_the_recipes_for_other_tools_run(trained, tiny, runs, monkeypatch) -> None:
-    """The README's DuckDB and pandas lines, executed as they stand against two real runs."""
+def test_every_picture_and_page_that_is_linked_is_there():
+    for folder, text in ((ROOT, README), (ROOT, (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")), *((GUIDE / "en", page) for page in PAGES.values())):
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+            assert (folder / target).exists(), target
+
+
+def test_the_chinese_guide_has_the_same_pages():
+    chinese = {path.name for path in (GUIDE / "zh").glob("*.md")}
+    assert chinese == set(PAGES) - {"command-line.md"}, "every page but the generated reference"
+    for name in chinese:
+        text = (GUIDE / "zh" / name).read_text(encoding="utf-8")
+        assert re.findall(r"^#+ ", text, re.MULTILINE) == re.findall(r"^#+ ", PAGES[name], re.MULTILINE), f"{name}: another outline"
+        assert re.findall(r"^    initscope .*?(?=  #|$)", text, re.MULTILINE) == re.findall(r"^    initscope .*?(?=  #|$)", PAGES[name], re.MULTILINE), name
+
+
+def test_the_recipes_for_other_tools_run(trained, tiny, runs, monkeypatch):
+    """The guide's DuckDB and pandas lines, executed as they stand against two real runs."""
     made = [trained(tiny(init=init, max_steps=6)) for init in ("default", "kaiming_normal")]
-    section = README.split("Straight from the files")[1].split("\n## ")[0]
-    code = "\n".join(line[4:] for line in section.splitlines()[1:] if line.startswith("    ") or not line)
-    monkeypatch.chdir(runs.root.parent)  # as from the project's own folder: runs/ is beside it
+    [code] = re.findall(r"```python\n(.*?)```", PAGES["query.md"], re.DOTALL)
+    monkeypatch.chdir(runs.root.parent)  # runs/ is beside it
     found: dict = {}
     exec(code.replace("RUN", made[0].id), found)
     assert sorted(found["rates"]["init"]) == ["default", "kaiming_normal"] and set(found["rates"]["runs"]) == {1}
     last = made[0].read("layers").to_pandas().query("step == 5")
     assert found["worst"]["layer"].iloc[0] == last.loc[last["grad_rms"].idxmin(), "layer"]
     assert set(found["slowest"]["run"]) == {run.id for run in made} and (found["slowest"]["ms_per_step"] > 0).all()
+
+
+def test_the_two_lines_of_the_readme_run(tmp_path, monkeypatch):
+    """README's loop as it stands, in a folder of its own."""
+    import torch
+
+    from initscope import Recorder, runs
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("INITSCOPE_RUNS")
+    torch.manual_seed(0)
+    code = README.split("```python\n")[1].split("```")[0]
+    model = torch.nn.Linear(4, 2)
+    given = {
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), 0.1),
+        "loss_fn": torch.nn.functional.cross_entropy,
+        "loader": [(torch.randn(8, 4), torch.randint(2, (8,))) for _ in range(3)],
+    }
+    exec(code, given)
+    assert given["Recorder"] is Recorder
+    [info] = runs(tmp_path / "runs").list()
+    assert info.config["name"] == "my net" and info.status == "finished" and info.state["step"] == 3
+
+
+@pytest.mark.parametrize("room", [path for package in ("core/initscope", "dashboard/initscope_dashboard") for path in sorted((ROOT / package).iterdir()) if path.is_dir() and not path.name.startswith((".", "_"))], ids=lambda path: path.name)
+def test_every_room_says_what_it_is_for(room):
+    text = (room / "README.md").read_text(encoding="utf-8")
+    assert 300 <= len(text.encode()) <= 2600, f"{room.name}/README.md has {len(text.encode())} bytes"

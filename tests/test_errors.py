@@ -123,7 +123,7 @@ def make(kind: type[InitScopeError], runs, tiny, tmp_path, monkeypatch) -> None:
     elif kind is errors.TheoryUnavailable:
         from initscope.theory import weight_std
 
-        weight_std("lsuv", 3, 3, linear=False, longest=3)
+        weight_std("lsuv", 3, 3, linear=False, longest=3, torch_fan_in=3)
     elif kind is errors.TrainingFailed:
         finished.delete()
         run = runs.create(tiny(), run_id="a-run")

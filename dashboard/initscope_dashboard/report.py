@@ -27,6 +27,7 @@ from initscope.errors import InitScopeError, RunFolderError
 from initscope.schema import Cause
 from initscope.store import Run, RunInfo, Runs
 from initscope.store.files import replacing
+from initscope.store.run import with_loss
 from initscope_dashboard.browser import theme
 from initscope_dashboard.content import formatting, headlines
 from initscope_dashboard.figures import bands, base, curves, depth, heatmap, ratio
@@ -154,7 +155,8 @@ def _value(value: Any) -> str:
 
 
 def _frame(run: Run, table: str) -> pd.DataFrame:
-    return run.read(table).to_pandas()
+    rows = run.read(table)
+    return (with_loss(rows) if table == "steps" else rows).to_pandas()
 
 
 def _figure(figure: go.Figure, alt: str) -> str:

@@ -71,17 +71,19 @@ def test_every_field_is_declared_whole():
         RunConfig().init = "zeros"  # type: ignore[misc]
 
 
-def test_presets_are_the_issues():
-    quick, small, story = (configs.preset(name) for name in ("quick", "tutorial_32", "tutorial_224"))
-    assert (quick.data, quick.width, quick.image_size, quick.epochs) == ("digits", 0.25, 32, 5)
-    assert (small.data, small.width, small.image_size) == ("fashion_mnist", 1.0, 32)
-    assert (story.data, story.width, story.image_size, story.epochs) == ("fashion_mnist", 1.0, 224, 20)
-    for preset in (quick, small, story):
-        assert (preset.model, preset.init, preset.optimizer, preset.learning_rate) == ("vgg16", "default", "adam", 1e-3)
+def test_presets():
+    made = {name: configs.preset(name) for name in PRESETS}
+    assert (made["quick"].data, made["quick"].width, made["quick"].image_size, made["quick"].epochs) == ("digits", 0.25, 32, 5)
+    for kind, rate in (("tutorial", 1e-4), ("story", 1e-3)):
+        for size, epochs in ((32, 5), (224, 20)):
+            preset = made[f"{kind}_{size}"]
+            assert (preset.data, preset.width, preset.image_size) == ("fashion_mnist", 1.0, size)
+            assert (preset.epochs, preset.learning_rate) == (epochs, rate), "at 1e-3 the fix itself fails in some seeds"
+    for preset in made.values():
+        assert (preset.model, preset.init, preset.optimizer) == ("vgg16", "default", "adam")
         assert not preset.batch_norm and not preset.dropout and round_trip(preset) == preset
     with pytest.raises(ConfigError, match='did you mean "quick"'):
         configs.preset("quik")
-    assert list(PRESETS) == ["quick", "tutorial_32", "tutorial_224"]
 
 
 # ---------------------------------------------------------------- good and bad values

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from initscope.config.run_config import RunConfig
+from initscope.config.shapes import inputs_and_classes
 from initscope.recording.recorder import Recorder
 from initscope.theory.trainability import Edge, TheoryMap
 from initscope_dashboard.browser import theme
@@ -291,7 +292,7 @@ def test_shapes_and_counts_are_the_real_networks(name, changes):
     from initscope import networks
 
     config = RunConfig(model=name, **changes)
-    channels, classes = architecture.inputs(config)
+    channels, classes = inputs_and_classes(config)
     with torch.device("meta"):
         real = networks.build(config, in_channels=channels, num_classes=classes)
     network = {layer.name: layer for layer in architecture.layers(config)}

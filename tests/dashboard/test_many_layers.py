@@ -13,6 +13,7 @@ import pytest
 from initscope.config.run_config import RunConfig
 from initscope.schema import LAYER_METRICS
 from initscope.store import Run, Runs, RunWriter, parts
+from initscope_dashboard.content import formatting
 from initscope_dashboard.figures import base, blocks, heatmap, ratio, rows
 from initscope_dashboard.widgets import plot
 
@@ -86,7 +87,7 @@ def test_an_axis_of_many_layers_carries_every_name_and_the_blocks_for_seeing_fro
 
 def made(values: dict[str, float], metric: str = "grad_norm") -> heatmap.Cells:
     """A map of three equal columns; values as measured, NaN is bad, 0 is an exact zero."""
-    linear = metric in heatmap.LINEAR
+    linear = metric in formatting.LINEAR_METRICS
     raw = np.repeat(np.array(list(values.values()), np.float32)[:, None], 3, axis=1)
     z, zero, bad = heatmap.binned(raw, np.ones(raw.shape, bool), 1, linear)
     return heatmap.Cells(metric, list(values), np.arange(3), z, zero, bad, 1, linear)

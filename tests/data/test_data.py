@@ -161,6 +161,44 @@ def test_channels_and_classes():
 # ---------------------------------------------------------------- torchvision's file formats, made by hand
 
 
+@pytest.fixture(autouse=True)
+def _no_package(request, monkeypatch):
+    """A data set that Debian's package has installed is this machine's: only the tests of it look there."""
+    if "real_package" not in request.keywords:
+        monkeypatch.setattr(datasets, "PACKAGES", {})
+
+
+PACKAGE, FOLDER = datasets.PACKAGES["fashion_mnist"]
+
+
+@pytest.mark.real_package
+@pytest.mark.skipif(not FOLDER.is_dir(), reason=f"{PACKAGE} is not installed")
+def test_the_files_of_debians_package_are_found():
+    """The story's own data, as Zalando published it: 60,000 and 10,000 images, ten classes of the same size."""
+    raw = datasets.read("fashion_mnist", 28)
+    assert raw.train.images.shape == (60_000, 1, 28, 28) and raw.validation.images.shape == (10_000, 1, 28, 28)
+    assert raw.train.labels.bincount().tolist() == [6_000] * 10 and raw.validation.labels.bincount().tolist() == [1_000] * 10
+    assert raw.train.labels[:5].tolist() == [9, 0, 0, 3, 0] and raw.train.images[0].float().mean().item() == pytest.approx(97.25, abs=0.01)
+
+
+def test_missing_data_names_debians_package(monkeypatch, unreachable, tmp_path):
+    monkeypatch.setattr(datasets, "PACKAGES", {"fashion_mnist": ("dataset-fashion-mnist", tmp_path / "none")})
+    with pytest.raises(DataUnavailable, match="install Debian's package dataset-fashion-mnist") as caught:
+        datasets.read("fashion_mnist", 32)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_damaged_file_is_named(unreachable):
+    folder = datasets.data_root() / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    files, _ = mnist_files()
+    for name, content in {**files, "t10k-images-idx3-ubyte.gz": files["t10k-images-idx3-ubyte.gz"][:200]}.items():
+        (folder / name).write_bytes(content)
+    with pytest.raises(DataUnavailable, match="cannot be read") as caught:
+        datasets.read("fashion_mnist", 32)
+    assert str(folder) in str(caught.value) and "--data digits" in str(caught.value)
+
+
 def idx(array: np.ndarray) -> bytes:
     """The IDX format of http://yann.lecun.com/exdb/mnist: two zeros, type 8 (unsigned byte), dimensions, sizes, bytes."""
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype("u1").tobytes()
@@ -195,7 +233,8 @@ def assert_holds(loaded: loading.Data, arrays: dict[str, tuple[np.ndarray, np.nd
 @pytest.mark.parametrize("how", ["gzipped by hand", "unpacked by hand", "downloaded"])
 def test_idx_files(name, kind, how, monkeypatch, capfd):
     files, arrays = mnist_files()
-    expect(monkeypatch, kind, files)
+    if how == "downloaded":
+        expect(monkeypatch, kind, files)
     folder = datasets.data_root() / kind.__name__ / "raw"
     monkeypatch.setattr(kind, "mirrors", ["http://127.0.0.1:9/"])
     if how == "downloaded":

@@ -247,3 +247,151 @@ def test_a_transformers_model_made_from_a_config(tmp_path):
     layers = set(callback.recorder.run.read("layers")["layer"].to_pylist())
     assert {"bert.encoder.layer.0.attention.self.query", "classifier"} <= layers
     assert np.isfinite(callback.recorder.run.read("layers")["grad_norm"].to_numpy(zero_copy_only=False)).all()
+
+
+# -- losses that the model does not make
+
+
+class OwnLoss(transformers.Trainer):
+    """Changes the model's loss, as people do."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        loss = outputs["loss"] * 2 + 7
+        return (loss, outputs) if return_outputs else loss
+
+
+class NoLabels(transformers.Trainer):
+    """Makes a loss of its own from outputs that hold none."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(x=inputs["x"], labels=inputs["labels"])
+        loss = nn.functional.cross_entropy(outputs["logits"], inputs["labels"])
+        return (loss, outputs) if return_outputs else loss
+
+
+class Bare(Classifier):
+    """A model whose output is logits alone."""
+
+    def forward(self, x, labels=None):
+        return {"logits": self.net(x)}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "model", "given", "options"),
+    [
+        (OwnLoss, Classifier, {}, {}),
+        (OwnLoss, Classifier, {"gradient_accumulation_steps": 2}, {}),
+        (NoLabels, Bare, {}, {}),
+        (transformers.Trainer, Bare, {}, {"compute_loss_func": lambda outputs, labels, num_items_in_batch=None: outputs["logits"].square().mean()}),
+    ],
+    ids=["changed", "changed and accumulated", "own", "function"],
+)
+def test_the_trainers_own_loss_whatever_made_it(tmp_path, trainer, model, given, options):
+    from initscope.integrations.huggingface import InitScopeCallback
+
+    callback = InitScopeCallback(runs=tmp_path / "runs", quiet=True, config={"mine": 1})
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "out"), per_device_train_batch_size=8, num_train_epochs=1, use_cpu=True, report_to=[], save_strategy="no",
+        disable_tqdm=True, logging_steps=1, label_names=["labels"], remove_unused_columns=False, **given,
+    )  # fmt: skip
+    made = trainer(model=model(), args=arguments, train_dataset=Rows(), callbacks=[callback], **options)
+    made.train()
+    run = callback.recorder.run
+    logged = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+    assert run.read("steps")["loss"].to_pylist() == pytest.approx(logged, rel=2e-3, abs=1e-4)
+    assert run.state()["status"] == "finished" and run.info().config["own"] == {"mine": 1}
+    assert run.state()["facts"]["loss"]["chain"] and not {"compute_loss", "training_step"} & set(vars(made)), "nothing is left on the Trainer"
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_smoothed_labels(tmp_path, accumulate):
+    from initscope.integrations.huggingface import InitScopeCallback
+
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=12, num_labels=3
+    )
+    rows = [{"input_ids": torch.arange(10) + i, "labels": torch.tensor(i % 3)} for i in range(16)]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "out"), per_device_train_batch_size=4, gradient_accumulation_steps=accumulate, num_train_epochs=1, use_cpu=True,
+        report_to=[], save_strategy="no", disable_tqdm=True, logging_steps=1, label_smoothing_factor=0.2,
+    )  # fmt: skip
+    callback = InitScopeCallback(runs=tmp_path / "runs", quiet=True)
+    trainer = transformers.Trainer(
+        model=transformers.BertForSequenceClassification(config), args=arguments, train_dataset=rows, callbacks=[callback]
+    )
+    trainer.train()
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert callback.recorder.run.read("steps")["loss"].to_pylist() == pytest.approx(logged, rel=1e-3) and len(logged) == 4 // accumulate
+
+
+def test_a_stop_ends_a_training_of_either_framework(tmp_path):
+    from initscope.integrations.huggingface import InitScopeCallback
+
+    class StopAtOnce(transformers.TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            callback.recorder.writer._flushed = -np.inf  # the writer looks at the disk again
+            if state.global_step == 1:
+                callback.recorder.run.request_stop()
+
+    callback = InitScopeCallback(runs=tmp_path / "hf", quiet=True)
+    trainer = trainer_of(Classifier(), callback, tmp_path)
+    trainer.add_callback(StopAtOnce())
+    trainer.train()
+    (info,) = Runs(tmp_path / "hf").list()
+    assert info.status == "stopped" and info.state["step"] == trainer.state.global_step == 2
+
+
+# -- Lightning's corners
+
+
+class Corner(Module):
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind, self.seen = kind, []
+
+    def training_step(self, batch, index):
+        if self.kind == "skips" and index % 3 == 1:
+            return None
+        loss = super().training_step(batch, index)
+        self.seen.append(loss.item())
+        return loss
+
+    def configure_optimizers(self):
+        if self.kind == "no optimizer":
+            return None
+        return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3) if self.kind == "lbfgs" else torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+def test_lbfgs_records_the_loss_before_its_step(tmp_path):
+    module = Corner("lbfgs")
+    run = fit(module, tmp_path).run
+    found = run.read("steps")["loss"].to_pylist()
+    assert len(found) == 6 and len(module.seen) > 12, "the closure was evaluated again and again"
+    assert found[0] == pytest.approx(module.seen[0]) and set(np.round(found, 5)) <= set(np.round(module.seen, 5))
+
+
+def test_a_batch_without_a_loss_has_a_row_that_says_so(tmp_path):
+    run = fit(Corner("skips"), tmp_path).run
+    assert [loss is None for loss in run.read("steps")["loss"].to_pylist()] == [False, True, False] * 1 + [False, True, False]
+    rows = [row for row in run.read("layers").to_pylist() if row["depth"] == 0]
+    assert len(rows) == 6 and [row["grad_norm"] is None for row in rows] == [False, True, False] * 2
+    assert run.state()["outcome"] == "undecided"
+
+
+def test_a_fit_without_an_optimizer(tmp_path):
+    run = fit(Corner("no optimizer"), tmp_path).run
+    assert len(run.read("steps")) == 6 and run.state()["status"] == "finished"
+    assert all(row["update_ratio"] is None and row["grad_norm"] > 0 for row in run.read("layers").to_pylist())
+
+
+def test_callbacks_can_be_copied_and_sent(tmp_path):
+    import copy
+    import pickle
+
+    from initscope.integrations.lightning import InitScopeCallback
+
+    trainer = fit(Module(), tmp_path)
+    (used,) = [one for one in trainer.callbacks if isinstance(one, InitScopeCallback)]
+    for twin in (pickle.loads(pickle.dumps(used)), copy.deepcopy(used)):
+        assert twin.recorder is None and twin.options == used.options and used.recorder is not None

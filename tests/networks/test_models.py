@@ -9,9 +9,9 @@ from torch import nn
 from initscope import networks
 from initscope.config import catalog
 from initscope.config.run_config import RunConfig
+from initscope.config.shapes import VGG_BLOCKS
 from initscope.networks import vgg
 from initscope.networks.inits import LAYERS
-from initscope.networks.vgg import BLOCKS
 
 
 def on_meta(*args, **options) -> nn.Sequential:
@@ -63,7 +63,7 @@ def test_vgg16_is_the_network_of_the_story():
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize("name", list(BLOCKS))
+@pytest.mark.parametrize("name", list(VGG_BLOCKS))
 def test_layers_are_torchvisions(name, batch_norm):
     import torchvision
 
@@ -120,7 +120,7 @@ def test_every_model_of_the_catalog_builds_and_runs(name):
     model = networks.build(config, in_channels=3, num_classes=5)
     assert torch.equal(torch.get_rng_state(), before), "building a model drew from the global random state"
     assert model.eval()(torch.rand(2, 3, 64, 64)).shape == (2, 5)
-    assert set(BLOCKS) <= set(catalog.MODELS)
+    assert set(VGG_BLOCKS) <= set(catalog.MODELS)
 
 
 def test_weights_depend_on_the_seed_alone():

@@ -33,6 +33,10 @@ class Nodes:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        # The cluster utility notes its address in the default folder of temporary files, which on a new machine nobody has made.
+        (folder / "ray").mkdir()
+        self._outer_temporary = os.environ.get("RAY_TMPDIR")
+        os.environ["RAY_TMPDIR"] = str(folder)
         self.nodes: dict[str, Any] = {}
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -74,3 +78,6 @@ class Nodes:
     def close(self) -> None:
         for name in reversed(list(self.nodes)):
             self.kill(name)
+        os.environ.pop("RAY_TMPDIR")
+        if self._outer_temporary is not None:
+            os.environ["RAY_TMPDIR"] = self._outer_temporary

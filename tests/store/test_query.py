@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import pyarrow.compute as pc
 import pytest
 
@@ -125,8 +128,74 @@ def test_memory_time_and_rows_are_bounded(runs):
         query(runs, "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range * b.range = 7", seconds=0.2)
     with pytest.raises(QueryError, match="512MB of memory"):
         query(runs, "SELECT list(repeat('x', 1000000) || range) FROM range(5000)")
+    with pytest.raises(QueryError, match="the answer takes 2 MB of at most 1;"):
+        query(runs, "SELECT repeat('x', 2000000)", most_bytes=1_000_000)
     endless = query(runs, "SELECT range FROM range(1000000000000)")
     assert (endless.rows.num_rows, endless.cut) == (10_000, True)
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ("SELECT length(lpad('a', 2000000000, 'b'))", "512MB of memory|no answer within"),  # in one call of a function, where DuckDB looks at no bound
+        ("SELECT sum(length(lpad('a', 300000000 + range::INT, 'b'))) FROM range(1000)", "no answer within|512MB of memory"),
+        ("SELECT count(*) FROM range(10000000) WHERE regexp_matches(repeat('a', 3000) || range, '(a*)*(a*)*(a*)*b')", "no answer within|512MB of memory"),
+        ("SELECT " + "(" * 9_000 + "1" + ")" * 9_000, "views are|512MB of memory|no answer within"),
+        ("SELECT " + "(" * 490_000 + "1" + ")" * 490_000, "a question may have 20,000 characters, not 980,008"),
+    ],
+)
+def test_no_question_outlives_its_bounds(runs, sql, said):
+    """In memory and time of this process or any other: measured on the processes that answer, and ended by force if need be."""
+    query(runs, "SELECT 1")  # what answers is loaded
+    [server] = [child for child in psutil.Process().children() if "initscope.store.query_process" in child.cmdline()]
+    before, most, done = psutil.Process().memory_info().rss, [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            for child in server.children():
+                with contextlib.suppress(psutil.Error):
+                    most[0] = max(most[0], child.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    began = time.monotonic()
+    try:
+        with pytest.raises(QueryError, match=said):
+            query(runs, sql, seconds=3.0)
+    finally:
+        done.set()
+        watcher.join()
+    assert time.monotonic() - began < 3.0 + 1.0 + 8, "its seconds, a second of grace, and what a busy machine takes beside"
+    assert most[0] < 1_600_000_000 and psutil.Process().memory_info().rss - before < 400_000_000
+    assert query(runs, "SELECT 1 AS one").rows.to_pylist() == [{"one": 1}]
+    deadline = time.monotonic() + 30
+    while server.children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not server.children(), "a process of an answered question is left"
+
+
+def test_what_answers_is_started_again_when_it_is_killed_and_writes_nothing(runs, tmp_path):
+    query(runs, "SELECT 1")
+    for _ in range(2):
+        [server] = [child for child in psutil.Process().children() if "initscope.store.query_process" in child.cmdline()]
+        server.kill()
+        server.wait(30)
+        assert rows(runs, "SELECT 7") == [(7,)]
+    environment = {key: value for child in psutil.Process().children() if "initscope.store.query_process" in child.cmdline() for key, value in child.environ().items()}
+    assert "INITSCOPE_READ_ONLY" in environment and not [name for name in environment if "PASSWORD" in name or "AWS" in name or "HOME" in name]
+
+
+def test_one_long_question_keeps_no_other_waiting(runs):
+    recorded(runs, "run-0", 20)
+    query(runs, "SELECT 1")
+    long = threading.Thread(target=lambda: pytest.raises(QueryError, query, runs, "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range * b.range = 7", 8.0))
+    long.start()
+    time.sleep(0.5)
+    began = time.monotonic()
+    assert rows(runs, "SELECT count(*) FROM steps") == [(20,)]
+    took = time.monotonic() - began
+    assert long.is_alive() and took < 7, took
+    long.join()
 
 
 def test_a_damaged_file_is_named(runs):

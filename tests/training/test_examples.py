@@ -20,8 +20,8 @@ def example(runs: Runs):
     """Starts an example; gives the process and what its last line says: (run, the rest)."""
     started = []
 
-    def start(name: str, *arguments: object) -> subprocess.Popen:
-        command = [sys.executable, "-m", f"initscope.examples.{name}", *map(str, arguments), "--runs", str(runs.root)]
+    def start(name: str, *arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+        command = [sys.executable, *launcher, "-m", f"initscope.examples.{name}", *map(str, arguments), "--runs", str(runs.root)]
         started.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         return started[-1]
 
@@ -47,6 +47,20 @@ def test_own_loop_and_lightning(example, runs):
     run, _ = said(fit, runs)
     losses = run.read("steps")["loss"].to_pylist()
     assert len(losses) == 60 and losses[-1] < losses[0] / 2 and run.read("layers")["layer"].unique().to_pylist() == ["net.0", "net.2", "net.4"]
+
+
+def test_accelerate_and_torchrun(example, runs):
+    """One process of Accelerate; two of torchrun, which are one run."""
+    pytest.importorskip("accelerate")
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
+    accelerated, several = example("accelerate_loop", "--steps", 60), example("torchrun_loop", "--steps", 60, launcher=torchrun)
+    for process, name in ((accelerated, "my accelerate loop"), (several, "my torchrun loop")):
+        run, text = said(process, runs)
+        losses, info = run.read("steps")["loss"].to_pylist(), runs.info(run.id)
+        assert text.startswith("loss ") and len(losses) == 60 and losses[-1] < 0.75 * losses[0]
+        assert (info.status, info.name, info.config["own"]["steps"]) == ("finished", name, 60)
+        assert all(row["grad_norm"] > 0 and row["update_ratio"] > 0 for row in run.read("layers").to_pylist())
+    assert len(runs.list()) == 2, "torchrun's two processes are one run"
 
 
 def test_the_transformer_and_the_line_that_changes_it(example, runs):

@@ -76,6 +76,8 @@ def build_parser() -> Parser:
         ("delete", "runs", "delete the folder of a run that has ended"),
     ):
         add(name, module, help).add_argument("run", metavar="RUN", help="a run id")
+    ui = add("ui", "ui", "the dashboard, for this machine, on the runs of the folder you stand in")
+    ui.add_argument("--port", type=int, default=None, metavar="N", help="port to listen on (default: the first free one from 8501)")
     return parser
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from initscope.config import catalog
+from initscope.data import idx
 from initscope.errors import DataUnavailable, one_line
 
 VALIDATION_SHARE = 0.2
@@ -56,7 +57,7 @@ def read(name: str, image_size: int, progress: Callable[[str], None] = lambda te
     if name == "digits":
         return _digits()
     progress(f"loading {catalog.data_title(name)}")
-    return _torchvision(name)
+    return _downloadable(name)
 
 
 def data_root() -> Path:
@@ -76,8 +77,41 @@ def _digits() -> RawData:
     return RawData(*stratified_split(images, labels), classes=10, white=16.0)
 
 
+PACKAGES = {"fashion_mnist": ("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist"))}
+"""Debian's package of a data set, and the folder into which it puts the files."""
+_FOLDERS = {"fashion_mnist": "FashionMNIST", "mnist": "MNIST"}
+
+
+def _downloadable(name: str) -> RawData:
+    """FashionMNIST, MNIST or CIFAR-10: from files on disk, packed or not, else downloaded by torchvision."""
+    if name in _FOLDERS and (files := idx.find(_idx_folders(name))):
+        return _read_idx(name, files)
+    return _torchvision(name)
+
+
+def _idx_folders(name: str) -> list[Path]:
+    """Where the files of an IDX data set may lie, the person's own folder first."""
+    own = data_root() / _FOLDERS[name]
+    return [own / "raw", own, *([PACKAGES[name][1]] if name in PACKAGES else [])]
+
+
+def _read_idx(name: str, files: dict[str, Path]) -> RawData:
+    try:
+        arrays = {key: torch.from_numpy(idx.read(path).copy()) for key, path in files.items()}
+    except (OSError, EOFError, ValueError) as error:
+        folder = next(iter(files.values())).parent
+        raise DataUnavailable(
+            f"{catalog.data_title(name)} in {folder} cannot be read: {one_line(str(error), 120)}; "
+            "remove the damaged file so that another copy is used, or use the embedded data: --data digits"
+        ) from None
+    train, validation = (
+        Split(arrays[f"{split}-{idx.TABLES[0]}"].unsqueeze(1), arrays[f"{split}-{idx.TABLES[1]}"].long()) for split in idx.SPLITS
+    )
+    return RawData(train, validation, classes=10, white=255.0)
+
+
 def _torchvision(name: str) -> RawData:
-    """FashionMNIST, MNIST or CIFAR-10 through torchvision; downloaded with a progress bar if not on disk yet."""
+    """The same through torchvision; downloaded with a progress bar if not on disk yet."""
     import torchvision.datasets as tv
 
     kind, folder = {
@@ -94,9 +128,11 @@ def _torchvision(name: str) -> RawData:
                 parts = [kind(root, train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError, EOFError, ValueError, AssertionError) as error:  # AssertionError: not an IDX file
         files = " and ".join(_files_of(kind)[:2]) + " …"
+        package = f"install Debian's package {PACKAGES[name][0]}, or " if name in PACKAGES else ""
+        packed = ", .gz or unpacked" if name in _FOLDERS else ""
         raise DataUnavailable(
             f"{catalog.data_title(name)} is not in {(root / folder).resolve()} and could not be downloaded "
-            f"({one_line(str(error), 80)}); put its files ({files}) there by hand, or use the embedded data: --data digits"
+            f"({one_line(str(error), 80)}); {package}put its files ({files}{packed}) there by hand, or use the embedded data: --data digits"
         ) from None
     train, validation = (Split(_as_images(part.data), torch.as_tensor(part.targets)) for part in parts)
     return RawData(train, validation, classes=10, white=255.0)

@@ -13,9 +13,11 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from initscope.diagnosis.layer_rows import Frame, LayerRows, layer_rows, pandas_of
 from initscope.store.files import number
+from initscope.store.run import with_loss
 
 BOUNDED = {"Tanh": 1.0, "Sigmoid": 2.0, "Hardtanh": 0.5, "Hardsigmoid": 1.5, "Softsign": 2.0}
 """Saturating nonlinearities, and by how much wider than tanh's their steep part is."""
@@ -348,7 +350,7 @@ def _normal_cdf(z: np.ndarray) -> np.ndarray:
 
 def read_signals(steps: Frame, epochs: Frame, layers: Frame, state: Mapping[str, Any], config: Mapping[str, Any]) -> RunSignals:
     """Frames as recorded to ``RunSignals``."""
-    curve = pandas_of(steps)
+    curve = pandas_of(with_loss(steps) if isinstance(steps, pa.Table) else steps)
     return RunSignals(
         rows=layer_rows(layers),
         loss=curve["loss"].to_numpy(dtype=float, na_value=np.nan),

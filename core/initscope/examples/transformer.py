@@ -5,7 +5,7 @@
 
 Twelve post-norm layers read scikit-learn's 8x8 digits as eight tokens of eight pixels, with Adam at 1e-3. Weights from N(0, 1) are
 sqrt(fan_in) times too large: the first loss is several times that of guessing, each head of the first layer puts 98 % of its attention on
-one token (16 % when scaled), and the normalizations keep all that from growing from layer to layer, where one would look for it. `python -m core
+one token (16 % when scaled), and the normalizations keep all that from growing from layer to layer, where one would look for it. `initscope
 diagnose RUN` says init_too_large. A larger learning rate does not help. Figures: tests/benchmarks/LOG.md.
 """
 

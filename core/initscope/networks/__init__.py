@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from initscope.config.run_config import RunConfig
+from initscope.config.shapes import VGG_BLOCKS
 from initscope.errors import ConfigError
 from initscope.networks import inits
 from initscope.networks import own as own
 from initscope.networks.alexnet import alexnet
 from initscope.networks.lenet import lenet
-from initscope.networks.vgg import BLOCKS, vgg
+from initscope.networks.vgg import vgg
 
 __all__ = ["alexnet", "build", "lenet", "vgg"]
 
@@ -77,7 +78,7 @@ def _resnet(config: RunConfig, in_channels: int, num_classes: int) -> nn.Module:
 _FACTORIES = {
     "lenet": _lenet,
     "alexnet": _alexnet,
-    **dict.fromkeys(BLOCKS, _vgg),
+    **dict.fromkeys(VGG_BLOCKS, _vgg),
     "googlenet": _googlenet,
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "plain34"), _resnet),
 }

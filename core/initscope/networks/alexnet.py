@@ -10,14 +10,12 @@ from collections import OrderedDict
 
 from torch import nn
 
-from initscope.networks.vgg import scaled
+from initscope.config.shapes import SMALL_IMAGE, scaled
 
 CHANNELS = (64, 192, 384, 256, 256)
 """Maps of conv1 ... conv5 at width 1."""
 HIDDEN = 4096
 """Units of fc6 and fc7 at width 1."""
-SMALL = 64
-"""Images below this side get the small stem."""
 
 
 def alexnet(
@@ -31,14 +29,14 @@ def alexnet(
 ) -> nn.Sequential:
     """AlexNet from images ``(N, in_channels, image_size, image_size)`` to logits ``(N, num_classes)``.
 
-    At 224 pixels it is torchvision's: 61,100,840 parameters with three channels and 1,000 classes. Below ``SMALL`` pixels the
+    At 224 pixels it is torchvision's: 61,100,840 parameters with three channels and 1,000 classes. Below ``SMALL_IMAGE`` pixels the
     first convolution, 11x11 with stride 4, would leave nothing of the image: it is 5x5 with stride 1 there, as in the authors' own
     CIFAR-10 networks (section 3.3), and everything above stays. fc6 reads conv5's pooled maps as they are (6x6 at 224).
     ``batch_norm`` follows every convolution; ``dropout`` comes before fc6 and fc7, as in the paper. ``image_size`` at least 32.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    stem = {"kernel_size": 5, "padding": 2} if image_size < SMALL else {"kernel_size": 11, "stride": 4, "padding": 2}
-    size = image_size if image_size < SMALL else (image_size - 7) // 4 + 1
+    stem = {"kernel_size": 5, "padding": 2} if image_size < SMALL_IMAGE else {"kernel_size": 11, "stride": 4, "padding": 2}
+    size = image_size if image_size < SMALL_IMAGE else (image_size - 7) // 4 + 1
     channels = in_channels
     for i, (base, options) in enumerate(
         zip(CHANNELS, (stem, {"kernel_size": 5, "padding": 2}, *[{"kernel_size": 3, "padding": 1}] * 3), strict=True), start=1

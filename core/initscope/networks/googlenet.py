@@ -13,22 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.googlenet import GoogLeNetOutputs, Inception
 
-from initscope.networks.vgg import scaled
-
-INCEPTIONS: dict[str, tuple[int, ...]] = {
-    "3a": (64, 96, 128, 16, 32, 32),
-    "3b": (128, 128, 192, 32, 96, 64),
-    "4a": (192, 96, 208, 16, 48, 64),
-    "4b": (160, 112, 224, 24, 64, 64),
-    "4c": (128, 128, 256, 24, 64, 64),
-    "4d": (112, 144, 288, 32, 64, 64),
-    "4e": (256, 160, 320, 32, 128, 128),
-    "5a": (256, 160, 320, 32, 128, 128),
-    "5b": (384, 192, 384, 48, 128, 128),
-}
-"""The paper's table 1 at width 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj."""
-SMALL = 64
-"""Images below this side get the small stem."""
+from initscope.config.shapes import INCEPTIONS, SMALL_IMAGE, scaled
 
 
 class ConvBlock(nn.Sequential):
@@ -64,7 +49,7 @@ class GoogLeNet(nn.Module):
     """GoogLeNet from images ``(N, in_channels, image_size, image_size)`` to logits ``(N, num_classes)``.
 
     In training mode it returns torchvision's ``GoogLeNetOutputs(logits, aux_logits2, aux_logits1)``; ``initscope.networks.outputs`` makes the
-    paper's loss of them. Below ``SMALL`` pixels the first convolution is 3x3 with stride 1 and the first pooling is left out, so
+    paper's loss of them. Below ``SMALL_IMAGE`` pixels the first convolution is 3x3 with stride 1 and the first pooling is left out, so
     that the maps are as large as at 128 pixels or more. ``width`` multiplies every channel and hidden-unit count; ``dropout`` is that
     before all classifiers' last layers (the paper's: 0.4, and 0.7 in the auxiliary ones). ``image_size`` at least 32.
     """
@@ -81,7 +66,7 @@ class GoogLeNet(nn.Module):
     ):
         super().__init__()
         block = partial(ConvBlock, batch_norm=batch_norm)
-        small = image_size < SMALL
+        small = image_size < SMALL_IMAGE
         first, third = scaled(64, width), scaled(192, width)
         stem = {"kernel_size": 3, "padding": 1} if small else {"kernel_size": 7, "stride": 2, "padding": 3}
         self.conv1 = block(in_channels, first, **stem)

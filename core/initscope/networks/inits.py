@@ -17,6 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from initscope.config import formulas
 from initscope.errors import ConfigError, choose_from
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
@@ -180,28 +181,23 @@ def _output_variance(model: nn.Module, module: nn.Module, sample: torch.Tensor) 
 
 
 def weight_std(scheme: str, module: nn.Module, gain: float = 1.0) -> float:
-    """Standard deviation that ``scheme``'s formula gives the weights of ``module``."""
-    fan_in, fan_out = fans(module)
-    std = {
-        "default": 1 / math.sqrt(3 * _torch_fan_in(module)),
-        "tutorial": 0.01 if isinstance(module, nn.Linear) else math.sqrt(2 / fan_out),
-        "kaiming_normal": math.sqrt(2 / fan_in),
-        "kaiming_uniform": math.sqrt(2 / fan_in),
-        "xavier_normal": math.sqrt(2 / (fan_in + fan_out)),
-        "xavier_uniform": math.sqrt(2 / (fan_in + fan_out)),
-        "orthogonal": 1 / math.sqrt(max(module.weight.shape[0], module.weight[0].numel())),
-        "lsuv": math.nan,  # depends on the data
-        "normal_0.01": 0.01,
-        "zeros": 0.0,
-    }[scheme]
-    return gain * std
+    """Standard deviation that ``scheme``'s formula gives the weights of ``module``; NaN where the data decide (``lsuv``)."""
+    if scheme == "lsuv":
+        return math.nan
+    longest = max(module.weight.shape[0], module.weight[0].numel())
+    return formulas.weight_std(
+        scheme,
+        *fans(module),
+        linear=isinstance(module, nn.Linear),
+        longest=longest,
+        torch_fan_in=_torch_fan_in(module),
+        gain=gain,
+    )
 
 
 def bias_std(scheme: str, module: nn.Module) -> float:
     """Standard deviation of the initial biases of ``module``: 1/sqrt(3 fan_in) for ``default``, else 0."""
-    if module.bias is None or scheme != "default":
-        return 0.0
-    return 1 / math.sqrt(3 * _torch_fan_in(module))
+    return 0.0 if module.bias is None else formulas.bias_std(scheme, _torch_fan_in(module))
 
 
 def _torch_fan_in(module: nn.Module) -> int:

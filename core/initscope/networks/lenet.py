@@ -10,7 +10,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from initscope.networks.vgg import scaled
+from initscope.config.shapes import scaled
 
 CHANNELS = (6, 16, 120)
 """Maps of C1, C3 and C5 at width 1."""

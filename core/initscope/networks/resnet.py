@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
-from initscope.networks.vgg import scaled
+from initscope.config.shapes import RESNET_BLOCKS, RESNET_CHANNELS, SMALL_IMAGE, scaled
 
 
 class Projection(nn.Sequential):
@@ -40,22 +40,18 @@ class PlainBlock(BasicBlock):
 
 
 NETWORKS: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "plain34": (PlainBlock, (3, 4, 6, 3)),
+    "resnet18": (BasicBlock, RESNET_BLOCKS["resnet18"]),
+    "resnet34": (BasicBlock, RESNET_BLOCKS["resnet34"]),
+    "resnet50": (Bottleneck, RESNET_BLOCKS["resnet50"]),
+    "plain34": (PlainBlock, RESNET_BLOCKS["plain34"]),
 }
 """Block and number of blocks in each of the four layers (the paper's table 1)."""
-CHANNELS = (64, 128, 256, 512)
-"""Maps of each layer's 3x3 convolutions at width 1."""
-SMALL = 64
-"""Images below this side get the small stem."""
 
 
 class ResNet(nn.Module):
     """A residual (or plain) network from images ``(N, in_channels, image_size, image_size)`` to logits ``(N, num_classes)``.
 
-    Below ``SMALL`` pixels the first convolution is 3x3 with stride 1 and the first pooling is left out, as in the paper's CIFAR-10
+    Below ``SMALL_IMAGE`` pixels the first convolution is 3x3 with stride 1 and the first pooling is left out, as in the paper's CIFAR-10
     networks (section 4.2). ``width`` multiplies every channel count. Without ``batch_norm`` nothing takes its place: the convolutions
     have no bias, as they have none beside it. ``image_size`` at least 32. Raises ValueError for an unknown name.
     """
@@ -75,14 +71,14 @@ class ResNet(nn.Module):
             raise ValueError(f"unknown ResNet {name!r}; available: {', '.join(NETWORKS)}")
         block, counts = NETWORKS[name]
         norm = nn.BatchNorm2d if batch_norm else nn.Identity
-        small = image_size < SMALL
+        small = image_size < SMALL_IMAGE
         channels = scaled(64, width)
         stem = {"kernel_size": 3, "padding": 1} if small else {"kernel_size": 7, "stride": 2, "padding": 3}
         self.conv1 = nn.Conv2d(in_channels, channels, bias=False, **stem)
         self.bn1 = norm(channels)
         self.relu = nn.ReLU()
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        for layer, (base, count) in enumerate(zip(CHANNELS, counts, strict=True), start=1):
+        for layer, (base, count) in enumerate(zip(RESNET_CHANNELS, counts, strict=True), start=1):
             planes, blocks = scaled(base, width), []
             for i in range(count):
                 stride, out = (2 if i == 0 and layer > 1 else 1), planes * block.expansion

@@ -10,19 +10,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-BLOCKS: dict[str, tuple[int, ...]] = {
-    "vgg11": (1, 1, 2, 2, 2),
-    "vgg13": (2, 2, 2, 2, 2),
-    "vgg16": (2, 2, 3, 3, 3),
-    "vgg19": (2, 2, 4, 4, 4),
-}
-"""Convolutions in each of the five blocks (the paper's configurations A, B, D, E)."""
-
-CHANNELS = (64, 128, 256, 512, 512)
-"""Output channels of each block at width 1."""
-
-HIDDEN = 4096
-"""Units of fc1 and fc2 at width 1."""
+from initscope.config.shapes import VGG_BLOCKS, VGG_CHANNELS, VGG_HIDDEN, scaled
 
 
 def vgg(
@@ -41,14 +29,14 @@ def vgg(
     a multiple of 32. At the defaults the maps shrink 224, 112, 56, 28, 14, 7 and there are 134,300,362 parameters.
     ``width`` multiplies channels and hidden units. Raises ValueError for an unknown name or image size.
     """
-    if name not in BLOCKS:
-        raise ValueError(f"unknown VGG {name!r}; available: {', '.join(BLOCKS)}")
+    if name not in VGG_BLOCKS:
+        raise ValueError(f"unknown VGG {name!r}; available: {', '.join(VGG_BLOCKS)}")
     if image_size % 32:
         raise ValueError(f"image_size must be a multiple of 32 (five 2x2 poolings), not {image_size}")
 
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels = in_channels
-    for block, (depth, base) in enumerate(zip(BLOCKS[name], CHANNELS, strict=True), start=1):
+    for block, (depth, base) in enumerate(zip(VGG_BLOCKS[name], VGG_CHANNELS, strict=True), start=1):
         out = scaled(base, width)
         for i in range(1, depth + 1):
             layers[f"conv{block}_{i}"] = nn.Conv2d(channels, out, kernel_size=3, padding=1)
@@ -60,7 +48,7 @@ def vgg(
 
     layers["flatten"] = nn.Flatten()
     units = channels * (image_size // 32) ** 2
-    hidden = scaled(HIDDEN, width)
+    hidden = scaled(VGG_HIDDEN, width)
     for i in (1, 2):
         layers[f"fc{i}"] = nn.Linear(units, hidden)
         layers[f"relu_fc{i}"] = nn.ReLU()
@@ -70,7 +58,3 @@ def vgg(
     layers["fc3"] = nn.Linear(units, num_classes)
     return nn.Sequential(layers)
 
-
-def scaled(units: int, width: float) -> int:
-    """``units * width``, rounded, at least 1."""
-    return max(1, round(units * width))

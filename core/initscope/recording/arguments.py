@@ -110,6 +110,14 @@ def as_epoch(value: Any, last: int, call: str = "recorder.step()") -> int:
     raise RecordingError(f"{call} takes the epoch as a whole number from 0 to {LARGEST_STEP}, not {one_line(value)}")
 
 
+def as_fact(value: Any) -> Any:
+    """A value as JSON holds it; of what it cannot hold, the text."""
+    try:
+        return _plain(value, "fact", _DEPTH)
+    except ConfigError:
+        return one_line(value)
+
+
 def as_config(value: Any) -> dict[str, Any]:
     """Anybody's settings as JSON holds them: a mapping, a dataclass or a Namespace. Raises ConfigError for what JSON cannot hold."""
     if value is None:

@@ -19,6 +19,8 @@ from typing import Any
 from initscope.errors import InitScopeError
 
 _PACKAGE = __name__.partition(".")[0]
+_BETWEEN = (_PACKAGE, "torch", "contextlib", "functools")
+"""Packages whose frames stand between a fault and the line of the loop."""
 LONGEST = 300
 """Characters of an error in a warning; the run's log.txt has the whole traceback."""
 
@@ -106,8 +108,8 @@ def raise_fault(doing: str, error: Exception) -> None:
 
 
 def _levels_to_caller() -> int:
-    """``stacklevel`` for a warning of this module's caller: the nearest frame outside this package and the standard helpers between."""
+    """``stacklevel`` for a warning of this module's caller: the loop's own line."""
     level, frame = 1, sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (_PACKAGE, "contextlib", "functools"):
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         level, frame = level + 1, frame.f_back
     return level

@@ -15,6 +15,8 @@ _SCALING = ("Mul", "Div", "Add", "View", "Squeeze", "Reshape", "UnsafeView")
 """Autograd operations after the loss function: scaling, a penalty, a shape."""
 _BEFORE_THE_LOSS = (("weight", "weight_norm"), ("output", "activation_std"))
 _AFTER_THE_LOSS = (("output gradient", "activation_grad_rms"), ("gradient", "grad_norm"))
+"""Layer by layer, from the output to the input."""
+_TENSORS = [LAYER_METRICS.index(metric) for _, metric in (*_BEFORE_THE_LOSS, *_AFTER_THE_LOSS)]
 
 
 def optimizer_settings(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]:
@@ -57,12 +59,15 @@ def first_nonfinite(loss: float | None, measured: np.ndarray, names: Sequence[st
     ``measured`` is (metrics, layers), from the input to the output; gradients are computed from the output. {"tensor": "weight",
     "output", "loss", "output gradient" or "gradient", "layer": its name or None}; None if all are finite.
     """
+    if np.isfinite(measured[_TENSORS]).all() and (loss is None or np.isfinite(loss)):
+        return None
     for tensor, metric in _BEFORE_THE_LOSS:
         if (bad := ~np.isfinite(measured[LAYER_METRICS.index(metric)])).any():
             return {"tensor": tensor, "layer": names[int(bad.argmax())]}
     if loss is not None and not np.isfinite(loss):
         return {"tensor": "loss", "layer": None}
-    for tensor, metric in _AFTER_THE_LOSS:
-        if (bad := ~np.isfinite(measured[LAYER_METRICS.index(metric)])).any():
-            return {"tensor": tensor, "layer": names[len(bad) - 1 - int(bad[::-1].argmax())]}
+    for layer in range(len(names) - 1, -1, -1):
+        for tensor, metric in _AFTER_THE_LOSS:
+            if not np.isfinite(measured[LAYER_METRICS.index(metric), layer]):
+                return {"tensor": tensor, "layer": names[layer]}
     return None

@@ -114,8 +114,8 @@ def first_batch_facts(inputs: Any, output: Any) -> dict[str, Any]:
     taken, of several outputs ``main_output``.
     """
     facts: dict[str, Any] = {}
-    x = next(tensors_of(inputs), None)
-    if x is not None and not x.is_nested and x.numel() and x.dim():
+    x = next((tensor for tensor in tensors_of(inputs) if not tensor.is_nested), None)  # a nested one has no one shape
+    if x is not None and x.numel() and x.dim():
         if is_dense(x):
             facts["input"] = input_facts(x.detach().float())
         facts["batch_size"] = x.shape[0]

@@ -286,7 +286,7 @@ class Recorder:
         if status is Status.FINISHED and (left or stopped):
             status = Status.STOPPED
         self._note_faults()
-        with self.guard("writing the end of the run"):
+        with self.guard(_WRITING):
             outcome = Outcome.UNDECIDED if self.loss_finite else Outcome.DIVERGED
             self.writer.end(
                 status=str(status), outcome=str(outcome), ended=time.time(), error=_reason(error) if status is Status.FAILED else None
@@ -655,7 +655,8 @@ class Recorder:
 
     def _add_facts(self, facts: dict[str, Any]) -> None:
         """Into the status, in memory: the next flush writes them."""
-        self.writer.note(facts={**self.writer.state.get("facts", {}), **facts})
+        plain = {key: arguments.as_fact(value) for key, value in facts.items()}
+        self.writer.note(facts={**self.writer.state.get("facts", {}), **plain})
 
     def _note_faults(self) -> None:
         """What went wrong, as the fact ``recording_error`` and with its traceback in ``log.txt``."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from initscope.config import catalog
 from initscope.config.run_config import RunConfig
+from initscope.config.shapes import inputs_and_classes
 from initscope.resources.sizes import NUMBER, size_of
 
 FIXED = 700_000_000
@@ -52,10 +52,7 @@ class Estimate:
 
 def estimate(config: RunConfig) -> Estimate | None:
     """What a training of ``config`` takes; None for a network that cannot be told without building it."""
-    entry = catalog.DATA.get(config.data)
-    channels = config.in_channels or (entry and entry.channels) or 1
-    classes = config.num_classes or (entry and entry.classes) or 10
-    network = size_of(config, channels, classes)
+    network = size_of(config, *inputs_and_classes(config))
     if network is None:
         return None
     return replace(at_least(config, network.parameters), activations=config.batch_size * (network.kept + 2 * NUMBER * network.largest))

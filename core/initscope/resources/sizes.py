@@ -8,21 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from initscope.config import shapes
 from initscope.config.run_config import RunConfig
 
 NUMBER = 4
 POSITION = 8
 """Bytes of a number, and of the place of a pooling's maximum."""
-
-_BLOCKS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
-_LAYERS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "plain34": (3, 4, 6, 3)}
-_INCEPTIONS = (
-    ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64)),
-    ((192, 96, 208, 16, 48, 64), (160, 112, 224, 24, 64, 64), (128, 128, 256, 24, 64, 64), (112, 144, 288, 32, 64, 64), (256, 160, 320, 32, 128, 128)),
-    ((256, 160, 320, 32, 128, 128), (384, 192, 384, 48, 128, 128)),
-)
-_SMALL = 64
-"""Images below this side get the small stem."""
 
 
 class Size:
@@ -31,7 +22,7 @@ class Size:
 
     def __init__(self, config: RunConfig, channels: int):
         self.channels, self.side = channels, config.image_size
-        self.small = config.image_size < _SMALL
+        self.small = config.image_size < shapes.SMALL_IMAGE
         self.parameters = self.kept = self.largest = 0
         self._width, self._norm = config.width, bool(config.batch_norm)
 
@@ -41,7 +32,7 @@ class Size:
         return self.channels * self.side**2
 
     def scaled(self, units: int) -> int:
-        return max(1, round(units * self._width))
+        return shapes.scaled(units, self._width)
 
     def conv(self, outputs: int, kernel: int, stride: int = 1, padding: int | None = None, *, bias: bool = True, activation: bool = True) -> None:
         """A convolution, the batch norm if there is any, an activation; without ``padding`` the side stays as it is for stride 1."""
@@ -84,13 +75,14 @@ def size_of(config: RunConfig, channels: int, classes: int) -> Size | None:
 
 
 def _vgg(size: Size, config: RunConfig, classes: int) -> None:
-    for depth, base in zip(_BLOCKS[config.model], (64, 128, 256, 512, 512), strict=True):
-        for _ in range(depth):
-            size.conv(size.scaled(base), 3)
-        size.pool(2, 2)
-    for _ in range(2):
-        size.linear(size.scaled(4096))
-    size.linear(classes, activation=False)
+    network = list(shapes.vgg_shapes(config, size.channels, classes))
+    for layer in network:
+        if layer.kind == "conv":
+            size.conv(layer.outputs, 3)
+        elif layer.kind == "pool":
+            size.pool(2, 2)
+        else:
+            size.linear(layer.outputs, activation=layer is not network[-1])
 
 
 def _lenet(size: Size, config: RunConfig, classes: int) -> None:
@@ -121,7 +113,7 @@ def _resnet(size: Size, config: RunConfig, classes: int) -> None:
     size.conv(size.scaled(64), *((3,) if size.small else (7, 2)), bias=False)
     if not size.small:
         size.pool(3, 2, 1)
-    for layer, (base, count) in enumerate(zip((64, 128, 256, 512), _LAYERS[config.model], strict=True)):
+    for layer, (base, count) in enumerate(zip(shapes.RESNET_CHANNELS, shapes.RESNET_BLOCKS[config.model], strict=True)):
         planes = size.scaled(base)
         for i in range(count):
             stride, inputs = 2 if i == 0 and layer else 1, size.channels
@@ -149,12 +141,12 @@ def _googlenet(size: Size, config: RunConfig, classes: int) -> None:
         size.pool(3, 2, up=True)
     size.conv(size.scaled(64), 1, bias=bias)
     size.conv(size.scaled(192), 3, bias=bias)
-    for stage, blocks in enumerate(_INCEPTIONS):
-        size.pool(*((2, 2) if stage == 2 else (3, 2)), up=True)
-        for number, counts in enumerate(blocks):
-            _inception(size, [size.scaled(count) for count in counts], bias)
-            if stage == 1 and number in (0, 3):
-                _auxiliary(size, classes, bias)
+    for name, counts in shapes.INCEPTIONS.items():
+        if name.endswith("a"):
+            size.pool(*((2, 2) if name == "5a" else (3, 2)), up=True)
+        _inception(size, [size.scaled(count) for count in counts], bias)
+        if name in ("4a", "4d"):
+            _auxiliary(size, classes, bias)
     size.side = 1
     size.linear(classes, activation=False)
 
@@ -182,8 +174,8 @@ def _auxiliary(size: Size, classes: int, bias: bool) -> None:
 
 
 _NETWORKS: dict[str, Callable[[Size, RunConfig, int], None]] = {
-    **dict.fromkeys(_BLOCKS, _vgg),
-    **dict.fromkeys(_LAYERS, _resnet),
+    **dict.fromkeys(shapes.VGG_BLOCKS, _vgg),
+    **dict.fromkeys(shapes.RESNET_BLOCKS, _resnet),
     "lenet": _lenet,
     "alexnet": _alexnet,
     "googlenet": _googlenet,

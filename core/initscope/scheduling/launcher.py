@@ -7,7 +7,6 @@ this machine's processes or a Ray cluster; nobody who uses this module needs to 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import subprocess
 import sys
@@ -15,6 +14,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 from initscope.comparison.sweep import missing
 from initscope.config import factory
@@ -187,12 +188,7 @@ def _lock(root: Path) -> Iterator[bool]:
     except OSError as error:
         raise RunFolderError(f"cannot write into the folder of runs: {error.strerror or error}; free space, or check who may write there") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield lock_descriptor(file.fileno(), blocking=False)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ process along (a Ray cluster that loses its head) is served from a child, which 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
@@ -18,6 +17,8 @@ from collections.abc import Mapping
 from enum import IntEnum
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import lock_descriptor
 
 from initscope.config import factory
 from initscope.errors import EngineTrouble, InitScopeError, RunStateError
@@ -260,8 +261,7 @@ def main(root: str) -> int:
 def _locked(file: IO[str]) -> bool:
     """Whether the folder is ours to supervise. Whoever only looks whether somebody does holds the lock for a moment: that is waited for."""
     for _ in range(LOOKS):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if lock_descriptor(file.fileno(), blocking=False):
             return True
         time.sleep(IDLE_POLL_SECONDS)
     return False

@@ -20,6 +20,12 @@ from typing import Any, BinaryIO
 
 import psutil
 
+# What Windows does not have, or only it has, is no flag there.
+NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
+AS_BYTES: int = getattr(os, "O_BINARY", 0)
+NO_INHERITANCE: int = getattr(os, "O_CLOEXEC", 0)
+NO_WAITING: int = getattr(os, "O_NONBLOCK", 0)
+
 FOREIGN_HEARTBEAT_SECONDS = 60
 """A run of another host counts as crashed after so long without a heartbeat."""
 
@@ -67,7 +73,7 @@ def overwrite_json(path: Path, value: Mapping[str, Any]) -> None:
     text = _encoded(value)
     with open(path, "r+b") as file:
         there = os.fstat(file.fileno())
-        room = max(there.st_size, there.st_blocks * 512)
+        room = max(there.st_size, getattr(there, "st_blocks", 0) * 512)
         for spare in ("curve", "facts"):  # what could be had from the rows, or done without, makes way for the reason
             if len(text) > room:
                 text = _encoded({key: item for key, item in value.items() if key != spare})
@@ -109,7 +115,7 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading that is one: a pipe or a device in its place would keep the reader waiting for ever, and a link in
     a run folder from elsewhere would show whoever looks at the run what its owner may read. Raises OSError."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        handle = os.open(path, os.O_RDONLY | AS_BYTES | NO_WAITING | NO_LINK | NO_INHERITANCE)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "it is a link") from None
@@ -131,7 +137,7 @@ def read_small(path: Path) -> bytes:
 
 def touch(path: Path) -> None:
     """Make an empty file, or leave the one that is there; never through a link. Raises OSError."""
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666))
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | AS_BYTES | NO_LINK | NO_WAITING | NO_INHERITANCE, 0o666))
 
 
 def stamp(path: str | Path) -> tuple[int, int] | None:

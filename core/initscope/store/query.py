@@ -1,39 +1,50 @@
 """Questions over all runs in SQL: DuckDB reads the views ``runs``, ``steps``, ``epochs`` and ``layers``, and can reach nothing else.
 
-DuckDB opens no file at all: Arrow hands it the rows of the folders' own parquet files, those columns and runs that a question
-needs. One SELECT a question, in bounded memory and time; no extension, no setting, no file can be named in it.
+A process of its own answers each question (``initscope.store.query_process``) under limits of the operating system, and is killed at
+its deadline: DuckDB's own bounds do not hold inside of one function call (``lpad('a', 2000000000, 'b')`` took 4 GB and 114 s).
 """
 
 from __future__ import annotations
 
-import datetime as dt
+import contextlib
+import json
+import os
+import socket
+import subprocess
 import threading
-from collections.abc import Iterable
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.dataset as pds
 
+from initscope import errors
 from initscope.config.run_config import OPTIONS
 from initscope.errors import QueryError, RunFolderError, choose_from
+from initscope.installation import module_command
 from initscope.store.bucket.folder import look
-from initscope.store.files import number
-from initscope.store.parts import SCHEMAS, holds_through, parts
-from initscope.store.run import RunInfo
+from initscope.store.parts import SCHEMAS
 
 if TYPE_CHECKING:
-    import duckdb
-
     from initscope.store import Runs
 
 SECONDS = 60.0
 MEMORY = "512MB"
 ROWS = 10_000
 """More rows of an answer are cut off, and the answer says so."""
+LONGEST = 20_000
+"""Characters of a question."""
+BYTES = 100_000_000
+"""Of an answer."""
 ATTEMPTS = 5
-_FROM_ARROW = " failed: "
-"""Where DuckDB's message on a stream that broke goes over into Arrow's."""
+READY_SECONDS = 60.0
+"""So long the process may take to begin: it loads DuckDB and reads the list of runs."""
+GRACE_SECONDS = 1.0
+"""Between DuckDB's own interruption, which says what happened, and the end by force."""
+READY = b"ready\n"
+"""What the process says when its time begins."""
+MOVED = "moved"
+"""What the process answers if a file went away between being listed and being read."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ ORDER BY seconds DESC LIMIT 20""",
     ),
 }
 
-_STATE = {
+STATE = {
     "step": pa.int64(), "total_steps": pa.int64(), "epoch": pa.int64(), "seconds": pa.float64(), "images_per_second": pa.float64(),
     "train_loss": pa.float64(), "train_accuracy": pa.float64(), "val_loss": pa.float64(), "val_accuracy": pa.float64(),
     "chance": pa.float64(), "parameters": pa.int64(), "host": pa.string(),
@@ -75,7 +86,7 @@ _STATE = {
 _KIND = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string(), tuple: pa.list_(pa.string())}
 RUNS = pa.schema(
     [("run", pa.string()), ("name", pa.string()), ("status", pa.string()), ("outcome", pa.string()), ("loss", pa.float64()), ("accuracy", pa.float64()),
-     *_STATE.items(), ("error", pa.string()), ("tags", pa.list_(pa.string())),
+     *STATE.items(), ("error", pa.string()), ("tags", pa.list_(pa.string())),
      *((key, _KIND[option.kind]) for key, option in OPTIONS.items() if key not in ("name", "tags"))]
 )  # fmt: skip
 """``runs``: what the list shows, what ``status.json`` says, and every field of the configuration. Times are UTC."""
@@ -98,117 +109,115 @@ def described() -> str:
     return "; ".join(f"{name}({', '.join(schema.names)})" for name, schema in VIEWS.items())
 
 
-def query(runs: Runs, sql: str, seconds: float = SECONDS, most: int = ROWS) -> Answer:
-    """The answer to one SELECT over all runs, or to the recipe of that name; its first ``most`` rows.
+def query(runs: Runs, sql: str, seconds: float = SECONDS, most: int = ROWS, most_bytes: int = BYTES) -> Answer:
+    """The answer to one SELECT over all runs, or to the recipe of that name; its first ``most`` rows, of at most ``most_bytes``.
 
     Raises QueryError for SQL that is wrong, more than one SELECT, or beyond the bounds; RunFolderError for a damaged file.
     """
     text = sql.strip()
+    if len(text) > LONGEST:
+        raise QueryError(f"a question may have {LONGEST:,} characters, not {len(text):,}; ask for less at once")
     if text in RECIPES:
         text = RECIPES[text].sql
     elif text.isidentifier():
         raise QueryError(f"{choose_from('recipe', text, RECIPES)}; or a SELECT over {described()}")
+    if runs.shared:
+        _bring_here(runs, text)
+    asked = {"root": str(runs.root.absolute()), "sql": text, "seconds": seconds, "most": most, "most_bytes": most_bytes}
+    deadline = time.monotonic() + ATTEMPTS * seconds
     for _ in range(ATTEMPTS):
-        try:
-            return _ask(runs, text, seconds, most)
-        except FileNotFoundError:  # a live run's parts became one, or a run was deleted: look again
-            continue
+        head, rows = _answered(asked)
+        if "error" in head:
+            kind = getattr(errors, str(head["error"]), QueryError)
+            raise kind(head["message"])
+        if not head.get(MOVED):  # a live run's parts became one, or a run was deleted: look again
+            return Answer(pa.ipc.open_stream(rows).read_all(), bool(head["cut"]))
+        if time.monotonic() > deadline:
+            break
     raise RunFolderError("the runs keep changing while they are read; ask again")
 
 
-def _ask(runs: Runs, text: str, seconds: float, most: int) -> Answer:
-    database = _database()
-    import duckdb
-
-    alarm = threading.Timer(seconds, database.interrupt)
-    try:
-        statements = database.extract_statements(text)
-        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            raise QueryError(f"one SELECT is answered, nothing else; the views are {described()}")
-        infos = runs.list()
-        for name in VIEWS:
-            if name in text.lower():  # the others cost a look into every folder
-                database.register(name, _table(infos) if name == "runs" else _rows(runs, infos, name))
-        alarm.start()
-        return _cut(database.sql(text).to_arrow_reader(1024), most)
-    except duckdb.InterruptException:
-        raise QueryError(f"no answer within {seconds:g} seconds; ask for fewer runs or columns, such as WHERE run = '...'") from None
-    except duckdb.OutOfMemoryException:
-        raise QueryError(f"the answer needs more than {MEMORY} of memory; ask for fewer runs or columns") from None
-    except (duckdb.Error, pa.ArrowException) as error:
-        if "No such file" in str(error):
-            raise FileNotFoundError from None
-        what, _, more = str(error).partition("\n")
-        said = (f"{what} {more.splitlines()[0]}" if more.startswith("Candidate bindings") else what).replace(f"{runs.root.absolute()}/", "")[:300]
-        if isinstance(error, pa.ArrowException) or _FROM_ARROW in said:
-            raise RunFolderError(f"the rows of a run cannot be read: {said.rpartition(_FROM_ARROW)[2]}; the list of runs may say which") from None
-        raise QueryError(f"{said}; the views are {described()}") from None
-    finally:
-        alarm.cancel()
-        database.close()
+def _bring_here(runs: Runs, text: str) -> None:
+    """What an object store has of other machines' runs; the process that answers talks to no network."""
+    for info in runs.list():
+        if any(name in text.lower() for name in SCHEMAS):
+            look(runs.root / info.run)
 
 
-def _database() -> duckdb.DuckDBPyConnection:
-    """An empty database in memory that can reach no file, no network and no variable of this program."""
-    try:
-        import duckdb
-    except ImportError:
-        raise QueryError("a query needs DuckDB, which is not installed: pip install duckdb") from None
-    off = ("autoinstall_known_extensions", "autoload_known_extensions", "allow_community_extensions", "allow_persistent_secrets")
-    settings = {"memory_limit": MEMORY, "threads": 2, "temp_directory": "", "secret_directory": "none", **dict.fromkeys(off, False)}
-    database = duckdb.connect(":memory:", config={**settings, "python_enable_replacements": False})
-    database.execute("SET enable_external_access = false")
-    database.execute("SET lock_configuration = true")
-    return database
+def _answered(asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """(first line, the rest) of what the process says. Raises QueryError if it does not answer in time."""
+    seconds = asked["seconds"]
+    with contextlib.closing(_service.open()) as line:
+        line.sendall(json.dumps(asked).encode())
+        line.shutdown(socket.SHUT_WR)
+        told = _read(line, time.monotonic() + READY_SECONDS, until=READY)
+        if told == READY:
+            told = _read(line, time.monotonic() + seconds + GRACE_SECONDS)
+            if told is None:
+                raise QueryError(too_slow(seconds))
+        elif told is None:
+            raise QueryError(f"the list of runs was not read within {READY_SECONDS:g} seconds; ask again when this machine is less busy")
+    head, _, rows = told.partition(b"\n")
+    if not head:  # the limits of the operating system have ended it
+        raise QueryError(TOO_LARGE)
+    return json.loads(head), rows
 
 
-def _cut(reader: pa.RecordBatchReader, most: int) -> Answer:
-    batches: list[pa.RecordBatch] = []
-    for batch in reader:
-        batches.append(batch)
-        if sum(map(len, batches)) > most:
+TOO_LARGE = f"the answer needs more than {MEMORY} of memory; ask for fewer runs or columns"
+
+
+def too_slow(seconds: float) -> str:
+    return f"no answer within {seconds:g} seconds; ask for fewer runs or columns, such as WHERE run = '...'"
+
+
+class _Service:
+    """The process that has DuckDB loaded and forks one for each question; started with the first, and ends with this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._channel: socket.socket | None = None
+
+    def open(self) -> socket.socket:
+        """A line to a new process of its own, which is killed when the line is closed."""
+        ours, theirs = socket.socketpair()
+        with theirs, self._lock:
+            try:
+                socket.send_fds(self._running(), [b"?"], [theirs.fileno()])
+            except OSError:  # it has been killed
+                self._channel = None
+                socket.send_fds(self._running(), [b"?"], [theirs.fileno()])
+        return ours
+
+    def _running(self) -> socket.socket:
+        if self._channel is None:
+            self._channel, theirs = socket.socketpair()
+            # No secret of ours goes along, and no address: it reads a folder, whatever that folder is a copy of.
+            environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
+            environment |= {"INITSCOPE_READ_ONLY": "1", "INITSCOPE_SCRATCH": os.devnull, "OMP_NUM_THREADS": "1"}
+            with theirs:
+                process = subprocess.Popen(
+                    module_command("initscope.store.query_process", theirs.fileno()), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment,
+                )  # fmt: skip
+            threading.Thread(target=process.wait, name="end of queries", daemon=True).start()  # or it stays as a zombie of ours
+        return self._channel
+
+
+_service = _Service()
+
+
+def _read(line: socket.socket, deadline: float, until: bytes = b"") -> bytes | None:
+    """Bytes up to the end, or up to and with ``until``; None if the deadline comes first."""
+    pieces = bytearray()
+    while not until or not pieces.endswith(until):
+        line.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            found = line.recv(len(until) - len(pieces) if until.startswith(pieces) and until else 1_000_000)
+        except TimeoutError:
+            return None
+        except ConnectionError:
             break
-    found = pa.Table.from_batches(batches, reader.schema)
-    names = [name if name not in found.column_names[:i] else f"{name}_{i}" for i, name in enumerate(found.column_names)]
-    return Answer(found.rename_columns(names).slice(0, most), len(found) > most)
-
-
-def _table(infos: Iterable[RunInfo]) -> pa.Table:
-    """The view ``runs``. A value that a foreign folder has of another kind than ours is null."""
-    rows = []
-    for info in infos:
-        values = {**info.config, **{key: info.state.get(key) for key in _STATE}}
-        values |= {key: getattr(info, key) for key in ("run", "name", "status", "outcome", "loss", "accuracy", "error")} | {"tags": list(info.tags)}
-        rows.append(values)
-    return pa.table([pa.array([_value(row.get(f.name), f.type) for row in rows], f.type) for f in RUNS], schema=RUNS)
-
-
-def _value(value: Any, kind: pa.DataType) -> Any:
-    if pa.types.is_timestamp(kind):
-        return dt.datetime.fromtimestamp(value, dt.UTC).replace(tzinfo=None) if number(value) is not None else None
-    wanted = {pa.int64(): int, pa.float64(): (int, float), pa.bool_(): bool, pa.string(): str}.get(kind, (list, tuple))
-    if not isinstance(value, wanted) or (isinstance(value, bool) and kind != pa.bool_()):
-        return None
-    return value if not isinstance(value, str) else value.encode("utf-8", "replace").decode()
-
-
-def _rows(runs: Runs, infos: Iterable[RunInfo], table: str) -> pds.Dataset | pa.Table:
-    """The rows of a table of all runs, with the run they belong to; nothing is opened before DuckDB asks for it."""
-    schema, root = VIEWS[table], runs.root.absolute()
-    files: list[str] = []
-    for info in infos:
-        folder = root / info.run
-        if runs.shared:
-            look(folder)  # what another machine has of it
-        live = parts(folder / "parts", table)  # before the compacted file, as every reader does
-        final = folder / f"{table}.parquet"
-        if final.is_file():
-            files.append(str(final))
-        if live:
-            through = holds_through(final)
-            files += [str(path) for _, last, path in live if last > through]
-    if not files:
-        return schema.empty_table()
-    checked = pds.ParquetFileFormat(default_fragment_scan_options=pds.ParquetFragmentScanOptions(page_checksum_verification=True))
-    folders = pds.DirectoryPartitioning(pa.schema([schema.field("run")]))
-    return pds.dataset(files, schema, format=checked, partitioning=folders, partition_base_dir=str(root))
+        if not found:
+            break
+        pieces += found
+    return bytes(pieces)

@@ -72,6 +72,11 @@ class RunInfo:
         return (self.loss, self.accuracy) if unusable else validated
 
 
+def with_loss(steps: pa.Table) -> pa.Table:
+    """The rows of ``steps`` whose loss was told: null says that it was not (a batch was left out), NaN that it was no number."""
+    return steps.filter(steps["loss"].is_valid()) if steps["loss"].null_count else steps
+
+
 class Cursor(NamedTuple):
     """How far a reader has come in a table: the last part it opened and the last step (or epoch) it saw."""
 

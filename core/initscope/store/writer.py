@@ -102,6 +102,8 @@ class RunWriter:
             self._pause = 0.0
         except (OSError, RunFolderError):
             self._pause = min(PAUSE_SECONDS, max(2 * self._pause, 2 * FLUSH_SECONDS))
+            for table in TABLES:
+                self._forget_beyond(table)
             raise
         finally:
             self._flushed = self._clock()
@@ -114,8 +116,7 @@ class RunWriter:
         try:
             write_table(self._table(table, rows), self._part(table, number, number))
         except OSError:
-            self._forget_beyond(table)
-            raise
+            raise  # the rows wait
         except Exception:
             self._rows[table] = []  # no rows of this table: they would fail again
             raise
@@ -132,6 +133,8 @@ class RunWriter:
 
     def _forget_beyond(self, table: str) -> None:
         rows = self._rows[table]
+        if not rows:
+            return
         width = rows[-1][4].size if table == "layers" else len(rows[-1])
         if len(rows) * width > WAITING_NUMBERS:
             self.rows_lost += len(rows) - len(rows) // 2
@@ -167,7 +170,9 @@ class RunWriter:
         write_json(self.run.path / "status.json", self._state)
 
     def end(self, **changes: Any) -> None:
-        """The last ``update``, also on a disk that has no room for a second file. Raises OSError if not even the old one can be written."""
+        """The last ``update``, also on a disk that has no room for a second file. Raises OSError or RunFolderError if not even the old one can be written."""
+        if self._pause:
+            self._find_again()
         self._state.update(changes, heartbeat=time.time())
         _write_status(self.run, self._state)
 

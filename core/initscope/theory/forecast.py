@@ -25,6 +25,7 @@ from typing import Any
 from initscope import theory
 from initscope.config import catalog
 from initscope.config.run_config import RunConfig
+from initscope.config.shapes import inputs_and_classes
 from initscope.schema import Outcome
 
 Row = Mapping[str, Any]
@@ -117,9 +118,7 @@ def forecast(
 def expect(config: RunConfig) -> dict[str, str]:
     """The forecast from theory alone: no torch, no data, milliseconds. For the VGG family; raises
     ConfigError for other models, TheoryUnavailable where the weights' variance is not known in advance."""
-    entry = catalog.DATA.get(config.data)
-    channels = config.in_channels or (entry and entry.channels) or 3
-    classes = config.num_classes or (entry and entry.classes) or 10
+    channels, classes = inputs_and_classes(config)
     layers = theory.vgg_layers(config, in_channels=channels, num_classes=classes)
     return forecast(theory.predict(layers, theory.typical_stats(config, in_channels=channels, num_classes=classes)), config)
 

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from initscope.config.formulas import bias_std, weight_std
 from initscope.config.run_config import RunConfig
+from initscope.config.shapes import VGG_BLOCKS, vgg_shapes
 from initscope.errors import ConfigError, TheoryUnavailable
 from initscope.theory import kernels
 from initscope.theory.layers import (
@@ -28,41 +30,10 @@ from initscope.theory.layers import (
 if TYPE_CHECKING:
     from torch import nn
 
-_BLOCKS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
-_CHANNELS = (64, 128, 256, 512, 512)
-_HIDDEN = 4096
-
-
-def weight_std(scheme: str, fan_in: int, fan_out: int, *, linear: bool, longest: int, gain: float = 1.0) -> float:
-    """Standard deviation of the initial weights: the formulas of ``initscope.networks.inits`` without torch.
-
-    ``longest``: the larger side of the flattened weight (output units, inputs a unit), which sets ``orthogonal``.
-    """
-    stds = {
-        "default": 1 / math.sqrt(3 * fan_in),
-        "tutorial": 0.01 if linear else math.sqrt(2 / fan_out),
-        "kaiming_normal": math.sqrt(2 / fan_in),
-        "kaiming_uniform": math.sqrt(2 / fan_in),
-        "xavier_normal": math.sqrt(2 / (fan_in + fan_out)),
-        "xavier_uniform": math.sqrt(2 / (fan_in + fan_out)),
-        "orthogonal": 1 / math.sqrt(longest),
-        "normal_0.01": 0.01,
-        "zeros": 0.0,
-    }
-    if scheme not in stds:
-        raise TheoryUnavailable(f"theory needs the weights' variance in advance, and {scheme!r} sets it by what the data does")
-    return gain * stds[scheme]
-
-
-def bias_std(scheme: str, fan_in: int) -> float:
-    """Standard deviation of the initial biases: U(±1/sqrt(fan_in)) for ``default``, else 0."""
-    return 1 / math.sqrt(3 * fan_in) if scheme == "default" else 0.0
-
-
 def has_formula(scheme: str) -> bool:
     """Whether ``weight_std`` knows the initialization."""
     try:
-        weight_std(scheme, 1, 1, linear=True, longest=1)
+        weight_std(scheme, 1, 1, linear=True, longest=1, torch_fan_in=1)
     except TheoryUnavailable:
         return False
     return True
@@ -73,36 +44,34 @@ def _weighted(
 ) -> Weighted:
     """A layer of ``inputs`` channels a unit reads and ``outputs`` channels an input reaches, ``area`` taps."""
     fan_in, fan_out = inputs * area, outputs * area
-    std = weight_std(scheme, fan_in, fan_out, linear=kind == "linear", longest=max(fan_in, outputs), gain=gain)
+    std = weight_std(
+        scheme, fan_in, fan_out, linear=kind == "linear", longest=max(fan_in, outputs), torch_fan_in=fan_in, gain=gain
+    )
     return Weighted(name, kind, std, bias_std(scheme, fan_in) if bias else 0.0, fan_in, fan_out, **geometry)
 
 
 def vgg_layers(config: RunConfig, *, in_channels: int, num_classes: int) -> list[Layer]:
     """The layers of ``initscope.networks.vgg`` for ``config``, in order of execution. Raises ConfigError for another model."""
-    if config.model not in _BLOCKS:
+    if config.model not in VGG_BLOCKS:
         raise ConfigError(f"only the VGG family is known without building the model, not {config.model!r}", "model")
     init = (config.init, config.gain)
     geometry = {"area": 9, "kernel": (3, 3), "padding": (1, 1)}
     layers: list[Layer] = []
-    channels = in_channels
-    for block, (depth, base) in enumerate(zip(_BLOCKS[config.model], _CHANNELS, strict=True), start=1):
-        out = max(1, round(base * config.width))
-        for i in range(1, depth + 1):
-            layers.append(_weighted(f"conv{block}_{i}", "conv2d", *init, channels, out, **geometry))
-            if config.batch_norm:
-                layers.append(BatchNorm())
+    network = list(vgg_shapes(config, in_channels, num_classes))
+    for layer in network:
+        if layer.kind == "pool":
+            layers.append(Pool((2, 2), (2, 2)))
+        elif layer.kind == "conv":
+            layers.append(_weighted(layer.name, "conv2d", *init, layer.inputs, layer.outputs, **geometry))
+            layers += [BatchNorm()] if config.batch_norm else []
             layers.append(Activation("relu"))
-            channels = out
-        layers.append(Pool((2, 2), (2, 2)))
-    layers.append(Flatten())
-    units = channels * (config.image_size // 32) ** 2
-    hidden = max(1, round(_HIDDEN * config.width))
-    for i in (1, 2):
-        layers += [_weighted(f"fc{i}", "linear", *init, units, hidden), Activation("relu")]
-        if config.dropout:
-            layers.append(Dropout(config.dropout))
-        units = hidden
-    return [*layers, _weighted("fc3", "linear", *init, units, num_classes)]
+        else:
+            layers += [Flatten()] if layer.name == "fc1" else []
+            layers.append(_weighted(layer.name, "linear", *init, layer.inputs, layer.outputs))
+            if layer is not network[-1]:
+                layers.append(Activation("relu"))
+                layers += [Dropout(config.dropout)] if config.dropout else []
+    return layers
 
 
 def module_layers(model: nn.Module, scheme: str | None, gain: float = 1.0) -> list[Layer]:

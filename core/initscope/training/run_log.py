@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from logging.handlers import RotatingFileHandler
 
 from initscope.store import Run
+from initscope.store.files import NO_LINK
 
 log = logging.getLogger("initscope")
 LOG_BYTES = 1_000_000
@@ -46,7 +47,7 @@ def logging_to(run: Run) -> Iterator[None]:
 
 def output_to(run: Run) -> None:
     """From now on what this process prints, and what libraries print below Python, goes to the run's ``log.txt``."""
-    file = os.open(run.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    file = os.open(run.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_LINK, 0o666)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)

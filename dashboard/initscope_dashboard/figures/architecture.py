@@ -12,22 +12,11 @@ from typing import NamedTuple
 import pandas as pd
 import plotly.graph_objects as go
 
-from initscope.config import catalog
+from initscope.config import shapes
 from initscope.config.run_config import RunConfig
 from initscope_dashboard.browser import theme
 from initscope_dashboard.content import formatting
 from initscope_dashboard.figures import base
-
-CONVOLUTIONS: dict[str, tuple[int, ...]] = {
-    "vgg11": (1, 1, 2, 2, 2),
-    "vgg13": (2, 2, 2, 2, 2),
-    "vgg16": (2, 2, 3, 3, 3),
-    "vgg19": (2, 2, 4, 4, 4),
-}
-"""``initscope.networks.vgg.BLOCKS``, which cannot be imported without torch."""
-
-CHANNELS = (64, 128, 256, 512, 512)
-HIDDEN = 4096
 
 
 class Layer(NamedTuple):
@@ -56,34 +45,17 @@ class Layer(NamedTuple):
         return f"{self.channels:,}" if self.kind == "linear" else f"{self.channels} × {self.size} × {self.size}"
 
 
-def scaled(units: int, width: float) -> int:
-    return max(1, round(units * width))
-
-
-def inputs(config: RunConfig) -> tuple[int, int]:
-    """(channels, classes): the config's, else the data set's, else one and ten."""
-    data = catalog.DATA.get(config.data)
-    return config.in_channels or (data and data.channels) or 1, config.num_classes or (data and data.classes) or 10
-
-
 def layers(config: RunConfig) -> list[Layer]:
     """Every layer with weights, and the poolings, from input to output; empty for a network that is not a VGG."""
-    if config.model not in CONVOLUTIONS:
+    if config.model not in shapes.VGG_BLOCKS:
         return []
-    channels, classes = inputs(config)
-    size, result = config.image_size, []
-    for block, (depth, full) in enumerate(zip(CONVOLUTIONS[config.model], CHANNELS, strict=True), start=1):
-        out = scaled(full, config.width)
-        for i in range(1, depth + 1):
-            norm = 2 * out if config.batch_norm else 0
-            result.append(Layer(f"conv{block}_{i}", "conv", channels, out, size, 9 * channels * out, out, norm))
-            channels = out
-        size //= 2
-        result.append(Layer(f"pool{block}", "pool", channels, channels, size, 0, 0, 0))
-    units, hidden = channels * size**2, scaled(HIDDEN, config.width)
-    for name, out in (("fc1", hidden), ("fc2", hidden), ("fc3", classes)):
-        result.append(Layer(name, "linear", units, out, 1, units * out, out, 0))
-        units = out
+    result = []
+    for layer in shapes.vgg_shapes(config, *shapes.inputs_and_classes(config)):
+        taps = {"conv": 9, "pool": 0, "linear": 1}[layer.kind]
+        size = layer.size // 2 if layer.kind == "pool" else layer.size
+        weights, biases = taps * layer.inputs * layer.outputs, layer.outputs if taps else 0
+        norm = 2 * layer.outputs if config.batch_norm and layer.kind == "conv" else 0
+        result.append(Layer(layer.name, layer.kind, layer.inputs, layer.outputs, size, weights, biases, norm))
     return result
 
 
@@ -130,7 +102,7 @@ def slabs(network: Sequence[Layer], image_size: int) -> list[Slab]:
     before = None
     for layer in network:
         if layer.kind == "linear":
-            thick, high = 0.5, 0.16 + 0.62 * (layer.channels / HIDDEN) ** 0.3
+            thick, high = 0.5, 0.16 + 0.62 * (layer.channels / shapes.VGG_HIDDEN) ** 0.3
         else:
             thick = 0.22 if layer.kind == "pool" else 0.3 + 0.5 * (layer.channels / 512) ** 0.5
             high = max(0.1, (layer.size / max(image_size, 32)) ** 0.5)

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from initscope.schema import LIVE, Outcome
 from initscope.store import Cursor, Run
 from initscope.store.parts import holds_through, parts
+from initscope.store.run import with_loss
 from initscope_dashboard.content import headlines
 
 CATCH_UP = 2000
@@ -42,6 +43,7 @@ def pace(steps: pa.Table, batch_size: int) -> tuple[float | None, float | None]:
 
 def progress(state: Mapping[str, Any], steps: pa.Table, config: Mapping[str, Any]) -> dict[str, Any]:
     """What cards and headline say of a run, from ``status.json``, the last rows of ``steps`` and the saved configuration."""
+    steps = with_loss(steps)
     last = steps.slice(steps.num_rows - 1).to_pylist()[0] if steps.num_rows else {}
     step = max(int(state.get("step") or 0), last.get("step", -1) + 1)
     total, status, outcome = state.get("total_steps"), str(state.get("status")), state.get("outcome")

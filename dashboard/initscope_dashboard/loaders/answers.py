@@ -25,8 +25,8 @@ from initscope_dashboard.loaders.folder import info, runs
 QUERY_SECONDS = 15.0
 QUERY_ROWS = 1000
 QUERY_BYTES = 20_000_000
-_asking = threading.BoundedSemaphore(2)
-"""Each question may take half a gigabyte and two cores, and whoever looks may ask."""
+_asking = threading.BoundedSemaphore(4)
+"""Each question may take a gigabyte and two cores, and whoever looks may ask."""
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
@@ -85,11 +85,8 @@ def theory(members: Sequence[RunInfo], x: str, y: str) -> TheoryMap | None:
 def query(sql: str) -> Answer:
     """The answer to one SELECT over all runs as they are now. Raises QueryError, RunFolderError."""
     if not _asking.acquire(timeout=QUERY_SECONDS):
-        raise QueryError("two other questions are being answered; ask again in a moment")
+        raise QueryError("four other questions are being answered; ask again in a moment")
     try:
-        answer = sql_query(runs(), sql, QUERY_SECONDS, QUERY_ROWS)
+        return sql_query(runs(), sql, QUERY_SECONDS, QUERY_ROWS, QUERY_BYTES)
     finally:
         _asking.release()
-    if answer.rows.nbytes > QUERY_BYTES:
-        raise QueryError(f"the answer takes {answer.rows.nbytes / 1e6:.0f} MB, and a page shows {QUERY_BYTES / 1e6:.0f}; ask for fewer rows or columns")
-    return answer

@@ -13,6 +13,7 @@ import streamlit as st
 
 from initscope.errors import RunFolderError
 from initscope.store import Run, RunInfo
+from initscope.store.run import with_loss
 from initscope_dashboard.figures import heatmap
 from initscope_dashboard.live import live_rows
 from initscope_dashboard.loaders.folder import runs
@@ -20,7 +21,8 @@ from initscope_dashboard.loaders.folder import runs
 
 @st.cache_resource(max_entries=48, show_spinner=False)
 def _frame(path: str, table: str, columns: tuple[str, ...] | None, revision: tuple) -> pd.DataFrame:
-    return Run(path).read(table, list(columns) if columns else None).to_pandas()
+    rows = Run(path).read(table, list(columns) if columns else None)
+    return (with_loss(rows) if table == "steps" and "loss" in rows.column_names else rows).to_pandas()
 
 
 def frame(run_id: str, table: str, columns: Iterable[str] | None = None) -> pd.DataFrame:

@@ -9,8 +9,7 @@ from initscope.schema import COLUMN
 from initscope_dashboard import loaders
 from initscope_dashboard.content import formatting, headlines
 from initscope_dashboard.figures import base, heatmap, layer_curve, rows
-from initscope_dashboard.live import refresh_rate
-from initscope_dashboard.server import access
+from initscope_dashboard.server import access, refresh_rate
 from initscope_dashboard.widgets import empty_state, layer_view, selection
 from initscope_dashboard.widgets.plot import plot
 

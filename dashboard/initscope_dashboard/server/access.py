@@ -4,14 +4,17 @@
 - ``INITSCOPE_PASSWORD``, ``INITSCOPE_READER_PASSWORD``: the server answers nothing but the sign-in form to a browser without a session.
 - ``[auth]`` in ``.streamlit/secrets.toml``: Streamlit's own OIDC sign-in; ``INITSCOPE_EDITORS`` names who may change things.
 
+A policy that was asked for and cannot be had is a ConfigError: the server does not start as one that is open to everybody.
+
 A session is a random number in a cookie that scripts cannot read; this process alone knows what it stands for.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import hmac
-import json
+import importlib.util
 import os
 import secrets
 import time
@@ -19,14 +22,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
+from pathlib import Path
 
 import streamlit as st
-from streamlit.auth_util import get_secrets_auth_section
-from streamlit.web.server.starlette.starlette_server_config import USER_COOKIE_NAME
-from streamlit.web.server.starlette.starlette_websocket import _get_signed_cookie_with_chunks
 
 from initscope import permission
 from initscope.errors import ConfigError, NotAllowed
+from initscope_dashboard.server import settings
+from initscope_dashboard.server import streamlit_internals as internals
 
 SESSION_SECONDS = 12 * 3600
 LEAST_PASSWORD = 8
@@ -68,21 +71,47 @@ class Policy:
 def policy() -> Policy:
     """What the operator set, read once. Passwords leave the environment then: no training process inherits them.
 
-    Raises ConfigError for a password that is too short, two that are equal, or both ways of signing in at once.
+    Raises ConfigError for a password that is too short, two that are equal, both ways of signing in at once, an ``[auth]`` that
+    cannot work, or editors of a sign-in that there is not.
     """
     passwords = {}
     for role, name in ((Role.EDITOR, "INITSCOPE_PASSWORD"), (Role.READER, "INITSCOPE_READER_PASSWORD")):
-        if given := os.environ.pop(name, ""):
+        if (given := os.environ.pop(name, None)) is not None:
+            wipe(name)
             if len(given) < LEAST_PASSWORD:
-                raise ConfigError(f"{name} must have at least {LEAST_PASSWORD} characters; set a longer one and start again")
+                raise ConfigError(f"{name} must have at least {LEAST_PASSWORD} characters; set a longer one and start again, or unset it")
             passwords[role] = _digest(given)
     if len(set(passwords.values())) < len(passwords):
         raise ConfigError("INITSCOPE_PASSWORD and INITSCOPE_READER_PASSWORD are equal; set two different ones")
-    oidc = bool(get_secrets_auth_section())
-    if oidc and passwords:
+    auth = internals.auth_section()
+    if auth and passwords:
         raise ConfigError("there are both a password and [auth] in .streamlit/secrets.toml; choose one way to sign in")
-    editors = os.environ.get("INITSCOPE_EDITORS", "")
-    return Policy(passwords, oidc, frozenset(name.strip().lower() for name in editors.split(",") if name.strip()))
+    if auth:
+        settings.check_auth(auth)
+        if missing := [package for package in ("authlib", "httpx") if importlib.util.find_spec(package) is None]:
+            raise ConfigError(f"[auth] needs {' and '.join(missing)}, not installed here: pip install authlib httpx")
+    editors = frozenset(name.strip().lower() for name in os.environ.get("INITSCOPE_EDITORS", "").split(",") if name.strip())
+    if not auth and "INITSCOPE_EDITORS" in os.environ:
+        raise ConfigError(
+            "INITSCOPE_EDITORS says who may change things among those who sign in, and there is no [auth] in .streamlit/secrets.toml; "
+            f"name the file with {settings.SECRETS}, or unset INITSCOPE_EDITORS"
+        )
+    if auth and not editors and "INITSCOPE_EDITORS" in os.environ:
+        raise ConfigError("INITSCOPE_EDITORS is set and names nobody; give e-mail addresses with commas between, or unset it: all who sign in may change things then")
+    return Policy(passwords, bool(auth), editors)
+
+
+def wipe(name: str) -> None:
+    """Blank a variable in the block of memory that this process was started with: ``/proc/PID/environ`` shows that, whatever was unset."""
+    try:
+        block = Path("/proc/self/environ").read_bytes()
+        start = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[47])  # env_start, field 50
+    except (OSError, IndexError, ValueError):
+        return  # not Linux
+    at = (b"\0" + block).find(f"\0{name}=".encode())
+    if at >= 0 and start:
+        value = at + len(name) + 1
+        ctypes.memset(start + value, ord("*"), block.index(b"\0", value) - value)
 
 
 class Sessions:
@@ -129,8 +158,7 @@ def role_of(cookies: Mapping[str, str]) -> Role | None:
 
 def _oidc_role(cookies: dict[str, str]) -> Role | None:
     """From the cookie that Streamlit signs when somebody has come back from the provider."""
-    signed = _get_signed_cookie_with_chunks(cookies, USER_COOKIE_NAME)
-    user = json.loads(signed) if signed else {}
+    user = internals.signed_user(cookies)
     if not user.get("is_logged_in"):
         return None
     editors = policy().editors

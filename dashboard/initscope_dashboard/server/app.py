@@ -10,7 +10,6 @@ import base64
 import contextlib
 import gzip
 import hashlib
-import re
 import sys
 from collections.abc import AsyncIterator, Sequence
 from functools import cache
@@ -28,8 +27,6 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from streamlit import config
-from streamlit.config_option import ConfigOption
 
 from initscope import permission
 from initscope.errors import ConfigError, InitScopeError
@@ -38,25 +35,28 @@ from initscope.store import Runs
 from initscope_dashboard.browser import assets
 from initscope_dashboard.live import connection_limits
 from initscope_dashboard.live.event_stream import Hub
-from initscope_dashboard.server import access, log, preload, sign_in, websocket_filter
+from initscope_dashboard.server import access, log, preload, settings, sign_in, websocket_filter
+from initscope_dashboard.server import streamlit_internals as internals
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
 """The script that draws every page."""
 FOREIGN = "another site may not ask this"
+NOT_HERE = "nobody is asked to sign in here, so only this machine is answered; set INITSCOPE_PASSWORD or [auth] to answer others"
 YEAR = "public, max-age=31536000, immutable"
-PROTECTIONS = ("server.address", "server.allowedHosts", "client.showErrorDetails")
-"""Settings of ``.streamlit/config.toml`` without which strangers are answered."""
 
 
 def around_the_pages() -> dict[str, Any]:
-    """Routes, middleware and lifespan for ``st.App``. Ends the process in one line if it would not be protected."""
-    unset = [name for name in PROTECTIONS if config.get_where_defined(name) == ConfigOption.DEFAULT_DEFINITION]
-    if unset:
-        sys.exit(
-            f"error: {', '.join(unset)} is not set, so this server would answer strangers: InitScope's .streamlit/config.toml "
-            "was not found. Start it with `initscope ui`, or state --server.address and --server.allowedHosts yourself"
-        )
+    """Routes, middleware and lifespan for ``st.App``. Ends the process in one line if it would not be protected.
+
+    The server imports this before it listens, so nobody is answered by one that is about to end.
+    """
     try:
+        settings.settle()
+        if access.policy().open and settings.others_come() and not permission.read_only():
+            raise ConfigError(
+                f"this server is to answer others (server.address {st.get_option('server.address')}, hosts {', '.join(settings.allowed_hosts())}), and nobody "
+                "would be asked to sign in; set INITSCOPE_PASSWORD or [auth], or INITSCOPE_READ_ONLY=1 to have everybody look"
+            )
         return {"routes": routes(), "middleware": middleware(), "lifespan": lifespan}
     except ConfigError as error:
         sys.exit(f"error: {error}")
@@ -99,9 +99,8 @@ def routes(runs: Runs | None = None) -> list[BaseRoute]:
 @cache
 def _policy() -> str:
     """The Content-Security-Policy: this server only. The page's own inline scripts are allowed by their hashes."""
-    page = (Path(st.__file__).parent / "static" / "index.html").read_text()
-    inline = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in inline)
+    digests = [hashlib.sha256(script.encode()).digest() for script in internals.inline_scripts()]
+    hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     rules = {
         "default-src": "'self'",
         # blob: is how Streamlit loads a component's script
@@ -138,7 +137,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        refused = self._foreign(headers) or self._stranger(scope)
+        refused = self._from_outside(scope) or self._foreign(headers) or self._stranger(scope)
         if scope["type"] == "websocket":
             if refused:
                 await send({"type": "websocket.close", "code": 1008, "reason": refused})
@@ -169,6 +168,14 @@ class Guard:
         await app(scope, receive, with_headers)
 
     @staticmethod
+    def _from_outside(scope: Scope) -> str:
+        """Why a connection that came in by an address of the network is refused while nobody is asked to sign in: a server that
+        something else than ``streamlit run`` started listens where that says, whatever Streamlit's settings are."""
+        if permission.read_only() or not access.policy().open or not scope.get("server") or settings.loopback(scope["server"][0]):
+            return ""
+        return NOT_HERE
+
+    @staticmethod
     def _foreign(headers: Headers) -> str:
         """Why a request that another site's page made is refused. Following a link from there is no such request."""
         try:
@@ -195,7 +202,7 @@ class Guard:
 
     @staticmethod
     def _refusal(scope: Scope, headers: Headers, reason: str) -> Response:
-        if reason == FOREIGN:
+        if reason in (FOREIGN, NOT_HERE):
             return PlainTextResponse(reason, 403)
         if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
             return RedirectResponse(sign_in.path("/sign-in") + "?next=" + quote(scope["path"], safe="/"), 303)
@@ -204,7 +211,7 @@ class Guard:
 
 def middleware(hosts: Sequence[str] | None = None) -> list[Middleware]:
     """Host check (``server.allowedHosts``, the setting that guards the websocket too), then headers."""
-    allowed = list(hosts or st.get_option("server.allowedHosts") or ["localhost", "127.0.0.1", "[::1]"])
+    allowed = list(hosts or settings.allowed_hosts())
     return [Middleware(TrustedHostMiddleware, allowed_hosts=allowed), Middleware(Guard)]
 
 
@@ -220,6 +227,8 @@ async def lifespan(app: object) -> AsyncIterator[dict[str, Any]]:
     connection_limits.guard()
     log.guard()
     permission.guard(access.check)
+    if settings.said_when_ready:
+        print(settings.said_when_ready, flush=True)
     tasks = [asyncio.create_task(anyio.to_thread.run_sync(preload.load))]
     if not permission.read_only():
         tasks.append(asyncio.create_task(_keep_queue_going()))

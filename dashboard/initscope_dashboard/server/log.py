@@ -6,8 +6,10 @@ import logging
 import math
 import time
 
+from initscope_dashboard.server.streamlit_internals import LOGGERS
+
 SAY_SECONDS = 60.0
-SPEAKERS = ("streamlit.error_util", "streamlit.components.v2.bidi_component.serialization", "streamlit.runtime.app_session", "uvicorn.error")
+SPEAKERS = (*LOGGERS, "uvicorn.error")
 """Loggers that write a traceback for what a browser has sent."""
 
 

@@ -10,7 +10,8 @@ import json
 
 from google.protobuf.message import DecodeError
 from starlette.types import Message, Receive, Send
-from streamlit.proto.BackMsg_pb2 import BackMsg
+
+from initscope_dashboard.server.streamlit_internals import BackMsg
 
 LARGEST = 1_000_000
 """Bytes of a message; a page's own take some thousand."""

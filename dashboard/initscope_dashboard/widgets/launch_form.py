@@ -24,6 +24,8 @@ PRESET_TITLES = {
     "quick": "Quick · digits, 32 px",
     "tutorial_32": "Tutorial · FashionMNIST, 32 px",
     "tutorial_224": "Tutorial · FashionMNIST, 224 px (GPU)",
+    "story_32": "Story, at its own rate · FashionMNIST, 32 px",
+    "story_224": "Story, at its own rate · FashionMNIST, 224 px (GPU)",
 }
 
 

@@ -6,7 +6,6 @@ Nothing is deleted here before something that covers it is there, and nothing of
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from filelock import lock_descriptor
 
 from initscope.errors import RunFolderError
 from initscope.schema import CHECKPOINT, TABLES
@@ -30,6 +30,7 @@ REFRESH_SECONDS = 1.0
 OUTAGE_SECONDS = 45.0
 """So long a store that cannot be reached is not worth a word: what is here is shown, and no heartbeat is overdue yet."""
 ATTEMPTS = 8
+POLL_SECONDS = 0.01
 AGAIN_SECONDS = 0.1
 """Between two attempts, and so much longer before each further one."""
 OURS, FETCHED, SEEN, REFRESHED = ".ours", ".fetched", ".seen.json", ".refreshed"
@@ -203,12 +204,7 @@ class Mirror:
     def locked(self, name: str, wait: bool = True) -> Iterator[bool]:
         """Between processes of this machine; whether the lock could be had."""
         with open(self.root / name, "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+            yield lock_descriptor(file.fileno(), blocking=wait, poll_interval=POLL_SECONDS)
 
 
 def json_object(data: bytes) -> dict[str, Any]:

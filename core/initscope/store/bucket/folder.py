@@ -109,7 +109,9 @@ class Shared(Mirror):
         return sorted(os.listdir(self.root / OURS))
 
     def claim(self, run_id: str) -> None:
-        """Make a new run this machine's before anything of it is seen. Raises RunStateError if the id is taken."""
+        """Make a new run this machine's before anything of it is seen. Raises RunStateError if the id is taken, RunFolderError on Windows."""
+        if os.name == "nt":
+            raise RunFolderError(f"runs go into {self.remote.url} from Linux and macOS only; record into a folder of this machine, and copy it")
         try:
             self.remote.replace(f".claims/{run_id}", self._signed(), None)
         except Conflict:

@@ -1,7 +1,7 @@
 """Copies what this machine's runs write into their object store: ``python -m initscope.store.bucket.upload FOLDER``, one process a folder.
 
 A process of its own, so that copying takes nothing from training, and goes on when a trainer is killed. It leaves when every
-run's last word is in the store.
+run's last word is in the store. Linux and macOS only: it asks by ``flock``'s shared lock, which a reader may take, whether a run is worked on.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from streamlit.runtime.scriptrunner import get_script_run_ctx
+from initscope_dashboard.server.streamlit_internals import session_id
 
 SECONDS_EACH = 0.3
 """A look costs a tenth of a second of processor time at most: three looks a second leave room for whoever clicks."""
@@ -15,8 +15,8 @@ _seen: dict[str, float] = {}
 def watchers() -> int:
     """Sessions that have been seen lately, the one that asks included."""
     now = time.monotonic()
-    if context := get_script_run_ctx():
-        _seen[context.session_id] = now
+    if session := session_id():
+        _seen[session] = now
     for session, when in list(_seen.items()):
         if now - when > FORGET_SECONDS:
             _seen.pop(session, None)
