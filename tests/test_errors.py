@@ -46,6 +46,7 @@ INNER = {
     ("core/initscope/store/parts.py", "FileNotFoundError"), ("core/initscope/store/parts.py", "OSError"), ("core/initscope/store/parts.py", "KeyError"), ("core/initscope/store/parts.py", "ValueError"),  # RunFolderError by Run._retrying
     ("core/initscope/store/validation.py", "Wrong"), ("core/initscope/store/files.py", "OSError"),  # RunFolderError by Run
     ("core/initscope/store/query.py", "FileNotFoundError"),  # looked at again
+    ("core/initscope/recording/shadow.py", "Communicates"),
     ("core/initscope/store/bucket/folder.py", "Conflict"), ("core/initscope/store/bucket/remote.py", "Conflict"),  # RunStateError by Shared
     ("core/initscope/networks/inits.py", "_Reached"),  # ends a forward pass
     ("dashboard/initscope_dashboard/live/event_stream.py", "ValueError"),  # status 400

@@ -8,6 +8,7 @@ import gc
 import math
 import pickle
 import weakref
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -586,6 +588,7 @@ def hooks(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[object]:
     """Everything that hangs on any hook dictionary of the model, its parameters, the optimizer and torch itself."""
     everywhere = nn.modules.module
     found: list[object] = [h for name in vars(everywhere) if name.startswith("_global") for h in (getattr(everywhere, name) or {}).values()]
+    found += _global_optimizer_pre_hooks.values()
     found += [torch.amp.GradScaler.scale] if hasattr(torch.amp.GradScaler.scale, "__wrapped__") else []
     for owner in (*model.modules(), *model.parameters(), optimizer):
         names = [
@@ -594,7 +597,7 @@ def hooks(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[object]:
         for name in names:
             value = getattr(owner, name, None)
             if isinstance(value, dict):
-                found += value.values()
+                found += [hook for _, hook in value.items()] + ([value] if type(value) not in (dict, OrderedDict) else [])
     return found
 
 
@@ -603,7 +606,7 @@ def test_hooks_are_seen_by_the_test_itself():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     assert not hooks(model, optimizer)
     with LayerMeter(model, optimizer):
-        assert len(hooks(model, optimizer)) >= 6 + 2 + 2 + 1, "parameters, modules, optimizer, loss scale"
+        assert len(hooks(model, optimizer)) >= 6 + 2 * (4 + 6) + 2 + 1 + 1, "parameters, modules, optimizer, all optimizers, loss scale"
 
 
 @pytest.mark.parametrize("where", ["in the block", "in forward", "in backward", "nowhere"])

@@ -1,18 +1,29 @@
 """Hooks that measure every layer of a network during one training step, and change nothing.
 
-Three moments are watched: a layer's output in the forward pass, the gradients of its output and weight in the backward
-pass (the weight's before any clipping), and the weight around the optimizer's step. Each quantity is one number a layer,
-left on the device until the ``StepMeasurements`` that ``collect`` gives is asked for its table.
+The life of a step, in order:
 
-StepCalls of modules are seen through torch's global hooks: the model itself carries none, so it can be copied and pickled meanwhile, and
-transformer layers keep their fast path in evaluation. Code inside ``torch.compile`` is not looked at: what only its forward
-pass would tell is missing there.
+1. Forward. Before the model's own call the structure is compared with what is known (``_discover`` follows a change). After each layer
+   its output is reduced to a few numbers, kept as a ``LayerCall`` (``_after_layer``); activations and normalizations find the layer
+   they stand behind and note it (``_after_activation``). Of compiled code nothing is seen: once the model's call has returned, a copy
+   runs over the first samples instead (``_shadow``).
+2. Backward. The gradient of an output is heard of by a hook on that tensor and reduced (``_output_gradient_arrives``); it counts once
+   the pass has reached a parameter. A parameter's own hook notes that its gradient has arrived (``_gradient_arrives``).
+3. The pass ends. Gradients are read as they are now, averaged over processes but not yet clipped (``_pass_ends``). A loop that frees
+   them during the pass is found out in the first one, and then they are read when they arrive.
+4. Optimizer. Before its step each weight is copied, with its norm taken on the way (``_before_update``); after it the norm of the
+   difference is taken (``_after_update``). An optimizer nobody told of that updates the same weights takes the other's place.
+5. Read. ``collect`` hands all numbers over as ``StepMeasurements``; those of a GPU still lie there and come in one transfer
+   (``HostCopy``), those of weights that are spread over processes are first added up in one all-reduce (``sharding``). A new step
+   begins, with parameters that have been made, thawed or replaced since.
+
+Only the model's own modules, parameters and optimizers are hooked (``hooks`` says how its copies stay free of that); of the process there
+is one hook that looks at which optimizers step.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,18 +31,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
-from torch.nn.modules.module import (
-    _global_forward_hooks_with_kwargs,
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 from torch.nn.parameter import is_lazy
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from initscope.errors import ConfigError
 from initscope.recording.calls import LayerCall, ProducerIndex, StepCalls
 from initscope.recording.grad_scaler import LossScale
 from initscope.recording.guard import guarded, raise_fault
-from initscope.recording.layers import find_layers, is_activation, is_normalization
+from initscope.recording.hooks import CompiledCall, Handle, Undo, hook, numbered_modules, structure_changed
+from initscope.recording.layers import Layer, find_layers, is_activation, is_normalization
 from initscope.recording.reading import StepMeasurements, WeightNumbers
 from initscope.recording.reductions import (
     Number,
@@ -42,12 +51,17 @@ from initscope.recording.reductions import (
     norm,
     norms,
 )
+from initscope.recording.shadow import shadow_pass
+from initscope.recording.sharding import sum_over_processes
 from initscope.recording.tensors import (
     alike,
     dense,
     function_before,
     is_compiled_output,
     is_dense,
+    is_readable,
+    is_shared,
+    local,
     output_of,
 )
 from initscope.recording.wrappers import as_optimizers, is_compiled, unwrapped
@@ -65,20 +79,33 @@ class _Weight:
 
     parameter: nn.Parameter
     rows: list[int]
+    readable: bool
+    """Whether the numbers can be looked at; those of quantized weights cannot."""
     optimizer: int = 0
     scale: Tensor | None = None
     gradient: Number | None = None
     """Norm after the newest backward pass; an optimizer's step makes it the row's."""
+    freed: bool | None = None
+    """Whether gradients are gone by the end of a pass; None if no pass has shown it yet."""
+    on_arrival: Number | None = None
+    """Norm of the gradient when it arrived, taken unless it is known to stay."""
     before: Tensor | None = None
     values: dict[str, Number] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> Tensor:
+        """The parameter, or this process's part of it."""
+        return local(self.parameter)
 
 
 class LayerMeter:
     """Measures the layers of ``model`` (``layers.find_layers`` says which); a context manager that always takes its hooks off.
 
-    ``armed`` decides whether the coming step is measured. Evaluation passes (``model.eval()`` or ``no_grad``) never are. Of a weight that its
-    optimizer updates several times between two ``collect`` the last update counts. In a closure that an optimizer calls several times
-    (LBFGS) the first evaluation counts, the one at the weights before the step.
+    ``enabled`` decides whether the coming step is measured. Passes without gradients (``no_grad``) never are, those of a model in evaluation
+    mode only if a backward pass follows. Of a weight that its optimizer updates several times between two ``collect`` the last update
+    counts. In a closure that an optimizer calls several times (LBFGS) the first evaluation counts, the one at the weights before the step.
+
+    ``names`` and ``kinds`` say what the rows of ``StepMeasurements.order`` are; where layers are added or replaced, both grow.
     """
 
     def __init__(
@@ -91,39 +118,82 @@ class LayerMeter:
         self.outer = model
         self.model = unwrapped(model)
         self.optimizers = as_optimizers(optimizer)
-        self.layers = find_layers(self.model, layers, kinds)
-        self.names = [layer.name for layer in self.layers]
-        self.kinds = [layer.kind for layer in self.layers]
+        self.names: list[str] = []
+        self.kinds: list[str] = []
         self.enabled = True
-        self._executed: dict[int, None] = {}
+        self.follows_another = False
+        """Whether this process only adds its parts of weights to what another one records: it looks at no output."""
         self.activations: dict[str, str] = {}
         self.normalized: set[str] = set()
         self.late_update = False
         """Whether an optimizer stepped between a ``collect`` and the next backward pass: too late to be measured."""
+        self.trained_in_evaluation = False
+        """Whether a backward pass has followed a pass of the model in evaluation mode."""
+        self.shadow: dict[str, Any] = {}
+        """Of a compiled model: ``samples`` of the ``batch`` that the forward columns hold for, or how the second pass ``failed``."""
         self.on_forward: Callable[[tuple, dict, Any], None] | None = None
         """Called with (inputs, keyword inputs, output) after every training pass of the whole model."""
         self.fault: Callable[[str, Exception], None] = raise_fault
         """Called with what a hook was doing and what it raised, which never goes on into the training."""
         self.loss_scale = LossScale()
+        self._choice = layers, kinds
+        self._numbers: dict[tuple[str, str, int], int] = {}
+        self._layer_of: dict[int, Layer] = {}
+        self._executed: dict[int, None] = {}
         self._weights: list[_Weight] = []
         self._weight_of: dict[int, _Weight] = {}
-        self._calls = [StepCalls() for _ in self.layers]
+        self._calls: list[StepCalls] = []
         self._producers = ProducerIndex()
-        self._handles: list[RemovableHandle | _Undo] = []
+        self._handles: list[Any] = []
+        self._on_modules: list[Handle | RemovableHandle | CompiledCall] = []
+        self._on_optimizers: list[list[RemovableHandle]] = []
+        self._followed: dict[int, tuple[nn.Parameter, RemovableHandle]] = {}
         self._rectified: set[int] = set()
         """Layers whose output went straight into a rectifier when they were last seen."""
-        self._roles = self._assign_roles()
-        self._waiting = list(range(len(self.layers)))
-        self._others = list(self.model.parameters())
-        self._followed: set[nn.Parameter] = set()
         self._heard: dict[int, list[tuple[StepCalls, LayerCall, Number]]] = {}
         self._owned = -1
+        self._strangers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
+        """Optimizers of other networks, with how many parameters they held."""
         self._passes: set[int] = set()
         self._arrived: dict[_Weight, None] = {}
-        self._backward_seen = False
+        self._backward_seen = self._backward_since_update = False
         self._stepped: set[int] = set()
-        self._inside = False
+        self._updating: int | None = None
+        """Which optimizer's step is under way."""
         self._evaluated: tuple[int, ...] | None = None
+        self._entered = self._shadowed = False
+        self._shadow_rows: set[int] | None = None
+        self._know(find_layers(self.model, layers, kinds))
+
+    # -- which layers there are
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers that there are now."""
+        return [*self._layer_of.values()]
+
+    def _know(self, layers: Sequence[Layer]) -> None:
+        """Take ``layers`` for those of the model; what was known by name and kind keeps its number."""
+        self._layer_of, seen = {}, {}
+        for layer in layers:
+            key = layer.name, layer.kind, seen.setdefault((layer.name, layer.kind), 0)
+            seen[layer.name, layer.kind] += 1
+            i = self._numbers.setdefault(key, len(self.names))
+            if i == len(self.names):
+                self.names.append(layer.name)
+                self.kinds.append(layer.kind)
+                self._calls.append(StepCalls())
+            self._layer_of[i] = layer
+        self._known = list(numbered_modules(self.model))
+        self._executed = {}
+        self._roles = self._assign_roles()
+        self._own = {id(p): p for p in self.model.parameters()}
+        self.sharded = any(map(is_shared, self._own.values()))
+        """Whether weights are spread over processes: then every one of them has to ``collect``."""
+        self._waiting = [*self._layer_of]
+        self._others = [*self._own.values()]
+        self._was = self._weight_of
+        self._weights, self._weight_of, self._owned = [], {}, -1
 
     def _assign_roles(self) -> dict[nn.Module, list[Callable]]:
         """What to do after a call of a module; the first to run comes first."""
@@ -134,44 +204,79 @@ class LayerMeter:
             elif is_normalization(module):
                 roles[module] = [self._after_normalization]
         self._rows_of: dict[nn.Module, list[int]] = {}
-        for i, layer in enumerate(self.layers):
+        for i, layer in self._layer_of.items():
             self._rows_of.setdefault(layer.module, []).append(i)
             if layer.has_output:
                 roles.setdefault(layer.module, []).append(functools.partial(self._after_layer, i))
         return roles
 
+    def _discover(self) -> None:
+        """Follow a change: layers, parameters or hooks that are new, gone or others."""
+        if not structure_changed(self._known) and not any(isinstance(h, Handle) and h.lost for h in self._on_modules):
+            return
+        try:
+            layers = find_layers(self.model, *self._choice)
+        except ConfigError:  # nothing is left of what was chosen
+            layers = []
+        self._know(layers)
+        for key in [key for key in self._followed if key not in self._own]:
+            self._followed.pop(key)[1].remove()
+        self._hook_modules()
+        self._attach()
+
     # -- hooks on and off
 
     def __enter__(self) -> LayerMeter:
         try:
+            self._entered = True
             self.loss_scale.__enter__()
-            self._handles.append(_Undo(self.loss_scale.__exit__))
+            self._handles.append(Undo(self.loss_scale.__exit__))
+            self._hook_modules()
             self._attach()
-            if not is_compiled(self.outer):
-                self._handles.append(register_module_forward_pre_hook(self._before_module))
-                handle = register_module_forward_hook(self._after_module, with_kwargs=True)
-                self._handles += [handle, _Undo(functools.partial(_global_forward_hooks_with_kwargs.pop, handle.id))]  # torch leaves it there
-            elif self.outer is not self.model:
-                self._handles.append(self.outer.register_forward_hook(_Hook(self._after_outer), with_kwargs=True))
-            for k, optimizer in enumerate(self.optimizers):
-                self._handles.append(optimizer.register_step_pre_hook(functools.partial(self._before_update, k)))
-                self._handles.append(optimizer.register_step_post_hook(functools.partial(self._after_update, k)))
+            self._on_optimizers = [self._hook_optimizer(optimizer) for optimizer in self.optimizers]
+            if self.optimizers:
+                self._handles.append(register_optimizer_step_pre_hook(self._before_any_update))
         except BaseException:
             self.__exit__()
             raise
         return self
 
+    def _hook_modules(self) -> None:
+        for handle in self._on_modules:
+            handle.remove()
+        self._on_modules = handles = []
+        if self.follows_another:
+            return
+        for module in [*dict.fromkeys([self.model, *self._rows_of])]:
+            handles.append(hook(module, "_forward_pre_hooks", self._before_module))
+        for module in self._roles:
+            handles.append(hook(module, "_forward_hooks", self._after_module))
+        if self.outer._compiled_call_impl is not None:
+            handles.append(CompiledCall(self.outer, self._after_model))
+        else:
+            handles.append(hook(self.outer, "_forward_hooks", self._after_model, kwargs=True))
+
+    def _hook_optimizer(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
+        reference = weakref.ref(optimizer)
+        return [
+            optimizer.register_step_pre_hook(functools.partial(self._before_update, reference)),
+            optimizer.register_step_post_hook(functools.partial(self._after_update, reference)),
+        ]
+
     def _attach(self) -> None:
         """Follow the parameters that have been made (lazy modules) or have begun to be trained since the last look."""
         waiting = []
         for i in self._waiting:
-            parameter = self.layers[i].weight
+            parameter = self._layer_of[i].weight
             if parameter is None:
                 waiting.append(i)
                 continue
             weight = self._weight_of.get(id(parameter))
             if weight is None:
-                weight = self._weight_of[id(parameter)] = _Weight(parameter, [])
+                weight = self._weight_of[id(parameter)] = self._was.get(id(parameter)) or _Weight(
+                    parameter, [], is_readable(local(parameter))
+                )
+                weight.rows = []
                 self._weights.append(weight)
                 self._owned = -1
             if i not in weight.rows:
@@ -183,19 +288,26 @@ class LayerMeter:
 
     def _follow(self, parameter: nn.Parameter) -> bool:
         """Whether the parameter's gradients are heard of, from now on at the latest."""
-        if parameter in self._followed:
+        if id(parameter) in self._followed:
             return True
-        if is_lazy(parameter) or not parameter.requires_grad or not parameter.is_leaf:
+        if not self._entered or is_lazy(parameter) or not parameter.requires_grad or not parameter.is_leaf:
             return False
-        self._followed.add(parameter)
-        self._handles.append(parameter.register_post_accumulate_grad_hook(functools.partial(self._gradient_arrives, self._weight_of.get(id(parameter)))))
+        handle = parameter.register_post_accumulate_grad_hook(self._gradient_arrives)
+        hooks = parameter._post_accumulate_grad_hooks
+        for key in [key for key in hooks if key != handle.id]:
+            hooks[key] = hooks.pop(key)  # ours comes before one that frees the gradient
+        self._followed[id(parameter)] = parameter, handle
         return True
 
     def __exit__(self, *exception: object) -> None:
-        for handle in self._handles:
+        following = [handle for _, handle in self._followed.values()]
+        for handle in [*self._handles, *self._on_modules, *(h for pair in self._on_optimizers for h in pair), *following]:
             handle.remove()
         self._handles.clear()
+        self._on_modules.clear()
+        self._on_optimizers.clear()
         self._followed.clear()
+        self._entered = False
         for weight in self._weights:
             weight.before = None
 
@@ -204,7 +316,6 @@ class LayerMeter:
     def _watching(self) -> bool:
         return (
             self.enabled
-            and self.model.training
             and torch.is_grad_enabled()
             and torch._C._functorch.peek_interpreter_stack() is None
             and not torch.jit.is_tracing()
@@ -213,61 +324,75 @@ class LayerMeter:
 
     def _evaluating_again(self) -> bool:
         """Whether an optimizer calls its closure again, at other weights than those before the step."""
-        return self._inside and self._evaluated is not None and self._evaluated != self._versions()
+        return self._updating is not None and self._evaluated is not None and self._evaluated != self._versions()
 
     @guarded(MEASURING)
     def _before_module(self, module: nn.Module, inputs: Any) -> None:
         if torch.compiler.is_compiling() or not self.enabled:
             return
-        if module is self.model:
+        watching = self._watching()
+        if module is self.model and watching:
             self._producers.clear()
+            if not self.sharded:  # there a pass puts whole parameters in place of its own
+                self._discover()
         rows = self._rows_of.get(module)
-        if rows is None or not self.model.training:
+        if rows is None or not (watching or self.model.training):
             return
-        if rows[0] not in self._executed:
+        if rows[0] not in self._executed:  # checkpointing runs it without gradients first
             self._executed.update(dict.fromkeys(rows))
-        if self.layers[rows[0]].family not in _SCALES and inputs and isinstance(inputs[0], Tensor) and self._watching():
-            self._notice_function(inputs[0])
+        first = inputs[0] if inputs and watching else None
+        if isinstance(first, Tensor) and self._layer_of[rows[0]].family not in _SCALES and is_dense(first):
+            self._notice_function(first)
 
     @guarded(MEASURING)
-    def _after_module(self, module: nn.Module, inputs: Any, kwargs: Any, output: Any) -> None:
+    def _after_module(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or not self.enabled:
             return
-        if module is self.outer and self.on_forward is not None and self._watching():
-            self.on_forward(inputs, kwargs, output)
         roles = self._roles.get(module)
         if roles is not None and self._watching():
             for role in roles:
                 role(module, inputs, output)
 
     @guarded(MEASURING)
-    def _after_outer(self, module: nn.Module, inputs: Any, kwargs: Any, output: Any) -> None:
-        if self.on_forward is not None and not torch.compiler.is_compiling() and self._watching():
+    def _after_model(self, module: nn.Module, inputs: Any, kwargs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or not self.enabled or not self._watching():
+            return
+        trained = self.model.training or self.trained_in_evaluation
+        if trained and self.on_forward is not None:
             self.on_forward(inputs, kwargs, output)
+        if trained and not self._shadowed and is_compiled(self.outer):
+            self._shadow(inputs, kwargs)
 
     def _after_layer(self, i: int, module: nn.Module, inputs: Any, output: Any) -> None:
         output, samples = output_of(module, output)
         if output is None:
             return
-        if self._waiting and i in self._waiting:
+        if self._waiting and i in self._waiting and not self.sharded:
             self._attach()  # a lazy module has just made its weight
         seen = output.detach()  # without a graph, and so are the numbers taken from it
         rows = seen if samples == 0 else seen.reshape(1, -1) if samples is None else seen.movedim(samples, 0)
         values = forward_statistics(rows, off=samples == 0 and i in self._rectified)
         below = values.pop("off", None)
-        call = LayerCall(output.numel(), values, (output.data_ptr(), output._version), samples is not None, below)
+        place = output.data_ptr(), output._version
+        call = LayerCall(output.numel(), values, place, samples is not None, not self.model.training, below)
         calls = self._calls[i]
-        calls.newest = call
-        if self.layers[i].family not in _SCALES:
+        if self._shadow_rows is not None:
+            if i in self._shadow_rows:
+                calls.reached.append(call)
+        elif call.evaluating:
+            calls.candidate = call
+        else:
+            calls.newest = call
+        if self._layer_of[i].family not in _SCALES:
             self._producers.add(i, call, output)
         if output.requires_grad:
             output.register_hook(functools.partial(self._output_gradient_arrives, calls, call))
 
     def _after_activation(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if not isinstance(output, Tensor) or is_compiled_output(inputs):
+        if not isinstance(output, Tensor) or not is_dense(output) or is_compiled_output(inputs):
             return
         x = inputs[0] if inputs else output
-        before = self._producers.before(x)
+        before = self._producers.before(x, output)
         if before is None:
             return
         i, call = before
@@ -281,15 +406,46 @@ class LayerMeter:
         """Notice a nonlinearity that was called as a function (``F.relu``) before a layer: no module's hook sees it."""
         function = function_before(x)
         before = self._producers.before(x) if function is not None else None
-        if before is not None and before[1].off is None:
-            i, call = before
-            if self.activations.setdefault(self.names[i], function) == function == "ReLU":
-                call.off = dead_units(x)
+        if before is not None:
+            self._note_function(before, function, x)
+
+    def _note_function(self, before: tuple[int, LayerCall], function: str, output: Tensor) -> None:
+        i, call = before
+        if call.off is None and self.activations.setdefault(self.names[i], function) == function == "ReLU":
+            call.off = dead_units(output)
 
     def _after_normalization(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        before = self._producers.before(output) if isinstance(output, Tensor) else None
+        before = self._producers.before(output) if isinstance(output, Tensor) and is_dense(output) else None
         if before is not None:
             self.normalized.add(self.names[before[0]])
+
+    def _shadow(self, inputs: tuple, kwargs: dict) -> None:
+        """Measure by a second pass, uncompiled and over few samples, the layers that compiled code has run."""
+        self._shadowed = True
+        rows = {i for i in self._layer_of if self._calls[i].newest is None and not self._calls[i].reached}
+        if not rows or "failed" in self.shadow or self.follows_another:
+            return
+        producers, self._producers = self._producers, ProducerIndex()
+        self._shadow_rows = rows
+        try:
+            samples, batch = shadow_pass(self.model, inputs, kwargs, self._after_shadow, self._after_function)
+            self.shadow = {"samples": samples, "batch": batch}
+        except Exception as error:  # a model that cannot be copied, or that cannot run twice
+            self.shadow = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+            for i in rows:
+                self._calls[i].reached.clear()
+        finally:
+            self._producers, self._shadow_rows = producers, None
+
+    def _after_shadow(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._executed.update(dict.fromkeys(i for i in self._rows_of.get(module, ()) if i not in self._executed))
+        for role in self._roles.get(module, ()):
+            role(module, inputs, output)
+
+    def _after_function(self, function: str, output: Tensor) -> None:
+        before = self._producers.before(output)
+        if before is not None:
+            self._note_function(before, function, output)
 
     # -- backward
 
@@ -300,13 +456,18 @@ class LayerMeter:
             self._heard.setdefault(torch._C._current_graph_task_id(), []).append((calls, call, length))
 
     @guarded(MEASURING)
-    def _gradient_arrives(self, weight: _Weight | None, parameter: Tensor) -> None:
+    @torch.no_grad()
+    def _gradient_arrives(self, parameter: Tensor) -> None:
         """A gradient is whole for this process. It counts as it is at the end of the pass, when it has been averaged over processes."""
+        self._backward_since_update = True
         if not self.enabled or torch.compiler.is_compiling() or self._evaluating_again():
             return
+        weight = self._weight_of.get(id(parameter))
         if weight is not None:
             weight.scale = self.loss_scale.current
             self._arrived[weight] = None
+            if weight.freed is not False and parameter.grad is not None:
+                weight.on_arrival = norm(dense(local(parameter.grad)))
         this_pass = torch._C._current_graph_task_id()
         if this_pass not in self._passes:
             self._passes.add(this_pass)
@@ -323,6 +484,7 @@ class LayerMeter:
                 continue
             if not call.gradients:
                 calls.reached.append(call)
+                self.trained_in_evaluation |= call.evaluating
             call.gradients.append(length)
         self._passes.discard(this_pass)
         if self._passes:
@@ -330,15 +492,19 @@ class LayerMeter:
         self._read_gradients(list(self._arrived))
         self._arrived.clear()
         self._backward_seen = True
-        if self._inside and self._evaluated is None:
+        if self._updating is not None and self._evaluated is None:
             self._evaluated = self._versions()
 
     def _read_gradients(self, weights: list[_Weight]) -> None:
         """Take the norms of the gradients that the optimizer will see."""
-        weights = [weight for weight in weights if weight.parameter.grad is not None]
-        lengths = norms([dense(weight.parameter.grad) for weight in weights])
-        for weight, length in zip(weights, lengths, strict=True):
-            weight.gradient = unscaled(length, weight.scale)
+        there = [weight for weight in weights if weight.parameter.grad is not None]
+        lengths = norms([dense(local(weight.parameter.grad)) for weight in there])
+        for weight, length in zip(there, lengths, strict=True):
+            weight.gradient, weight.freed = unscaled(length, weight.scale), False
+        for weight in weights:
+            if weight.parameter.grad is None and weight.on_arrival is not None:
+                weight.gradient, weight.freed = unscaled(weight.on_arrival, weight.scale), True
+            weight.on_arrival = None
 
     def _versions(self) -> tuple[int, ...]:
         """Changes whenever a weight does."""
@@ -346,49 +512,87 @@ class LayerMeter:
 
     # -- update
 
+    @guarded(MEASURING)
+    def _before_any_update(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        """Follow an optimizer that nobody has told of: one made anew takes the place of the one whose weights it updates."""
+        if torch.compiler.is_compiling() or self._updating is not None or any(optimizer is known for known in self.optimizers):
+            return
+        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        if self._strangers.get(optimizer) == count:
+            return
+        held = _held(optimizer)
+        if not any(id(p) in held for p in self.model.parameters()):
+            self._strangers[optimizer] = count
+            return
+        own = {id(p) for p in self.model.parameters() if p.requires_grad}  # what has been frozen since, nobody updates
+        place = next((k for k, known in enumerate(self.optimizers) if (_held(known) & own) <= held), len(self.optimizers))
+        if place == len(self.optimizers):
+            self.optimizers.append(optimizer)
+            self._on_optimizers.append([])
+        for handle in self._on_optimizers[place]:
+            handle.remove()
+        self.optimizers[place], self._owned = optimizer, -1
+        self._on_optimizers[place] = self._hook_optimizer(optimizer)  # torch calls these next, for this same step
+
+    def _number_of(self, reference: weakref.ref) -> int | None:
+        optimizer = reference()
+        return next((k for k, known in enumerate(self.optimizers) if known is optimizer), None)
+
     def _of(self, k: int) -> list[_Weight]:
-        """Weights that optimizer ``k`` holds; those that none holds go with the first."""
+        """Weights that optimizer ``k`` holds and that can be read; those that none holds go with the first."""
         held = sum(len(group["params"]) for optimizer in self.optimizers for group in optimizer.param_groups)
         if held != self._owned:
             self._owned = held
-            owner = {id(p): k for k, o in enumerate(self.optimizers) for group in o.param_groups for p in group["params"]}
+            owner = {key: k for k, optimizer in enumerate(self.optimizers) for key in _held(optimizer)}
             for weight in self._weights:
                 weight.optimizer = owner.get(id(weight.parameter), 0)
-        return [weight for weight in self._weights if weight.optimizer == k]
+        return [weight for weight in self._weights if weight.optimizer == k and weight.readable]
 
     @guarded(MEASURING)
     @torch.no_grad()
-    def _before_update(self, k: int, *_: object) -> None:
-        if not self.enabled or torch.compiler.is_compiling():
-            return
+    def _before_update(self, reference: weakref.ref, *_: object) -> None:
+        k = self._number_of(reference)
+        if not self.enabled or torch.compiler.is_compiling() or k is None or self._updating is not None:
+            return  # also an optimizer that another one calls: the whole step is the other's
         self._abandon()
-        self._inside, self._evaluated = True, None
+        self._discover()
+        self._updating, self._evaluated = k, None
         weights = self._of(k)
-        if torch._C._current_graph_task_id() != -1:  # an optimizer for each parameter, stepped during the backward pass to save memory
+        within = (
+            torch._C._current_graph_task_id() != -1
+        )  # an optimizer for each parameter, stepped during the backward pass to save memory
+        by_hand = not (
+            self._backward_seen or self._backward_since_update
+        )  # somebody has put gradients there: per-sample ones, averaged
+        if within or by_hand:
             for weight in weights:
                 weight.scale = self.loss_scale.current
             self._read_gradients(weights)
-            self._backward_seen = True
-        for weight in weights:
-            if weight.before is None or not alike(weight.before, weight.parameter):
-                weight.before = torch.empty_like(weight.parameter)
-        for weight, length in zip(weights, copy_norms([w.before for w in weights], [w.parameter.detach() for w in weights]), strict=True):
+            self._backward_seen = within or any(weight.parameter.grad is not None for weight in weights)
+        numbers = [weight.numbers for weight in weights]
+        for weight, now in zip(weights, numbers, strict=True):
+            if weight.before is None or not alike(weight.before, now):
+                weight.before = torch.empty_like(now)
+        for weight, length in zip(weights, copy_norms([w.before for w in weights], numbers), strict=True):
             weight.values = {"weight": length}
 
     @guarded(MEASURING)
     @torch.no_grad()
-    def _after_update(self, k: int, *_: object) -> None:
-        if not self.enabled or torch.compiler.is_compiling():
+    def _after_update(self, reference: weakref.ref, *_: object) -> None:
+        k = self._number_of(reference)
+        late = self._backward_since_update
+        self._backward_since_update = False
+        if not self.enabled or torch.compiler.is_compiling() or k is None or self._updating != k:
             return
-        self._inside = False
+        self._updating = None
         weights = [weight for weight in self._of(k) if "weight" in weight.values]
         if not self._backward_seen:
-            self.late_update = True
+            self.late_update |= late
             for weight in weights:
                 weight.values = {}
             return
         self._stepped.add(k)
-        lengths = change_norms([weight.before for weight in weights], [weight.parameter.detach() for weight in weights])
+        lengths = change_norms([weight.before for weight in weights], [weight.numbers for weight in weights])
         for weight, moved in zip(weights, lengths, strict=True):
             weight.values["moved"] = moved
             if weight.gradient is not None:
@@ -416,15 +620,24 @@ class LayerMeter:
 
     @torch.no_grad()
     def collect(self) -> StepMeasurements:
-        """What this step has shown of every layer, in execution order; a new step begins."""
-        weights = []
-        for weight in self._weights:
-            if "weight" not in weight.values:
-                weight.values["weight"] = norm(weight.parameter.detach())
-            # Once an optimizer has stepped, a gradient that no optimizer saw is none of this step's.
-            if not self._stepped and weight.gradient is not None:
-                weight.values.setdefault("gradient", weight.gradient)
-            weights.append(WeightNumbers(tuple(weight.rows), weight.parameter.numel(), weight.values))
+        """What this step has shown of every layer, in execution order; a new step begins.
+
+        Where weights are spread over processes (``sharded``), all of them have to call this for the same steps.
+        """
+        try:
+            weights = []
+            for weight in self._weights:
+                if "weight" not in weight.values and weight.readable:
+                    weight.values["weight"] = norm(weight.numbers)
+                # Once an optimizer has stepped, a gradient that no optimizer saw is none of this step's.
+                if not self._stepped and weight.gradient is not None:
+                    weight.values.setdefault("gradient", weight.gradient)
+                weights.append(WeightNumbers(tuple(weight.rows), weight.parameter.numel(), weight.values))
+        finally:  # the others wait for this process, whatever has gone wrong in it
+            sum_over_processes([(weight.parameter, weight.values) for weight in self._weights])
+        for calls in self._calls:
+            if calls.newest is None and self.trained_in_evaluation and self._backward_seen:
+                calls.newest = calls.candidate
         reading = StepMeasurements([calls.chosen() for calls in self._calls], weights, self._ordered())
         self.discard()
         return reading
@@ -434,38 +647,25 @@ class LayerMeter:
         self._abandon()
         for calls in self._calls:
             calls.over = True
-        self._calls = [StepCalls() for _ in self.layers]
+        self._calls = [StepCalls() for _ in self.names]
         self._producers.clear()
-        self._inside = self._backward_seen = False
+        self._updating = None
+        self._backward_seen = False
         self._stepped.clear()
         for weight in self._weights:
-            weight.values, weight.gradient = {}, None
+            weight.values, weight.gradient, weight.on_arrival = {}, None, None
+        self._discover()
+        self._shadowed = False
         self._attach()
 
     def _ordered(self) -> list[int]:
         """Layers in the order of their first execution; those never run last."""
-        return [*self._executed, *(i for i in range(len(self.layers)) if i not in self._executed)]
+        return [*(i for i in self._executed if i in self._layer_of), *(i for i in self._layer_of if i not in self._executed)]
 
 
-class _Hook:
-    """A hook that copies and pickles as one that does nothing: a copy of the model is nobody's to measure."""
-
-    def __init__(self, function: Callable):
-        self._function = function
-
-    def __call__(self, *arguments: Any) -> None:
-        self._function(*arguments)
-
-    def __reduce__(self) -> tuple:
-        # Of the standard library, so that the pickle opens where this package is not installed.
-        return getattr, (contextlib.nullcontext(), "__exit__")
-
-
-class _Undo:
-    """A function as a removable handle."""
-
-    def __init__(self, remove: Callable):
-        self.remove = remove
+def _held(optimizer: torch.optim.Optimizer) -> set[int]:
+    """Ids of the optimizer's parameters."""
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
 def unscaled(length: Number, scale: Tensor | None) -> Number:

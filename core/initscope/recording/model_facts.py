@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from initscope.networks.inits import fans
 from initscope.recording.layers import Layer, is_normalization
 from initscope.recording.meter import LayerMeter
-from initscope.recording.tensors import is_dense, tensors_of
+from initscope.recording.tensors import is_dense, is_readable, tensors_of
 
 FIRST_STEPS = 8
 """Steps whose outputs are looked at for what the targets are like."""
@@ -73,8 +73,9 @@ def weight_facts(model: nn.Module, meter: LayerMeter) -> dict[str, Any]:
 
 
 def multiplying(layers: Sequence[Layer]) -> list[Layer]:
-    """The convolutions and linear layers whose weight is a parameter with units that sum over inputs."""
-    return [x for x in layers if x.family in ("conv", "linear") and x.key == "weight" and x.weight is not None]
+    """The convolutions and linear layers whose weight is a parameter with units that sum over inputs, and can be looked at."""
+    found = [x for x in layers if x.family in ("conv", "linear") and x.key == "weight" and x.weight is not None]
+    return [x for x in found if x.weight.numel() and is_readable(x.weight)]
 
 
 def scales(module: nn.Module) -> dict[str, float]:
@@ -149,6 +150,10 @@ def input_facts(x: Tensor) -> dict[str, float]:
 def first_step_facts(meter: LayerMeter, loss: Any) -> dict[str, Any]:
     """Which nonlinearity and normalization follow each layer, and the operations between the last layer and the loss."""
     facts: dict[str, Any] = {"activations": dict(meter.activations), "normalized": sorted(meter.normalized)}
+    if meter.trained_in_evaluation:
+        facts["trained_in_evaluation"] = True
+    if meter.shadow:
+        facts["shadow_pass"] = dict(meter.shadow)
     if isinstance(loss, Tensor) and loss.grad_fn is not None:
         facts["loss"] = loss_facts(loss)
     return facts
@@ -197,9 +202,10 @@ def _path_to_last_layer(loss: Tensor) -> list[Any]:
 def _shape(node: Any) -> tuple[int, ...]:
     """Shape of an autograd node's output; empty where torch does not tell (the attribute is not public)."""
     try:
-        return tuple(node._input_metadata[0].shape)
+        shape = tuple(node._input_metadata[0].shape)
     except (AttributeError, RuntimeError, IndexError):
         return ()
+    return shape if all(isinstance(size, int) for size in shape) else ()  # a nested tensor has sizes that are no numbers
 
 
 @torch.no_grad()

@@ -30,8 +30,8 @@ class WeightNumbers:
 
     def columns(self) -> dict[str, float]:
         weight, moved, gradient = (self.values.get(name) for name in ("weight", "moved", "gradient"))
-        columns = {"weight_norm": weight}
-        if moved is not None:
+        columns = {} if weight is None else {"weight_norm": weight}
+        if moved is not None and weight is not None:
             columns["update_ratio"] = ratio(moved, weight)
         if gradient is not None:
             columns |= {"grad_norm": gradient, "grad_rms": gradient / math.sqrt(max(1, self.size))}

@@ -63,7 +63,7 @@ ROUNDING = 1e-6
 """An accuracy this much beyond 1 is 1."""
 
 
-_SHARDED = ("FullyShardedDataParallel", "FSDPModule")
+_FLAT = "FullyShardedDataParallel"
 _WRITING = "writing rows"
 
 
@@ -193,6 +193,11 @@ class Recorder:
             self.run = self._new()
         self._inside = True
         if not self.recording:
+            if self.meter.sharded:
+                self.meter.follows_another = True
+                with self.guard("putting on its hooks"):
+                    self.meter.__enter__()
+                self.meter.enabled = self.next_step % self.every == 0
             return self
         self.writer = self.writer or RunWriter(self.run)
         open_recorders.opened(self)
@@ -249,6 +254,7 @@ class Recorder:
         """
         inside, self._inside = self._inside, False
         if not (inside and self.recording):
+            self.meter.__exit__()
             return
         open_recorders.closed(self)
         self.guard.strict = self.guard.strict and error is None
@@ -313,8 +319,7 @@ class Recorder:
         """
         self._must_be_inside("step")
         if not self.recording:
-            self.next_step += 1
-            return True
+            return self._add_parts()
         call = self._first("step")
         loss = self._given(call, "loss", loss, lambda value: arguments.as_number("loss", value))
         if accuracy is not None:
@@ -326,8 +331,10 @@ class Recorder:
         self, loss: Tensor | float | None, accuracy: Tensor | float | None, epoch: int, whole: Tensor | None = None, refuse: bool = False
     ) -> bool:
         """``step`` for arguments that have been looked at; ``loss`` None: this step had none, and its row says so."""
-        if not (self._inside and self.recording):
+        if not self._inside:
             return True
+        if not self.recording:
+            return self._add_parts()
         self.guard.step, self._epoch = self.next_step, epoch
         with self.guard("looking at the loss", refuse=refuse):
             if loss is not None:
@@ -348,6 +355,15 @@ class Recorder:
         if due:
             self._card.update(self)
         return self._goes_on(look=due)
+
+    def _add_parts(self) -> bool:
+        """A step in a process that records nothing: of weights that are spread over processes it adds its parts to the sums."""
+        with self.guard(MEASURING):
+            if self.meter.enabled and self.meter.sharded:
+                self.meter.collect()
+        self.next_step += 1
+        self.meter.enabled = self.next_step % self.every == 0
+        return True
 
     def validate(self, loss: Any = None, accuracy: Any = None, *, epoch: Any = None) -> None:
         """Write a row of ``epochs``: these results of a validation, and the means of the training losses and accuracies since the last row.
@@ -484,6 +500,11 @@ class Recorder:
         if not self._gradient_seen and self.meter.enabled and isinstance(loss, Tensor) and loss.grad_fn is not None and self.meter.misses_gradients():
             raise RecordingError(
                 "recorder.step(loss) was called before loss.backward(): no gradient has been computed; call it after optimizer.step()"
+            )
+        if self.meter.trained_in_evaluation:
+            self.guard.tell_once(
+                "the model is in evaluation mode (model.eval()) while it is trained: dropout is off and batch normalization keeps its statistics; "
+                "call model.train() before training unless that is meant"
             )
         if self.meter.late_update:
             self.guard.tell_once(
@@ -697,11 +718,10 @@ def _is_another_rank() -> bool:
 
 def _check_model(model: nn.Module, meter: LayerMeter, guard: Guard) -> None:
     """Raise for weights that have no values or cannot be trained; warn of optimizers that train another model."""
-    sharded = any(base.__name__ in _SHARDED for module in model.modules() for base in type(module).__mro__)
-    if sharded or any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+    if any(base.__name__ == _FLAT for module in model.modules() for base in type(module).__mro__):
         raise RecordingError(
-            "the model's parameters are spread over processes (FSDP or tensor parallel), so none holds a whole weight to measure; "
-            "record it under DistributedDataParallel or in one process"
+            "the model's parameters are spread over processes as flat pieces of several weights (FullyShardedDataParallel), in which no layer's "
+            "can be told; shard it with torch.distributed.fsdp.fully_shard, or record it under DistributedDataParallel"
         )
     empty = [layer.name for layer in meter.layers if layer.weight is not None and layer.weight.device.type == "meta"]
     if empty:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 _FUNCTIONS = {"ReluBackward0": "ReLU", "TanhBackward0": "Tanh", "SigmoidBackward0": "Sigmoid", "GeluBackward0": "GELU", "SiluBackward0": "SiLU"}
 """Nonlinearities called as functions, by the name of their autograd node."""
-_RESHAPING_OPERATIONS = re.compile("View|Pool|Dropout|Mul|Reshape|Squeeze|Permute|Transpose")
-"""Autograd nodes that may stand between a nonlinearity and the next layer."""
+_RESHAPING_OPERATIONS = re.compile("View|Pool|Dropout|Mul|Reshape|Squeeze|Permute|Transpose|Mean")
+"""Autograd nodes that may stand between a nonlinearity and the next layer. A mean: ``adaptive_avg_pool2d(x, 1)`` is one."""
+SEARCH_LIMIT = 1000
+"""Autograd nodes looked at for the layer that a tensor was computed from."""
 
 
 def output_of(module: nn.Module, output: Any) -> tuple[Tensor | None, int | None]:
@@ -50,8 +52,33 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 
 def is_dense(x: Tensor) -> bool:
     """Whether ``x`` holds plain real numbers that can be looked at."""
-    plain = type(x) in (Tensor, nn.Parameter) and not x.is_nested
-    return plain and x.is_floating_point() and x.layout == torch.strided and x.device.type != "meta"
+    return type(x) in (Tensor, nn.Parameter) and _is_plain(x) and x.is_floating_point()
+
+
+def is_readable(x: Tensor) -> bool:
+    """Whether the numbers of a parameter can be looked at: dense, real or complex, of two bytes or more, in this process.
+
+    Not so: float8 and quantized weights, whose tensors know few operations, and weights that are spread over processes.
+    """
+    return _is_plain(x) and (x.is_floating_point() or x.is_complex())
+
+
+def _is_plain(x: Tensor) -> bool:
+    # A subclass that computes by itself may know only some operations; one that does not is an ordinary tensor under another name.
+    own = type(x) in (Tensor, nn.Parameter) or type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return own and not x.is_nested and x.layout == torch.strided and x.device.type != "meta" and x.dtype.itemsize > 1
+
+
+def is_shared(x: Tensor) -> bool:
+    """Whether ``x`` is spread over several processes (``DTensor``)."""
+    return hasattr(x, "full_tensor")
+
+
+def local(x: Tensor) -> Tensor:
+    """``x`` without its graph; of a tensor that is spread over several processes this one's part."""
+    x = x.detach()
+    x = x.to_local() if is_shared(x) else x
+    return x if type(x) is Tensor or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__ else x.as_subclass(Tensor)
 
 
 def dense(gradient: Tensor) -> Tensor:
@@ -89,9 +116,13 @@ def function_before(x: Tensor) -> str | None:
     return None if node is None else _FUNCTIONS.get(node.name())
 
 
-def last_before(x: Tensor, numbers: Container[int]) -> int | None:
-    """Of the operations with these numbers the newest that ``x`` was computed from."""
-    waiting, seen = [], set()
+def last_before(x: Tensor, numbers: Container[int], shortcuts: Mapping[int, int | None]) -> int | None:
+    """Of the operations with these numbers the newest that ``x`` was computed from; None if none is near.
+
+    ``shortcuts``: for operations that were searched from before, what was found.
+    """
+    waiting: list[tuple[int, int, Any]] = []
+    seen: set[Any] = set()
 
     def wait_for(node: Any) -> None:
         if node is not None and node not in seen:
@@ -99,10 +130,15 @@ def last_before(x: Tensor, numbers: Container[int]) -> int | None:
             heapq.heappush(waiting, (-node._sequence_nr(), len(seen), node))
 
     wait_for(x.grad_fn)
-    while waiting:
-        number, _, node = heapq.heappop(waiting)
-        if -number in numbers:
-            return -number
+    while waiting and len(seen) < SEARCH_LIMIT:
+        negative, _, node = heapq.heappop(waiting)
+        if node is None or -negative in numbers:
+            return -negative
+        if -negative in shortcuts:
+            found = shortcuts[-negative]
+            if found is not None:
+                heapq.heappush(waiting, (-found, -1, None))
+            continue
         for child, _ in node.next_functions:
             wait_for(child)
     return None

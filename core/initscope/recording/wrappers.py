@@ -27,13 +27,27 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def as_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:
-    """One optimizer, several or none as a list, without the wrappers of training frameworks (their ``.optimizer`` does the work).
+    """One optimizer, several or none as a list; in place of a wrapper that torch cannot watch, the optimizer that it holds.
 
     Raises ConfigError for anything else.
     """
     given = [] if optimizer is None else list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
-    found = [getattr(one, "optimizer", one) for one in given]
-    for one in found:
-        if not isinstance(one, torch.optim.Optimizer):
-            raise ConfigError(f"optimizer must be a torch.optim.Optimizer, several in a list, or None, not {type(one).__name__}")
-    return found
+    return [_watchable(one) for one in given]
+
+
+def _watchable(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer itself, or the one inside of a wrapper: of training frameworks, or of differential privacy.
+
+    A wrapper that was initialized as an optimizer is watched itself: its step is the whole update.
+    """
+    seen, waiting = {id(optimizer)}, [optimizer]
+    for one in waiting:
+        if isinstance(one, torch.optim.Optimizer) and "_optimizer_step_pre_hooks" in vars(one):
+            return one
+        inside = [getattr(one, "optimizer", None), *getattr(one, "__dict__", {}).values()]
+        for found in inside:
+            holds = isinstance(found, torch.optim.Optimizer) or hasattr(found, "param_groups")
+            if holds and id(found) not in seen:
+                seen.add(id(found))
+                waiting.append(found)
+    raise ConfigError(f"optimizer must be a torch.optim.Optimizer, several in a list, or None, not {type(optimizer).__name__}")
