@@ -115,7 +115,7 @@ def test_a_mark_belongs_to_one_run_with_one_configuration(runs, tiny, monkeypatc
     monkeypatch.setenv(origin.STATE, str(tmp_path / "open"))
     (tmp_path / "open").mkdir()
     (tmp_path / "open" / origin.KEY).write_bytes(b"x" * 32)
-    with pytest.raises(RunFolderError, match="everybody on this machine may use installation.key"):
+    with pytest.raises(RunFolderError, match=r"everybody on this machine may use installation\.key"):
         origin.name()
 
 
@@ -123,7 +123,7 @@ def test_without_a_place_for_the_key_a_loop_is_recorded_and_a_launch_is_refused(
     (tmp_path / "file").touch()
     monkeypatch.setenv(origin.STATE, str(tmp_path / "file" / "state"))
     assert runs.create(tiny(), "running").state()["status"] in ("running", "crashed")
-    with pytest.raises(RunFolderError, match="cannot keep this installation's key in .*; name a folder of your own in INITSCOPE_STATE"):
+    with pytest.raises(RunFolderError, match=r"cannot keep this installation's key in .*; name a folder of your own in INITSCOPE_STATE"):
         launcher.submit(runs, [tiny()])
     assert len(runs.ids()) == 1
 

@@ -109,8 +109,13 @@ def only_one(root: Path) -> Iterator[int | None]:
     name()  # the folder is there, or says why not
     folder = state_folder() / "supervisors"
     try:
-        folder.mkdir(exist_ok=True)
-        handle = os.open(folder / f"{place(root)}.lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
+        if not folder.is_dir():
+            folder.mkdir(exist_ok=True)
+            folder.chmod(stat.S_IMODE(folder.parent.stat().st_mode))  # a group that shares the state shares this too, whatever the umask
+        path = folder / f"{place(root)}.lock"
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640))
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)  # enough to hold it, whoever made it
     except OSError as error:
         raise RunFolderError(f"cannot write into {folder}: {error.strerror or error}; name a folder of your own in {STATE}") from None
     try:
