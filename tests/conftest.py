@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +33,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # example cost 62 s of processor time on two threads and 6 s on one. A run whose config asks for threads still gets them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Queued runs carry the mark of whoever queued them: all processes of the tests are one installation, and not the developer's.
+    if "INITSCOPE_STATE" not in os.environ:
+        os.environ["INITSCOPE_STATE"] = tempfile.mkdtemp(prefix="initscope-state-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ["INITSCOPE_STATE"], ignore_errors=True))
     hypothesis.settings.register_profile("suite", deadline=None)  # nothing is judged by the clock: the machine is shared
     hypothesis.settings.load_profile("suite")
 

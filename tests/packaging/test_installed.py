@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
+import os
+import socket
+import subprocess
+import time
 import tomllib
+import urllib.request
 import zipfile
 
+import psutil
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from tests.browser.conftest import end_supervisors
 from tests.packaging.conftest import ROOT
 
 pytestmark = pytest.mark.timeout(900)
@@ -76,3 +84,32 @@ def test_what_it_declares_is_what_the_suite_runs_on():
 def test_nothing_speaks_of_the_old_names(word):
     spoken = [path for folder in ("core", "dashboard") for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".js", ".md")]
     assert [str(path) for path in [*spoken, ROOT / "README.md"] if word in path.read_text(encoding="utf-8")] == []
+
+
+def test_the_dashboard_is_served_from_the_project(environment, project, tmp_path):
+    """``initscope ui`` in somebody's folder, whose modules and settings are not taken: every protection is on."""
+    (project / ".streamlit").mkdir()
+    (project / ".streamlit" / "config.toml").write_text('[server]\naddress = "0.0.0.0"\nallowedHosts = []\n[client]\nshowErrorDetails = "full"\n')
+    (project / "server.py").write_text("raise RuntimeError('this is my own module, not to be imported')\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environ = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "INITSCOPE_RUNS")} | {"HOME": str(tmp_path)}
+    log = tmp_path / "log"
+    with open(log, "wb") as output:
+        server = subprocess.Popen([environment.bin / "initscope", "ui", "--port", str(port)], cwd=project, env=environ, stdout=output, stderr=output)
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and server.poll() is None:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as page:
+                assert "default-src 'self'" in page.headers["content-security-policy"]
+                break
+            time.sleep(0.3)
+        else:
+            raise AssertionError(log.read_text())
+        assert {c.laddr.ip for c in psutil.Process(server.pid).net_connections("tcp") if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+        assert log.read_text().startswith(f"InitScope: http://127.0.0.1:{port} shows the runs in {project / 'runs'} ")
+    finally:
+        server.terminate()
+        server.wait(60)
+        end_supervisors(project / "runs")

@@ -188,7 +188,12 @@ def test_what_answers_is_started_again_when_it_is_killed_and_writes_nothing(runs
 def test_one_long_question_keeps_no_other_waiting(runs):
     recorded(runs, "run-0", 20)
     query(runs, "SELECT 1")
-    long = threading.Thread(target=lambda: pytest.raises(QueryError, query, runs, "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range * b.range = 7", 8.0))
+
+    def ask_much() -> None:
+        with pytest.raises(QueryError):
+            query(runs, "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range * b.range = 7", 8.0)
+
+    long = threading.Thread(target=ask_much)
     long.start()
     time.sleep(0.5)
     began = time.monotonic()

@@ -46,6 +46,7 @@ def train_command(given: argparse.Namespace) -> dict[str, Any]:
 def resume_command(given: argparse.Namespace) -> dict[str, Any]:
     run = runs_of(given).get(given.run)
     launcher.check_resumable(run)
+    limits.check([run.config()], 0, run.path.parent)
     (run.path / "stop").unlink(missing_ok=True)
     return train_here(run)
 

@@ -37,11 +37,13 @@ def pin(config: RunConfig, stated: Collection[str] = ()) -> RunConfig:
 
 
 def check_unchanged(config: RunConfig) -> None:
-    """Raises ConfigError if a file that ``config`` is pinned to has changed or is gone."""
+    """Raises ConfigError if a file that ``config`` is pinned to has changed or is gone, or if it names one that it is not pinned to."""
     for role in ROLES:
         factory = parse(getattr(config, role))
+        if factory and not (digest := getattr(config, f"{role}_sha256")):
+            raise ConfigError(f"{role} names {factory} without the SHA-256 of the file ({role}_sha256), so whatever is in it would be run; start a new run with it")
         if factory:
-            read(factory, getattr(config, f"{role}_sha256"))
+            read(factory, digest)
 
 
 def _defaults(config: RunConfig, factory: Factory, takes: frozenset[str] | None, stated: Collection[str]) -> dict[str, Any]:

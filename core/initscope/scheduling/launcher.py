@@ -14,14 +14,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-from filelock import lock_descriptor
+from typing import IO
 
 from initscope.comparison.sweep import missing
 from initscope.config import factory
 from initscope.config.pinning import check_unchanged, pin
 from initscope.config.run_config import RunConfig
-from initscope.errors import ConfigError, RunFolderError, RunNotFound, RunStateError, one_line
+from initscope.errors import ConfigError, InitScopeError, RunFolderError, RunNotFound, RunStateError, one_line
 from initscope.installation import module_command
 from initscope.permission import require
 from initscope.resources import limits
@@ -30,7 +29,7 @@ from initscope.scheduling import engine as engines
 from initscope.scheduling import queue
 from initscope.scheduling.queue import LOCK, QUEUE, queued
 from initscope.schema import LIVE, Status
-from initscope.store import Run, Runs, claimed, process_alive
+from initscope.store import Run, Runs, claimed, origin, process_alive
 from initscope.store.run import CLAIM_SECONDS
 from initscope.store.writer import set_status
 
@@ -59,9 +58,22 @@ def submit(runs: Runs, configs: Sequence[RunConfig], engine: str = "", first: bo
     pinned = [pin(config) for config in configs]
     _refuse_links(runs)
     limits.check(pinned, len(queued(runs)), runs.root)
-    made = [runs.create(config) for config in pinned]
-    queue.choose(runs, engine, address)
-    queue.enqueue(runs, made, first)
+    origin.name()  # a run without the mark of this installation would never begin
+    queue.check_writable(runs)
+    made: list[Run] = []
+    try:
+        for config in pinned:
+            made.append(runs.create(config))
+        queue.choose(runs, engine, address)
+        queue.enqueue(runs, made, first)
+    except BaseException as error:
+        for run in made:  # all or none: half a sweep in the list would wait for ever
+            queue.unmark(runs, run.id)
+            with contextlib.suppress(InitScopeError, OSError):
+                run.discard()
+        if isinstance(error, OSError):
+            raise queue.cannot_queue(runs, error) from None
+        raise
     ensure_supervisor(runs)
     return made
 
@@ -76,13 +88,20 @@ def resume(runs: Runs, run: Run) -> None:
     """Queue an ended run again; it goes on from its checkpoint. Raises RunStateError if it has finished or is live."""
     check_resumable(run)
     _refuse_links(runs)
-    with factory.trusted():
+    with factory.trusted():  # ``check_resumable`` has asked where its files may be
         limits.check([run.config()], len(queued(runs)), runs.root)
+    queue.check_writable(runs)
     with claimed(run, wait=CLAIM_SECONDS):
         check_resumable(run)  # somebody else may have resumed it meanwhile
         (run.path / "stop").unlink(missing_ok=True)
-        set_status(run, status=str(Status.QUEUED), outcome=None, phase=None, error=None, ended=None, lost_at=None, in_vain=0)
-        queue.enqueue(runs, [run])
+        before = run.json_file("status.json")
+        ours = {origin.MARK: origin.mark(run.id, run.json_file("config.json")["config"])}
+        set_status(run, status=str(Status.QUEUED), outcome=None, phase=None, error=None, ended=None, lost_at=None, in_vain=0, **ours)
+        try:
+            queue.enqueue(runs, [run])
+        except OSError as error:
+            set_status(run, **before)
+            raise queue.cannot_queue(runs, error) from None
     ensure_supervisor(runs)
 
 
@@ -97,8 +116,26 @@ def check_resumable(run: Run) -> None:
         raise RunStateError(f"run {run.id} has finished; there is nothing to resume. Launch a new run with more epochs")
     if status in LIVE:
         raise RunStateError(f"run {run.id} is {status} already; there is nothing to resume")
-    with factory.trusted():  # a saved run's files were taken when it was made
-        check_unchanged(run.config())
+    check_own_code(run)
+
+
+def check_own_code(run: Run) -> None:
+    """Raises ConfigError if the run names code of somebody's own that is not to be run here: without a digest or changed since, or named
+    by a folder that this installation did not make and that nobody has vouched for."""
+    with factory.trusted():  # whose files they may be is asked below
+        config = run.config()
+        check_unchanged(config)
+    named = [value for role in factory.ROLES if factory.parse(value := getattr(config, role))]
+    if not named or origin.made_here(run.id, run.json_file("config.json")["config"], run.json_file("status.json")):
+        return
+    offered = factory.offered_folder()
+    for value in named:
+        there = factory.parse(value)
+        if there is None or offered is None or there.path.resolve().parent != offered:
+            raise ConfigError(
+                f"run {run.id} was not made by this installation, and it names code to be run: {one_line(value)}. Read that file; if you trust it, "
+                f"start a new run: initscope train --config {one_line(str(run.path / 'config.json'))}"
+            )
 
 
 def stop(runs: Runs, run: Run) -> None:
@@ -126,7 +163,7 @@ def state(runs: Runs) -> engines.State:
 
 def ensure_served(runs: Runs) -> None:
     """Start a supervisor if runs wait, or were lost with one, and none is there: it was killed, or the machine has been started anew."""
-    if queued(runs) or queue.abandoned(runs):
+    if queue.own_waiting(runs) or queue.abandoned(runs):
         ensure_supervisor(runs)
 
 
@@ -154,10 +191,7 @@ def ensure_supervisor(runs: Runs) -> None:
         if not ours:
             return
     root = runs.root.resolve()
-    with contextlib.suppress(OSError):
-        if os.path.getsize(root / LOG) > LOG_BYTES:
-            os.replace(root / LOG, root / f"{LOG}.1")
-    with open(root / LOG, "ab") as output:
+    with _log(root) as output:
         process = subprocess.Popen(
             module_command("initscope.scheduling.launcher", root),
             stdin=subprocess.DEVNULL,
@@ -168,6 +202,18 @@ def ensure_supervisor(runs: Runs) -> None:
     _begun[runs.root] = process.pid, time.monotonic()
     # Somebody must take note of its end, or it stays in the process table as a zombie of ours.
     threading.Thread(target=process.wait, name="supervisor's end", daemon=True).start()
+
+
+def _log(root: Path) -> IO[bytes]:
+    """The supervisor's log; another user's may be closed to us, then it is one of our own."""
+    log = root / LOG
+    with contextlib.suppress(OSError):
+        if os.path.getsize(log) > LOG_BYTES:
+            os.replace(log, root / f"{LOG}.1")
+    try:
+        return open(log, "ab")
+    except PermissionError:
+        return open(origin.state_folder() / "supervisors" / f"{origin.place(root)}.log", "ab")
 
 
 def _refuse_links(runs: Runs) -> None:
@@ -181,14 +227,14 @@ def _refuse_links(runs: Runs) -> None:
 
 @contextlib.contextmanager
 def _lock(root: Path) -> Iterator[bool]:
-    """Whether the supervisor's lock could be taken; held until the block ends."""
+    """Whether no supervisor of this installation is there, serving or waiting for another's to leave; held until the block ends."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        file = open(root / LOCK, "a")  # noqa: SIM115 (closed below)
+        os.close(queue.open_lock(root))
     except OSError as error:
         raise RunFolderError(f"cannot write into the folder of runs: {error.strerror or error}; free space, or check who may write there") from None
-    with file:
-        yield lock_descriptor(file.fileno(), blocking=False)
+    with origin.only_one(root) as handle:
+        yield handle is not None
 
 
 if __name__ == "__main__":

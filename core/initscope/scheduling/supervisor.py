@@ -7,6 +7,7 @@ process along (a Ray cluster that loses its head) is served from a child, which 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -16,19 +17,21 @@ import traceback
 from collections.abc import Mapping
 from enum import IntEnum
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from filelock import lock_descriptor
 
 from initscope.config import factory
-from initscope.errors import EngineTrouble, InitScopeError, RunStateError
+from initscope.config.pinning import check_unchanged
+from initscope.errors import EngineTrouble, InitScopeError, RunFolderError, RunStateError
 from initscope.resources import limits
+from initscope.resources.memory import size
 from initscope.scheduling import engine as engines
 from initscope.scheduling import queue
 from initscope.scheduling.engine import Engine
 from initscope.scheduling.engines import local
 from initscope.schema import Status
-from initscope.store import Run, RunInfo, Runs, claimed, own_process
+from initscope.store import Run, RunInfo, Runs, claimed, origin, own_process
 from initscope.store.files import alive
 from initscope.store.writer import set_status
 
@@ -40,6 +43,12 @@ IDLE_POLL_SECONDS = 0.05
 LOOKS = 3
 TROUBLE_SECONDS = 2.0
 """Pause after the disk or the engine refused something."""
+DISK_SECONDS = 10.0
+TURN_SECONDS = 60.0
+"""So long one user's runs are begun while another's wait."""
+WAIT_SECONDS = 1.0
+"""How often a supervisor looks whether another user's has left."""
+NOT_OURS = "the supervisor of whoever queued it; if the folder came from elsewhere there is none: stop the run and resume it"
 LEFT_SECONDS = 60
 """A run folder that is not complete after so long never will be."""
 
@@ -50,6 +59,8 @@ class End(IntEnum):
     IDLE = 0
     TROUBLE = 3
     ANOTHER_ENGINE = 4
+    TURN = 5
+    """Another installation's runs wait."""
 
 
 class Supervisor:
@@ -66,6 +77,10 @@ class Supervisor:
         """Runs whose process is over, and how; until what is to be written about it has been."""
         self._told: dict[str, Any] = {}
         self._obstacles: dict[str, str] = {}
+        self._whose: dict[str, bool] = {}
+        """By marker: whether this installation queued the run."""
+        self._began = time.monotonic()
+        self._measured, self._used = -math.inf, 0
 
     def serve(self) -> End:
         """Work until idle for ``IDLE_SECONDS``, or until somebody wants another engine and nothing trains here any more. Raises EngineTrouble."""
@@ -76,7 +91,7 @@ class Supervisor:
             self._look_after()
             changed = queue.chosen(self.runs) != (self.engine.name, self.engine.address)
             try:
-                waiting = len(queue.queued(self.runs)) if changed else self._start_what_fits()
+                waiting = len(self._own_queue()) if changed else self._start_what_fits()
                 self._tell()
             except EngineTrouble:
                 raise
@@ -86,6 +101,8 @@ class Supervisor:
                 time.sleep(TROUBLE_SECONDS)
             if changed and waiting and not (self._busy() or self.lost):
                 return End.ANOTHER_ENGINE
+            if not (self.carried or self.lost) and (not waiting or self._turn_is_over()) and queue.others_ask(self.runs):
+                return End.TURN
             busy = bool(self.carried or self.adopted or self.lost or waiting)
             if busy:
                 last_busy = time.monotonic()
@@ -99,7 +116,8 @@ class Supervisor:
         marked = set(queue.queued(self.runs))
         for info in reversed(self.runs.own()):
             if info.status == Status.QUEUED and info.run not in marked:
-                queue.enqueue(self.runs, [self.runs.get(info.run)])
+                if origin.made_here(info.run, info.config, info.state):
+                    queue.enqueue(self.runs, [self.runs.get(info.run)])
             else:
                 self._take_on(info)
         self._record_deaths()
@@ -113,8 +131,8 @@ class Supervisor:
             self.lost[info.run] = "its process is gone"
 
     def _start_what_fits(self) -> int:
-        """Start waiting runs in order while there is room; returns how many still wait."""
-        for run_id in queue.queued(self.runs):
+        """Start waiting runs of this installation in order while there is room; returns how many of them still wait."""
+        for run_id in () if self._turn_is_over() else self._own_queue():
             run = Run(self.runs.root / run_id)
             info = run.info()
             if info.status != Status.QUEUED:
@@ -126,16 +144,72 @@ class Supervisor:
                 with contextlib.suppress(InitScopeError, OSError), claimed(run):
                     queue.end_queued(self.runs, run)
                 continue
-            if obstacle := self.engine.unmet_requirement(info.config):
+            if obstacle := self.engine.unmet_requirement(info.config) or self._disk_is_full():
                 self._note(run, obstacle)
                 continue
             if not self._fits(info.config):
                 break
+            if refusal := self._refusal(run):
+                self._refuse(run, refusal)
+                continue
             self.engine.start(run)
             self.carried[run_id] = info.config
             self._tell()  # before the mark goes: a run that neither waits nor is told of would be missed by nobody
             queue.unmark(self.runs, run_id)
-        return len(queue.queued(self.runs))
+        return len(self._own_queue())
+
+    def _turn_is_over(self) -> bool:
+        """Whether another installation's supervisor asks for this folder, and ours has had it long enough."""
+        return time.monotonic() - self._began > TURN_SECONDS and queue.others_ask(self.runs)
+
+    def _own_queue(self) -> list[str]:
+        """Ids of the runs that wait and that this installation queued. The others stay where they are: they are another user's, whose own
+        supervisor starts them, or came in a folder from elsewhere."""
+        marked = queue.marks(self.runs)
+        self._whose = {name: ours for name, ours in self._whose.items() if name in marked}
+        for name in marked:
+            if name not in self._whose:
+                run = Run(self.runs.root / name.partition("~")[2])
+                self._whose[name] = self._is_ours(run)
+                if not self._whose[name]:
+                    self._note(run, NOT_OURS)
+        return [name.partition("~")[2] for name in marked if self._whose[name]]
+
+    def _is_ours(self, run: Run) -> bool:
+        """Whether this installation queued the run. One that cannot be read, or has ended, is looked at as ours are."""
+        try:
+            state = run.json_file("status.json")
+        except RunFolderError:
+            return True
+        return state.get("status") != Status.QUEUED or origin.named_here(state)
+
+    def _refusal(self, run: Run) -> str:
+        """Why a run may not begin: looked at in its folder now, for much may have changed there since it was queued. Empty if it may."""
+        try:
+            values = run.json_file("config.json").get("config")
+            if not isinstance(values, Mapping) or not origin.made_here(run.id, values, run.json_file("status.json")):
+                return "config.json has changed since this run was queued; start a new run with it"
+            config = run.config()
+            check_unchanged(config)
+            limits.check_one(config, limits.limits())
+        except InitScopeError as error:
+            return str(error)
+        return ""
+
+    def _refuse(self, run: Run, reason: str) -> None:
+        """Write down that a run was not begun, and why."""
+        with contextlib.suppress(InitScopeError, OSError), claimed(run):
+            if run.state()["status"] == Status.QUEUED:
+                set_status(run, status=str(Status.FAILED), outcome="undecided", phase=None, error=reason, ended=time.time())
+                complain(f"{run.id} was not begun: {reason}")
+                queue.unmark(self.runs, run.id)
+
+    def _disk_is_full(self) -> str:
+        """What runs wait for if they take all that they may; looked at seldom, for it is a walk through all folders."""
+        quota = limits.limits().disk_quota
+        if quota is not None and time.monotonic() - self._measured > DISK_SECONDS:
+            self._measured, self._used = time.monotonic(), limits.usage(self.runs.root)
+        return f"space: runs take {size(self._used)} of the {size(quota)} that INITSCOPE_DISK_QUOTA allows" if quota is not None and self._used >= quota else ""
 
     def _fits(self, config: Mapping[str, Any]) -> bool:
         busy = self._busy()
@@ -243,28 +317,51 @@ def complain(error: BaseException | str) -> None:
 
 
 def main(root: str) -> int:
-    """Supervise ``root`` until idle; returns at once if another supervisor is there."""
+    """Supervise ``root`` until idle. Returns at once if a supervisor of this installation is there; another's is waited for while
+    runs of ours wait."""
     runs = Runs(root)
     while True:
-        with open(runs.root / queue.LOCK, "a") as file:
-            if not _locked(file):
-                return 0
-            local.inherited[:] = [file.fileno()]
-            with factory.trusted():  # whoever made the runs has answered for their files
-                while (end := _serve(runs)) is not End.IDLE:
-                    time.sleep(TROUBLE_SECONDS if end is End.TROUBLE else 0)
-        # A run queued between the last look and the lock's release would wait for ever: look once more.
-        if not runs.root.exists() or not queue.queued(runs):
+        if not _supervise(runs):
+            return 0
+        # A run queued between the last look and the locks' release would wait for ever: look once more.
+        if not runs.root.exists() or not queue.own_waiting(runs):
             return 0
 
 
-def _locked(file: IO[str]) -> bool:
-    """Whether the folder is ours to supervise. Whoever only looks whether somebody does holds the lock for a moment: that is waited for."""
-    for _ in range(LOOKS):
-        if lock_descriptor(file.fileno(), blocking=False):
-            return True
+def _supervise(runs: Runs) -> bool:
+    """Serve the folder until idle; whether there was nobody else of this installation to do so."""
+    for _ in range(LOOKS):  # whoever only looks whether somebody is there holds the lock for a moment
+        with origin.only_one(runs.root) as mine:
+            if mine is not None:
+                while runs.root.exists():
+                    if (handle := _locked(runs.root)) is not None:
+                        try:
+                            local.inherited[:] = [mine, handle]
+                            with factory.trusted():  # each run's files are looked at before it begins
+                                while (end := _serve(runs)) not in (End.IDLE, End.TURN):
+                                    time.sleep(TROUBLE_SECONDS if end is End.TROUBLE else 0)
+                        finally:
+                            os.close(handle)
+                        if end is not End.TURN:
+                            return True
+                        time.sleep(queue.ASKED_SECONDS)  # let go of, so that whoever asked can take it
+                        continue
+                    if not queue.own_waiting(runs):
+                        return True
+                    queue.ask_for_a_turn(runs)
+                    time.sleep(WAIT_SECONDS)
+                return True
         time.sleep(IDLE_POLL_SECONDS)
     return False
+
+
+def _locked(root: Path) -> int | None:
+    """A handle of the folder's lock, held; None if somebody else holds it."""
+    handle = queue.open_lock(root)
+    if lock_descriptor(handle, blocking=False):
+        return handle
+    os.close(handle)
+    return None
 
 
 def _serve(runs: Runs) -> End:
@@ -279,7 +376,7 @@ def _serve(runs: Runs) -> End:
         _serve_and_exit(Supervisor(runs, engines.engine(name, address), process))
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
-    if code in (End.IDLE, End.TROUBLE, End.ANOTHER_ENGINE):
+    if code in tuple(End):
         return End(code) if code != End.TROUBLE or runs.root.exists() else End.IDLE
     how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"status {code}"
     complain(f"engine {name} ended with {how}; starting it again")

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -22,6 +23,7 @@ from initscope.errors import ConfigError, RunFolderError, RunNotFound, RunStateE
 from initscope.installation import checkout
 from initscope.permission import require
 from initscope.schema import Status
+from initscope.store import origin
 from initscope.store.bucket.folder import folder_of, refresh, store_of
 from initscope.store.bucket.remote import remote_url
 from initscope.store.files import environment, own_process, process_alive, write_json
@@ -84,6 +86,8 @@ class Runs:
             (temporary / "parts").mkdir(parents=True)
             write_json(temporary / "config.json", {"config": values, **environment()})
             now = time.time()
+            with suppress(RunFolderError):  # without a home folder a loop is recorded all the same; what is queued says so
+                extra = {origin.MARK: origin.mark(run_id, values), **extra}
             first = {"status": str(status), "outcome": None, "step": 0, "total_steps": None, "heartbeat": now, "created": now}
             write_json(temporary / "status.json", {**first, "error": None, **extra})
             (temporary / "log.txt").touch()

@@ -83,17 +83,18 @@ def overwrite_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _encoded(value: Mapping[str, Any]) -> bytes:
-    text = json.dumps(_jsonable(value), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace")  # a lone surrogate as JSON's own escape
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """A value as it is after it was written as JSON and read again."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
+        return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     return value
 
 

@@ -30,7 +30,7 @@ from initscope.errors import InitScopeError, QueryError, RunFolderError
 from initscope.store import Runs
 from initscope.store.files import number
 from initscope.store.parts import holds_through, parts
-from initscope.store.query import STATE, MEMORY, MOVED, READY, RUNS, TOO_LARGE, VIEWS, Answer, described, too_slow
+from initscope.store.query import MEMORY, MOVED, READY, RUNS, STATE, TOO_LARGE, VIEWS, Answer, described, too_slow
 from initscope.store.run import RunInfo
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def serve(channel: socket.socket) -> None:
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     while True:
-        for number, _ in poll.poll(LOOK_MILLISECONDS if children else None):
-            if number in children:  # registered for nothing: only the end of a line wakes us
-                os.kill(children[number][0], signal.SIGKILL)
+        for handle, _ in poll.poll(LOOK_MILLISECONDS if children else None):
+            if handle in children:  # registered for nothing: only the end of a line wakes us
+                os.kill(children[handle][0], signal.SIGKILL)
                 continue
             data, numbers, _, _ = socket.recv_fds(channel, 1, 1)
             if not data:
@@ -75,13 +75,13 @@ def serve(channel: socket.socket) -> None:
                     os._exit(1)  # no thread of DuckDB's is waited for
             children[line.fileno()] = pid, line
             poll.register(line, 0)
-        for number, (pid, line) in list(children.items()):
+        for handle, (pid, line) in list(children.items()):
             if os.waitpid(pid, os.WNOHANG)[0]:
                 poll.unregister(line)
                 with contextlib.suppress(OSError):  # whoever waits is told by this, if the process did not live to
                     line.shutdown(socket.SHUT_RDWR)
                 line.close()
-                del children[number]
+                del children[handle]
 
 
 def answer(line: socket.socket) -> None:

@@ -241,6 +241,15 @@ class Run:
         if store:
             store.remove(self.id)
 
+    def discard(self) -> None:
+        """Remove a run that was made a moment ago and could not be queued. Only for whoever made it."""
+        with self._writing("remove"):
+            os.rename(self.path, grave := self.path.with_name(f".deleted-{self.id}-{secrets.token_hex(3)}"))
+            shutil.rmtree(grave)
+        if store := folder.store_of(self.path.parent):
+            store.forget(self.id)
+            store.remove(self.id)
+
     # -- what it measured
 
     def read(self, table: str, columns: Sequence[str] | None = None) -> pa.Table:
