@@ -102,6 +102,8 @@ class LayerMeter:
         """Whether an optimizer stepped between a ``collect`` and the next backward pass: too late to be measured."""
         self.on_forward: Callable[[tuple, dict, Any], None] | None = None
         """Called with (inputs, keyword inputs, output) after every training pass of the whole model."""
+        self.on_pass: Callable[[tuple, dict, Any], None] | None = None
+        """The same, for ``inspection``."""
         self.fault: Callable[[str, Exception], None] = raise_fault
         """Called with what a hook was doing and what it raised, which never goes on into the training."""
         self.loss_scale = LossScale()
@@ -233,8 +235,8 @@ class LayerMeter:
     def _after_module(self, module: nn.Module, inputs: Any, kwargs: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or not self.enabled:
             return
-        if module is self.outer and self.on_forward is not None and self._watching():
-            self.on_forward(inputs, kwargs, output)
+        if module is self.outer and (self.on_forward is not None or self.on_pass is not None) and self._watching():
+            self._tell(inputs, kwargs, output)
         roles = self._roles.get(module)
         if roles is not None and self._watching():
             for role in roles:
@@ -242,8 +244,13 @@ class LayerMeter:
 
     @guarded(MEASURING)
     def _after_outer(self, module: nn.Module, inputs: Any, kwargs: Any, output: Any) -> None:
-        if self.on_forward is not None and not torch.compiler.is_compiling() and self._watching():
-            self.on_forward(inputs, kwargs, output)
+        if not torch.compiler.is_compiling() and self._watching():
+            self._tell(inputs, kwargs, output)
+
+    def _tell(self, inputs: tuple, kwargs: dict, output: Any) -> None:
+        for listener in (self.on_forward, self.on_pass):
+            if listener is not None:
+                listener(inputs, kwargs, output)
 
     def _after_layer(self, i: int, module: nn.Module, inputs: Any, output: Any) -> None:
         output, samples = output_of(module, output)
