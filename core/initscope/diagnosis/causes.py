@@ -187,7 +187,8 @@ def lr_too_high(e: Evidence) -> Case:
     large_and_shown = large and (e.loss_diverges or (lost and c.spiked) or (damage and e.failing))
     broken = c.stuck and (c.spiked or e.updates_stay_large or (lost and e.signals.total_relative_update >= MOVED))
     explained = e.start_at_fault or e.has("input_out_of_range", *MISUSES) or (e.signal_lost_at_init and not e.loss_diverges)
-    possible = (large_and_shown or broken) and not (c.well or e.succeeded or explained)
+    dropped = e.has("dropout_high") and not large  # what is left of the units is scaled up, and the loss jumps by that
+    possible = (large_and_shown or broken) and not (c.well or e.succeeded or explained or dropped)
     return Case(possible, [(2, possible), (2, large), (2, e.loss_diverges or e.updates_stay_large), (1, damage), (1, not e.at_first("signal_collapse"))])
 
 

@@ -127,23 +127,20 @@ def first_nonfinite(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if found is None:
         return None
     step, where = int(found["step"]), tuple(found.get("where") or ())
-    text = f"At step {step} {_what(found, where)} the first number that is {'NaN' if found.get('nan') else 'infinite'}{_before(found)}."
+    kind = "NaN" if found.get("nan") else "an infinite number"
+    text = f"At step {step} {kind} appears first in {_place(found, where)}{_before(found)}."
     return Finding("first_nonfinite", where, None, None, "IEEE 754", text, step, step == start_of(v))
 
 
-def _what(found: Mapping[str, Any], where: tuple[str, ...]) -> str:
+def _place(found: Mapping[str, Any], where: tuple[str, ...]) -> str:
     what, names = found["what"], ", ".join(where[:3]) + (", ..." if len(where) > 3 else "")
     if what == "input":
-        return "the batch of inputs holds"
+        return "the inputs"
     if what == "loss":
-        return "the loss is"
-    if what == "output":
-        return f"the output of {names} is"
-    if what == "weight":
-        return f"the weight of {names} holds, before its update,"
-    if what == "gradient":
-        return f"the gradient of {names} holds"
-    return f"the update of {names or 'the weights'} makes"
+        return "the loss"
+    if what == "update":
+        return f"{names or 'the weights'} as the optimizer's step left it"
+    return f"the {what} of {names}" + (", before its update" if what == "weight" else "")
 
 
 def _before(found: Mapping[str, Any]) -> str:
