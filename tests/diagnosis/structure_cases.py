@@ -237,9 +237,19 @@ def averages_without_momentum(runs: Path) -> Run:
     return record(runs, normalized(0.0), form=lambda image: 20 * image + 5, epoch=30)
 
 
-@case("batchnorm_statistics", "data_order")
-def batches_of_one_class(runs: Path) -> Run:
-    """Each batch holds two classes, its statistics are theirs, and nobody else's."""
+@case("batchnorm_statistics")
+def averages_over_all_batches(runs: Path) -> Run:
+    """momentum=None averages over all batches ever seen, and the weights have moved far since the first."""
+    model = normalized()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    return record(runs, model, torch.optim.Adam(model.parameters(), 0.05), epoch=40, steps=120)
+
+
+@case("healthy")
+def batches_of_two_classes(runs: Path) -> Run:
+    """Each batch holds two classes, and still the averages serve."""
     y = digits()[1]
     pairs = [torch.nonzero((y == k) | (y == (k + 1) % 10)).flatten() for k in range(10)]
     return record(runs, normalized(0.5), order=lambda i: pairs[i % 10][torch.randint(len(pairs[i % 10]), (32,))], epoch=40, steps=160)
@@ -329,20 +339,14 @@ def half_precision_epsilon(runs: Path) -> Run:
 
 
 @case("numeric_fault")
-def standard_deviation_of_equal_numbers(runs: Path) -> Run:
-    """The slope of a standard deviation is not defined where all numbers are equal, as in an image's empty corner."""
+def distances_to_oneself(runs: Path) -> Run:
+    """All pairwise distances as a penalty: a sample's distance to itself is the root of zero, whose slope is infinite."""
 
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.head = nn.Linear(64, 64), nn.Linear(64, 10)
+    def loss_fn(outputs: Tensor, y: Tensor) -> Tensor:
+        distances = (outputs[:, None] - outputs[None]).square().sum(2).sqrt()
+        return F.cross_entropy(outputs, y) - 1e-3 * distances.mean()
 
-        def forward(self, x: Tensor) -> Tensor:
-            h = torch.relu(self.first(x.flatten(1)) - 0.4).reshape(-1, 16, 4)
-            deviation = (h - h.mean(2, keepdim=True)).square().mean(2, keepdim=True).sqrt()
-            return self.head((h / (deviation + 1e-3)).flatten(1))
-
-    return record(runs, Net())
+    return record(runs, mlp((64, 64, 10)), loss_fn=loss_fn)
 
 
 @case("numeric_fault")

@@ -64,7 +64,7 @@ class Inspection:
         if self._clearing is not None:
             self._look_at_clearing()
         if self._nonfinite is not None:
-            value = float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
+            value = 0.0 if loss is None else float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
             found = self._nonfinite.look(step, value, reading, self.meter.names, arguments)
             if found:
                 self._note({"nonfinite_origin": found})
