@@ -29,12 +29,13 @@ from initscope.diagnosis.causes import MISUSES, VERY_LOUD
 from initscope.diagnosis.curve import Curve, read_curve
 from initscope.diagnosis.finding import Finding, percent, plural, sig3
 from initscope.diagnosis.findings import find
+from initscope.diagnosis.rules_structure import averages_lag
 from initscope.diagnosis.run_signals import RunSignals, read_signals
 from initscope.diagnosis.thresholds import DEFAULT, Thresholds
 from initscope.errors import ConfigError
 from initscope.networks.outputs import training_loss
 from initscope.recording.recorder import Recorder
-from initscope.recording.shadow import averaging, mapped
+from initscope.recording.shadow import mapped
 from initscope.recording.tensors import tensors_of
 from initscope.recording.wrappers import as_optimizers, unwrapped
 
@@ -52,8 +53,6 @@ REACHED_AFTER = 3
 """Real optimizer steps after which a gradient must have come: zero-initialized branches wake up one after the other."""
 OTHER_RATES = (1e-3, 1e-4)
 """Adam's learning rates that are tried where the given optimizer does not learn the batch."""
-CAUGHT_UP = 3.0
-"""Momentum times steps from which a running average stands for the batch (95 %)."""
 HARD = ("weights_frozen", "layers_unregistered", "layers_not_optimized", "samples_mixed", "identical_units", "first_nonfinite", "loss_nonfinite", "dropout_high", *MISUSES)
 """Findings that are wrong whatever the loss does."""
 SOFT = ("input_out_of_range", "signal_collapse", "signal_explosion", "vanishing_gradient", "dead_units", "saturated_units", "initial_loss_off", "modes_disagree")
@@ -191,8 +190,6 @@ class _Seen:
     signals: RunSignals
     curve: Curve
     findings: list[Finding]
-    momentum: float | None
-    """The smallest momentum of a running average; None if there is none."""
 
     @property
     def first(self) -> float:
@@ -259,8 +256,7 @@ class _Trial:
             run = recorder.run
             signals = read_signals(run.read("steps"), run.read("epochs"), run.read("layers"), {**recorder.writer.state}, {})
         curve = read_curve(signals, thresholds)
-        averages = [module.momentum for module in averaging(model) if module.momentum is not None]
-        return _Seen(signals, curve, find(signals, curve, thresholds), min(averages, default=None))
+        return _Seen(signals, curve, find(signals, curve, thresholds))
 
 
 def _sorted(seen: _Seen) -> tuple[list[Finding], list[Finding]]:
@@ -278,7 +274,7 @@ def _sorted(seen: _Seen) -> tuple[list[Finding], list[Finding]]:
 
 def _matters(finding: Finding, seen: _Seen) -> bool:
     if finding.id == "modes_disagree":
-        return seen.momentum is not None and seen.momentum * seen.curve.count >= CAUGHT_UP
+        return not averages_lag(seen.signals)
     if finding.id == "initial_loss_off" and (finding.value or 0.0) > VERY_LOUD:
         return True
     if finding.id == "input_out_of_range" and (finding.source == "IEEE 754"):

@@ -15,7 +15,7 @@ from initscope.diagnosis.curve import Curve
 from initscope.diagnosis.evidence import MOVED, Evidence
 from initscope.diagnosis.finding import Finding
 from initscope.diagnosis.rules_run import last_scores
-from initscope.diagnosis.rules_structure import apart
+from initscope.diagnosis.rules_structure import agreement_lately, averages_lag
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
 from initscope.outcome import MIN_STEPS
@@ -48,6 +48,8 @@ STRONGLY_MIXED = 0.1
 """Of a run that learns something, samples that touch each other this much are blamed; less may be meant (a minibatch's statistics)."""
 MOSTLY_UNHELD = 0.5
 """A network of which half cannot be trained is broken however well the rest does."""
+MOSTLY_OTHER = 0.5
+"""Evaluation mode that gives fewer samples than this the same answer is at fault, also where nothing was validated."""
 LONG_ENOUGH = 100
 """Steps after which a plateau alone, without a validation at chance, may be the labels' fault."""
 CREEPING = 0.03
@@ -127,11 +129,13 @@ def numeric_fault(e: Evidence) -> Case:
 
 def batchnorm_statistics(e: Evidence) -> Case:
     """Training works and evaluation does not, because running averages do not stand for the batches."""
-    gaps = e.signals.facts.get("mode_gap") or ()
     worse = e.has("train_validation_gap") or e.validation_at_chance or e.never_generalized
     scores = last_scores(e.signals)
-    lasting = len(gaps) > 1 and all(apart(gap) and (gap.get("agreement") or 1.0) < 0.5 for gap in gaps[-2:]) and e.curve.steps >= MIN_STEPS
-    possible = e.has("modes_disagree") and e.curve.learning and (worse or (scores is None and lasting)) and not e.structure_at_fault
+    lag = averages_lag(e.signals)
+    lasting = (agreement_lately(e.signals) or 1.0) < MOSTLY_OTHER and e.curve.steps >= MIN_STEPS
+    catching_up = not lag and scores is not None and scores.last_loss < 0.9 * scores.earlier_loss
+    trouble = (worse and not catching_up) or (scores is None and lasting and lag)
+    possible = e.has("modes_disagree") and e.curve.learning and trouble and not e.structure_at_fault
     return Case(possible, [(4, possible), (1, worse), (1, e.curve.learned)])
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from initscope.config.run_config import OPTIONS
 from initscope.diagnosis.finding import Finding, sig3
+from initscope.diagnosis.rules_structure import CAUGHT_UP, averages_lag, last_gap
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.schema import Cause
 
@@ -107,6 +108,18 @@ def _inputs(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any
     return "Scale the inputs to zero mean and unit variance over the training set.", {"normalize": "standardize"}
 
 
+def _batchnorm(v: RunSignals, f: object) -> tuple[str, dict[str, Any]]:
+    if averages_lag(v):
+        momentum = last_gap(v)["momentum"]
+        text = f"Raise the batch normalization's momentum from {sig3(momentum)} to 0.1 (PyTorch's default)"
+        return text + (f", or train for more than {CAUGHT_UP / momentum:.0f} steps before evaluating." if momentum else "."), {}
+    return (
+        "Check that train() and eval() are called where they should be, lower the learning rate towards the end, or use larger batches; "
+        "GroupNorm and LayerNorm keep no averages.",
+        {},
+    )
+
+
 def _fixed(text: str, **changes: Any) -> Any:
     return lambda v, f: (text, changes)
 
@@ -126,10 +139,7 @@ _REMEDIES: dict[Cause, Any] = {
     Cause.NOT_UPDATING: _not_updating,
     Cause.INPUT_SCALE: _inputs,
     Cause.TARGET_SCALE: _fixed("Scale the targets to zero mean and unit variance over the training set, and scale the predictions back."),
-    Cause.BATCHNORM_STATISTICS: _fixed(
-        "Check that train() and eval() are called where they should be, use larger batches, or raise the batch normalization's "
-        "momentum; GroupNorm and LayerNorm keep no statistics."
-    ),
+    Cause.BATCHNORM_STATISTICS: _batchnorm,
     Cause.CLASS_COLLAPSE: _fixed(
         "Weight the loss by the inverse frequency of the classes (weight= or pos_weight=), or draw the classes equally often "
         "(WeightedRandomSampler)."

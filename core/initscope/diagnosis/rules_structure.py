@@ -18,10 +18,15 @@ LEAST_UNHELD = 0.1
 """Of the weights that run, a share that must be missing to matter."""
 MIXED = 1e-2
 """A sample's output moves by this share of the changed sample's: more than rounding can do."""
-APART, DISAGREE = 0.5, 0.8
-"""Outputs in the two modes further apart than this share of their spread, and fewer samples than this with the same answer."""
+APART, DISAGREE, LAG_DISAGREE = 0.5, 0.8, 0.95
+"""Outputs in the two modes further apart than this share of their spread, and fewer samples than this with the same answer; the last
+where the averages cannot have caught up anyway."""
+LOOKS = 3
+"""Looks at the two modes that are averaged."""
 SETTLED_GAP = 16
 """Steps before which running averages cannot have caught up."""
+CAUGHT_UP = 3.0
+"""Momentum times steps after which a running average has forgotten all but 5 % of its first value."""
 HIGH_DROPOUT = 0.9
 SEEN = "seen directly"
 """The source of a finding that compares with no number."""
@@ -87,10 +92,12 @@ def samples_mixed(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
 def modes_disagree(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     """Batch normalization's running averages do not stand for the batches: at the last look, and not only early."""
     gap = last_gap(v)
-    if gap is None or not apart(gap) or gap["step"] < SETTLED_GAP:
+    if gap is None or not apart(v) or gap["step"] < SETTLED_GAP:
         return None
-    agreement = gap.get("agreement")
+    agreement = agreement_lately(v)
     same = "" if agreement is None else f", and {percent(agreement)} of the samples get the same answer"
+    if averages_lag(v):
+        same += f"; with momentum {sig3(gap['momentum'])} the averages need about {CAUGHT_UP / gap['momentum']:.0f} steps" if gap["momentum"] else "; momentum is 0"
     text = (
         f"At step {gap['step']} a training batch's outputs with batch normalization's running averages differ from those with the batch's own "
         f"statistics by {sig3(gap['distance'])} of their spread{same}: evaluation mode answers otherwise than training mode."
@@ -104,10 +111,26 @@ def last_gap(v: RunSignals) -> Mapping[str, Any] | None:
     return gaps[-1] if gaps else None
 
 
-def apart(gap: Mapping[str, Any]) -> bool:
-    """Whether the two modes answer differently."""
-    distance, agreement = gap.get("distance"), gap.get("agreement")
-    return distance is not None and distance > APART and (agreement is None or agreement < DISAGREE)
+def averages_lag(v: RunSignals) -> bool:
+    """Whether the running averages cannot have caught up in this run: momentum times steps is below ``CAUGHT_UP``."""
+    gap = last_gap(v)
+    momentum = None if gap is None else gap.get("momentum")
+    return momentum is not None and momentum * v.steps_taken < CAUGHT_UP
+
+
+def apart(v: RunSignals) -> bool:
+    """Whether the two modes answered differently at the last looks (the mean of three: a look sees one batch)."""
+    gaps = (v.facts.get("mode_gap") or ())[-LOOKS:]
+    if not gaps or gaps[-1].get("distance") is None or not gaps[-1]["distance"] > APART:
+        return False
+    agreement = agreement_lately(v)
+    return agreement is None or agreement < (LAG_DISAGREE if averages_lag(v) else DISAGREE)
+
+
+def agreement_lately(v: RunSignals) -> float | None:
+    """Mean share of samples with the same answer in both modes, over the last looks; None for a single output."""
+    known = [gap["agreement"] for gap in (v.facts.get("mode_gap") or ())[-LOOKS:] if gap.get("agreement") is not None]
+    return sum(known) / len(known) if known else None
 
 
 def dropout_high(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:

@@ -19,7 +19,7 @@ from initscope.recording.nonfinite import NonfiniteWatch
 
 MIXING_STEPS = (1, 6)
 """Steps after which one sample is changed to see whose output moves: twice, since outputs may all be zero at first."""
-FIRST_GAP, GAP_GROWTH = 8, 2
+FIRST_GAP, GAP_GROWTH = 8, 1.5
 """Training and evaluation mode are compared after so many steps, and then each time there are so many times as many."""
 GAPS_KEPT = 20
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -99,7 +99,7 @@ class Inspection:
             self._twins = False
             return
         if gap:
-            self._next_gap = max(step + 1, step * GAP_GROWTH)
+            self._next_gap = max(step + 1, int(step * GAP_GROWTH))
         try:
             with shadow.undisturbed(self.meter.model):
                 if due and (found := shadow.mixing(self.meter.model, arguments)):

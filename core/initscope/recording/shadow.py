@@ -212,7 +212,7 @@ def mode_gap(model: nn.Module, arguments: tuple[tuple, dict]) -> dict[str, Any] 
     """How far apart the outputs for one batch are with the batch's statistics and with the running averages, all else in evaluation mode.
 
     ``distance``: RMS of the difference over the outputs' standard deviation across samples; ``agreement``: share of the samples (pixels)
-    whose largest output is the same, None for a single output. None where the outputs cannot be compared.
+    whose largest output is the same, None for a single output; ``momentum``: the smallest of the averages (None: of all batches alike). None where the outputs cannot be compared.
     """
     norms = averaging(model)
     if not norms:
@@ -229,4 +229,5 @@ def mode_gap(model: nn.Module, arguments: tuple[tuple, dict]) -> dict[str, Any] 
     spread = float((by_batch - by_batch.mean(0)).square().mean().sqrt())
     difference = float((by_averages - by_batch).square().mean().sqrt())
     agreement = float((by_averages.argmax(1) == by_batch.argmax(1)).float().mean()) if by_batch.shape[1] > 1 else None
-    return {"distance": difference / spread if spread else None, "agreement": agreement, "batch": len(by_batch)}
+    momentum = min((module.momentum for module in norms if module.momentum is not None), default=None)
+    return {"distance": difference / spread if spread else None, "agreement": agreement, "batch": len(by_batch), "momentum": momentum}
