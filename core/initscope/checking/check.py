@@ -249,7 +249,8 @@ class _Trial:
                 recorder.step(loss)
                 if step == 0:
                     first = float(loss.detach())
-                late = time.monotonic() > deadline and step + 1 >= LEAST_STEPS
+                over = time.monotonic() - deadline
+                late = over > 0 and step + 1 >= LEAST_STEPS or over > seconds
                 if late or not math.isfinite(loss.item()) or (step + 1 >= 2 * LEAST_STEPS and loss.item() < DONE * first):
                     break
             recorder.sync()

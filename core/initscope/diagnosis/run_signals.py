@@ -196,7 +196,8 @@ class RunSignals:
         it), and signal_std over RMS, how much of the layer's output depends on the input at all, over the input's own
         share. With one sample a batch the RMS stands for the signal, as an upper bound. Before a normalization: what that makes of it.
         """
-        signal, scale, share = self.rows.values["signal_std"], self.input_signal, self.input_signal / self.input_rms
+        signal, scale = self.rows.values["signal_std"], self.input_signal
+        share = scale / self.input_rms if self.input_rms else 1.0
         if self.batch_size == 1:  # nothing to compare; but no signal is larger than what carries it
             signal, scale, share = self.rms, self.input_rms, 1.0
         kept = np.full(signal.shape, np.nan)

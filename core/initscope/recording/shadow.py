@@ -106,16 +106,16 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """No graph, no autocast of the caller's, and random states and the buffers of ``model`` put back."""
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     before = random.getstate(), np.random.get_state()
-    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         try:
             yield
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])
-            for buffer, version, value in buffers:
-                if buffer._version != version:  # code that holds on to the original's modules, such as a lambda
-                    buffer.copy_(value)
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):  # code that holds on to the original's modules, such as a lambda
+                    buffer.data.copy_(value)  # a graph that has saved the buffer must not see a new version
 
 
 def _output(copy: nn.Module, arguments: Any) -> Tensor | None:
