@@ -1,6 +1,6 @@
 """Check a network before it is trained: on a deep copy, with one batch, in seconds.
 
-A copy of model and optimizer learns the one batch by heart for a few dozen steps under a Recorder; its rows and facts go through the rules of a
+A copy of model and optimizer learns the one batch by heart for up to 200 steps under a Recorder; its rows and facts go through the rules of a
 diagnosis. What was seen directly (weights that nobody holds, samples that touch each other, numbers that are none, a loss and outputs
 that do not fit) is always a finding. What is only out of the ordinary (dead units, a faint signal, large inputs) is a finding if the batch is
 not learned, and a note if it is: then it stands in nobody's way. Gradients are looked for after three real steps, so that heads and
@@ -39,7 +39,7 @@ from initscope.recording.shadow import mapped
 from initscope.recording.tensors import tensors_of
 from initscope.recording.wrappers import as_optimizers, unwrapped
 
-MOST_STEPS = 60
+MOST_STEPS = 200
 MOST_SECONDS = 20.0
 LEAST_STEPS = 10
 """Fewer steps on one batch show nothing."""
@@ -47,8 +47,12 @@ MOST_SAMPLES = 16
 """Samples of the batch that is learned by heart."""
 LEARNED = 0.1
 """Share of the first loss that must be gone: a network that can learn loses far more on one batch."""
+BEATEN = 0.8
+"""Share of the best constant answer's loss below which the answers must depend on the inputs."""
 DONE = 0.5
-"""Share of the first loss after which there is nothing more to show."""
+"""Share of the first loss, and of the best constant answer's, after which there is nothing more to show."""
+SILENT = 1e-3
+"""Share of the input's signal that is left at the outputs of a network that answers everything alike."""
 REACHED_AFTER = 3
 """Real optimizer steps after which a gradient must have come: zero-initialized branches wake up one after the other."""
 OTHER_RATES = (1e-3, 1e-4)
@@ -206,11 +210,20 @@ class _Seen:
 
     @property
     def learned(self) -> bool | None:
+        """Better than the best constant answer; None if the loss still falls, or too little was seen."""
         if self.curve.nonfinite:
             return False
-        if self.gone >= LEARNED:
+        constant = self.signals.fact("loss", "constant_answer")
+        if self.gone >= LEARNED and (not constant or self.last < BEATEN * constant):
             return True
-        return False if self.curve.count >= 2 * LEAST_STEPS else None
+        still = self.curve.falling and not self.silent
+        return None if still or self.curve.count < 2 * LEAST_STEPS else False
+
+    @property
+    def silent(self) -> bool:
+        """Whether the outputs hardly depend on the inputs at the end."""
+        layers = self.signals.executed
+        return bool(len(layers)) and bool(self.signals.kept_by_layer[-1, layers[-1]] < SILENT)
 
 
 class _Trial:
@@ -251,7 +264,9 @@ class _Trial:
                     first = float(loss.detach())
                 over = time.monotonic() - deadline
                 late = over > 0 and step + 1 >= LEAST_STEPS or over > seconds
-                if late or not math.isfinite(loss.item()) or (step + 1 >= 2 * LEAST_STEPS and loss.item() < DONE * first):
+                constant = recorder.writer.state.get("facts", {}).get("loss", {}).get("constant_answer")
+                done = step + 1 >= 2 * LEAST_STEPS and loss.item() < DONE * min(first, constant or first)
+                if late or done or not math.isfinite(loss.item()):
                     break
             recorder.sync()
             run = recorder.run
