@@ -72,7 +72,7 @@ def faint() -> nn.Module:
         (softmaxed, lambda x: x, F.cross_entropy, "outputs_are_probabilities"),
         (mlp, lambda x: x, lambda o, y: -F.cross_entropy(o, y), "loss_negated"),
         (mlp, lambda x: torch.full_like(x, torch.nan), F.cross_entropy, "loss_nonfinite"),
-        (mlp, lambda x: 0 * x, F.cross_entropy, "batch_not_learned"),
+        (mlp, lambda x: 0 * x, F.cross_entropy, "input_out_of_range"),
         (faint, lambda x: x, F.cross_entropy, "signal_collapse"),
     ],
     ids=["list", "batch_first", "softmax", "negated", "nan", "empty", "faint"],

@@ -51,6 +51,8 @@ BEATEN = 0.8
 """Share of the best constant answer's loss below which the answers must depend on the inputs."""
 DONE = 0.5
 """Share of the first loss, and of the best constant answer's, after which there is nothing more to show."""
+CREEPING = 0.02
+"""Share of the first loss that is gone in a run which is on its way; one batch has no noise, so that any loss falls steadily."""
 SILENT = 1e-3
 """Share of the input's signal that is left at the outputs of a network that answers everything alike."""
 REACHED_AFTER = 3
@@ -216,7 +218,7 @@ class _Seen:
         constant = self.signals.fact("loss", "constant_answer")
         if self.gone >= LEARNED and (not constant or self.last < BEATEN * constant):
             return True
-        still = self.curve.falling and not self.silent
+        still = self.curve.falling and self.gone >= CREEPING and not self.silent
         return None if still or self.curve.count < 2 * LEAST_STEPS else False
 
     @property
@@ -263,7 +265,7 @@ class _Trial:
                 if step == 0:
                     first = float(loss.detach())
                 over = time.monotonic() - deadline
-                late = over > 0 and step + 1 >= LEAST_STEPS or over > seconds
+                late = over > seconds or (over > 0 and step + 1 >= LEAST_STEPS)
                 constant = recorder.writer.state.get("facts", {}).get("loss", {}).get("constant_answer")
                 done = step + 1 >= 2 * LEAST_STEPS and loss.item() < DONE * min(first, constant or first)
                 if late or done or not math.isfinite(loss.item()):
