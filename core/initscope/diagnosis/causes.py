@@ -50,7 +50,7 @@ MOSTLY_UNHELD = 0.5
 """A network of which half cannot be trained is broken however well the rest does."""
 MOSTLY_OTHER = 0.5
 """Evaluation mode that gives fewer samples than this the same answer is at fault, also where nothing was validated."""
-LONG_ENOUGH = 100
+LONG_ENOUGH = 80
 """Steps after which a plateau alone, without a validation at chance, may be the labels' fault."""
 CREEPING = 0.03
 """A loss that falls and has lost this share of guessing's is learning something; random labels give at most 0.026 in a few epochs."""
