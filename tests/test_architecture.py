@@ -66,7 +66,7 @@ LIBRARY_FLOORS = (
     ("scheduling",),
     ("training", "integrations"),
     ("resources",),
-    ("comparison",),
+    ("comparison", "checking"),
     ("diagnosis",),
     ("theory",),
     ("recording",),

@@ -19,7 +19,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from initscope.api import compare, diagnose, initialize, probe, runs
+    from initscope.api import check, compare, diagnose, initialize, probe, runs
     from initscope.errors import InitScopeError, Stopped
     from initscope.recording.recorder import Recorder
 
@@ -29,13 +29,14 @@ _HOMES = {
     "Recorder": "initscope.recording.recorder",
     "InitScopeError": "initscope.errors",
     "Stopped": "initscope.errors",
+    "check": "initscope.api",
     "diagnose": "initscope.api",
     "compare": "initscope.api",
     "probe": "initscope.api",
     "initialize": "initscope.api",
     "runs": "initscope.api",
 }
-__all__ = ["InitScopeError", "Recorder", "Stopped", "compare", "diagnose", "initialize", "probe", "runs"]
+__all__ = ["InitScopeError", "Recorder", "Stopped", "check", "compare", "diagnose", "initialize", "probe", "runs"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,10 @@ from initscope.errors import ConfigError
 from initscope.store import Run, Runs
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
+    from initscope.checking.check import Check
     from initscope.comparison.compare import Comparison
     from initscope.diagnosis.diagnose import Diagnosis
 
@@ -69,6 +71,25 @@ def probe(model: nn.Module, batch: tuple[Any, Any], loss: Callable[[Any, Any], A
 
     inputs, targets = batch
     return probe_model(model, inputs, targets, loss or training_loss)
+
+
+def check(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: Callable[[Any, Any], Any] | None = None,
+    optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
+) -> Check:
+    """What can be known before a training: a copy of ``model`` learns one ``batch`` for a few seconds; nothing of yours is touched.
+
+        found = initscope.check(model, next(iter(loader)), torch.nn.functional.cross_entropy, optimizer)
+        print(found.headline)
+
+    ``batch`` is (inputs, targets), or a dict of keyword arguments for a model that computes its own loss. ``found.findings`` should be mended before
+    training, ``found.snippets`` has code for each. Raises ConfigError for a model that cannot be copied or a loss that is not one number.
+    """
+    from initscope.checking.check import check as check_model
+
+    return check_model(model, batch, loss_fn, list(optimizer) if isinstance(optimizer, (list, tuple)) else optimizer)
 
 
 def initialize(model: nn.Module, scheme: str, *, gain: float = 1.0, seed: int = 0, sample: Any = None) -> nn.Module:

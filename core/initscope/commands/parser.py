@@ -49,6 +49,7 @@ def build_parser() -> Parser:
     _queue_options(train)
     probe = add("probe", "probe", "one batch, no training: each layer measured and predicted, and a forecast", configured)
     probe.add_argument("--seeds", type=int, default=1, metavar="N", help="measure so many init seeds and give the band (default 1)")
+    add("check", "check", "before training: does a copy learn one batch, and is anything wrong with how the network is put together?", configured)
     sweep = add("sweep", "sweep", "initializations x seeds, as many at once as the machine carries", configured)
     sweep.add_argument("--inits", required=True, metavar="A,B", help="initializations, with commas between")
     sweep.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds for each (default 5)")

@@ -15,6 +15,7 @@ from initscope.diagnosis.curve import Curve
 from initscope.diagnosis.evidence import MOVED, Evidence
 from initscope.diagnosis.finding import Finding
 from initscope.diagnosis.rules_run import last_scores
+from initscope.diagnosis.rules_structure import agreement_lately, averages_lag
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
 from initscope.outcome import MIN_STEPS
@@ -29,6 +30,8 @@ MISUSES = (
     "softmax_across_batch",
     "softmax_of_one",
 )
+ELSEWHERE = ("layers_unregistered", "layers_not_optimized", "gradients_kept", "samples_mixed", "modes_disagree", "dropout_high")
+"""What makes a plateau too: with one of these nothing can be said against the labels."""
 VERY_LOUD = 10.0
 """A first loss this many times that of guessing is blamed even if the run then recovers."""
 CLEAR_GAP = 0.15
@@ -41,6 +44,14 @@ SLOW = 0.1
 """A run at a tiny learning rate that has lost less than this share of its loss is too slow, not learning."""
 TINY = 1e-4
 """Updates below this are too small beyond doubt."""
+STRONGLY_MIXED = 0.1
+"""Of a run that learns something, samples that touch each other this much are blamed; less may be meant (a minibatch's statistics)."""
+MOSTLY_UNHELD = 0.5
+"""A network of which half cannot be trained is broken however well the rest does."""
+MOSTLY_OTHER = 0.5
+"""Evaluation mode that gives fewer samples than this the same answer is at fault, also where nothing was validated."""
+LONG_ENOUGH = 80
+"""Steps after which a plateau alone, without a validation at chance, may be the labels' fault."""
 CREEPING = 0.03
 """A loss that falls and has lost this share of guessing's is learning something; random labels give at most 0.026 in a few epochs."""
 
@@ -79,6 +90,53 @@ def loss_misuse(e: Evidence) -> Case:
     harmful = e.has(*MISUSES) or (e.has("outputs_rectified") and not e.curve.learned)
     possible = harmful and not e.structure_at_fault
     return Case(possible, [(4, possible), (1, not e.curve.well)])
+
+
+def unregistered_layers(e: Evidence) -> Case:
+    """Layers run, get gradients and are never updated, since nobody holds them."""
+    share = max(e.value("layers_unregistered"), e.value("layers_not_optimized"))
+    bug = e.has("layers_unregistered") and (share >= MOSTLY_UNHELD or not e.curve.well)
+    forgotten = e.has("layers_not_optimized") and not e.curve.learned
+    possible = (bug or forgotten) and not e.has("weights_frozen") and not e.succeeded
+    return Case(possible, [(4, possible), (1, share >= MOSTLY_UNHELD or not e.curve.well), (1, not e.curve.learned or bug)])
+
+
+def gradient_accumulates(e: Evidence) -> Case:
+    """Gradients are never cleared between updates, and the loss does not come far."""
+    possible = e.has("gradients_kept") and not (e.curve.well or e.succeeded or e.structure_at_fault)
+    return Case(possible, [(4, possible), (1, e.failing or not e.curve.well)])
+
+
+def samples_mixed(e: Evidence) -> Case:
+    """Samples of a batch change each other's outputs, and the network does not learn as it should."""
+    strong = e.value("samples_mixed") >= STRONGLY_MIXED
+    poor = not (e.curve.well or e.succeeded) and (strong or not e.curve.learned)
+    possible = e.has("samples_mixed") and poor and not (e.structure_at_fault or e.loss_diverges)
+    return Case(possible, [(4, possible), (1, strong), (1, not e.curve.learned)])
+
+
+def numeric_fault(e: Evidence) -> Case:
+    """A number that is none came out of usual sizes: a function at the edge of its domain, or a number type at its end."""
+    origin = e.signals.nonfinite_origin
+    if origin is None or origin["what"] == "input" or not e.curve.nonfinite:
+        return Case(False)
+    half = origin.get("type") == "float16"
+    possible = (e.calm_before(int(origin["step"])) or half) and not e.has("input_out_of_range", *MISUSES)
+    adjacent = origin.get("since") is not None and origin["step"] - origin["since"] == 1
+    known = origin["what"] in ("gradient", "update", "loss") or half
+    return Case(possible, [(4, possible), (1, known), (1, adjacent or origin["step"] == 0)])
+
+
+def batchnorm_statistics(e: Evidence) -> Case:
+    """Training works and evaluation does not, because running averages do not stand for the batches."""
+    worse = e.has("train_validation_gap") or e.validation_at_chance or e.never_generalized
+    scores = last_scores(e.signals)
+    lag = averages_lag(e.signals)
+    lasting = (agreement_lately(e.signals) or 1.0) < MOSTLY_OTHER and e.curve.steps >= MIN_STEPS
+    catching_up = not lag and scores is not None and scores.last_loss < 0.9 * scores.earlier_loss
+    trouble = (worse and not catching_up) or (scores is None and lasting and lag)
+    possible = e.has("modes_disagree") and e.curve.learning and trouble and not e.structure_at_fault
+    return Case(possible, [(4, possible), (1, worse), (1, e.curve.learned)])
 
 
 def input_scale(e: Evidence) -> Case:
@@ -133,14 +191,16 @@ def lr_too_high(e: Evidence) -> Case:
     large_and_shown = large and (e.loss_diverges or (lost and c.spiked) or (damage and e.failing))
     broken = c.stuck and (c.spiked or e.updates_stay_large or (lost and e.signals.total_relative_update >= MOVED))
     explained = e.start_at_fault or e.has("input_out_of_range", *MISUSES) or (e.signal_lost_at_init and not e.loss_diverges)
-    possible = (large_and_shown or broken) and not (c.well or e.succeeded or explained)
+    dropped = e.has("dropout_high") and not large  # what is left of the units is scaled up, and the loss jumps by that
+    possible = (large_and_shown or broken) and not (c.well or e.succeeded or explained or dropped)
     return Case(possible, [(2, possible), (2, large), (2, e.loss_diverges or e.updates_stay_large), (1, damage), (1, not e.at_first("signal_collapse"))])
 
 
 def lr_too_low(e: Evidence) -> Case:
     """Sound signals and gradients, and weights that hardly move."""
     slow = not (e.loss_diverges or e.succeeded) and e.curve.progress < SLOW
-    explained = e.signal_lost_at_init or e.start_at_fault or e.has("input_out_of_range", *MISUSES)
+    killed = e.broke_later or e.has("update_too_large")  # what has been killed by one large step looks timid afterwards
+    explained = e.signal_lost_at_init or e.start_at_fault or killed or e.has("input_out_of_range", *MISUSES)
     possible = e.lr_too_small and slow and not explained
     sound = not e.at_first("signal_collapse") and not e.has("vanishing_gradient")
     return Case(possible, [(3, possible), (1, e.curve.stuck), (1, sound), (1, e.signals.update_fastest < TINY)])
@@ -156,8 +216,9 @@ def labels_unrelated(e: Evidence) -> Case:
     damaged = (e.broke_later or e.has("weights_shrunk")) and not memorised
     sound = not (damaged or e.signal_lost_at_init or e.lr_too_small or e.start_at_fault or e.has("input_out_of_range", *MISUSES))
     calm = not (e.has("loss_oscillates") or c.spiked or e.updates_stay_large)
-    possible = (memorised or (unmoved and calm)) and sound
     gone_far = memorised or e.signals.total_relative_update >= MOVED
+    tried = guesses or (gone_far and c.steps >= LONG_ENOUGH)
+    possible = (memorised or (unmoved and calm and tried)) and sound and not e.has(*ELSEWHERE)
     return Case(
         possible,
         [
@@ -177,7 +238,7 @@ def overfitting(e: Evidence) -> Case:
     improving = scores is not None and scores.last_loss < 0.9 * scores.earlier_loss
     clear = (e.value("train_validation_gap") >= CLEAR_GAP or risen) and not improving
     generalizes = not (e.validation_at_chance or e.never_generalized)
-    possible = e.has("train_validation_gap") and clear and e.curve.learned and generalizes
+    possible = e.has("train_validation_gap") and clear and e.curve.learned and generalizes and not e.has("modes_disagree")
     return Case(possible, [(3, possible), (1, risen), (1, e.curve.well)])
 
 
@@ -196,6 +257,10 @@ CAUSES: dict[Cause, Callable[[Evidence], Case]] = {
     Cause.NOT_UPDATING: not_updating,
     Cause.SYMMETRIC_INIT: symmetric_init,
     Cause.LOSS_MISUSE: loss_misuse,
+    Cause.UNREGISTERED_LAYERS: unregistered_layers,
+    Cause.GRADIENT_ACCUMULATES: gradient_accumulates,
+    Cause.SAMPLES_MIXED: samples_mixed,
+    Cause.NUMERIC_FAULT: numeric_fault,
     Cause.INPUT_SCALE: input_scale,
     Cause.DEAD_RELU: dead_relu,
     Cause.SATURATED_ACTIVATION: saturated_activation,
@@ -203,6 +268,7 @@ CAUSES: dict[Cause, Callable[[Evidence], Case]] = {
     Cause.INIT_TOO_SMALL: init_too_small,
     Cause.LR_TOO_HIGH: lr_too_high,
     Cause.LR_TOO_LOW: lr_too_low,
+    Cause.BATCHNORM_STATISTICS: batchnorm_statistics,
     Cause.LABELS_UNRELATED: labels_unrelated,
     Cause.OVERFITTING: overfitting,
 }

@@ -25,6 +25,8 @@ RESTLESS = 0.03
 """Updates of this share of the weights, step after step, settle nowhere; with random labels they are 0.01 at most."""
 STANDING = 0.03
 """A network whose fastest layer has not even gone this far (sum of update ratios) has hardly moved yet."""
+USUAL_SIZE = 1e3
+"""Pre-activations up to here overflow in no function of float32: what is not finite after them came from the edge of a domain."""
 LEAST_PULL = 1e-2
 """Below this first |gradient| / |weight| in every layer, the gradients are what is small, not the learning rate."""
 
@@ -129,6 +131,17 @@ class Evidence:
         gains = self.signals.gains[self.signals.hidden] if len(self.signals.hidden) else np.array([])
         gains = gains[~np.isnan(gains)]
         return float(np.median(gains)) / (1.0 if self.signals.bounded else 2**0.5) if len(gains) else None
+
+    def calm_before(self, step: int) -> bool:
+        """Until ``step`` nothing was large: no loss far above its beginning, no update, gradient or pre-activation out of the ordinary."""
+        v, t = self.signals, self.thresholds
+        early = v.rows.steps < step
+        losses = v.loss[v.loss_steps < step]
+        if self.has("initial_loss_off") or (len(losses) and losses.max() > 3 * max(abs(losses[0]), abs(self.curve.chance or 0.0))):
+            return False
+        updates, gradients, sizes = v.update_total[early], v.rows.values["grad_norm"][early], v.rms[v.rows.steps <= step]
+        small = not (updates > (t.update_high or np.inf)).any() and not (gradients > (t.exploding_norm or np.inf)).any()
+        return small and not (sizes[np.isfinite(sizes)] > USUAL_SIZE).any()
 
     # -- signals
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from initscope.diagnosis import rules_layers, rules_loss, rules_outputs, rules_run
+from initscope.diagnosis import rules_layers, rules_loss, rules_outputs, rules_run, rules_structure
 from initscope.diagnosis.curve import Curve
 from initscope.diagnosis.finding import Finding
 from initscope.diagnosis.run_signals import RunSignals
@@ -22,7 +22,12 @@ RULES: tuple[Rule, ...] = (
     rules_loss.loss_oscillates,
     rules_loss.loss_spike,
     rules_loss.initial_loss_off,
+    rules_structure.first_nonfinite,
     rules_run.weights_frozen,
+    rules_structure.layers_unregistered,
+    rules_structure.layers_not_optimized,
+    rules_structure.gradients_kept,
+    rules_structure.samples_mixed,
     rules_run.identical_units,
     rules_outputs.outputs_misused,
     rules_run.input_out_of_range,
@@ -35,6 +40,8 @@ RULES: tuple[Rule, ...] = (
     rules_layers.update_too_large,
     rules_layers.update_too_small,
     rules_layers.weights_shrunk,
+    rules_structure.dropout_high,
+    rules_structure.modes_disagree,
     rules_run.train_validation_gap,
 )
 """In the order in which a reader wants them: the symptom, then what may cause it, upstream first."""

@@ -54,7 +54,9 @@ def signal_explosion(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if at is None:
         return None
     names, value = names_of(v, grown[at] > t.signal_grown), float(grown[at].max())
-    text = f"{moment(v, at)} pre-activations reach {sig3(value)} times the size of the inputs, at {names[-1]}."
+    raw = v.rows.values["activation_std"][at][np.isin(v.rows.names, names)]
+    size = f"reach {sig3(value)} times the size of the inputs" if np.isfinite(value) else "are not numbers" if np.isnan(raw).any() else "are infinite"
+    text = f"{moment(v, at)} pre-activations {size}, at {names[-1]}."
     return Finding(
         "signal_explosion", names, value, t.signal_grown, source_of("signal_grown", t), text, int(v.rows.steps[at]), at == 0
     )
@@ -96,7 +98,9 @@ def exploding_gradient(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None
         at = since((norm > t.exploding_norm).any(1))
         if at is not None:
             names, value = tuple(v.rows.names[i] for i in layers[norm[at] > t.exploding_norm]), float(norm[at].max())
-            text = f"{moment(v, at)} the gradient reaches {sig3(value)} at {plural(names)}."
+            nan = np.isnan(v.rows.values["grad_norm"][at, layers][norm[at] > t.exploding_norm]).any()
+            size = "is not a number" if nan else "is infinite" if np.isinf(value) else f"reaches {sig3(value)}"
+            text = f"{moment(v, at)} the gradient {size} at {plural(names)}."
             return Finding(
                 "exploding_gradient",
                 names,

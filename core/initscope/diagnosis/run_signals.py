@@ -128,6 +128,9 @@ class RunSignals:
     def inputs_broke(self) -> int | None:
         """The step at which the first layer's output was not finite though its weights were, and not large: the batch it was
         given was not. None if there was none."""
+        told = self.facts.get("nonfinite_origin")
+        if told:  # the batch itself was looked at
+            return int(told["step"]) if told["what"] == "input" else None
         if not len(self.executed) or len(self.rows.steps) < 2:
             return None
         layer = self.executed[0]
@@ -138,6 +141,41 @@ class RunSignals:
         # Without an optimizer the weight is measured after its update: the row before tells what the batch met.
         at = broken[0] if self.updates_measured else broken[0] - 1
         return int(self.rows.steps[broken[0]]) if length[at] < USUAL_GROWTH * length[0] else None
+
+    @cached_property
+    def nonfinite_origin(self) -> Mapping[str, Any] | None:
+        """The first number that is none: as it was looked at when it came, else (on a GPU) from the rows. None if all are finite.
+
+        Keys: ``what`` (input, weight, output, loss, gradient, update), ``where`` (names), ``step``, ``since`` (the last step known to be
+        sound), ``nan``, ``from`` (finite sizes before it). Gradients that are not finite where the loss goes on are a scaler's business.
+        """
+        told = self.facts.get("nonfinite_origin")
+        if told:
+            return told
+        broken = np.flatnonzero(~np.isfinite(self.loss))
+        if not len(broken) or not len(self.rows.steps):
+            return None
+        at = int(np.searchsorted(self.rows.steps, self.loss_steps[broken[0]]))
+        at = min(at, len(self.rows.steps) - 1)
+        before = at
+        while before > 0 and (self.rows.values["nonfinite"][before - 1] > 0).any():
+            before -= 1  # gradients break a step before the loss does
+        values, names = self.rows.values, np.array(self.rows.names)
+        bad = self.rows.values["nonfinite"][before] > 0
+        since = int(self.rows.steps[before - 1]) if before else None
+        base = {"step": int(self.rows.steps[before]), "since": since, "from": {}}
+        for what, metric in (("weight", "weight_norm"), ("output", "activation_std"), ("loss", None), ("gradient", "grad_norm")):
+            if metric is None:
+                if before == at:
+                    return {**base, "what": "loss", "where": [], "nan": bool(np.isnan(self.loss[broken[0]]))}
+                continue
+            mask = bad & ~np.isfinite(values[metric][before])
+            if metric == "activation_std":
+                mask &= np.isin(np.arange(len(names)), self.executed)
+            if mask.any() and not (metric == "weight_norm" and np.isnan(values[metric][before][mask]).all() and before == 0):
+                first = [str(names[mask][0])] if what == "output" else [str(name) for name in names[mask][:6]]
+                return {**base, "what": what, "where": first, "nan": bool(np.isnan(values[metric][before][mask]).any())}
+        return None
 
     @cached_property
     def normalized(self) -> np.ndarray:
@@ -160,7 +198,8 @@ class RunSignals:
         it), and signal_std over RMS, how much of the layer's output depends on the input at all, over the input's own
         share. With one sample a batch the RMS stands for the signal, as an upper bound. Before a normalization: what that makes of it.
         """
-        signal, scale, share = self.rows.values["signal_std"], self.input_signal, self.input_signal / self.input_rms
+        signal, scale = self.rows.values["signal_std"], self.input_signal
+        share = scale / self.input_rms if self.input_rms else 1.0
         if self.batch_size == 1:  # nothing to compare; but no signal is larger than what carries it
             signal, scale, share = self.rms, self.input_rms, 1.0
         kept = np.full(signal.shape, np.nan)
@@ -211,11 +250,13 @@ class RunSignals:
     @cached_property
     def _cut(self) -> np.ndarray:
         """(steps, layers): True where nothing of a signal that the layer's output has gets into the next one, although that has
-        weights and the nonlinearity between them is none that is known: all units between them are off."""
+        weights and the nonlinearity between them is none that is known: all units between them are off. What reaches any later layer
+        has gone round (an embedding of positions has no signal of its own)."""
         signal, length, cut = self.rows.values["signal_std"], self.rows.values["weight_norm"], np.zeros(self.rows.values["signal_std"].shape, bool)
-        for layer, after in pairwise(self.executed):
+        for place, (layer, after) in enumerate(pairwise(self.executed)):
             if self.rows.names[layer] not in self.activations and not self.normalized[layer]:
-                cut[:, layer] = (signal[:, layer] > FAINTEST) & (signal[:, after] == 0) & (length[:, after] > 0)
+                nothing = ~(signal[:, self.executed[place + 1 :]] > 0).any(1)
+                cut[:, layer] = (signal[:, layer] > FAINTEST) & (signal[:, after] == 0) & nothing & (length[:, after] > 0)
         return cut
 
     def saturated(self, from_input: float) -> np.ndarray:

@@ -133,6 +133,8 @@ class LayerMeter:
         """Of a compiled model: ``samples`` of the ``batch`` that the forward columns hold for, or how the second pass ``failed``."""
         self.on_forward: Callable[[tuple, dict, Any], None] | None = None
         """Called with (inputs, keyword inputs, output) after every training pass of the whole model."""
+        self.on_pass: Callable[[tuple, dict, Any], None] | None = None
+        """The same, for ``inspection``."""
         self.fault: Callable[[str, Exception], None] = raise_fault
         """Called with what a hook was doing and what it raised, which never goes on into the training."""
         self.loss_scale = LossScale()
@@ -358,8 +360,9 @@ class LayerMeter:
         if torch.compiler.is_compiling() or not self.enabled or not self._watching():
             return
         trained = self.model.training or self.trained_in_evaluation
-        if trained and self.on_forward is not None:
-            self.on_forward(inputs, kwargs, output)
+        for listener in (self.on_forward, self.on_pass) if trained else ():
+            if listener is not None:
+                listener(inputs, kwargs, output)
         if trained and not self._shadowed and is_compiled(self.outer):
             self._shadow(inputs, kwargs)
 

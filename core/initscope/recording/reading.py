@@ -56,6 +56,12 @@ class StepMeasurements:
         """The numbers that lie on a device, scalars each."""
         return [holder[key] for holder, key in self._places]
 
+    @property
+    def weights_finite(self) -> bool:
+        """Whether every weight was finite before its update and after it, as far as its numbers have arrived (on the CPU all have)."""
+        known = (weight.values.get(name) for weight in self._weights for name in ("weight", "moved"))
+        return all(not isinstance(value, float) or math.isfinite(value) for value in known)
+
     def table(self, arrived: Sequence[float] = ()) -> np.ndarray:
         """(metrics, layers), float32: a row for each of ``LAYER_METRICS`` less ``nonfinite``, a column a layer in ``order``. ``arrived``
         are the values of ``waiting``. What was not measured (a frozen weight, a layer that did not run, no optimizer given) is ``MISSING``.

@@ -35,6 +35,7 @@ from initscope.errors import ConfigError, RecordingError, Stopped
 from initscope.recording import arguments, open_recorders
 from initscope.recording.card import LiveCard
 from initscope.recording.guard import Guard
+from initscope.recording.inspection import Inspection
 from initscope.recording.loop_facts import first_nonfinite, loss_function, optimizer_settings
 from initscope.recording.meter import MEASURING, LayerMeter
 from initscope.recording.model_facts import (
@@ -65,6 +66,7 @@ ROUNDING = 1e-6
 
 _FLAT = "FullyShardedDataParallel"
 _WRITING = "writing rows"
+_TRYING = "looking at how the network is put together"
 
 
 @dataclass
@@ -181,6 +183,7 @@ class Recorder:
         self._called: set[str] = set()
         self._faults_told: tuple[int, int] = (0, 0)
         self._nonfinite: dict[str, Any] | None = None
+        self._inspection: Inspection | None = None
 
     # -- life
 
@@ -211,6 +214,9 @@ class Recorder:
                     self._note_weights()
                 elif not self.owns_run:
                     self._restore_curve()
+            with self.guard(_TRYING):
+                self._inspection = Inspection(self.meter, _weakly(self._add_facts), self.next_step)
+                self.meter.on_pass = self._inspection.forward
         except BaseException as error:
             self._end(error)
             raise
@@ -245,7 +251,7 @@ class Recorder:
     def forsake(self) -> None:
         """In a forked child: the run is the parent's, and so are its files; measure and write nothing any more."""
         self.recording = self.meter.enabled = False
-        self.meter.on_forward = None
+        self.meter.on_forward = self.meter.on_pass = None
 
     def _end(self, error: BaseException | None, left: bool = False) -> None:
         """Take the hooks off and write the run's last word, whatever else fails, and never over an ``error`` that passes through.
@@ -262,7 +268,9 @@ class Recorder:
         try:
             with self.guard("taking off its hooks"):
                 self.meter.__exit__()
-                self.meter.on_forward = None
+                self.meter.on_forward = self.meter.on_pass = None
+                if self._inspection is not None:
+                    self._inspection.close()
             with self.guard(_WRITING):
                 self._harvest(everything=True)
             with self.guard("looking at the last weights"):
@@ -525,6 +533,9 @@ class Recorder:
         waiting = [] if reading is None else reading.waiting
         sent = HostCopy([math.nan if loss is None else loss, math.nan if accuracy is None else accuracy, *waiting])
         self._pending.append(_Pending(self.next_step, epoch, self._learning_rate(), self.seconds, reading, sent, loss is not None))
+        if reading is not None and self._inspection is not None:
+            with self.guard(_TRYING):
+                self._inspection.after_step(self.next_step, loss, reading)
 
     def _learning_rate(self) -> float:
         groups = self.meter.optimizers[0].param_groups if self.meter.optimizers else ()

@@ -1,0 +1,121 @@
+"""What a Recorder looks at besides its rows, at a few steps: the structure of the network, and how it behaves when tried.
+
+One object decides when to look and collects the facts; what is looked at stands in ``graph_facts``, ``clearing``, ``shadow`` and ``nonfinite``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from initscope.recording import twins
+from initscope.recording.clearing import Clearing, watched_parameters
+from initscope.recording.graph_facts import Unregistered
+from initscope.recording.layers import clean
+from initscope.recording.meter import LayerMeter
+from initscope.recording.nonfinite import NonfiniteWatch
+
+MIXING_STEPS = (1, 6)
+"""Steps after which one sample is changed to see whose output moves: twice, since outputs may all be zero at first."""
+FIRST_GAP, GAP_GROWTH = 8, 1.5
+"""Training and evaluation mode are compared after so many steps, and then each time there are so many times as many."""
+GAPS_KEPT = 20
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+class Inspection:
+    """Facts of the network's structure and behaviour, handed to ``note`` when they are known. ``step`` is the first step's number."""
+
+    def __init__(self, meter: LayerMeter, note: Callable[[dict[str, Any]], None], step: int = 0):
+        self.meter = meter
+        self._note = note
+        model, optimizers = meter.model, meter.optimizers
+        fresh = step == 0
+        self._unregistered = Unregistered(model, optimizers) if fresh else None
+        held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]} if optimizers else None
+        self._clearing = Clearing(list(watched_parameters(model, held))) if fresh else None
+        self._kept: bool | None = None
+        measured = {id(layer.weight) for layer in meter.layers if layer.weight is not None}
+        on_cpu = all(p.device.type == "cpu" for p in model.parameters())
+        self._nonfinite = NonfiniteWatch(model, optimizers, measured) if on_cpu else None
+        self._twins = True
+        self._mixing_steps = set(MIXING_STEPS) if fresh else set()
+        self._next_gap = FIRST_GAP if fresh else max(FIRST_GAP, step)
+        self._gaps: list[dict[str, Any]] = []
+        self._arguments: tuple[tuple, dict] | None = None
+        if fresh:
+            note(_dropouts(model))
+
+    def forward(self, inputs: tuple, kwargs: dict, output: Any) -> None:
+        """After a training pass of the whole model at a recorded step."""
+        self._arguments = (inputs, kwargs)
+        if self._unregistered is not None and not self._unregistered.done:
+            found = self._unregistered.look(output, [inputs, kwargs])
+            if found:
+                self._note({"unregistered": found})
+        elif self._unregistered is not None:
+            self._unregistered = None
+
+    def after_step(self, step: int, loss: Any, reading: Any) -> None:
+        """After the update of recorded step ``step``, whose numbers are ``reading``."""
+        arguments, self._arguments = self._arguments, None
+        if self._clearing is not None:
+            self._look_at_clearing()
+        if self._nonfinite is not None:
+            value = 0.0 if loss is None else float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
+            found = self._nonfinite.look(step, value, reading, self.meter.names, arguments)
+            if found:
+                self._note({"nonfinite_origin": found})
+                self._nonfinite = None
+                self._twins = False  # nothing more is to be learned from a network of NaN
+        if arguments is not None and self._twins:
+            self._try(step, arguments)
+
+    def close(self) -> None:
+        """Take off what hangs on the model, and keep nothing alive."""
+        if self._clearing is not None:
+            self._clearing.remove()
+        self._clearing = self._unregistered = self._nonfinite = self._arguments = None
+
+    def _look_at_clearing(self) -> None:
+        kept = self._clearing.kept
+        if kept is not None and kept != self._kept:
+            self._kept = kept
+            self._note({"gradients_kept": kept})
+        if self._clearing.done:
+            self._clearing.remove()
+            self._clearing = None
+
+    def _try(self, step: int, arguments: tuple[tuple, dict]) -> None:
+        """Passes of a twin, where this step is one of the few that are for it."""
+        due = {planned for planned in self._mixing_steps if planned <= step}
+        self._mixing_steps -= due
+        gap = step >= self._next_gap and bool(twins.averaging(self.meter.model))
+        if not (due or gap):
+            return
+        if not twins.has_twin(self.meter.model):
+            self._twins = False
+            return
+        if gap:
+            self._next_gap = max(step + 1, int(step * GAP_GROWTH))
+        try:
+            with twins.undisturbed(self.meter.model):
+                if due and (found := twins.mixing(self.meter.model, arguments)):
+                    self._note({"mixing": {**found, "step": step}})
+                if gap and (found := twins.mode_gap(self.meter.model, arguments)):
+                    self._gaps = [*self._gaps, {"step": step, **found}][-GAPS_KEPT:]
+                    self._note({"mode_gap": self._gaps})
+        except Exception as error:  # somebody's network in a mode or with a batch it was not made for: what is not known is said
+            self._twins = False
+            self._note({"not_tried": " ".join(f"{type(error).__name__}: {error}".split())[:200]})
+
+
+def _dropouts(model: nn.Module) -> dict[str, Any]:
+    """The largest dropout rate and where it stands; nothing if there is none."""
+    rates = [(module.p, clean(name)) for name, module in model.named_modules() if isinstance(module, DROPOUTS)]
+    if not rates:
+        return {}
+    rate, name = max(rates)
+    return {"dropout": {"largest": float(rate), "where": name}}
