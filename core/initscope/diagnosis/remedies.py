@@ -125,6 +125,30 @@ _REMEDIES: dict[Cause, Any] = {
     ),
     Cause.NOT_UPDATING: _not_updating,
     Cause.INPUT_SCALE: _inputs,
+    Cause.TARGET_SCALE: _fixed("Scale the targets to zero mean and unit variance over the training set, and scale the predictions back."),
+    Cause.BATCHNORM_STATISTICS: _fixed(
+        "Check that train() and eval() are called where they should be, use larger batches, or raise the batch normalization's "
+        "momentum; GroupNorm and LayerNorm keep no statistics."
+    ),
+    Cause.CLASS_COLLAPSE: _fixed(
+        "Weight the loss by the inverse frequency of the classes (weight= or pos_weight=), or draw the classes equally often "
+        "(WeightedRandomSampler)."
+    ),
+    Cause.GRADIENT_ACCUMULATES: _fixed("Call optimizer.zero_grad() before every backward()."),
+    Cause.WEIGHT_DECAY_TOO_HIGH: _fixed("Lower the weight decay to 1e-4, and leave biases and normalizations out of it.", weight_decay=1e-4),
+    Cause.UNREGISTERED_LAYERS: _fixed(
+        "Keep the layers in nn.ModuleList or nn.ModuleDict instead of a list or a dict, and give the optimizer model.parameters() "
+        "after all of them exist."
+    ),
+    Cause.DATA_ORDER: _fixed("Shuffle the training data: DataLoader(..., shuffle=True)."),
+    Cause.SAMPLES_MIXED: _fixed(
+        "Check the dimensions: batch_first of recurrent and attention layers, and every view, reshape and transpose, must keep the "
+        "samples apart."
+    ),
+    Cause.NUMERIC_FAULT: _fixed(
+        "Keep the function inside its domain (add an epsilon under sqrt and log, clamp before dividing), and use float32 or bfloat16 "
+        "where float16 runs out."
+    ),
     Cause.LABELS_UNRELATED: _fixed(
         "Look at samples beside their labels, in the order the loop sees them: are they shuffled apart, or read from another file?"
     ),
