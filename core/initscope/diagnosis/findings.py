@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from initscope.diagnosis import rules_layers, rules_loss, rules_outputs, rules_run
+from initscope.diagnosis import rules_layers, rules_loss, rules_optimizer, rules_outputs, rules_run, rules_targets
 from initscope.diagnosis.curve import Curve
 from initscope.diagnosis.finding import Finding
 from initscope.diagnosis.run_signals import RunSignals
@@ -22,9 +22,16 @@ RULES: tuple[Rule, ...] = (
     rules_loss.loss_oscillates,
     rules_loss.loss_spike,
     rules_loss.initial_loss_off,
+    rules_targets.loss_unjudged,
     rules_run.weights_frozen,
     rules_run.identical_units,
     rules_outputs.outputs_misused,
+    rules_targets.targets_outside,
+    rules_targets.labels_constant,
+    rules_targets.labels_in_order,
+    rules_targets.targets_far,
+    rules_targets.class_collapse,
+    rules_targets.outputs_loud,
     rules_run.input_out_of_range,
     rules_layers.signal_collapse,
     rules_layers.signal_explosion,
@@ -35,6 +42,9 @@ RULES: tuple[Rule, ...] = (
     rules_layers.update_too_large,
     rules_layers.update_too_small,
     rules_layers.weights_shrunk,
+    rules_optimizer.weight_decay,
+    rules_optimizer.rate_fell,
+    rules_optimizer.gradient_clipped,
     rules_run.train_validation_gap,
 )
 """In the order in which a reader wants them: the symptom, then what may cause it, upstream first."""

@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-EXACT = 0.01
-"""A loss recomputed from the deduced targets may differ by this share."""
+EXACT, EXACT_UNTOLD = 0.01, 1e-3
+"""A loss recomputed from the deduced targets may differ by this share, half precision considered; less where nothing else says which loss it is."""
 AGREED = 0.05
 """A loss's scale is a fact if it is the same in all observed steps, up to this share."""
 EDGE = 0.05
@@ -141,7 +141,7 @@ def _logits(loss: float, o: Tensor, g: Tensor, counted: Tensor, told: bool, flat
         own = -(target * log_p).sum(1)
         mean = own.mean().item() if n == len(o) else own[counted].mean().item()
         factor = mean if n > 1 else mean * int(counted.sum())
-        if target.min() > -EDGE and target.max() < 1 + EDGE and math.isclose(factor, loss, rel_tol=EXACT, abs_tol=1e-4):
+        if target.min() > -EDGE and target.max() < 1 + EDGE and math.isclose(factor, loss, rel_tol=EXACT if told else EXACT_UNTOLD, abs_tol=1e-4):
             rows = torch.ones_like(counted) if n == len(o) else counted
             return _of_classes(loss, mean, True, o[rows], target[rows].clamp(0, 1), None, flat)
     y = g.argmin(1)
@@ -212,15 +212,16 @@ def _units(x: Tensor) -> Tensor:
 
 def _binary(loss: float, output: Tensor, gradient: Tensor, told: bool) -> Observed | None:
     o, g = _units(output), _units(gradient)
-    inside = bool((o >= 0).all() and (o <= 1).all())
-    for probabilities in (False, True) if inside else (False,):
+    unit = bool((o >= 0).all() and (o <= 1).all())
+    for probabilities in (False, True) if unit else (False,):
         p = o.clamp(1e-7, 1 - 1e-7) if probabilities else o.sigmoid()
         logits = torch.logit(p) if probabilities else o
         slope = g * p * (1 - p) if probabilities else g
         for n in (g.numel(), len(output), 1):
             target = p - slope * n
             own = F.softplus(logits) - logits * target
-            if math.isclose(own.sum().item() / n, loss, rel_tol=EXACT, abs_tol=1e-4):
+            inside = target.min() > -EDGE and target.max() < 1 + EDGE
+            if (told or inside) and math.isclose(own.sum().item() / n, loss, rel_tol=EXACT if told else EXACT_UNTOLD, abs_tol=1e-4):
                 return _of_binary(loss, own.mean().item(), True, logits, target, None, output.dim() == 2)
         if not told:
             continue
@@ -270,7 +271,7 @@ def _numbers(loss: float, output: Tensor, gradient: Tensor, told: bool) -> Obser
     o, g = _units(output).double(), _units(gradient).double()
     for n in (g.numel(), len(output), 1):
         difference = g * (n / 2)
-        if math.isclose(difference.square().sum().item() / n, loss, rel_tol=EXACT):
+        if math.isclose(difference.square().sum().item() / n, loss, rel_tol=EXACT if told else EXACT_UNTOLD):
             target = o - difference
             sums = torch.stack([torch.full_like(target[0], len(target)), target.sum(0), target.square().sum(0)])
             moved = o - o.mean(0)
@@ -378,7 +379,7 @@ class TargetLog:
         """Plain numbers for ``status.json``; empty if nothing was observed.
 
         ``price``: loss of the best answer that does not look at the input, pooled over all observed batches, with its standard error;
-        ``floor``: the loss that perfect outputs would leave; ``scale``: the loss over its mean, None where it changes; ``same_label`` within batches
+        ``floor``: the loss that perfect outputs would leave; ``coverage``: estimated share of the classes' weight that has been seen (Good and Turing); ``scale``: the loss over its mean, None where it changes; ``same_label`` within batches
         and over all; ``first`` and ``late``: how outputs compare with targets.
         """
         if self._kind is None:
@@ -403,6 +404,7 @@ class TargetLog:
             facts |= {
                 "classes": len(self._true),
                 "true_classes": int((self._true > 0).sum()),
+                "coverage": 1 - float((self._true == 1).sum()) / max(1.0, float(self._true.sum())),
                 "largest": _share(self._true),
                 "largest_class": int(self._true.argmax()),
                 "entropy": float(_entropy(self._true.double() / float(self._true.sum()))),
