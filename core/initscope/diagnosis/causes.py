@@ -63,7 +63,7 @@ class Case:
 
 def not_updating(e: Evidence) -> Case:
     """Most of the weights never move, though gradients should move them."""
-    possible = e.has("weights_frozen") and e.curve.progress < NEARLY_PERFECT
+    possible = e.has("weights_frozen") and e.curve.progress < NEARLY_PERFECT and not (e.frozen_on_purpose and (e.curve.learned or e.validated))
     return Case(possible, [(3, possible), (1, e.value("weights_frozen") > 0.9), (1, not e.curve.learned)])
 
 
@@ -160,7 +160,7 @@ def labels_unrelated(e: Evidence) -> Case:
     creeping = c.falling and c.progress > CREEPING and not (c.memorising or e.validation_at_chance)
     # Guessing's price must be known, and the weights must have gone somewhere: a plateau alone is no evidence about labels.
     gone_far = memorised or e.moved
-    at_price = c.at_chance and not (creeping or e.signal_recovering or e.agrees) and gone_far
+    at_price = c.at_chance and not (creeping or e.signal_recovering) and e.disagrees and gone_far
     unmoved = at_price and c.steps >= 0.8 * MIN_STEPS and e.seen_inside
     damaged = (e.broke_later or e.has("weights_shrunk")) and not memorised
     sound = not (damaged or e.signal_lost_at_init or e.lr_too_small or e.start_at_fault or e.has("input_out_of_range", *MISUSES))
@@ -222,7 +222,9 @@ def healthy(e: Evidence) -> Case:
     early = c.steps < MIN_STEPS and not hindered
     slowly = c.falling and not (c.above_chance or e.start_at_fault or c.memorising)
     guesses = (e.validation_at_chance or e.never_generalized) and c.steps >= MIN_STEPS
-    floor = e.agrees and not (c.above_chance or e.start_at_fault)  # little can be learned, and that is learned
+    # Little can be learned of noisy numbers, and that is learned.
+    at_floor = c.guess.kind == "mean" and c.steps >= MIN_STEPS and not (c.above_chance or e.has("weights_shrunk", "update_too_small"))
+    floor = e.agrees and at_floor and not e.start_at_fault
     balanced = c.unjudged and not hindered and e.moved and e.adversary_in_balance
     possible = (c.learning or e.succeeded or early or slowly or floor or balanced) and c.count > 0
     possible = possible and not (c.nonfinite or guesses or e.target_faults or (c.unjudged and not balanced))

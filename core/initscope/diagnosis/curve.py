@@ -126,7 +126,9 @@ def read_curve(signals: RunSignals, thresholds: Thresholds) -> Curve:
     first = float(y[0]) if len(y) else math.nan
     guess = guessing(signals, first)
     tail = y[-max(3, len(y) // 5) :]
-    late = float(np.median(tail)) if len(y) else math.nan
+    # Of unequal classes most batches hold none of the rare ones: the median batch is cheaper than the mean, which the price is.
+    unequal = guess.equal is not None and guess.loss is not None and guess.loss < 0.9 * guess.equal
+    late = float((np.mean if unequal else np.median)(tail)) if len(y) else math.nan
     start = float(np.median(y[: max(1, min(5, len(y) // 10))])) if len(y) else math.nan
     beginning = abs(start if start < NOISE * first else first)  # first losses that blew up are no beginning
     reference = guess.loss if guess.loss is not None else beginning

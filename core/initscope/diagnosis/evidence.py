@@ -30,6 +30,10 @@ STANDING = 0.03
 """A network whose fastest layer has not even gone this far (sum of update ratios) has hardly moved yet."""
 TIE = 2.5
 """Neither network of an adversarial pair has won while the loss is within this factor of a tie's."""
+DECAYED = 0.3
+"""Learning rate times weight decay, summed over the steps, from which weights have lost a quarter."""
+CORRELATED = 4.0
+"""Standard errors above zero of a correlation between outputs and targets that is none by chance."""
 AGREEMENT = 5.0
 """Standard errors by which outputs must agree with their targets better than chance."""
 LEAST_JUDGED = 64
@@ -100,7 +104,7 @@ class Evidence:
         if judged < LEAST_JUDGED:
             return False
         if (r := number(late.get("correlation"))) is not None:
-            return r > AGREEMENT / judged**0.5
+            return r > CORRELATED / judged**0.5
         right, chance = number(late.get("accuracy")), number(late.get("agreement_by_chance"))
         majority = number(late.get("true_largest"))
         if right is None or chance is None or majority is None:
@@ -109,9 +113,20 @@ class Evidence:
         return right > base + AGREEMENT * (base * (1 - base) / judged) ** 0.5
 
     @property
+    def disagrees(self) -> bool:
+        """What was compared at the end shows no trace of agreement; of numbers it must have been compared, for noise looks like a plateau."""
+        late = late_targets(self.signals)
+        judged, r = number(late.get("judged")) or 0.0, number(late.get("correlation"))
+        if self.curve.guess.kind == "mean":
+            return r is not None and judged >= LEAST_JUDGED and r < 2 / judged**0.5
+        return not self.agrees
+
+    @property
     def decay_dominates(self) -> bool:
         """Weight decay, or a penalty in the loss, decided where the weights went, and they shrank or learned nothing."""
-        return self.has("weight_decay_strong") and not self.curve.well and (self.has("weights_shrunk") or not self.curve.learned)
+        far = not self.signals.weight_decay or self.signals.decayed >= DECAYED  # a decay that had no time to do it has not done it
+        harmed = self.has("weights_shrunk") or (far and not self.curve.learned)
+        return self.has("weight_decay_strong") and not self.curve.well and harmed
 
     @property
     def target_faults(self) -> bool:
@@ -142,8 +157,15 @@ class Evidence:
     # -- what was wrong from the start
 
     @property
+    def frozen_on_purpose(self) -> bool:
+        """All the weights that never move have requires_grad off, and others move: adapters, or a new head on a trained body."""
+        frozen = set(self.findings["weights_frozen"].layers) if self.has("weights_frozen") else set()
+        return bool(frozen) and frozen <= set(self.signals.facts.get("frozen") or ()) and not self.signals.frozen_mask.all()
+
+    @property
     def structure_at_fault(self) -> bool:
-        return self.has("identical_units", "weights_frozen")
+        frozen = self.has("weights_frozen") and not (self.frozen_on_purpose and self.curve.learned)
+        return self.has("identical_units") or frozen
 
     @property
     def start_at_fault(self) -> bool:

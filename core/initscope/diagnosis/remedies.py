@@ -36,8 +36,19 @@ def remedy(cause: Cause, signals: RunSignals, findings: Mapping[str, Finding]) -
     """The remedy for ``cause``. ``changes`` is empty for a loop of somebody's own, and never repeats what the config has."""
     text, changes = _REMEDIES[cause](signals, findings)
     ours = "learning_rate" in signals.config
-    changes = {key: value for key, value in changes.items() if signals.config.get(key) != value}
+    changes = {key: value for key, value in changes.items() if signals.config.get(key) != value and _allowed(key, value)}
     return Remedy(text, {key: OPTIONS[key].parse(value) for key, value in changes.items()} if ours else {})
+
+
+def suggested_changes(cause: Cause, signals: RunSignals, findings: Mapping[str, Finding]) -> dict[str, Any]:
+    """The same changes for anybody's loop, by the names of RunConfig's fields and not bounded by them."""
+    return dict(_REMEDIES[cause](signals, findings)[1])
+
+
+def _allowed(key: str, value: Any) -> bool:
+    """Whether the field takes the value: a rate ten times the highest allowed is no advice for a form."""
+    low, high = OPTIONS[key].low, OPTIONS[key].high
+    return not isinstance(value, int | float) or ((low is None or value >= low) and (high is None or value <= high))
 
 
 def _init(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]]:

@@ -61,7 +61,7 @@ def rate_fell(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
 def gradient_clipped(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     """The first step was shorter than gradient and rate make it: between backward() and step() the gradient was made smaller."""
     share, norm = v.step_share, v.gradient_total
-    if not (math.isfinite(share) and math.isfinite(norm)) or share >= CLIPPED or not norm > 0:
+    if not (math.isfinite(share) and math.isfinite(norm)) or not 0 < share < CLIPPED or not norm > 0:
         return None
     if v.adaptive:
         text = f"The first update is {percent(share)} of what the optimizer makes of the gradient (norm {sig3(norm)}): it was clipped or scaled to next to nothing."

@@ -141,8 +141,8 @@ def targets_far(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
         return Finding("targets_far", (), rms, NEAR_ZERO, "mean squared error against the targets' variance", text)
     if rms < FAR:
         return None
-    if c.nonfinite or c.worsened:
-        text = f"The targets have an RMS of {sig3(rms)}: gradients of a squared error grow with it, and the loss left every bound."
+    if c.nonfinite or c.worsened or c.spiked:
+        text = f"The targets have an RMS of {sig3(rms)}: gradients of a squared error grow with it, and the first updates threw the network far off."
         return Finding("targets_far", (), rms, FAR, "gradient of the squared error", text)
     if not c.late > 1.3 * price:
         return None

@@ -306,8 +306,8 @@ class RunSignals:
 
     @cached_property
     def decay_pull(self) -> float:
-        """How hard weight decay pulls at the weights in units of the loss's gradient: the median layer's median over the steps; 0 without
-        decay, NaN if not measured. Decoupled decay (AdamW) is set against what one step moves a weight, the learning rate."""
+        """How hard weight decay pulls at the weights in units of the loss's gradient: the median layer, at the first step or usually, whichever
+        is more (weights that have shrunk pull less); 0 without decay, NaN if not measured. Decoupled decay (AdamW) is set against what one step moves a weight, the learning rate."""
         decay, length = self.weight_decay, self.rows.values["weight_norm"]
         if not decay or not length.size:
             return 0.0
@@ -316,7 +316,14 @@ class RunSignals:
             force = np.sqrt(self.weight_counts) if "adamw" in self.optimizer else self.rows.values["grad_norm"]
             pull = (decay * length / force)[:, begun]
         pull = pull[:, ~np.isnan(pull).all(0)]
-        return float(np.median(np.nanmedian(pull, 0))) if pull.size else float("nan")
+        return float(max(np.nanmedian(pull[0]), np.median(np.nanmedian(pull, 0)))) if pull.size and not np.isnan(pull[0]).all() else float("nan")
+
+    @cached_property
+    def decayed(self) -> float:
+        """The sum of learning rate times weight decay over the steps: what decay alone would have made of the weights is exp(-that)."""
+        rates = self.learning_rate[np.isfinite(self.learning_rate)]
+        momentum = min(0.99, self.fact("optimizer_settings", "momentum") or 0.0) if "sgd" in self.optimizer else 0.0
+        return float(rates.mean() * self.steps_taken * self.weight_decay / (1 - momentum)) if len(rates) else 0.0
 
     @cached_property
     def gradient_total(self) -> float:

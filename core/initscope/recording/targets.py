@@ -32,8 +32,8 @@ EDGE = 0.05
 """A deduced target this far outside of [0, 1] may be rounding."""
 SURE = 1e-3
 """Nearer to its target than this, a probability leaves too little gradient to read a weight from."""
-LATE = 6
-"""So many of the last observed steps are the end of a run."""
+FIRST, LATE = 4, 12
+"""So many of the observed steps are the beginning, and the end, of a run."""
 KEPT = 200
 """Observed steps whose sums are kept for the standard error."""
 LARGEST_KEPT = 4096
@@ -359,7 +359,7 @@ class TargetLog:
             return
         self._kind = seen.kind
         self._count, self._samples = self._count + 1, self._samples + seen.samples
-        if len(self._first) < LATE:
+        if len(self._first) < FIRST:
             self._first.append(seen)
         self._late.append(seen)
         self._scales = [*self._scales, scale][-KEPT:] if (scale := seen.scale) is not None else self._scales
