@@ -63,7 +63,9 @@ class Case:
 
 def not_updating(e: Evidence) -> Case:
     """Most of the weights never move, though gradients should move them."""
-    possible = e.has("weights_frozen") and e.curve.progress < NEARLY_PERFECT and not (e.frozen_on_purpose and (e.curve.learned or e.validated))
+    # Weights that were frozen on purpose are no fault of a run that learns, nor where those that are trained cannot become different.
+    meant = e.frozen_on_purpose and (e.curve.learned or e.validated or e.has("identical_units"))
+    possible = e.has("weights_frozen") and e.curve.progress < NEARLY_PERFECT and not meant
     return Case(possible, [(3, possible), (1, e.value("weights_frozen") > 0.9), (1, not e.curve.learned)])
 
 
@@ -73,7 +75,7 @@ def symmetric_init(e: Evidence) -> Case:
     end = e.signals.facts.get("end")
     stayed = end is None or bool(same & set(end.get("identical_units") or ()))
     poor = not e.curve.learned or (end is not None and stayed and not e.curve.well)
-    possible = bool(same) and poor and not e.has("weights_frozen")
+    possible = bool(same) and poor and (e.frozen_on_purpose or not e.has("weights_frozen"))
     return Case(possible, [(3, possible), (1, e.failing), (1, stayed)])
 
 

@@ -115,7 +115,7 @@ def class_collapse(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
         text = f"At the end {percent(one)} of the predictions are {where}; of the other classes' samples {percent(recall)} are recognized."
         return Finding("class_collapse", (), one, COLLAPSED, "confusion matrix", text, int(found["late_step"]), False)
     # More of one class than there is, and no more right than by answering nothing else.
-    if one > majority and recall < MISSED and right < majority + BEATS * (1 - majority) and not c.learned:
+    if one > majority and recall < MISSED and right < majority + BEATS * (1 - majority) and not c.well:
         text = (
             f"At the end {percent(right)} of the answers are right, no more than by always answering the largest class ({percent(majority)}); "
             f"{percent(one)} are {where}, and of the other classes' samples {percent(recall)} are recognized."
