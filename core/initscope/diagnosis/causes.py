@@ -231,7 +231,7 @@ def healthy(e: Evidence) -> Case:
     possible = (c.learning or e.succeeded or early or slowly or floor or balanced) and c.count > 0
     possible = possible and not (c.nonfinite or guesses or e.target_faults or (c.unjudged and not balanced))
     works = c.learning or e.succeeded or floor
-    return Case(possible, [(2, works or balanced), (1, c.learned or e.succeeded), (1, works and not e.validation_at_chance)])
+    return Case(possible, [(2, works or balanced), (1, c.learned or e.succeeded), (1, not (c.unjudged or e.validation_at_chance))])
 
 
 CAUSES: dict[Cause, Callable[[Evidence], Case]] = {
