@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -170,6 +172,23 @@ def with_weights(model: nn.Module, value: float, layers: slice = slice(None)) ->
 # ---------------------------------------------------------------- loops
 
 
+@dataclass
+class Loop:
+    """What ``record`` is about to train with; a repair may change it."""
+
+    model: nn.Module
+    samples: tuple[Tensor, Tensor, Tensor, Tensor]
+    optimizer: torch.optim.Optimizer
+    loss_fn: LossFn
+    update: bool
+    per_step: Callable[[nn.Module, torch.optim.Optimizer], None]
+    steps: int
+
+
+REPAIR: ContextVar[Callable[[Loop], None] | None] = ContextVar("REPAIR", default=None)
+"""Applied to a loop before it is trained: how ``follow`` carries out a remedy."""
+
+
 def sgd(lr: float, momentum: float = 0.9) -> Callable:
     return lambda parameters: torch.optim.SGD(parameters, lr=lr, momentum=momentum)
 
@@ -202,6 +221,11 @@ def record(
     x, y, val_x, val_y = samples if samples is not None else digits()
     if not isinstance(optimizer, torch.optim.Optimizer):
         optimizer = optimizer([p for p in model.parameters() if p.requires_grad])
+    loop = Loop(model, (x, y, val_x, val_y), optimizer, loss_fn, update, per_step, steps)
+    if (repair := REPAIR.get()) is not None:
+        repair(loop)
+    model, (x, y, val_x, val_y), optimizer, loss_fn = loop.model, loop.samples, loop.optimizer, loop.loss_fn
+    update, per_step, steps = loop.update, loop.per_step, loop.steps
     order, epoch, losses, correct, seen = iter(()), -1, 0.0, 0.0, 0
     generator = torch.Generator().manual_seed(1)
     model.train()

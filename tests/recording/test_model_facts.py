@@ -13,72 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from initscope.diagnosis.diagnose import diagnose
-from initscope.recording.model_facts import (
-    agreed,
-    best_constant_loss,
-    cross_entropy_scale,
-    loss_facts,
-    scales,
-    units_identical,
-)
+from initscope.recording.model_facts import backward_has_run, loss_facts, reaches, scales, units_identical
 from initscope.recording.recorder import Recorder
 from initscope.schema import Cause, Outcome
 from initscope.store import Runs
-
-
-def gradient_of(loss_fn: Any, output: torch.Tensor, target: torch.Tensor) -> tuple[list[str], float, torch.Tensor]:
-    layer = nn.Linear(output.shape[1], output.shape[1], bias=False)
-    nn.init.eye_(layer.weight)
-    seen: list[torch.Tensor] = []
-    result = layer(output)
-    result.register_hook(seen.append)
-    loss = loss_fn(result, target)
-    loss.backward()
-    return loss_facts(loss)["chain"], loss.item(), seen[0]
-
-
-def test_constant_answer_of_a_regression_is_the_targets_variance() -> None:
-    output, target = torch.randn(64, 3), 2 * torch.randn(64, 3) + 7
-    chain, loss, gradient = gradient_of(F.mse_loss, output, target)
-    value, error = best_constant_loss(chain, loss, output, gradient)
-    assert value == pytest.approx(target.var(0).mean().item(), rel=1e-4)
-    assert 0 < error < value
-
-
-def test_constant_answer_of_classes_is_their_entropy() -> None:
-    output, target = torch.randn(1000, 3), (torch.rand(1000) < 0.1).long()
-    value, _ = best_constant_loss(*(lambda c, loss, g: (c, loss, output, g))(*gradient_of(F.cross_entropy, output, target)))
-    rate = target.double().mean().item()
-    assert value == pytest.approx(-rate * math.log(rate) - (1 - rate) * math.log(1 - rate), abs=2e-3)
-
-
-def test_the_scale_of_a_cross_entropy_is_read_off_its_gradient() -> None:
-    output, target = torch.randn(32, 5), torch.randint(5, (32,))
-
-    def scale(loss_fn):
-        chain, loss, gradient = gradient_of(loss_fn, output, target)
-        return cross_entropy_scale(chain, loss, output, gradient)
-
-    assert scale(F.cross_entropy) == pytest.approx(1, rel=1e-5)
-    assert scale(lambda o, t: F.cross_entropy(o, t, reduction="sum")) == pytest.approx(32, rel=1e-5)
-    assert scale(lambda o, t: F.cross_entropy(o, t) / 4) == pytest.approx(0.25, rel=1e-5)
-    assert scale(lambda o, t: F.mse_loss(o, F.one_hot(t, 5).float())) is None
-    assert agreed([32.0, 32.1, 31.9]) == 32.0 and agreed([0.9, 1.1]) is None
-
-
-def test_constant_answer_of_yes_and_no() -> None:
-    output, target = torch.randn(500, 1), (torch.rand(500, 1) < 0.2).float()
-    chain, loss, gradient = gradient_of(F.binary_cross_entropy_with_logits, output, target)
-    rate = target.double().mean().item()
-    assert best_constant_loss(chain, loss, output, gradient)[0] == pytest.approx(
-        -rate * math.log(rate) - (1 - rate) * math.log(1 - rate), abs=2e-3
-    )
-
-
-def test_constant_answer_is_not_claimed_for_a_scaled_regression() -> None:
-    output, target = torch.randn(64, 3), torch.randn(64, 3)
-    chain, loss, gradient = gradient_of(lambda o, t: 5 * F.mse_loss(o, t), output, target)
-    assert best_constant_loss(chain, loss, output, gradient) is None
 
 
 @pytest.mark.parametrize(
@@ -162,3 +100,42 @@ def test_a_recorded_run_is_diagnosed_from_its_folder(tmp_path: Path) -> None:
             recorder.step(loss)
     found = diagnose(Runs(tmp_path).get(recorder.run.id))
     assert (found.run, found.cause, found.outcome) == (recorder.run.id, Cause.HEALTHY, Outcome.CONVERGED)
+
+
+def test_a_loss_tells_whether_it_was_sent_back_and_whom_it_reaches() -> None:
+    model, other = nn.Linear(4, 3), nn.Linear(3, 2)
+    x, y = torch.randn(6, 4), torch.randint(2, (6,))
+    loss = F.cross_entropy(other(model(x)), y)
+    assert reaches(loss, model) and not backward_has_run(loss)
+    loss.backward()
+    assert backward_has_run(loss)
+    assert not reaches(F.cross_entropy(other(model(x).detach()), y), model)
+
+
+def _one_step(model: nn.Module, loss_of: Any, runs: Path) -> dict[str, Any]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, runs=runs) as recorder:
+        loss = loss_of(model)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        recorder.step(loss)
+    return recorder.run.state()["facts"]
+
+
+def test_a_loss_of_another_network_is_known(tmp_path: Path) -> None:
+    generator, discriminator = nn.Linear(4, 3), nn.Linear(3, 1)
+    bce = F.binary_cross_entropy_with_logits
+    facts = _one_step(generator, lambda g: bce(discriminator(g(torch.randn(8, 4))), torch.ones(8, 1)), tmp_path)
+    assert facts["loss"]["other_network"]
+    facts = _one_step(nn.Linear(4, 1), lambda m: bce(m(torch.randn(8, 4)), torch.ones(8, 1)), tmp_path)
+    assert not facts["loss"]["other_network"]
+    facts = _one_step(generator, lambda g: F.mse_loss(g(torch.randn(8, 4)) @ torch.eye(3), torch.ones(8, 3)), tmp_path)
+    assert facts["optimizer_settings"] == {"learning_rate": 0.1, "weight_decay": 0.0, "momentum": 0.0}
+
+
+def test_a_detached_loss_is_no_missing_backward(tmp_path: Path) -> None:
+    generator, discriminator = nn.Linear(4, 3), nn.Linear(3, 1)
+    with pytest.warns(UserWarning, match="does not depend on the model"):
+        facts = _one_step(generator, lambda g: discriminator(g(torch.randn(8, 4)).detach()).mean(), tmp_path)
+    assert facts["loss_detached"]

@@ -27,6 +27,7 @@ MISUSES = (
     "outputs_are_probabilities",
     "loss_below_zero",
     "targets_broadcast",
+    "targets_outside",
     "softmax_across_batch",
     "softmax_of_one",
 )
@@ -52,6 +53,8 @@ MOSTLY_OTHER = 0.5
 """Evaluation mode that gives fewer samples than this the same answer is at fault, also where nothing was validated."""
 LONG_ENOUGH = 80
 """Steps after which a plateau alone, without a validation at chance, may be the labels' fault."""
+FAR_BEYOND = 30.0
+"""Targets of such an RMS make a loss that blew up their fault rather than the learning rate's."""
 CREEPING = 0.03
 """A loss that falls and has lost this share of guessing's is learning something; random labels give at most 0.026 in a few epochs."""
 
@@ -71,7 +74,9 @@ class Case:
 
 def not_updating(e: Evidence) -> Case:
     """Most of the weights never move, though gradients should move them."""
-    possible = e.has("weights_frozen") and e.curve.progress < NEARLY_PERFECT
+    # Weights that were frozen on purpose are no fault of a run that learns, nor where those that are trained cannot become different.
+    meant = e.frozen_on_purpose and (e.curve.learned or e.validated or e.has("identical_units"))
+    possible = e.has("weights_frozen") and e.curve.progress < NEARLY_PERFECT and not meant
     return Case(possible, [(3, possible), (1, e.value("weights_frozen") > 0.9), (1, not e.curve.learned)])
 
 
@@ -81,13 +86,13 @@ def symmetric_init(e: Evidence) -> Case:
     end = e.signals.facts.get("end")
     stayed = end is None or bool(same & set(end.get("identical_units") or ()))
     poor = not e.curve.learned or (end is not None and stayed and not e.curve.well)
-    possible = bool(same) and poor and not e.has("weights_frozen")
+    possible = bool(same) and poor and (e.frozen_on_purpose or not e.has("weights_frozen"))
     return Case(possible, [(3, possible), (1, e.failing), (1, stayed)])
 
 
 def loss_misuse(e: Evidence) -> Case:
     """Loss function and outputs do not fit together."""
-    harmful = e.has(*MISUSES) or (e.has("outputs_rectified") and not e.curve.learned)
+    harmful = e.has(*MISUSES) or (e.has("outputs_rectified") and not (e.curve.well or e.validated))
     possible = harmful and not e.structure_at_fault
     return Case(possible, [(4, possible), (1, not e.curve.well)])
 
@@ -165,11 +170,13 @@ def init_too_large(e: Evidence) -> Case:
     loud = e.value("initial_loss_off")
     hidden = bool(e.signals.facts.get("normalization")) and e.gain is not None and e.gain >= OVERSIZED and loud > 0
     harm = not (e.curve.learned or e.succeeded) or loud > VERY_LOUD or (loud > 0 and not e.curve.well)
-    possible = (e.at_first("signal_explosion") or hidden) and harm and not e.structure_at_fault and not e.at_first("saturated_units")
-    large = e.gain is None or e.gain > 1.2
+    behind = e.has("outputs_loud") and not e.has("input_out_of_range")
+    loud_start = e.at_first("signal_explosion") or hidden or behind
+    possible = loud_start and harm and not (e.structure_at_fault or e.at_first("saturated_units") or e.has(*MISUSES))
+    large = behind or e.gain is None or e.gain > 1.2
     return Case(
         possible,
-        [(3, possible), (1, loud > 0 or e.curve.guess.kind != "classes"), (1, e.at_first("exploding_gradient")), (1, large)],
+        [(3, possible), (1, loud > 0 or e.curve.guess.kind != "classes"), (1, behind or e.at_first("exploding_gradient")), (1, large)],
     )
 
 
@@ -185,6 +192,7 @@ def init_too_small(e: Evidence) -> Case:
 def lr_too_high(e: Evidence) -> Case:
     """The start was sound; then updates broke it: the loss blew up or jumps, or units that were alive are dead."""
     c = e.curve
+    elsewhere = e.decay_dominates or e.has("labels_in_order", "labels_constant") or (e.has("targets_far") and e.value("targets_far") >= FAR_BEYOND)
     lost = e.broke_later
     damage = (lost and c.stuck) or e.later("signal_explosion", "exploding_gradient")
     large = e.has("update_too_large")
@@ -192,7 +200,7 @@ def lr_too_high(e: Evidence) -> Case:
     broken = c.stuck and (c.spiked or e.updates_stay_large or (lost and e.signals.total_relative_update >= MOVED))
     explained = e.start_at_fault or e.has("input_out_of_range", *MISUSES) or (e.signal_lost_at_init and not e.loss_diverges)
     dropped = e.has("dropout_high") and not large  # what is left of the units is scaled up, and the loss jumps by that
-    possible = (large_and_shown or broken) and not (c.well or e.succeeded or explained or dropped)
+    possible = (large_and_shown or broken) and not (c.well or e.succeeded or explained or dropped or elsewhere)
     return Case(possible, [(2, possible), (2, large), (2, e.loss_diverges or e.updates_stay_large), (1, damage), (1, not e.at_first("signal_collapse"))])
 
 
@@ -201,7 +209,7 @@ def lr_too_low(e: Evidence) -> Case:
     slow = not (e.loss_diverges or e.succeeded) and e.curve.progress < SLOW
     killed = e.broke_later or e.has("update_too_large")  # what has been killed by one large step looks timid afterwards
     explained = e.signal_lost_at_init or e.start_at_fault or killed or e.has("input_out_of_range", *MISUSES)
-    possible = e.lr_too_small and slow and not explained
+    possible = e.lr_too_small and slow and not (explained or e.has("targets_far", "labels_constant"))
     sound = not e.at_first("signal_collapse") and not e.has("vanishing_gradient")
     return Case(possible, [(3, possible), (1, e.curve.stuck), (1, sound), (1, e.signals.update_fastest < TINY)])
 
@@ -212,13 +220,17 @@ def labels_unrelated(e: Evidence) -> Case:
     guesses = e.validation_at_chance or e.never_generalized
     memorised = c.learning and guesses
     creeping = c.falling and c.progress > CREEPING and not (c.memorising or e.validation_at_chance)
-    unmoved = c.stuck and not (c.above_chance or creeping or e.signal_recovering) and c.steps >= 0.8 * MIN_STEPS and e.seen_inside
+    # Guessing's price must be known, and the weights must have gone somewhere: a plateau alone is no evidence about labels.
+    gone_far = memorised or e.moved
+    at_price = c.at_chance and not (creeping or e.signal_recovering) and e.disagrees and gone_far
+    unmoved = at_price and c.steps >= 0.8 * MIN_STEPS and e.seen_inside
     damaged = (e.broke_later or e.has("weights_shrunk")) and not memorised
     sound = not (damaged or e.signal_lost_at_init or e.lr_too_small or e.start_at_fault or e.has("input_out_of_range", *MISUSES))
     calm = not (e.has("loss_oscillates") or c.spiked or e.updates_stay_large)
     gone_far = memorised or e.signals.total_relative_update >= MOVED
     tried = guesses or (gone_far and c.steps >= LONG_ENOUGH)
-    possible = (memorised or (unmoved and calm and tried)) and sound and not e.has(*ELSEWHERE)
+    elsewhere = e.has(*ELSEWHERE) or e.target_faults or e.decay_dominates
+    possible = e.has("labels_constant") or ((memorised or (unmoved and calm and tried)) and sound and not elsewhere)
     return Case(
         possible,
         [
@@ -231,6 +243,32 @@ def labels_unrelated(e: Evidence) -> Case:
     )
 
 
+def data_order(e: Evidence) -> Case:
+    """The samples of a batch have the same label: each batch teaches its own, and the network forgets the others."""
+    possible = e.has("labels_in_order") and not (e.structure_at_fault or e.validated)
+    return Case(possible, [(4, possible), (1, not e.validated), (1, e.curve.steps >= MIN_STEPS)])
+
+
+def target_scale(e: Evidence) -> Case:
+    """The targets are so far away, or so small, that the outputs do not come to them."""
+    broke = e.loss_diverges and e.value("targets_far") < FAR_BEYOND
+    possible = e.has("targets_far") and not (e.structure_at_fault or e.has(*MISUSES) or e.inputs_blamed or broke)
+    return Case(possible, [(4, possible), (1, not e.curve.learned), (1, not e.start_at_fault)])
+
+
+def weight_decay_too_high(e: Evidence) -> Case:
+    """Weight decay pulls harder at the weights than the loss does, and they shrink or learn nothing."""
+    possible = e.decay_dominates and not (e.structure_at_fault or e.curve.nonfinite or e.inputs_blamed or e.has(*MISUSES))
+    return Case(possible, [(4, possible), (1, e.has("weights_shrunk")), (1, not e.curve.learned)])
+
+
+def class_collapse(e: Evidence) -> Case:
+    """One class of unequal ones is predicted for nearly every sample, and nothing else stands in the way of learning."""
+    fault = e.start_at_fault or e.loss_diverges or e.lr_too_small or e.broke_later or e.signal_lost_at_init or e.decay_dominates
+    possible = e.has("class_collapse") and e.curve.steps >= MIN_STEPS and not (fault or e.has("input_out_of_range", *MISUSES) or e.validated)
+    return Case(possible, [(4, possible), (1, e.moved), (1, not e.curve.well)])
+
+
 def overfitting(e: Evidence) -> Case:
     """Training goes on improving, validation has stopped well above guessing."""
     scores = last_scores(e.signals)
@@ -238,7 +276,7 @@ def overfitting(e: Evidence) -> Case:
     improving = scores is not None and scores.last_loss < 0.9 * scores.earlier_loss
     clear = (e.value("train_validation_gap") >= CLEAR_GAP or risen) and not improving
     generalizes = not (e.validation_at_chance or e.never_generalized)
-    possible = e.has("train_validation_gap") and clear and e.curve.learned and generalizes and not e.has("modes_disagree")
+    possible = e.has("train_validation_gap") and clear and e.curve.learned and generalizes and not (e.has("modes_disagree") or e.target_faults)
     return Case(possible, [(3, possible), (1, risen), (1, e.curve.well)])
 
 
@@ -249,8 +287,14 @@ def healthy(e: Evidence) -> Case:
     early = c.steps < MIN_STEPS and not hindered
     slowly = c.falling and not (c.above_chance or e.start_at_fault or c.memorising)
     guesses = (e.validation_at_chance or e.never_generalized) and c.steps >= MIN_STEPS
-    possible = (c.learning or e.succeeded or early or slowly) and c.count > 0 and not (c.nonfinite or guesses)
-    return Case(possible, [(2, c.learning or e.succeeded), (1, c.learned or e.succeeded), (1, not e.validation_at_chance)])
+    # Little can be learned of noisy numbers, and that is learned.
+    at_floor = c.guess.kind == "mean" and c.steps >= MIN_STEPS and not (c.above_chance or e.has("weights_shrunk", "update_too_small"))
+    floor = e.agrees and at_floor and not e.start_at_fault
+    balanced = c.unjudged and not hindered and e.moved and e.adversary_in_balance
+    possible = (c.learning or e.succeeded or early or slowly or floor or balanced) and c.count > 0
+    possible = possible and not (c.nonfinite or guesses or e.target_faults or (c.unjudged and not balanced))
+    works = c.learning or e.succeeded or floor
+    return Case(possible, [(2, works or balanced), (1, c.learned or e.succeeded), (1, not (c.unjudged or e.validation_at_chance))])
 
 
 CAUSES: dict[Cause, Callable[[Evidence], Case]] = {
@@ -262,13 +306,17 @@ CAUSES: dict[Cause, Callable[[Evidence], Case]] = {
     Cause.SAMPLES_MIXED: samples_mixed,
     Cause.NUMERIC_FAULT: numeric_fault,
     Cause.INPUT_SCALE: input_scale,
+    Cause.TARGET_SCALE: target_scale,
+    Cause.DATA_ORDER: data_order,
     Cause.DEAD_RELU: dead_relu,
     Cause.SATURATED_ACTIVATION: saturated_activation,
     Cause.INIT_TOO_LARGE: init_too_large,
     Cause.INIT_TOO_SMALL: init_too_small,
+    Cause.WEIGHT_DECAY_TOO_HIGH: weight_decay_too_high,
     Cause.LR_TOO_HIGH: lr_too_high,
     Cause.LR_TOO_LOW: lr_too_low,
     Cause.BATCHNORM_STATISTICS: batchnorm_statistics,
+    Cause.CLASS_COLLAPSE: class_collapse,
     Cause.LABELS_UNRELATED: labels_unrelated,
     Cause.OVERFITTING: overfitting,
 }

@@ -52,6 +52,8 @@ class Curve:
     memorising: bool
     min_progress: float
     spike: float | None
+    unjudged: bool = False
+    """Whether how low the loss is says nothing by itself: another network computes it, or it has no known bound."""
 
     @property
     def chance(self) -> float | None:
@@ -67,7 +69,7 @@ class Curve:
         """The loss has left guessing (or its beginning) behind."""
         doubt = math.hypot(self.guess.doubt, self.error) if self.guess.doubt else 0.0
         clear = self.progress >= DOUBTS * doubt or self.falling
-        return not self.nonfinite and self.count > 1 and self.progress >= self.min_progress and clear
+        return not (self.nonfinite or self.unjudged) and self.count > 1 and self.progress >= self.min_progress and clear
 
     @property
     def learned(self) -> bool:
@@ -81,7 +83,7 @@ class Curve:
     @property
     def stuck(self) -> bool:
         """Finite, recorded long enough to see something, and not learning."""
-        return not self.nonfinite and self.count >= SHORT and not self.learning
+        return not (self.nonfinite or self.unjudged) and self.count >= SHORT and not self.learning
 
     @property
     def at_chance(self) -> bool:
@@ -101,12 +103,13 @@ class Curve:
     @property
     def _margin(self) -> float:
         """How far above the reference is above it, noise considered."""
-        return ABOVE + 3 * self.error + 2 * self.guess.doubt + (NEAR if self.chance is None else 0.0)
+        return ABOVE + 3 * self.error + 2 * max(self.guess.doubt, self.guess.noise) + (NEAR if self.chance is None else 0.0)
 
     @property
     def spiked(self) -> bool:
         """Some later loss was far above the first and above guessing."""
-        return self.spike is not None and self.highest > self.spike * (1 + 2 * self.guess.doubt) * max(self.first, self.reference)
+        doubt = max(self.guess.doubt, self.guess.noise)
+        return self.spike is not None and not self.unjudged and self.highest > self.spike * (1 + 2 * doubt) * max(self.first, self.reference)
 
     @property
     def settled(self) -> bool:
@@ -123,14 +126,19 @@ def read_curve(signals: RunSignals, thresholds: Thresholds) -> Curve:
     first = float(y[0]) if len(y) else math.nan
     guess = guessing(signals, first)
     tail = y[-max(3, len(y) // 5) :]
-    late = float(np.median(tail)) if len(y) else math.nan
+    # Of unequal classes most batches hold none of the rare ones: the median batch is cheaper than the mean, which the price is.
+    unequal = guess.equal is not None and guess.loss is not None and guess.loss < 0.9 * guess.equal
+    late = float((np.mean if unequal else np.median)(tail)) if len(y) else math.nan
     start = float(np.median(y[: max(1, min(5, len(y) // 10))])) if len(y) else math.nan
     beginning = abs(start if start < NOISE * first else first)  # first losses that blew up are no beginning
     reference = guess.loss if guess.loss is not None else beginning
-    progress = (reference - late) / reference if reference else 0.0
+    floor = min(guess.floor, 0.9 * reference) if guess.loss is not None else 0.0
+    progress = (reference - late) / (reference - floor) if reference else 0.0
+    # Without a known price a loss below zero has no known bound: falling is all that can be seen of it.
+    unbounded = guess.loss is None and guess.kind == "unknown" and not guess.classes and len(y) > 0 and float(np.min(y)) < 0
     change, significance = trend(y[len(y) // 3 :])
     half, usual = y[len(y) // 2 :], float(np.median(y[: max(5, len(y) // 5)])) if len(y) else math.nan
-    margin = 1.2 + 2 * guess.doubt if guess.loss is not None else 1.5
+    margin = 1.2 + 2 * max(guess.doubt, guess.noise) if guess.loss is not None else 1.5
     return Curve(
         count=len(loss),
         steps=signals.steps_taken,
@@ -147,6 +155,7 @@ def read_curve(signals: RunSignals, thresholds: Thresholds) -> Curve:
         memorising=_gained_nothing_new(y, signals.first_pass, reference),
         min_progress=thresholds.progress or 0.0,
         spike=thresholds.spike,
+        unjudged=guess.unjudged or (unbounded and not (significance < -4 and change < 0)),
     )
 
 
@@ -186,7 +195,7 @@ def outcome_of(signals: RunSignals, curve: Curve) -> Outcome:
         return Outcome(recorded)
     if curve.nonfinite:
         return Outcome.DIVERGED
-    if curve.steps < MIN_STEPS or (curve.late < 0 and curve.guess.classes):
+    if curve.steps < MIN_STEPS or curve.unjudged or (curve.late < 0 and curve.guess.classes):
         return Outcome.UNDECIDED
     accuracy = last_validation_accuracy(signals)
     if accuracy is not None and curve.guess.classes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,10 +11,12 @@ import numpy as np
 from initscope.diagnosis.curve import ASSUMED_SAMPLES, Curve
 from initscope.diagnosis.finding import Finding
 from initscope.diagnosis.rules_run import last_scores
+from initscope.diagnosis.rules_targets import late_targets
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
 from initscope.outcome import chance_ceiling, converged_floor
 from initscope.schema import Outcome
+from initscope.store.files import number
 
 SEVERE = 1e-3
 """Less signal than this is a plateau's cause whatever the optimizer does; Adam gets through what is left above it."""
@@ -27,6 +30,16 @@ STANDING = 0.03
 """A network whose fastest layer has not even gone this far (sum of update ratios) has hardly moved yet."""
 USUAL_SIZE = 1e3
 """Pre-activations up to here overflow in no function of float32: what is not finite after them came from the edge of a domain."""
+TIE = 2.5
+"""Neither network of an adversarial pair has won while the loss is within this factor of a tie's."""
+DECAYED = 0.3
+"""Learning rate times weight decay, summed over the steps, from which weights have lost a quarter."""
+CORRELATED = 4.0
+"""Standard errors above zero of a correlation between outputs and targets that is none by chance."""
+AGREEMENT = 5.0
+"""Standard errors by which outputs must agree with their targets better than chance."""
+LEAST_JUDGED = 64
+"""Fewer compared outputs show no agreement."""
 LEAST_PULL = 1e-2
 """Below this first |gradient| / |weight| in every layer, the gradients are what is small, not the learning rate."""
 
@@ -86,6 +99,51 @@ class Evidence:
         return scores.validation <= chance_ceiling(chance, 1 / (1 / validation + 1 / self.signals.train_samples))
 
     @property
+    def agrees(self) -> bool:
+        """At the end the outputs agreed with their targets beyond what chance explains, on the batches they were about to be trained on."""
+        late = late_targets(self.signals)
+        judged = number(late.get("judged")) or 0.0
+        if judged < LEAST_JUDGED:
+            return False
+        if (r := number(late.get("correlation"))) is not None:
+            return r > CORRELATED / judged**0.5
+        right, chance = number(late.get("accuracy")), number(late.get("agreement_by_chance"))
+        majority = number(late.get("true_largest"))
+        if right is None or chance is None or majority is None:
+            return False
+        base = max(chance, min(majority, 0.999))
+        return right > base + AGREEMENT * (base * (1 - base) / judged) ** 0.5
+
+    @property
+    def disagrees(self) -> bool:
+        """What was compared at the end shows no trace of agreement; of numbers it must have been compared, for noise looks like a plateau."""
+        late = late_targets(self.signals)
+        judged, r = number(late.get("judged")) or 0.0, number(late.get("correlation"))
+        if self.curve.guess.kind == "mean":
+            return r is not None and judged >= LEAST_JUDGED and r < 2 / judged**0.5
+        return not self.agrees
+
+    @property
+    def decay_dominates(self) -> bool:
+        """Weight decay, or a penalty in the loss, decided where the weights went, and they shrank or learned nothing."""
+        far = not self.signals.weight_decay or self.signals.decayed >= DECAYED  # a decay that had no time to do it has not done it
+        harmed = self.has("weights_shrunk") or (far and not self.curve.learned)
+        return self.has("weight_decay_strong") and not self.curve.well and harmed
+
+    @property
+    def target_faults(self) -> bool:
+        """Something about targets or their order stands between a low loss and having learned."""
+        return self.has("class_collapse", "labels_constant", "labels_in_order", "targets_far", "targets_outside")
+
+    @property
+    def validated(self) -> bool:
+        """Validation says that it works: the trainer's judgement, or an accuracy a third of the way from guessing to perfect."""
+        scores, classes = last_scores(self.signals), self.curve.guess.classes or self.signals.fact("targets", "classes") or 2
+        largest = self.signals.fact("targets", "largest") or 0.0
+        right = scores is not None and scores.accuracies and scores.validation >= converged_floor(max(1 / classes, min(largest, 0.99)))
+        return self.succeeded or right
+
+    @property
     def never_generalized(self) -> bool:
         """Training left guessing behind, and no validation loss ever was below guessing's: what was learned was learned by heart.
 
@@ -101,8 +159,15 @@ class Evidence:
     # -- what was wrong from the start
 
     @property
+    def frozen_on_purpose(self) -> bool:
+        """All the weights that never move have requires_grad off, and others move: adapters, or a new head on a trained body."""
+        frozen = set(self.findings["weights_frozen"].layers) if self.has("weights_frozen") else set()
+        return bool(frozen) and frozen <= set(self.signals.facts.get("frozen") or ()) and not self.signals.frozen_mask.all()
+
+    @property
     def structure_at_fault(self) -> bool:
-        return self.has("identical_units", "weights_frozen")
+        frozen = self.has("weights_frozen") and not (self.frozen_on_purpose and self.curve.learned)
+        return self.has("identical_units") or frozen
 
     @property
     def start_at_fault(self) -> bool:
@@ -184,12 +249,28 @@ class Evidence:
     def lr_too_small(self) -> bool:
         """Updates are tiny because the learning rate (or clipping) is, not because the gradients are."""
         standing = self.signals.update_fastest * self.curve.steps < STANDING
-        return self.has("update_too_small") and standing and not self.signals.grad_to_weight_ratio < LEAST_PULL
+        # Weights of a network that an earlier step has killed stand still too: that is the damage, not its cause.
+        return self.has("update_too_small") and standing and not (self.signals.grad_to_weight_ratio < LEAST_PULL or self.broke_later)
 
     @property
     def updates_stay_large(self) -> bool:
         """Updates were too large and stayed large: what one batch teaches, the next one undoes, whatever the labels."""
         return self.has("update_too_large") and self.signals.update_usual >= RESTLESS
+
+    @property
+    def moved(self) -> bool:
+        """The hidden layers (of a network without any, all layers) have gone far enough to have learned something."""
+        v = self.signals
+        return v.total_relative_update >= MOVED if len(v.hidden) else v.update_fastest * self.curve.steps >= MOVED
+
+    @property
+    def adversary_in_balance(self) -> bool:
+        """A loss that another network computes has stayed near that of a tie, ln 2 a pass, and its gradient arrives: neither side has won."""
+        loss = self.signals.loss[-max(3, len(self.signals.loss) // 5) :]
+        tie = math.log(2) * (2 if self.signals.facts.get("discriminator") else 1)
+        binary = any(name.startswith(("BinaryCrossEntropy", "Softplus", "LogSigmoid")) for name in self.signals.chain)
+        near = len(loss) > 0 and bool(np.isfinite(loss).all()) and tie / TIE < float(np.median(loss)) < tie * TIE
+        return binary and near and not self.has("vanishing_gradient", "update_too_small", "gradient_clipped")
 
     @property
     def seen_inside(self) -> bool:

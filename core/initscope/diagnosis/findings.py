@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from initscope.diagnosis import rules_layers, rules_loss, rules_outputs, rules_run, rules_structure
+from initscope.diagnosis import (
+    rules_layers,
+    rules_loss,
+    rules_optimizer,
+    rules_outputs,
+    rules_run,
+    rules_structure,
+    rules_targets,
+)
 from initscope.diagnosis.curve import Curve
 from initscope.diagnosis.finding import Finding
 from initscope.diagnosis.run_signals import RunSignals
@@ -23,6 +31,7 @@ RULES: tuple[Rule, ...] = (
     rules_loss.loss_spike,
     rules_loss.initial_loss_off,
     rules_structure.first_nonfinite,
+    rules_targets.loss_unjudged,
     rules_run.weights_frozen,
     rules_structure.layers_unregistered,
     rules_structure.layers_not_optimized,
@@ -30,6 +39,12 @@ RULES: tuple[Rule, ...] = (
     rules_structure.samples_mixed,
     rules_run.identical_units,
     rules_outputs.outputs_misused,
+    rules_targets.targets_outside,
+    rules_targets.labels_constant,
+    rules_targets.labels_in_order,
+    rules_targets.targets_far,
+    rules_targets.class_collapse,
+    rules_targets.outputs_loud,
     rules_run.input_out_of_range,
     rules_layers.signal_collapse,
     rules_layers.signal_explosion,
@@ -42,6 +57,9 @@ RULES: tuple[Rule, ...] = (
     rules_layers.weights_shrunk,
     rules_structure.dropout_high,
     rules_structure.modes_disagree,
+    rules_optimizer.weight_decay,
+    rules_optimizer.rate_fell,
+    rules_optimizer.gradient_clipped,
     rules_run.train_validation_gap,
 )
 """In the order in which a reader wants them: the symptom, then what may cause it, upstream first."""

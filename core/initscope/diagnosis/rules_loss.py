@@ -65,10 +65,11 @@ def loss_spike(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
 
 
 def initial_loss_off(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
-    if t.initial_loss is None or c.chance is None or c.guess.kind == "mean" or not c.first > t.initial_loss * c.chance:
+    price = c.guess.at_start
+    if t.initial_loss is None or price is None or c.guess.kind == "mean" or not c.first > t.initial_loss * price:
         return None
-    ratio = c.first / c.chance
+    ratio = c.first / price
     text = (
-        f"The first loss is {sig3(c.first)}, {sig3(ratio)} times that of guessing ({sig3(c.chance)}): confident and wrong before any step."
+        f"The first loss is {sig3(c.first)}, {sig3(ratio)} times that of guessing ({sig3(price)}): confident and wrong before any step."
     )
     return Finding("initial_loss_off", (), ratio, t.initial_loss, source_of("initial_loss", t), text, start_of(v))

@@ -328,6 +328,68 @@ class RunSignals:
         between = self.steps_taken / len(self.rows.steps)
         return float(np.median(np.nansum(ratio, 0)) * between)
 
+    # -- the optimizer's settings
+
+    @property
+    def optimizer(self) -> str:
+        """Class names of the optimizers, lower case; empty if not known."""
+        return str(self.facts.get("optimizer") or self.config.get("optimizer") or "").lower()
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the optimizer divides by the gradient's size, so that the rate is what a weight moves."""
+        return any(word in self.optimizer for word in ("ada", "rms", "lion", "rprop", "muon"))
+
+    @property
+    def weight_decay(self) -> float:
+        """The largest weight decay of a parameter group, 0 if there is none or it is not known."""
+        return self.fact("optimizer_settings", "weight_decay") or number(self.config.get("weight_decay")) or 0.0
+
+    @cached_property
+    def decay_pull(self) -> float:
+        """How hard weight decay pulls at the weights in units of the loss's gradient: the median layer, at the first step or usually, whichever
+        is more (weights that have shrunk pull less); 0 without decay, NaN if not measured. Decoupled decay (AdamW) is set against what one step moves a weight, the learning rate."""
+        decay, length = self.weight_decay, self.rows.values["weight_norm"]
+        if not decay or not length.size:
+            return 0.0
+        begun = self.rows.first("weight_norm") > 0
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            force = np.sqrt(self.weight_counts) if "adamw" in self.optimizer else self.rows.values["grad_norm"]
+            pull = (decay * length / force)[:, begun]
+        pull = pull[:, ~np.isnan(pull).all(0)]
+        return float(max(np.nanmedian(pull[0]), np.median(np.nanmedian(pull, 0)))) if pull.size and not np.isnan(pull[0]).all() else float("nan")
+
+    @cached_property
+    def decayed(self) -> float:
+        """The sum of learning rate times weight decay over the steps: what decay alone would have made of the weights is exp(-that)."""
+        rates = self.learning_rate[np.isfinite(self.learning_rate)]
+        momentum = min(0.99, self.fact("optimizer_settings", "momentum") or 0.0) if "sgd" in self.optimizer else 0.0
+        return float(rates.mean() * self.steps_taken * self.weight_decay / (1 - momentum)) if len(rates) else 0.0
+
+    @cached_property
+    def gradient_total(self) -> float:
+        """Norm of the first recorded gradient over all recorded weights, before any clipping; NaN if not measured."""
+        norm = self.rows.first("grad_norm")
+        return float(np.sqrt(np.nansum(norm**2))) if len(norm) and not np.isnan(norm).all() else float("nan")
+
+    @cached_property
+    def step_share(self) -> float:
+        """Length of the first recorded update over what gradient and learning rate make it: 1 for SGD; for Adam 1 if every weight had a
+        gradient. NaN for other optimizers, and where the first step was not recorded or not moved by the rate."""
+        plain = "sgd" in self.optimizer and "," not in self.optimizer
+        adam = self.optimizer in ("adam", "adamw")
+        rate = self.learning_rate[0] if len(self.learning_rate) else np.nan
+        if not (plain or adam) or not rate > 0 or not self.updates_measured or not len(self.rows.steps) or self.rows.steps[0] != 0:
+            return float("nan")
+        norm, length, ratio = (self.rows.first(name) for name in ("grad_norm", "weight_norm", "update_ratio"))
+        with np.errstate(invalid="ignore", over="ignore"):
+            decay = 0.0 if adam else self.weight_decay * np.nan_to_num(length)
+            force = np.sqrt(self.weight_counts) * (norm > 0) if adam else np.hypot(norm, decay)
+            known = np.isfinite(force) & np.isfinite(ratio * length) & (length > 0)
+            made = rate * np.sqrt(np.sum(force[known] ** 2))
+            moved = np.sqrt(np.sum((ratio * length)[known] ** 2))
+        return float(moved / made) if made > 0 else float("nan")
+
     @cached_property
     def frozen_mask(self) -> np.ndarray:
         """(layers,): True where the weight never moved although something should have moved it.

@@ -6,7 +6,6 @@ Kept small and plain (JSON in ``status.json``); measured once a run.
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
@@ -25,8 +24,6 @@ FIRST_STEPS = 8
 """Steps whose outputs are looked at for what the targets are like."""
 IDENTICAL = 1e-3
 """Units whose incoming weights differ by at most this share of the weights' size count as identical."""
-AGREED = 0.05
-"""A loss's scale is a fact if it is the same in all of these steps, up to this share."""
 _PRODUCTS = (
     "AddmmBackward0",
     "MmBackward0",
@@ -36,12 +33,12 @@ _PRODUCTS = (
     "BaddbmmBackward0",
     "LinearBackward0",
 )
-_SHAPE_NODES = ("View", "Squeeze", "Select", "Reshape", "UnsafeView")
-"""Autograd operations that only change a shape."""
-_SCALING = ("Mul", "Div", "Add")
-"""Autograd operations by which a loss is scaled or joined by a penalty: they leave the sign of its gradient alone."""
+_SHAPING = ("TBackward", "Transpose", "Permute", "View", "Expand", "Unsqueeze", "UnsafeView", "Reshape", "ToCopy", "Clone")
+"""Autograd operations between a parameter and the product it takes part in."""
 _CHAIN_LIMIT = 400
 """Autograd nodes looked at between the loss and the last layer."""
+_GRAPH_LIMIT = 50_000
+"""Autograd nodes looked at in search of the model's parameters."""
 
 
 @torch.no_grad()
@@ -69,7 +66,19 @@ def weight_facts(model: nn.Module, meter: LayerMeter) -> dict[str, Any]:
         facts["optimized_share"] = owned / total if total else 0.0
         facts["unoptimized"] = [name for name, weight in weights.items() if id(weight) not in held]
         facts["optimizer"] = ", ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in meter.optimizers))
+        facts["optimizer_settings"] = optimizer_settings(meter.optimizers)
     return facts
+
+
+def optimizer_settings(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, float]:
+    """Learning rate, weight decay and momentum at the start: the largest of all parameter groups with weights, as far as they are plain numbers."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups if group["params"]]
+    settings = {}
+    for key, name in (("lr", "learning_rate"), ("weight_decay", "weight_decay"), ("momentum", "momentum")):
+        values = [float(group[key]) for group in groups if isinstance(group.get(key), int | float | Tensor)]
+        if values:
+            settings[name] = max(values)
+    return settings
 
 
 def multiplying(layers: Sequence[Layer]) -> list[Layer]:
@@ -147,8 +156,12 @@ def input_facts(x: Tensor) -> dict[str, float]:
     return facts
 
 
-def first_step_facts(meter: LayerMeter, loss: Any) -> dict[str, Any]:
-    """Which nonlinearity and normalization follow each layer, and the operations between the last layer and the loss."""
+def first_step_facts(meter: LayerMeter, loss: Any, output_node: Any = None) -> dict[str, Any]:
+    """Which nonlinearity and normalization follow each layer, and the operations between the last layer and the loss.
+
+    ``output_node`` is the autograd node of the model's output: with it ``loss.other_network`` says whether the loss is computed by weights
+    that are none of the model's, as a generator's by its discriminator.
+    """
     facts: dict[str, Any] = {"activations": dict(meter.activations), "normalized": sorted(meter.normalized)}
     if meter.trained_in_evaluation:
         facts["trained_in_evaluation"] = True
@@ -156,7 +169,60 @@ def first_step_facts(meter: LayerMeter, loss: Any) -> dict[str, Any]:
         facts["shadow_pass"] = dict(meter.shadow)
     if isinstance(loss, Tensor) and loss.grad_fn is not None:
         facts["loss"] = loss_facts(loss)
+        if output_node is not None:
+            facts["loss"]["other_network"] = _judged_by_another(loss, output_node, meter.model)
     return facts
+
+
+def _judged_by_another(loss: Tensor, output_node: Any, model: nn.Module) -> bool:
+    """Whether the last product before the loss is of weights that are not the model's, and lies above the model's output."""
+    path = _path_to_last_layer(loss)
+    if not path or output_node in path:
+        return False
+    leaves = [child for child, _ in path[-1].next_functions if child is not None]
+    while any(leaf.name().startswith(_SHAPING) for leaf in leaves):
+        leaves = [x for leaf in leaves for x in ([c for c, _ in leaf.next_functions if c] if leaf.name().startswith(_SHAPING) else [leaf])]
+    held = [leaf.variable for leaf in leaves if hasattr(leaf, "variable")]
+    own = {id(p) for p in model.parameters()}
+    return not any(id(p) in own for p in held)
+
+
+def reaches(loss: Tensor, model: nn.Module) -> bool:
+    """Whether the loss's graph holds any of the model's parameters; True too where the graph is too large to tell."""
+    own = {id(p) for p in model.parameters()}
+    seen, waiting = {loss.grad_fn}, deque([loss.grad_fn])
+    while waiting and len(seen) < _GRAPH_LIMIT:
+        node = waiting.popleft()
+        if id(getattr(node, "variable", None)) in own:
+            return True
+        for child, _ in node.next_functions:
+            if child is not None and child not in seen:
+                seen.add(child)
+                waiting.append(child)
+    return bool(waiting)
+
+
+def backward_has_run(loss: Tensor) -> bool:
+    """Whether what the loss's graph had saved for the backward pass has been used and freed; False where nothing was saved near the loss."""
+    seen, waiting = {loss.grad_fn}, deque([loss.grad_fn])
+    while waiting and len(seen) < _CHAIN_LIMIT:
+        node = waiting.popleft()
+        for name in dir(node):
+            if not name.startswith("_saved_"):
+                continue
+            try:
+                found = getattr(node, name)
+            except RuntimeError as error:
+                if "already been freed" in str(error) or "after they have" in str(error):
+                    return True
+                continue  # an attribute that torch cannot show
+            if isinstance(found, Tensor):
+                return False
+        for child, _ in node.next_functions:
+            if child is not None and child not in seen:
+                seen.add(child)
+                waiting.append(child)
+    return False
 
 
 def loss_facts(loss: Tensor) -> dict[str, Any]:
@@ -206,78 +272,6 @@ def _shape(node: Any) -> tuple[int, ...]:
     except (AttributeError, RuntimeError, IndexError):
         return ()
     return shape if all(isinstance(size, int) for size in shape) else ()  # a nested tensor has sizes that are no numbers
-
-
-@torch.no_grad()
-def best_constant_loss(chain: Sequence[str], loss: float, output: Tensor, gradient: Tensor) -> tuple[float, float] | None:
-    """(loss on a batch of the best answer that does not look at the input, its standard error); None if it cannot be told.
-
-    The targets are not seen by a recorder, but the loss's gradient for the outputs gives them away. Cross-entropy: it is
-    negative at the true class alone; the answer is the classes' entropy (Miller and Madow's correction). Mean squared error:
-    target = output - gradient * n / 2; the answer is the targets' variance, one mean for each unit or channel.
-    Binary cross-entropy with logits: target = sigmoid(output) - gradient * n; the answer is the mean entropy of a unit.
-    """
-    output, gradient = output.float(), gradient.float()
-    kind = next((name for name in chain if not name.startswith(_SCALING)), "")
-    below = chain[chain.index(kind) + 1 :] if kind else []
-    if output.dim() < 2 or any(not name.startswith((*_SHAPE_NODES, "LogSoftmax")) for name in below):
-        return None
-    if kind == "NllLoss" and output.dim() == 2:
-        counts = torch.bincount(gradient[gradient.abs().sum(1) > 0].argmin(1), minlength=output.shape[1]).double()
-        return _entropy(counts[counts > 0])
-    if kind == "MseLoss":
-        difference = gradient * (gradient.numel() / 2)
-        if not math.isclose(difference.square().mean().item(), loss, rel_tol=0.01):
-            return None  # scaled, or of other targets than we think
-        target = (output - difference).reshape(*output.shape[:2], -1)
-        count = len(target)
-        squares = (target - target.mean((0, 2), keepdim=True)).square().mean((1, 2)).double() * (count / max(1, count - 1))
-        return squares.mean().item(), squares.std(correction=0).item() / math.sqrt(count)
-    if kind == "BinaryCrossEntropyWithLogits":
-        target = (output.sigmoid() - gradient * gradient.numel()).flatten(1)
-        if not (target.min() > -0.05 and target.max() < 1.05):
-            return None
-        units = [_entropy(torch.stack([rate, 1 - rate]).double() * len(target)) for rate in target.mean(0).clamp(1e-6, 1 - 1e-6)]
-        return sum(u[0] for u in units) / len(units), max(u[1] for u in units)
-    return None
-
-
-@torch.no_grad()
-def cross_entropy_scale(chain: Sequence[str], loss: float, output: Tensor, gradient: Tensor) -> float | None:
-    """The loss over the batch's mean cross-entropy: the batch size for a sum, 1/4 for a loss divided for accumulation.
-
-    The targets are those that the gradient gives away (``constant_answer``); None for other losses.
-    """
-    kind = next((name for name in chain if not name.startswith(_SCALING)), "")
-    if kind != "NllLoss" or output.dim() != 2:
-        return None
-    counted = gradient.abs().sum(1) > 0
-    mean = torch.nn.functional.cross_entropy(output[counted].float(), gradient[counted].argmin(1))
-    scale = loss / mean.item() if counted.any() and mean > 0 else math.nan
-    return scale if math.isfinite(scale) and scale > 0 else None
-
-
-def _entropy(counts: Tensor) -> tuple[float, float] | None:
-    """(entropy in nats with Miller and Madow's correction, its standard error) of classes seen ``counts`` times; None if none was."""
-    total = float(counts.sum())
-    if not total:
-        return None
-    share = counts / total
-    entropy = float(-(share * share.log()).sum())
-    spread = float((share * share.log().square()).sum()) - entropy**2
-    return entropy + (len(share) - 1) / (2 * total), math.sqrt(max(0.0, spread) / total)
-
-
-def agreed(scales: Sequence[float]) -> float | None:
-    """The median of ``scales``; None where they differ by more than ``AGREED``: a loss with weights or smoothed labels has no one scale."""
-    middle = statistics.median(scales)
-    return middle if max(scales) - min(scales) <= AGREED * middle else None
-
-
-def pooled_constant_loss(answers: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Mean of independent (value, standard error) pairs, and its standard error."""
-    count = len(answers)
-    return sum(value for value, _ in answers) / count, math.sqrt(sum(error**2 for _, error in answers)) / count
 
 
 def last_facts(meter: LayerMeter) -> dict[str, Any]:

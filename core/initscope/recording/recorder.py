@@ -40,20 +40,21 @@ from initscope.recording.loop_facts import first_nonfinite, loss_function, optim
 from initscope.recording.meter import MEASURING, LayerMeter
 from initscope.recording.model_facts import (
     FIRST_STEPS,
-    agreed,
-    best_constant_loss,
-    cross_entropy_scale,
+    backward_has_run,
     first_batch_facts,
     first_step_facts,
     last_facts,
     main_output,
-    pooled_constant_loss,
+    reaches,
     weight_facts,
 )
 from initscope.recording.reading import HostCopy, StepMeasurements, layer_values, relative_signal
+from initscope.recording.targets import TargetLog, is_discriminator, observe
 from initscope.schema import Outcome, Status
 from initscope.store import RECORDED, Run, Runs, RunWriter, own_process
 
+LOOK_AGAIN = 16
+"""After the first steps outputs are compared with targets again whenever 1 / LOOK_AGAIN more steps have been taken: some twelve times a doubling."""
 HELD_STEPS = 16
 """Steps whose numbers wait until rows are made of them: many in a row find the code for it in the processor's cache, which a training step empties."""
 CURVE_POINTS = 40
@@ -168,9 +169,11 @@ class Recorder:
         self._curve: list[float] = []
         self._curve_stride = 1
         self._seen = 0
-        self._outputs: list[Tensor] = []
-        self._answers: list[tuple[float, float]] = []
-        self._scales: list[float] = []
+        self._outputs: list[list[Tensor]] = []
+        self._output_node: Any = None
+        self._targets = TargetLog()
+        self._looking = step == 0
+        self._next_look = step
         self._layer_columns: tuple[pa.Array, pa.Array, pa.Array, list[int]] | None = None
         self._recent_accuracy: deque[float] = deque(maxlen=20)
         self._gradient_seen = False
@@ -210,7 +213,7 @@ class Recorder:
             self.meter.enabled = self.next_step % self.every == 0
             with self.guard("looking at the weights"):
                 if self.next_step == 0:
-                    self.meter.on_forward = _weakly(self._look_at_first_batch)
+                    self.meter.on_forward = _weakly(self._look_at_output)
                     self._note_weights()
                 elif not self.owns_run:
                     self._restore_curve()
@@ -351,8 +354,7 @@ class Recorder:
             with self.guard(_WRITING):
                 self._record(loss if whole is None else whole, accuracy, epoch)
         self.next_step += 1
-        if self.next_step >= FIRST_STEPS:
-            self.meter.on_forward = None
+        self.meter.on_forward = _weakly(self._look_at_output) if self._looking and self.next_step >= self._next_look else None
         self.meter.enabled = self.next_step % self.every == 0
         self.writer.note(step=self.next_step, epoch=epoch)
         if due := self.writer.due() or len(self._pending) >= HELD_STEPS:
@@ -496,19 +498,29 @@ class Recorder:
     def _look_at_loss(self, loss: Tensor | float) -> None:
         self._check_order(loss)
         if self.next_step == 0:
-            facts = first_step_facts(self.meter, loss)
+            facts = first_step_facts(self.meter, loss, self._output_node)
             if "loss" in facts:
                 facts["loss"]["function"] = loss_function(facts["loss"].get("chain") or ())
             self._add_facts(facts)
+            self._output_node = None
         self._look_at_outputs(loss)
 
     def _check_order(self, loss: Any) -> None:
         """Help where ``step`` stands too early: before the backward pass, or between it and the update."""
         self._gradient_seen = self._gradient_seen or self.meter.backward_seen
-        if not self._gradient_seen and self.meter.enabled and isinstance(loss, Tensor) and loss.grad_fn is not None and self.meter.misses_gradients():
-            raise RecordingError(
-                "recorder.step(loss) was called before loss.backward(): no gradient has been computed; call it after optimizer.step()"
-            )
+        graph = isinstance(loss, Tensor) and loss.grad_fn is not None
+        if not self._gradient_seen and self.meter.enabled and graph and self.meter.misses_gradients():
+            if not reaches(loss, self.meter.model):
+                self._add_facts({"loss_detached": True})
+                self.guard.tell_once(
+                    "the loss does not depend on the model's parameters, so none of them gets a gradient: is the graph cut by detach(), "
+                    "no_grad() or a conversion to numbers between the model and the loss?"
+                )
+                return
+            if not backward_has_run(loss):
+                raise RecordingError(
+                    "recorder.step(loss) was called before loss.backward(): no gradient has been computed; call it after optimizer.step()"
+                )
         if self.meter.trained_in_evaluation:
             self.guard.tell_once(
                 "the model is in evaluation mode (model.eval()) while it is trained: dropout is off and batch normalization keeps its statistics; "
@@ -637,32 +649,37 @@ class Recorder:
             self._add_facts(weight_facts(self.model, self.meter))
             self.writer.update()
 
-    def _look_at_first_batch(self, inputs: tuple, kwargs: dict, output: Any) -> None:
+    def _look_at_output(self, inputs: tuple, kwargs: dict, output: Any) -> None:
+        """Keep the output and, once it comes, the loss's gradient for it; of the first batch more is noted."""
         if not self._weights_noted:
             self._note_weights()
         if "batch_size" not in self.writer.state.get("facts", {}):
             self._add_facts(first_batch_facts([inputs, kwargs], output))
         logits = main_output(output)
         if logits is not None and logits.requires_grad:
-            self._outputs = outputs = [logits.detach()]
+            if self.next_step == 0:
+                self._output_node = logits.grad_fn
+            pair = [logits.detach()]
+            self._outputs = [*self._outputs[-1:], pair]  # two passes are enough to know a discriminator by
             scale = self.meter.loss_scale
-            logits.register_hook(lambda gradient: outputs.append(gradient.detach() / (1.0 if scale.current is None else scale.current)))
+            logits.register_hook(lambda gradient: pair.append(gradient.detach() / (1.0 if scale.current is None else scale.current)))
 
     def _look_at_outputs(self, loss: Any) -> None:
-        """What the loss of the best constant answer is, over the batches so far."""
-        outputs, self._outputs = self._outputs[:2], []
-        chain = self.writer.state.get("facts", {}).get("loss", {}).get("chain")
-        if len(outputs) < 2 or not chain:
+        """What the outputs and the loss's gradient for them say about the targets."""
+        passes, self._outputs = self._outputs, []
+        if not passes:
             return
-        known = (chain, float(torch.as_tensor(loss).detach()), *outputs)
-        facts: dict[str, Any] = {}
-        if answer := best_constant_loss(*known):
-            self._answers.append(answer)
-            facts = dict(zip(("constant_answer", "constant_answer_error"), pooled_constant_loss(self._answers), strict=True))
-        if scale := cross_entropy_scale(*known):
-            self._scales.append(scale)
-            facts["scale"] = agreed(self._scales)
-        self._add_facts({"loss": {**self.writer.state["facts"]["loss"], **facts}})
+        self._next_look = self.next_step + max(1, self.next_step // LOOK_AGAIN if self.next_step >= FIRST_STEPS else 1)
+        passes = [each[:2] for each in passes if len(each) > 1]
+        value = float(torch.as_tensor(loss).detach())
+        if len(passes) > 1 and is_discriminator(value, passes):
+            self._add_facts({"discriminator": True})
+            return
+        chain = self.writer.state.get("facts", {}).get("loss", {}).get("chain") or ()
+        seen = observe(chain, value, *passes[-1]) if passes else None
+        if seen is not None:
+            self._targets.add(seen)
+            self._add_facts({"targets": {**self._targets.facts(), "late_step": self.next_step}})
 
     def _add_facts(self, facts: dict[str, Any]) -> None:
         """Into the status, in memory: the next flush writes them."""
