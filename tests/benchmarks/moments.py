@@ -22,6 +22,8 @@ from initscope.theory.moments import METRICS, predict
 from initscope.theory.moments.trace import call_arguments, output_tensors
 
 SIZE = 96
+DRAWS = 3
+"""Gradients at the outputs, whose mean squares are averaged."""
 
 
 def images(batch: int = 8, size: int = SIZE) -> Tensor:
@@ -200,6 +202,8 @@ def measured(model: nn.Module, sample) -> dict[str, dict[str, float]]:
     """By layer: METRICS of one pass with a unit Gaussian gradient at the outputs. Layers called twice are left out."""
     found: dict[str, dict[str, float]] = {}
     calls: dict[str, int] = {}
+    sums: dict[str, float] = {}
+    squares: dict[str, float] = {}
     handles = []
 
     def watch(name: str):
@@ -215,7 +219,7 @@ def measured(model: nn.Module, sample) -> dict[str, dict[str, float]]:
             n = len(flat)
             row["correlation"] = ((flat.sum(0).square().sum() - flat.square().sum()) / (n * (n - 1))).item() if n > 1 else math.nan
             if output.requires_grad:
-                output.register_hook(lambda g: row.update(activation_grad_rms=g.double().square().mean().sqrt().item()))
+                output.register_hook(lambda g: sums.__setitem__(name, sums.get(name, 0.0) + g.double().square().mean().item() / DRAWS))
 
         return hook
 
@@ -224,15 +228,21 @@ def measured(model: nn.Module, sample) -> dict[str, dict[str, float]]:
             handles.append(module.register_forward_hook(watch(name)))
     args, kwargs = call_arguments(sample)
     outputs = output_tensors(model(*args, **kwargs))
-    torch.autograd.backward(outputs, [torch.randn_like(x) for x in outputs])
+    for draw in range(DRAWS):
+        torch.autograd.backward(outputs, [torch.randn_like(x) for x in outputs], retain_graph=draw + 1 < DRAWS)
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                squares[name] = squares.get(name, 0.0) + parameter.grad.double().square().mean().item() / DRAWS
+                parameter.grad = None
     for handle in handles:
         handle.remove()
-    for name, parameter in model.named_parameters():
+    for name, square in sums.items():
+        found[name]["activation_grad_rms"] = square**0.5
+    for name, square in squares.items():
         owner = name.rpartition(".")[0]
-        if parameter.grad is not None:
-            found.setdefault(name, {})["grad_rms"] = parameter.grad.double().square().mean().sqrt().item()
-            if name.endswith(".weight") and calls.get(owner, 0) < 2:
-                found.setdefault(owner, {})["grad_rms"] = found[name]["grad_rms"]
+        found.setdefault(name, {})["grad_rms"] = square**0.5
+        if name.endswith(".weight") and calls.get(owner, 0) < 2:
+            found.setdefault(owner, {})["grad_rms"] = square**0.5
     return {name: row for name, row in found.items() if calls.get(name, 1) == 1}
 
 
@@ -288,7 +298,7 @@ def report(name: str, init: str, seeds: int, layers: bool) -> None:
         start = time.perf_counter()
         predicted = predict(model, sample)
         seconds = time.perf_counter() - start
-        torch.manual_seed(seed)
+        torch.manual_seed(10_000 + seed)
         truth = measured(model, sample)
         for metric, layer, factor, within, made in compare(predicted, truth):
             found[metric].append(off(factor))

@@ -169,7 +169,7 @@ def attend(ctx: Context, node: Node, scores: Scores, v: Ref, v_dim: int) -> None
     tokens = ctx.field(scores.query).axes[q_dim]
     channels = value.axes[-1]
     axes = (*(part for part in q.axes[: len(out_shape) - 2]), tokens, channels)
-    out = Field(axes, within, apart, value.mean, value.cross, value.spread)
+    out = Field(axes, within, apart, value.mean, value.cross, value.far, value.spread)
 
     def pull(grad: Field):
         g = _without(grad, -2)
@@ -205,7 +205,7 @@ def _rings(like: Field, own: float, near: float, own_b: float, near_b: float, sp
     within[0], between[0] = max(own, 0.0), own_b
     if not ax.positions(like.axes):
         within[:], between[:] = within[0], own_b
-    return Field(like.axes, within, within - between, 0.0, 0.0, spread)
+    return Field(like.axes, within, within - between, 0.0, 0.0, spread=spread)
 
 
 def fused(ctx: Context, node: Node) -> bool:
@@ -303,7 +303,7 @@ def softmax(ctx: Context, node: Node) -> bool:
     within[0], between[0] = o.own / n, o.samples / n
     if not ax.positions(field_.axes):
         within[:], between[:] = within[0], between[0]
-    out = Field(field_.axes, within, within - between, 1 / n, 1 / n**2, field_.spread)
+    out = Field(field_.axes, within, within - between, 1 / n, 1 / n**2, spread=field_.spread)
     ctx.put(node, out, lambda grad: iter([(x.id, grad.scaled(o.path / n))]))
     return True
 

@@ -41,7 +41,8 @@ class Context:
     """How each tensor's field was made: the worst of the operations it came through."""
     extra: dict[int, Any] = field(default_factory=dict)
     """What is not a field: attention's scores and weights before they meet the values."""
-    _fields: dict[Any, Field] = field(default_factory=dict)
+    _fields: dict[Any, tuple[Field, Tensor]] = field(default_factory=dict)
+    """With the tensor, so that no other gets its address."""
 
     def value(self, ref: Ref) -> Value:
         return self.values[ref.id]
@@ -64,8 +65,8 @@ class Context:
         value = x.value if isinstance(x, Known) else x
         key = (id(value), axes)
         if key not in self._fields:
-            self._fields[key] = measure_constant(value, axes)
-        return self._fields[key]
+            self._fields[key] = (measure_constant(value, axes), value)
+        return self._fields[key][0]
 
     def use(self, x: Any, node: Node, square: WeightGradient, *, output: int | None = None) -> None:
         """``x`` is a weight of this operation, if it is a parameter."""

@@ -4,7 +4,7 @@ For x[s, p, c] (samples, positions, channels) the second moments are kept, avera
 
     within[k]  = E x[s, p, c] x[s, p', c]    p and p' in ring k of distances (``axes.ring_counts``); within[0] is the mean square
     between[k] = E x[s, p, c] x[s', p', c]   the same for two samples; kept as apart = within - between, which may be tiny
-    cross      = E x[s, p, c] x[s, p, c']    two channels
+    cross      = E x[s, p, c] x[s, p, c']    two channels; far the same at two positions
     mean       = E x
 
 With many channels these are the kernel of a Gaussian process (Poole et al. 2016; Xiao et al. 2018 for maps). A dimension of size 1
@@ -14,7 +14,7 @@ counts as constant along it: its covariance is the mean square.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,9 +38,16 @@ class Field:
     apart: Array
     mean: float = 0.0
     cross: float = 0.0
+    far: float | None = None
+    """The mean's square where nothing else is known."""
     spread: float = 0.0
     """Variance of log(mean square) from one draw of the weights to the next (Hanin 2018)."""
-    made: str = field(default=RULE)
+    along: tuple[Array, Array] | None = None
+    """Of a gradient: (within, between) of E g z g' z', z the standardized value that it is the gradient for; None: independent of it."""
+
+    def __post_init__(self) -> None:
+        if self.far is None:
+            object.__setattr__(self, "far", self.mean**2 if self.axes and any(self.axes) else self.cross)
 
     @property
     def square(self) -> float:
@@ -75,7 +82,7 @@ class Field:
 
     def scaled(self, factor: float) -> Field:
         """x times sqrt(factor), without its sign."""
-        return replace(self, within=self.within * factor, apart=self.apart * factor, cross=self.cross * factor, mean=self.mean * math.sqrt(factor))
+        return replace(self, within=self.within * factor, apart=self.apart * factor, cross=self.cross * factor, far=self.far * factor, mean=self.mean * math.sqrt(factor), along=None)
 
     def with_axes(self, axes: Axes) -> Field:
         """Views: the same numbers, in other dimensions. Fields must keep saying that a missing position is constant."""
@@ -87,7 +94,7 @@ class Field:
         axes = tuple(tuple(atom._replace(role=other[atom.role]) for atom in part) for part in self.axes)
         within, apart = np.full(RINGS, self.cross), np.zeros(RINGS)
         within[0], apart[0] = self.within[0], self.apart[0]
-        return replace(self, axes=axes, within=within, apart=apart, cross=self.others(self.within))
+        return replace(self, axes=axes, within=within, apart=apart, cross=self.others(self.within), along=None)
 
     def like(self, axes: Axes) -> Field:
         """With the roles that ``axes`` (of the same rank) give to dimensions."""
@@ -137,8 +144,8 @@ def moved(rings: Array, shift: float) -> Array:
     return result
 
 
-def averaged(field_: Field, over: Axis) -> tuple[Array, Array, float]:
-    """(within, apart, cross) of the mean over the atoms ``over``.
+def averaged(field_: Field, over: Axis) -> tuple[Array, Array, float, float]:
+    """(within, apart, cross, far) of the mean over the atoms ``over``.
 
     Pairs of the averaged entries are the same, at another position, of another sample or of another channel.
     """
@@ -154,18 +161,19 @@ def averaged(field_: Field, over: Axis) -> tuple[Array, Array, float]:
         result[0] = counts @ rings
         return result
 
-    within, apart, cross = average(field_.within), average(field_.apart), field_.cross
+    far = field_.far
+    cross = far + counts[0] * (field_.cross - far)
+    within, apart = average(field_.within), average(field_.apart)
     if n_channel > 1:
-        within = cross + (within - cross) / n_channel
+        shared = np.where(np.arange(RINGS) == 0, cross, far if left else cross)
+        within = shared + (within - shared) / n_channel
         apart = apart / n_channel
     if n_sample > 1:
         within = within - apart * (1 - 1 / n_sample)
         apart = np.zeros(RINGS) if n_sample == field_.samples else apart / n_sample
     if n_channel == ax.count(field_.axes, CHANNEL):
-        cross = float(within[0])
-    elif window and not n_channel:
-        cross = min(cross, float(within[0]))
-    return within, apart, cross
+        cross, far = float(within[0]), float(within[1])
+    return within, apart, cross, far
 
 
 def _without(axes: Axes, over: Axis) -> Axis:

@@ -57,10 +57,12 @@ class Kernel:
         x, y = self._pairs(correlation)
         return _mean((self.function(x) - self.function(y)).square() / 2)
 
-    def gates(self, correlation: np.ndarray) -> np.ndarray:
-        """G at each correlation."""
+    def gates(self, correlation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """G at each correlation, and E z f'(x) z' f'(y) with the standardized z = (x - m) / sqrt(v)."""
         x, y = self._pairs(correlation)
-        return _mean(derivative(self.function, x) * derivative(self.function, y))
+        both = derivative(self.function, x) * derivative(self.function, y)
+        z = (x - self.mean) * (y - self.mean) / self.std**2 if self.std else torch.ones_like(x)
+        return _mean(both), _mean(both * z)
 
 
 def _mean(values: Tensor) -> np.ndarray:

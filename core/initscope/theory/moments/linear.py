@@ -53,11 +53,11 @@ def contract(x: Field, over: Axis, moments: tuple[float, float], rest: ax.Axes, 
         apart = np.zeros(RINGS)
     within, apart, coherent = n * variance * within, n * variance * apart, 0.0
     if mean:
-        all_within, all_apart, _ = averaged(x, over)
+        all_within, all_apart, _, _ = averaged(x, over)
         within, apart = within + (n * mean) ** 2 * all_within, apart + (n * mean) ** 2 * all_apart
         coherent = (n * mean) ** 2 * all_within[0]
     spread = x.spread + 2 / max(width, 1)
-    return Field(rest, within, apart, n * mean * x.mean, float(coherent), spread)
+    return Field(rest, within, apart, n * mean * x.mean, float(coherent), float(coherent), spread=spread)
 
 
 def _product(ctx: Context, node: Node, x: Ref, weight: Known, x_dim: int, w_in: int, w_out: int | None, out_dim: int, bias=None, alpha: float = 1.0) -> None:
@@ -152,14 +152,14 @@ def convolution(ctx: Context, node: Node) -> bool:
     within, apart = (gain * variance * through(r, down, field.axes, axes) for r in (field.within, field.apart))
     if mean:  # the coherent part: the mean over the taps, as if they saw neighbouring positions
         window = tuple(ax.Atom(POSITION, k, d) for k, d in zip(kernel, dilation, strict=True) if k > 1)
-        mixed, mixed_apart, _ = averaged(replace(field, axes=(field.axes[0], (), window)), window)
+        mixed, mixed_apart, _, _ = averaged(replace(field, axes=(field.axes[0], (), window)), window)
         cross = field.cross if inputs > 1 else field.square
         factor = (mean * inputs * pairs / n_out) ** 2
         ratio = (cross + (field.square - cross) / inputs) / field.square if field.square > 0 else 1.0
         within, apart = within + factor * ratio * mixed, apart + factor * ratio * mixed_apart
     if not any(axes[2:]):
         within[:], apart[:] = within[0], apart[0]
-    out = Field(axes, within, apart, gain * mean * field.mean, (gain * mean * field.mean) ** 2, field.spread + 2 / out_shape[1])
+    out = Field(axes, within, apart, gain * mean * field.mean, (gain * mean * field.mean) ** 2, spread=field.spread + 2 / out_shape[1])
     if isinstance(bias, Known):
         out = add(out, ctx.constant(Known(bias.value.reshape(-1, *[1] * len(outs)), bias.param), axes), axes)
 
@@ -168,7 +168,7 @@ def convolution(ctx: Context, node: Node) -> bool:
         within, between = (back * through(r, up, grad.axes, field.axes) for r in (grad.within, grad.between))
         if not any(field.axes[2:]):
             within[:], between[:] = within[0], between[0]
-        yield x.id, Field(field.axes, within, within - between, 0.0, 0.0, grad.spread + 2 / x.shape[1])
+        yield x.id, Field(field.axes, within, within - between, 0.0, 0.0, spread=grad.spread + 2 / x.shape[1])
 
     def square(grad: Field) -> float:
         one, other = (grad, field) if not transposed else (field, grad)

@@ -35,6 +35,13 @@ def measure(x: Tensor, axes: Axes) -> Field:
     square, mean = float(values.square().mean()), float(values.mean())
     total = values.sum(1)
     cross = float((total.square().mean() / channels - square) / (channels - 1)) if channels > 1 else square
+    far = None
+    if channels > 1 and sizes:
+        n = total[0].numel()
+        over = float((total.flatten(1).sum(1) / (n * channels)).square().mean())  # of the mean over positions and channels
+        same = float((values.flatten(2).sum(2) / n).square().mean())
+        pairs = (over * channels - same) / (channels - 1)  # two channels, any two positions
+        far = (pairs * n - cross) / (n - 1) if n > 1 else cross
     if not sizes:
         within, everyone = np.full(RINGS, square), np.full(RINGS, float(values.sum(0).square().mean()))
     else:
@@ -45,13 +52,13 @@ def measure(x: Tensor, axes: Axes) -> Field:
         everyone = _rings(spectrum.sum(0).abs().square().mean(0), padded, sizes, spacing)
         within[0] = square
     if samples == 1:
-        return Field(axes, within, np.zeros(RINGS), mean, cross)
+        return Field(axes, within, np.zeros(RINGS), mean, cross, far)
     between = (everyone / samples - within) / (samples - 1)
     apart = within - between
     apart[0] = float((values - values.mean(0)).square().mean()) * samples / (samples - 1)
     if not sizes:
         apart[:] = apart[0]
-    return Field(axes, within, apart, mean, cross)
+    return Field(axes, within, apart, mean, cross, far)
 
 
 def _rings(power: Tensor, padded: list[int], sizes: list[int], spacing: tuple[int, ...]) -> np.ndarray:

@@ -23,28 +23,29 @@ from initscope.theory.moments.values import add, multiply
 def normalized(x: Field, over: Axis, epsilon: float, *, center: bool = True) -> tuple[Field, float]:
     """(normalized field, factor of the variance)."""
     if center:
-        mean_within, mean_apart, _ = averaged(x, over)
+        mean_within, mean_apart, _, _ = averaged(x, over)
     else:
         mean_within, mean_apart = np.zeros_like(x.within), np.zeros_like(x.apart)
     variance = max(x.square - mean_within[0], 0.0)
     factor = 1 / (variance + epsilon)
     mean = 0.0 if center else x.mean * factor**0.5
     cross = 0.0 if center else x.cross * factor
-    out = Field(x.axes, (x.within - mean_within) * factor, (x.apart - mean_apart) * factor, mean, cross, 0.0)
+    out = Field(x.axes, (x.within - mean_within) * factor, (x.apart - mean_apart) * factor, mean, cross, spread=0.0)
     return out, factor
 
 
 def backward(grad: Field, out: Field, factor: float, over: Axis, *, center: bool = True) -> Field:
     within, between = grad.within.copy(), grad.between.copy()
-    product = Field(grad.axes, grad.within * out.within, grad.within * out.within - grad.between * out.between)
-    along_within, along_apart, _ = averaged(product, over)
+    inside, outside = grad.along or (grad.within * out.within, grad.between * out.between)
+    product = Field(grad.axes, inside, inside - outside)
+    along_within, along_apart, _, _ = averaged(product, over)
     if center:
-        mean_within, mean_apart, _ = averaged(grad, over)
+        mean_within, mean_apart, _, _ = averaged(grad, over)
         within, between = within - mean_within, between - (mean_within - mean_apart)
     within, between = within - along_within * out.within, between - (along_within - along_apart) * out.between
     within[0] = max(within[0], 0.0)
     cross = grad.cross if not center else 0.0
-    return replace(grad, within=within * factor, apart=(within - between) * factor, cross=cross * factor, mean=0.0)
+    return replace(grad, within=within * factor, apart=(within - between) * factor, cross=cross * factor, far=0.0, mean=0.0, along=None)
 
 
 def _norm(ctx: Context, node: Node, x: Ref, over: Axis, epsilon: float, weight, bias, channel_dims: tuple[int, ...], *, center: bool = True) -> None:
@@ -67,7 +68,10 @@ def _affine(ctx: Context, node: Node, x: Ref, core: Field, weight, bias, channel
     rest = tuple(() if i in channel_dims else part for i, part in enumerate(core.axes))
 
     def pull(grad: Field):
-        grad = replace(multiply(grad, gamma, grad.axes), mean=0.0, spread=grad.spread) if gamma is not None else grad
+        if gamma is not None:
+            g2 = gamma.square
+            along = None if grad.along is None else (grad.along[0] * g2, grad.along[1] * g2)
+            grad = replace(multiply(grad, gamma, grad.axes), mean=0.0, spread=grad.spread, along=along)
         yield x.id, back(grad)
 
     ctx.put(node, out, pull)

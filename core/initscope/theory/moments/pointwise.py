@@ -129,7 +129,7 @@ def _add(ctx: Context, node: Node, one, other, axes: ax.Axes, alpha: float) -> N
     def pull(grad: Field):
         for operand, field_, factor in ((a, x, 1.0), (b, y, alpha**2)):
             if isinstance(operand, Ref):
-                yield operand.id, unbroadcast(grad, field_).scaled(factor)
+                yield operand.id, replace(unbroadcast(grad, field_).scaled(factor), along=share_along(grad, field_, out, factor))
 
     ctx.put(node, out, pull)
     for operand, field_ in ((a, x), (b, y)):
@@ -137,6 +137,21 @@ def _add(ctx: Context, node: Node, one, other, axes: ax.Axes, alpha: float) -> N
             ctx.use(operand, node, lambda grad, f=field_: unbroadcast(grad, f).square)
     for operand, constant in ((a, b), (b, a)):
         _absorb_bias(ctx, node, operand, constant)
+
+
+def share_along(grad: Field, part: Field, whole: Field, factor: float):
+    """``along`` for one term of a sum: its z is sqrt(share) times that of the sum, and the rest is independent of the gradient."""
+    if grad.along is None or part.axes != whole.axes or whole.variance <= 0 or part.variance <= 0:
+        return None
+    share = factor * part.variance / whole.variance
+    result = []
+    for along, covariance, mine, all_ in (
+        (grad.along[0], grad.within, part.within, whole.within),
+        (grad.along[1], grad.between, part.between, whole.between),
+    ):
+        z, z_whole = 1 - (part.square - mine) / part.variance, 1 - (whole.square - all_) / whole.variance
+        result.append(factor * (share * along + covariance * (z - share * z_whole)))
+    return tuple(result)
 
 
 def _absorb_bias(ctx: Context, node: Node, x: Any, bias: Any) -> None:
@@ -193,9 +208,9 @@ def unbroadcast(grad: Field, to: Field) -> Field:
     if not over:
         return grad
     n = ax.size(over)
-    within, apart, cross = averaged(grad, tuple(over))
+    within, apart, cross, far = averaged(grad, tuple(over))
     axes = tuple(() if any(a in over for a in part) else part for part in grad.axes[pad:])
-    return Field(axes, within * n**2, apart * n**2, 0.0, cross * n**2, grad.spread)
+    return Field(axes, within * n**2, apart * n**2, 0.0, cross * n**2, far * n**2, grad.spread)
 
 
 def bernoulli(ctx: Context, node: Node) -> bool:
@@ -249,6 +264,7 @@ def masked(ctx: Context, node: Node) -> bool:
     value = value if abs(value) < 1e30 else 0.0
     out = replace(
         field,
+        far=share * field.far + (1 - share) * value**2,
         within=share * field.within + (1 - share) * value**2,
         apart=share * field.apart,
         mean=share * field.mean + (1 - share) * value,

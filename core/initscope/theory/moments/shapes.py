@@ -86,7 +86,7 @@ def _piece(ctx: Context, node: Node, output: int, dim: int) -> None:
         ratio = np.full(RINGS, share)
         if role == POSITION:
             ratio = share * np.divide(few, many, out=np.zeros(RINGS), where=many > 0)
-        yield x.id, Field(field.axes, grad.within * ratio, grad.apart * ratio, 0.0, grad.cross * share, grad.spread)
+        yield x.id, Field(field.axes, grad.within * ratio, grad.apart * ratio, 0.0, grad.cross * share, grad.far * share, grad.spread)
 
     ctx.put(node, out, pull, output=output)
 
@@ -170,6 +170,7 @@ def cat(ctx: Context, node: Node) -> bool:
         sum(s * f.apart for s, f in zip(shares, fields, strict=True)),
         mean,
         cross,
+        float(mean**2 + shares**2 @ [f.far - f.mean**2 for f in fields]),
         float(sum(s * f.spread for s, f in zip(shares, fields, strict=True))),
     )
 
@@ -212,9 +213,9 @@ def mean(ctx: Context, node: Node) -> bool:
 
 def _mean(ctx: Context, node: Node, x: Ref, field: Field, dims: list[int], keep: bool, factor: float = 1.0) -> bool:
     over = tuple(a for d in dims for a in field.axes[d])
-    within, apart, cross = averaged(field, over)
+    within, apart, cross, far = averaged(field, over)
     axes = tuple(() if i in dims else part for i, part in enumerate(field.axes) if keep or i not in dims)
-    out = Field(axes, within * factor**2, apart * factor**2, field.mean * factor, cross * factor**2, field.spread)
+    out = Field(axes, within * factor**2, apart * factor**2, field.mean * factor, cross * factor**2, far * factor**2, field.spread)
     n = ax.size(over) / factor
     reach = math.log2(max((a.size * a.spacing for a in over if a.role == POSITION), default=1))
     left = ax.positions(axes)
@@ -226,7 +227,7 @@ def _mean(ctx: Context, node: Node, x: Ref, field: Field, dims: list[int], keep:
         if SAMPLE in summed:
             outer = inner
         cross_ = grad.square if CHANNEL in summed else grad.cross
-        yield x.id, Field(field.axes, inner * scale, (inner - outer) * scale, 0.0, cross_ * scale, grad.spread)
+        yield x.id, Field(field.axes, inner * scale, (inner - outer) * scale, 0.0, cross_ * scale, spread=grad.spread)
 
     ctx.put(node, out, pull)
     return True
@@ -255,7 +256,7 @@ def _average_windows(ctx: Context, node: Node, kernel: list[int], stride: list[i
     shift = math.log2(math.prod(stride)) / len(stride)
     axes = (*field.axes[: -len(kernel)], *(ax.axis(POSITION, n) for n in shape[-len(kernel) :]))
     alone = replace(field, axes=window and (window,))
-    pooled, pooled_apart, _ = averaged(alone, window)
+    pooled, pooled_apart, _, _ = averaged(alone, window)
     within, apart = moved(field.within, shift), moved(field.apart, shift)
     within[0], apart[0] = pooled[0], pooled_apart[0]
     out = replace(field, axes=axes, within=np.minimum(within, pooled[0]) if (within >= 0).all() else within, apart=apart)
@@ -263,7 +264,7 @@ def _average_windows(ctx: Context, node: Node, kernel: list[int], stride: list[i
 
     def pull(grad: Field):
         inner, outer = (gain * moved(r, -shift) for r in (grad.within, grad.between))
-        yield x.id, Field(field.axes, inner, inner - outer, 0.0, gain * grad.cross, grad.spread)
+        yield x.id, Field(field.axes, inner, inner - outer, 0.0, gain * grad.cross, spread=grad.spread)
 
     ctx.put(node, out, pull)
     return True
@@ -299,14 +300,14 @@ def max_pool(ctx: Context, node: Node) -> bool:
     within[0] = square
     within[1:] = np.minimum(within[1:], square)
     apart[0] = near_apart + private * half_difference
-    pooled = Value(-1 - node.outputs[0].id, Field(axes, within, apart, average, field.cross + more, field.spread))
+    pooled = Value(-1 - node.outputs[0].id, Field(axes, within, apart, average, field.cross + more, field.far + more, field.spread))
     n_in, n_out = math.prod(x.shape[-len(kernel) :]), math.prod(shape[-len(kernel) :])
 
     def back(grad: Field) -> Field:
         share = n_out / n_in
         inside, outside = (share * _spread_rings(r, shift, axes, field.axes) for r in (grad.within, grad.between))
         outside[0] *= agree
-        return Field(field.axes, inside, inside - outside, 0.0, share * grad.cross, grad.spread)
+        return Field(field.axes, inside, inside - outside, 0.0, share * grad.cross, spread=grad.spread)
 
     if inner is value:
         ctx.put(node, pooled.field, lambda grad: iter([(x.id, back(grad))]))
@@ -353,10 +354,10 @@ def upsample(ctx: Context, node: Node) -> bool:
 
     def pull(grad: Field):
         alone = replace(grad, axes=(window,))
-        first, first_apart, _ = averaged(alone, window) if window else (grad.within, grad.apart, 0.0)
+        first, first_apart, _, _ = averaged(alone, window) if window else (grad.within, grad.apart, 0.0, 0.0)
         inner, outer = moved(grad.within, shift) * factor**2, moved(grad.apart, shift) * factor**2
         inner[0], outer[0] = first[0] * factor**2, first_apart[0] * factor**2
-        yield x.id, Field(field.axes, inner, outer, 0.0, grad.cross * factor**2, grad.spread)
+        yield x.id, Field(field.axes, inner, outer, 0.0, grad.cross * factor**2, spread=grad.spread)
 
     ctx.put(node, replace(field, axes=axes, within=np.minimum(within, within[0]), apart=apart), pull)
     return True

@@ -92,6 +92,8 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:  # asked for by everything, and never part of the graph
+            return func(*args)
         flat = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         of_input = any(id(x) in self.refs for x in flat)
         of_data, of_param = any(id(x) in self.data for x in flat), any(id(x) in self.params for x in flat)

@@ -60,15 +60,15 @@ def apply(kernel: Kernel, x: Field) -> Field:
     variance = x.variance
     if variance <= 1e-300 or not math.isfinite(variance):
         same = np.full_like(x.within, kernel.square)
-        return replace(x, within=same, apart=np.zeros_like(same), mean=kernel.out_mean, cross=kernel.square)
+        return replace(x, within=same, apart=np.zeros_like(same), mean=kernel.out_mean, cross=kernel.square, far=kernel.square)
     within, apart = 1 - (x.square - x.within) / variance, x.apart / variance
     # Correlations as 1 - distance: distances between samples may be a millionth.
-    distance = np.concatenate([1 - within, 1 - within + apart, [(x.square - x.cross) / variance]])
+    distance = np.concatenate([1 - within, 1 - within + apart, [(x.square - x.cross) / variance, (x.square - x.far) / variance]])
     lost = kernel.differences(1 - np.clip(distance, 0.0, 2.0))
     n = len(x.within)
     inside, outside = lost[:n], lost[n : 2 * n]
     square = kernel.square
-    return replace(x, within=square - inside, apart=outside - inside, mean=kernel.out_mean, cross=float(square - lost[-1]))
+    return replace(x, within=square - inside, apart=outside - inside, mean=kernel.out_mean, cross=float(square - lost[-2]), far=float(square - lost[-1]))
 
 
 def gate(kernel: Kernel, x: Field, grad: Field) -> Field:
@@ -76,14 +76,16 @@ def gate(kernel: Kernel, x: Field, grad: Field) -> Field:
     variance = x.variance
     if variance > 1e-300 and math.isfinite(variance):
         within, between = 1 - (x.square - x.within) / variance, 1 - (x.square - x.within + x.apart) / variance
-        cross = [1 - (x.square - x.cross) / variance]
+        cross = [1 - (x.square - x.cross) / variance, 1 - (x.square - x.far) / variance]
     else:
         within = between = np.ones_like(x.within)
-        cross = [1.0]
-    gates = kernel.gates(np.concatenate([within, between, cross]))
+        cross = [1.0, 1.0]
+    gates, joint = kernel.gates(np.concatenate([within, between, cross]))
     n = len(x.within)
     out_within, out_between = grad.within * gates[:n], grad.between * gates[n : 2 * n]
-    return replace(grad, within=out_within, apart=out_within - out_between, cross=float(grad.cross * gates[-1]), mean=0.0)
+    along = (grad.within * joint[:n], grad.between * joint[n : 2 * n])
+    cross, far = float(grad.cross * gates[-2]), float(grad.far * gates[-1])
+    return replace(grad, within=out_within, apart=out_within - out_between, cross=cross, far=far, mean=0.0, along=along)
 
 
 def add(one: Field, other: Field, axes: Axes, *, weights: tuple[float, float] = (1.0, 1.0)) -> Field:
@@ -99,6 +101,7 @@ def add(one: Field, other: Field, axes: Axes, *, weights: tuple[float, float] = 
         a * a * one.apart + b * b * other.apart,
         a * one.mean + b * other.mean,
         a * a * one.cross + b * b * other.cross + shared,
+        a * a * one.far + b * b * other.far + shared,
         share**2 * one.spread + (1 - share) ** 2 * other.spread,
     )
 
@@ -107,7 +110,14 @@ def multiply(one: Field, other: Field, axes: Axes) -> Field:
     """The field of one x other, independent: second moments multiply."""
     other = other.like(one.axes) if len(other.axes) == len(one.axes) else other
     apart = one.apart * other.within + one.within * other.apart - one.apart * other.apart
-    return Field(axes, one.within * other.within, apart, one.mean * other.mean, one.cross * other.cross, one.spread + other.spread)
+    return Field(axes, one.within * other.within, apart, one.mean * other.mean, one.cross * other.cross, one.far * other.far, one.spread + other.spread)
+
+
+def _joined(one: Field, other: Field):
+    """Gradients on different ways are independent of each other; one that knows nothing of the value counts as independent of it."""
+    if one.along is None or other.along is None:
+        return None
+    return one.along[0] + other.along[0], one.along[1] + other.along[1]
 
 
 def total(one: Field, other: Field) -> Field:
@@ -120,5 +130,7 @@ def total(one: Field, other: Field) -> Field:
         within=one.within + other.within,
         apart=one.apart + other.apart,
         cross=one.cross + other.cross,
+        far=one.far + other.far,
+        along=_joined(one, other),
         spread=share**2 * one.spread + (1 - share) ** 2 * other.spread,
     )
