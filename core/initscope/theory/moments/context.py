@@ -28,6 +28,7 @@ class Use:
     """The tensor that is this layer's output; None where the weight is only added to something."""
     node_output: int
     square: WeightGradient
+    inputs: tuple[int, ...] = ()
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Context:
     def use(self, x: Any, node: Node, square: WeightGradient, *, output: int | None = None) -> None:
         """``x`` is a weight of this operation, if it is a parameter."""
         if isinstance(x, Known) and x.param is not None:
-            self.uses.append(Use(x.param, output, node.outputs[0].id, square))
+            self.uses.append(Use(x.param, output, node.outputs[0].id, square, tuple(r.id for r in refs(node))))
 
     def add_grad(self, id: int, grad: Field) -> None:
         from initscope.theory.moments.values import total

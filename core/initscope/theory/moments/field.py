@@ -80,6 +80,17 @@ class Field:
         counts = ax.ring_counts(ax.positions(self.axes))
         return float(counts @ rings / counts.sum())
 
+    def coherence(self) -> float:
+        """Mean square of the correlation of two entries of a channel: 1 where all samples and positions move together.
+
+        By it the mean square over samples and positions fluctuates less, from one draw of the weights to the next, than one entry's.
+        """
+        if self.square <= 0:
+            return 1.0
+        samples = max(self.samples, 1)
+        same, other = (self.everywhere(np.clip(rings / self.square, -1, 1) ** 2) for rings in (self.within, self.between))
+        return min((same + (samples - 1) * other) / samples, 1.0)
+
     def scaled(self, factor: float) -> Field:
         """x times sqrt(factor), without its sign."""
         return replace(self, within=self.within * factor, apart=self.apart * factor, cross=self.cross * factor, far=self.far * factor, mean=self.mean * math.sqrt(factor), along=None)

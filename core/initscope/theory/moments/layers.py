@@ -45,6 +45,8 @@ def _is_bias(param: str) -> bool:
 
 def _row(ctx: Context, name: str, param: str, kind: str, uses: list[Use]) -> Layer:
     squares, made, spread_grad, spread = 0.0, [RULE], 0.0, 0.0
+    fields = [ctx.values[use.output].field for use in uses if use.output is not None]
+    inputs = [ctx.values[ref].field.spread for use in uses for ref in use.inputs if ref in ctx.values]
     for use in uses:
         made.append(ctx.made.get(use.node_output, RULE))
         grad = ctx.grads.get(use.node_output if use.output is None else use.output)
@@ -53,28 +55,33 @@ def _row(ctx: Context, name: str, param: str, kind: str, uses: list[Use]) -> Lay
             spread_grad = max(spread_grad, grad.spread)
     values = dict.fromkeys(METRICS)
     values["grad_rms"] = math.sqrt(max(squares, 0.0))
+    spread = fields[0].spread if fields else 0.0
+    grad_spread = spread_grad + max(inputs, default=spread)
+    values["grad_rms"] *= median(grad_spread)
     outputs = [use.output for use in uses if use.output is not None]
     if outputs:
-        fields = [ctx.values[id].field for id in outputs]
         field = fields[0]
         square = sum(f.square for f in fields) / len(fields)
-        spread = field.spread
-        values["activation_rms"] = math.sqrt(max(square, 0.0))
+        values["activation_rms"] = math.sqrt(max(square, 0.0)) * median(spread)
         batch = field.samples
         if batch > 1:
             apart = max(sum(float(f.apart[0]) for f in fields) / len(fields), 0.0)
-            values["signal_std"] = math.sqrt(apart * (1 - 1 / batch))
+            values["signal_std"] = math.sqrt(apart * (1 - 1 / batch)) * median(spread)
             values["correlation"] = 1 - apart / square if square > 0 else None
         grads = [ctx.grads[id].square for id in outputs if id in ctx.grads]
-        values["activation_grad_rms"] = math.sqrt(max(sum(grads) / len(outputs), 0.0))
-    return Layer(layer=name, parameter=param, kind=kind, made=worst(*made), band=_band(spread, spread_grad), **values)
+        values["activation_grad_rms"] = math.sqrt(max(sum(grads) / len(outputs), 0.0)) * median(spread_grad)
+    return Layer(layer=name, parameter=param, kind=kind, made=worst(*made), band=_band(spread, spread_grad, grad_spread), **values)
 
 
-def _band(forward: float, backward: float) -> dict[str, float]:
-    """Half of log(square)'s spread is that of log(rms); gradients carry the values' spread too."""
+def median(spread: float) -> float:
+    """From the root of the mean square over draws of the weights to the median draw's, both log-normal: exp(-spread / 4)."""
+    return math.exp(-spread / 4)
+
+
+def _band(forward: float, backward: float, both: float) -> dict[str, float]:
+    """Half of log(square)'s spread is that of log(rms); weights' gradients are made of values and gradients."""
 
     def factor(spread: float) -> float:
         return math.exp(1.96 * math.sqrt(_MODEL_ERROR**2 + spread / 4))
 
-    both = forward + backward
     return {"activation_rms": factor(forward), "signal_std": factor(forward), "activation_grad_rms": factor(backward), "grad_rms": factor(both)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -56,8 +57,8 @@ def contract(x: Field, over: Axis, moments: tuple[float, float], rest: ax.Axes, 
         all_within, all_apart, _, _ = averaged(x, over)
         within, apart = within + (n * mean) ** 2 * all_within, apart + (n * mean) ** 2 * all_apart
         coherent = (n * mean) ** 2 * all_within[0]
-    spread = x.spread + 2 / max(width, 1)
-    return Field(rest, within, apart, n * mean * x.mean, float(coherent), float(coherent), spread=spread)
+    out = Field(rest, within, apart, n * mean * x.mean, float(coherent), float(coherent))
+    return replace(out, spread=x.spread + 2 * out.coherence() / max(width, 1))
 
 
 def _product(ctx: Context, node: Node, x: Ref, weight: Known, x_dim: int, w_in: int, w_out: int | None, out_dim: int, bias=None, alpha: float = 1.0) -> None:
@@ -137,8 +138,8 @@ def convolution(ctx: Context, node: Node) -> bool:
     ins, outs = x.shape[2:], out_shape[2:]
     # Taps that fall on the input, of all outputs and taps; for a transposed convolution the two sides are exchanged.
     small, big = (ins, outs) if transposed else (outs, ins)
-    taps = [_taps(b, k, s, p, d, o) for b, k, s, p, d, o in zip(big, kernel, stride, padding, dilation, small, strict=True)]
-    pairs = math.prod(taps)
+    sides = [_valid(*side) for side in zip(big, kernel, stride, padding, dilation, small, strict=True)]
+    pairs = math.prod(int(valid.sum()) for valid in sides)
     """(position, tap) pairs in all that carry something."""
     n_in, n_out = math.prod(ins), math.prod(outs)
     shift = math.log2(math.prod(stride)) / max(len(stride), 1)
@@ -146,8 +147,12 @@ def convolution(ctx: Context, node: Node) -> bool:
     down, up = (not transposed, transposed)
     gain = inputs * pairs / n_out
 
+    lost = _border(sides, small)
+    lost_back = _border(sides, big) if shift == 0 else lost
+
     def through(rings: np.ndarray, shrink: bool, from_axes, to_axes) -> np.ndarray:
-        return moved(rings, shift) if shrink else _spread_rings(rings, shift, from_axes, to_axes)
+        lost_here = lost if to_axes is axes else lost_back
+        return (moved(rings, shift) if shrink else _spread_rings(rings, shift, from_axes, to_axes)) * lost_here
 
     within, apart = (gain * variance * through(r, down, field.axes, axes) for r in (field.within, field.apart))
     if mean:  # the coherent part: the mean over the taps, as if they saw neighbouring positions
@@ -159,7 +164,8 @@ def convolution(ctx: Context, node: Node) -> bool:
         within, apart = within + factor * ratio * mixed, apart + factor * ratio * mixed_apart
     if not any(axes[2:]):
         within[:], apart[:] = within[0], apart[0]
-    out = Field(axes, within, apart, gain * mean * field.mean, (gain * mean * field.mean) ** 2, spread=field.spread + 2 / out_shape[1])
+    out = Field(axes, within, apart, gain * mean * field.mean, (gain * mean * field.mean) ** 2, spread=field.spread)
+    out = replace(out, spread=out.spread + 2 * out.coherence() / out_shape[1])
     if isinstance(bias, Known):
         out = add(out, ctx.constant(Known(bias.value.reshape(-1, *[1] * len(outs)), bias.param), axes), axes)
 
@@ -168,7 +174,8 @@ def convolution(ctx: Context, node: Node) -> bool:
         within, between = (back * through(r, up, grad.axes, field.axes) for r in (grad.within, grad.between))
         if not any(field.axes[2:]):
             within[:], between[:] = within[0], between[0]
-        yield x.id, Field(field.axes, within, within - between, 0.0, 0.0, spread=grad.spread + 2 / x.shape[1])
+        found = Field(field.axes, within, within - between, 0.0, 0.0)
+        yield x.id, replace(found, spread=grad.spread + 2 * found.coherence() / x.shape[1])
 
     def square(grad: Field) -> float:
         one, other = (grad, field) if not transposed else (field, grad)
@@ -181,10 +188,28 @@ def convolution(ctx: Context, node: Node) -> bool:
     return True
 
 
-def _taps(size: int, kernel: int, stride: int, padding: int, dilation: int, outputs: int) -> int:
-    """Pairs (output, tap) that fall inside, along one side."""
+@lru_cache(maxsize=4096)
+def _valid(size: int, kernel: int, stride: int, padding: int, dilation: int, outputs: int) -> np.ndarray:
+    """For each tap along one side, the number of outputs for which it does not fall on padding."""
     at = np.arange(outputs)[:, None] * stride - padding + np.arange(kernel)[None] * dilation
-    return int(((at >= 0) & (at < size)).sum())
+    return ((at >= 0) & (at < size)).sum(0)
+
+
+def _border(sides: list[np.ndarray], outputs: tuple[int, ...]) -> np.ndarray:
+    """By how much zero padding weakens the covariance of two positions more than the mean square, a ring.
+
+    They share only the taps that are inside for both: of m positions at which a tap is inside, m - l pairs have the distance l.
+    """
+    result = np.ones(RINGS)
+    for valid, n in zip(sides, outputs, strict=True):
+        lags = np.arange(n)
+        both = np.maximum(valid[:, None] - lags, 0).sum(0)
+        both, whole = np.where(lags == 0, both, 2 * both), np.where(lags == 0, n - lags, 2 * (n - lags))
+        share = valid.sum() / n
+        for ring in range(1, RINGS):
+            near = lags < 2**ring
+            result[ring] *= both[near].sum() / whole[near].sum() / share if share else 1.0
+    return result
 
 
 def _spread_rings(rings: np.ndarray, shift: float, coarse: ax.Axes, fine: ax.Axes) -> np.ndarray:

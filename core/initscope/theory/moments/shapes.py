@@ -34,6 +34,8 @@ def turn(ctx: Context, node: Node, axes: ax.Axes, back: Callable[[Field], Field]
 
 
 def view(ctx: Context, node: Node) -> bool:
+    if math.prod(node.args[0].shape) != math.prod(node.outputs[0].shape):
+        return False
     return turn(ctx, node, ax.reshape(ctx.field(node.args[0]).axes, node.outputs[0].shape))
 
 
@@ -364,7 +366,7 @@ def upsample(ctx: Context, node: Node) -> bool:
 
 
 _PIECES = ("slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind")
-_VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten")
+_VIEWS = ("as_strided", "view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten")
 RULES = dict.fromkeys(_VIEWS, view) | dict.fromkeys(_PIECES, piece) | dict.fromkeys(("roll", "flip"), stay)
 RULES |= {"permute": permute, "transpose": permute, "t": permute, "expand": expand, "unsqueeze": unsqueeze, "squeeze": squeeze}
 RULES |= {"index": index_select, "index_select": index_select, "cat": cat, "stack": cat, "constant_pad_nd": pad, "mean": mean, "sum": mean}

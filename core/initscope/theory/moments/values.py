@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from initscope.theory.moments import axes as ax
 from initscope.theory.moments.axes import Axes
 from initscope.theory.moments.field import Field
 from initscope.theory.moments.kernels import Function, Kernel
@@ -68,7 +69,9 @@ def apply(kernel: Kernel, x: Field) -> Field:
     n = len(x.within)
     inside, outside = lost[:n], lost[n : 2 * n]
     square = kernel.square
-    return replace(x, within=square - inside, apart=outside - inside, mean=kernel.out_mean, cross=float(square - lost[-2]), far=float(square - lost[-1]))
+    noise = x.coherence() / max(ax.count(x.axes, ax.CHANNEL), 1)
+    spread = kernel.elasticity**2 * max(x.spread - 2 * noise, 0.0) + kernel.kurtosis * noise if x.spread > 0 else 0.0
+    return replace(x, spread=min(spread, 20.0), within=square - inside, apart=outside - inside, mean=kernel.out_mean, cross=float(square - lost[-2]), far=float(square - lost[-1]))
 
 
 def gate(kernel: Kernel, x: Field, grad: Field) -> Field:
@@ -83,9 +86,10 @@ def gate(kernel: Kernel, x: Field, grad: Field) -> Field:
     gates, joint = kernel.gates(np.concatenate([within, between, cross]))
     n = len(x.within)
     out_within, out_between = grad.within * gates[:n], grad.between * gates[n : 2 * n]
+    spread = grad.spread + max(kernel.gate_kurtosis - 2, 0.0) * grad.coherence() / max(ax.count(x.axes, ax.CHANNEL), 1)
     along = (grad.within * joint[:n], grad.between * joint[n : 2 * n])
     cross, far = float(grad.cross * gates[-2]), float(grad.far * gates[-1])
-    return replace(grad, within=out_within, apart=out_within - out_between, cross=cross, far=far, mean=0.0, along=along)
+    return replace(grad, within=out_within, apart=out_within - out_between, cross=cross, far=far, mean=0.0, along=along, spread=spread)
 
 
 def add(one: Field, other: Field, axes: Axes, *, weights: tuple[float, float] = (1.0, 1.0)) -> Field:
