@@ -72,6 +72,10 @@ class Context:
     def use(self, x: Any, node: Node, square: WeightGradient, *, output: int | None = None) -> None:
         """``x`` is a weight of this operation, if it is a parameter."""
         if isinstance(x, Known) and x.param is not None:
+            rows = x.value.numel() / max(self.graph.parameters[x.param].numel(), 1)
+            if rows != 1 and not x.same:  # rows looked up, a slice, a view repeated: the gradient is spread over the whole parameter
+                one = square
+                square = lambda grad: one(grad) * rows  # noqa: E731
             self.uses.append(Use(x.param, output, node.outputs[0].id, square, tuple(r.id for r in refs(node))))
 
     def add_grad(self, id: int, grad: Field) -> None:

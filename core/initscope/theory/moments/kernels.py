@@ -34,7 +34,16 @@ class Kernel:
     """Moments of ``function`` of N(mean, variance)."""
 
     def __init__(self, function: Function, mean: float, variance: float) -> None:
-        self.function, self.mean, self.std = function, mean, math.sqrt(max(variance, 0.0))
+        self.mean, self.std = mean, math.sqrt(max(variance, 0.0))
+        center = function(torch.full((1,), mean, dtype=torch.float64))
+        center = torch.where(center.isfinite(), center, torch.zeros_like(center)).detach()
+
+        def finite(grid: Tensor) -> Tensor:
+            """Where a Gaussian reaches but the tensor does not (a mean of squares is not negative), the value at the mean."""
+            value = function(grid)
+            return torch.where(value.isfinite(), value, center)
+
+        self.function = finite
         x = self.mean + self.std * _NODES
         value = function(x)
         self.out_mean = float(value @ _WEIGHTS)
@@ -106,4 +115,4 @@ def derivative(function: Function, x: Tensor) -> Tensor:
         value = function(x)
         if not value.requires_grad:
             return torch.zeros_like(x)
-        return torch.autograd.grad(value.sum(), x)[0].detach()
+        return torch.autograd.grad(value.sum(), x)[0].detach().nan_to_num(0.0, 0.0, 0.0)

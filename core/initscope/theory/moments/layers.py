@@ -25,14 +25,23 @@ def collect(ctx: Context, model: nn.Module) -> Prediction:
             owner = param.rpartition(".")[0]
             held[owner] = held.get(owner, 0) + 1
     rows = []
+    memory: dict[tuple[int, tuple[int, ...]], list[Use]] = {}
+    """Uses of one weight under all its names: their gradients are added."""
+    for param, uses in by_param.items():
+        memory.setdefault(_place(ctx, param), []).extend(uses)
     for param, uses in by_param.items():
         owner = param.rpartition(".")[0]
         if _is_bias(param) and owner in held:
             continue
         name = owner if held.get(owner, 1) == 1 and owner else param
-        rows.append(_row(ctx, name, param, kinds.get(owner, ""), uses))
+        rows.append(_row(ctx, name, param, kinds.get(owner, ""), uses, memory[_place(ctx, param)]))
     samples = next((t.shape[0] for t in ctx.graph.inputs.values() if t.dim()), 0) or _batch(ctx)
     return Prediction(rows, tuple(dict.fromkeys(ctx.sampled)), tuple(dict.fromkeys(ctx.unknown)), ctx.graph.executed, samples)
+
+
+def _place(ctx: Context, param: str) -> tuple[int, tuple[int, ...]]:
+    weight = ctx.graph.parameters[param]
+    return (weight.data_ptr(), tuple(weight.shape)) if weight.numel() else (id(weight), ())
 
 
 def _batch(ctx: Context) -> int:
@@ -43,11 +52,11 @@ def _is_bias(param: str) -> bool:
     return "bias" in param.rpartition(".")[2]
 
 
-def _row(ctx: Context, name: str, param: str, kind: str, uses: list[Use]) -> Layer:
+def _row(ctx: Context, name: str, param: str, kind: str, uses: list[Use], everywhere: list[Use]) -> Layer:
     squares, made, spread_grad, spread = 0.0, [RULE], 0.0, 0.0
     fields = [ctx.values[use.output].field for use in uses if use.output is not None]
     inputs = [ctx.values[ref].field.spread for use in uses for ref in use.inputs if ref in ctx.values]
-    for use in uses:
+    for use in everywhere:
         made.append(ctx.made.get(use.node_output, RULE))
         grad = ctx.grads.get(use.node_output if use.output is None else use.output)
         if grad is not None:

@@ -246,17 +246,25 @@ def embedding(ctx: Context, node: Node) -> bool:
     from initscope.theory.moments.measure import measure
 
     measured = measure(rows, axes)
-    counts = torch.bincount(ids.value.reshape(-1)).double()
+    flat = ids.value.reshape(shape[0], -1) if len(shape) > 2 else ids.value.reshape(-1, 1)
+    lookups = flat.numel()
+
+    def pairs(groups) -> float:
+        """Pairs of look-ups of the same row, counted within each group."""
+        return float(sum((torch.bincount(g).double().square().sum() - len(g)).item() for g in groups))
+
+    of_sample, of_place, all_pairs = pairs(flat), pairs(flat.T), pairs([flat.reshape(-1)])
 
     def square(grad: Field) -> float:
         """Rows that are looked up n times sum n gradients."""
-        pairs = float((counts * (counts - 1)).sum())
-        return max(float(counts.sum()) * grad.square + pairs * grad.others(grad.between), 0.0) / table.value.shape[0]
+        total = lookups * grad.square + of_sample * grad.others(grad.within) + of_place * float(grad.between[0])
+        total += (all_pairs - of_sample - of_place) * grad.others(grad.between)
+        return max(total, 0.0) / table.value.shape[0]
 
     ctx.put(node, measured, lambda grad: iter(()))
     ctx.use(table, node, square, output=node.outputs[0].id)
     return True
 
 
-RULES = {"addmm": addmm, "mm": mm, "bmm": mm, "mv": mm, "convolution": convolution, "embedding": embedding}
+RULES = {"addmm": addmm, "mm": mm, "bmm": mm, "mv": mm, "_grouped_mm": mm, "convolution": convolution, "embedding": embedding}
 __all__ = ["RULES", "contract", "total", "weight_moments"]

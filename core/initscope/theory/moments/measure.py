@@ -83,7 +83,7 @@ def _rings(power: Tensor, padded: list[int], sizes: list[int], spacing: tuple[in
 def draw(field: Field, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
     """A Gaussian tensor with the field's mean, mean square and covariances (as far as they do not rise with the distance).
 
-    Covariances over rings are made by adding noise that is constant on blocks of 2**k positions, at random offsets.
+    Covariances over rings are made by adding noise that is constant on blocks of 2**(k + 1) positions, at random offsets: an approximation, good to a third of the covariance.
     """
     shape = [atom.size for atom in ax.atoms(field.axes)]
     mean2 = field.mean**2
@@ -108,17 +108,17 @@ def _blocks(rings: np.ndarray, axes: Axes, generator: torch.Generator, *, shared
         share = levels[ring] - (levels[ring + 1] if ring < top else 0.0)
         if share <= 0:
             continue
-        whole = ring == top
+        whole, block = ring == top, 2 ** (ring + 1)
         sizes = [
             1 if (shared and atom.role == SAMPLE) or (atom.role == POSITION and whole and top > 0)
             else atom.size if atom.role != POSITION or ring == 0
-            else -(-atom.size * atom.spacing // 2**ring) + 1
+            else -(-atom.size * atom.spacing // block) + 1
             for atom in parts
         ]
         noise = torch.randn(sizes or [1], generator=generator, dtype=torch.float64)
         for dim, atom in enumerate(parts):
             if atom.role == POSITION and ring > 0 and not whole:
-                offset = int(torch.randint(2**ring, (1,), generator=generator))
-                noise = noise.index_select(dim, (torch.arange(atom.size) * atom.spacing + offset) // 2**ring)
+                offset = int(torch.randint(block, (1,), generator=generator))
+                noise = noise.index_select(dim, (torch.arange(atom.size) * atom.spacing + offset) // block)
         x = x + share**0.5 * noise
     return x
