@@ -142,7 +142,7 @@ def language(name: str) -> Callable:
     def build():
         import transformers as t
 
-        common = dict(vocab_size=500, num_hidden_layers=6)
+        common = {"vocab_size": 500, "num_hidden_layers": 6}
         made = {
             "bert": lambda: t.BertForMaskedLM(t.BertConfig(**common, hidden_size=128, num_attention_heads=4, intermediate_size=512)),
             "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(vocab_size=500, n_layer=6, n_embd=128, n_head=4)),

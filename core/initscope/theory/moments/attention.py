@@ -18,7 +18,7 @@ from torch import Tensor
 from initscope.theory.moments import axes as ax
 from initscope.theory.moments.axes import CHANNEL, RINGS
 from initscope.theory.moments.context import Context
-from initscope.theory.moments.field import RULE, UNKNOWN, Field, independent
+from initscope.theory.moments.field import RULE, Field, independent
 from initscope.theory.moments.trace import Known, Node, Ref
 
 _ROWS = 10
@@ -118,10 +118,7 @@ def _rows(masks: tuple[Tensor, ...], queries: int, keys: int, causal: bool) -> l
         value = mask.detach()
         value = torch.zeros(value.shape, dtype=torch.float64).masked_fill(~value, -math.inf) if value.dtype == torch.bool else value.double()
         value = torch.where(value < _MASKED, -math.inf, value)
-        try:
-            full.append(value.expand(*value.shape[:-2], queries, keys).reshape(-1, queries, keys))
-        except RuntimeError:
-            continue
+        full.append(value.expand(*value.shape[:-2], queries, keys).reshape(-1, queries, keys))
     groups = max(len(f) for f in full)
     chosen = torch.linspace(0, groups - 1, min(groups, 4)).round().long().tolist()
     result = []
@@ -157,14 +154,12 @@ def attend(ctx: Context, node: Node, scores: Scores, v: Ref, v_dim: int) -> None
     own = o.own / keep
 
     vb_own, vb_near = float(v1.between[0]), v1.others(v1.between)
-    within, between = np.full(RINGS, o.rows * v_own + v_near), np.full(RINGS, o.both * (vb_own - vb_near) + vb_near)
+    within = np.full(RINGS, o.rows * v_own + v_near)
     within[0] = own * v_own + v_near + (1 / keep - 1) * o.own * v_near
     apart0, apart_near = float(v1.apart[0]), v1.others(v1.apart)
     # as differences, which may be tiny: (S - S_b) of the samples' shared part, and the values' own differences
     apart = np.full(RINGS, (o.rows - o.both) * (vb_own - vb_near) + o.rows * (apart0 - apart_near) + apart_near)
     apart[0] = (own - o.samples) * (vb_own - vb_near) + own * (apart0 - apart_near) + apart_near + (1 / keep - 1) * o.own * v_near
-    if value.apart[0] == 0 and scale2 * q1.square * k_own == 0:
-        apart[:] = 0.0
     out_shape = node.outputs[0].shape
     tokens = ctx.field(scores.query).axes[q_dim]
     channels = value.axes[-1]
@@ -318,4 +313,4 @@ _FUSED = (
     "_scaled_dot_product_fused_attention_overrideable",
 )
 RULES = dict.fromkeys(_FUSED, fused) | {"_softmax": softmax}
-__all__ = ["RULES", "UNKNOWN", "Scores", "carried", "overlaps", "product"]
+__all__ = ["RULES", "Scores", "carried", "overlaps", "product"]

@@ -42,6 +42,9 @@ class Context:
     """How each tensor's field was made: the worst of the operations it came through."""
     extra: dict[int, Any] = field(default_factory=dict)
     """What is not a field: attention's scores and weights before they meet the values."""
+    sampled: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    """Names of operations without a rule: run on Gaussian tensors, or not even that."""
     _fields: dict[Any, tuple[Field, Tensor]] = field(default_factory=dict)
     """With the tensor, so that no other gets its address."""
 

@@ -45,7 +45,7 @@ class Kernel:
 
         self.function = finite
         x = self.mean + self.std * _NODES
-        value = function(x)
+        value = self.function(x)
         self.out_mean = float(value @ _WEIGHTS)
         self.square = float(value.square() @ _WEIGHTS)
 

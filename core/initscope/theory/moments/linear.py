@@ -19,8 +19,9 @@ from initscope.theory.moments import axes as ax
 from initscope.theory.moments.axes import CHANNEL, POSITION, RINGS, SAMPLE, Axis
 from initscope.theory.moments.context import Context
 from initscope.theory.moments.field import Field, averaged, moved, pair_sum
+from initscope.theory.moments.measure import measure
 from initscope.theory.moments.trace import Known, Node, Ref
-from initscope.theory.moments.values import add, total
+from initscope.theory.moments.values import add
 
 
 def weight_moments(weight: Tensor) -> tuple[float, float]:
@@ -76,7 +77,6 @@ def _product(ctx: Context, node: Node, x: Ref, weight: Known, x_dim: int, w_in: 
         out = replace(out, axes=(*out.axes[:at], new, *out.axes[at:]))
     if isinstance(bias, Known):
         out = add(out, ctx.constant(bias, out.axes), out.axes)
-        out = replace(out, spread=max(out.spread, 0.0))
     node_id = node.outputs[0].id
 
     def pull(grad: Field):
@@ -87,7 +87,7 @@ def _product(ctx: Context, node: Node, x: Ref, weight: Known, x_dim: int, w_in: 
         yield x.id, replace(back, axes=axes, mean=0.0).like(field.axes)
 
     def square(grad: Field) -> float:
-        mine = field.like((*rest[:x_dim], (), *rest[x_dim:])) if False else field
+        mine = field
         if CHANNEL not in {a.role for a in over} and any(a.role == CHANNEL for a in ax.atoms(rest)):
             mine = field.swapped()
         keep = tuple(part for i, part in enumerate(mine.axes) if i != x_dim)
@@ -126,7 +126,7 @@ def _matmul(ctx: Context, node: Node, a, b, bias=None, alpha: float = 1.0) -> bo
 
 
 def convolution(ctx: Context, node: Node) -> bool:
-    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = node.args[:9]
+    x, weight, bias, stride, padding, dilation, transposed, _, groups = node.args[:9]
     if not isinstance(x, Ref) or not isinstance(weight, Known):
         return False
     field = ctx.field(x)
@@ -225,7 +225,7 @@ def _spread_rings(rings: np.ndarray, shift: float, coarse: ax.Axes, fine: ax.Axe
     sums = np.zeros(RINGS)
     for ring in range(1, RINGS):
         at = ring + shift
-        low = min(int(math.floor(at)), RINGS - 1)
+        low = min(math.floor(at), RINGS - 1)
         share = at - math.floor(at)
         sums[low] += (1 - share) * few[ring] * rings[ring]
         sums[min(low + 1, RINGS - 1)] += share * few[ring] * rings[ring]
@@ -243,8 +243,6 @@ def embedding(ctx: Context, node: Node) -> bool:
     shape = node.outputs[0].shape
     rows = table.value[ids.value.reshape(-1)].reshape(shape)
     axes = ax.default_axes(shape)
-    from initscope.theory.moments.measure import measure
-
     measured = measure(rows, axes)
     flat = ids.value.reshape(shape[0], -1) if len(shape) > 2 else ids.value.reshape(-1, 1)
     lookups = flat.numel()
@@ -267,4 +265,4 @@ def embedding(ctx: Context, node: Node) -> bool:
 
 
 RULES = {"addmm": addmm, "mm": mm, "bmm": mm, "mv": mm, "_grouped_mm": mm, "convolution": convolution, "embedding": embedding}
-__all__ = ["RULES", "contract", "total", "weight_moments"]
+__all__ = ["RULES", "contract", "weight_moments"]

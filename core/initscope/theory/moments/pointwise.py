@@ -9,19 +9,17 @@ import torch
 
 from initscope.theory.moments import axes as ax
 from initscope.theory.moments.context import Context
-from initscope.theory.moments.field import Field, averaged, independent, pair_sum
+from initscope.theory.moments.field import Field, averaged, independent
 from initscope.theory.moments.kernels import Function
 from initscope.theory.moments.trace import Known, Node, Ref
 from initscope.theory.moments.values import Pointwise, Value, add, gate, multiply
 
 UNARY = frozenset(
-    "relu gelu silu mish tanh sigmoid hardswish hardsigmoid hardtanh leaky_relu elu celu selu softplus log_sigmoid_forward exp exp2 expm1"
-    " log log2 log1p sqrt rsqrt pow square abs neg reciprocal sin cos tan erf erfc atan asinh sinh cosh clamp clamp_min clamp_max threshold"
-    " softshrink hardshrink relu6 sign round floor ceil logit prelu _prelu_kernel rsub remainder nan_to_num".split()
+    ["relu", "gelu", "silu", "mish", "tanh", "sigmoid", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "celu", "selu", "softplus", "log_sigmoid_forward", "exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt", "pow", "square", "abs", "neg", "reciprocal", "sin", "cos", "tan", "erf", "erfc", "atan", "asinh", "sinh", "cosh", "clamp", "clamp_min", "clamp_max", "threshold", "softshrink", "hardshrink", "relu6", "sign", "round", "floor", "ceil", "logit", "prelu", "_prelu_kernel", "rsub", "remainder", "nan_to_num"]
 )
 """Any of them, with any arguments: what they do is found by calling them."""
-_SAME = frozenset("_to_copy clone detach alias contiguous to lift lift_fresh lift_fresh_copy positive".split())
-_BINARY = frozenset("add sub mul div maximum minimum pow rsub true_divide".split())
+_SAME = frozenset(["_to_copy", "clone", "detach", "alias", "contiguous", "to", "lift", "lift_fresh", "lift_fresh_copy", "positive"])
+_BINARY = frozenset(["add", "sub", "mul", "div", "maximum", "minimum", "pow", "rsub", "true_divide"])
 
 
 def _functional(node: Node) -> Any:
@@ -274,7 +272,7 @@ def masked(ctx: Context, node: Node) -> bool:
     return True
 
 
-RULES = {name: pointwise for name in UNARY} | {name: same for name in _SAME} | {name: binary for name in _BINARY}
+RULES = dict.fromkeys(UNARY, pointwise) | dict.fromkeys(_SAME, same) | dict.fromkeys(_BINARY, binary)
 RULES |= {"bernoulli": bernoulli, "empty_like": empty, "new_empty": empty, "native_dropout": native_dropout}
 RULES |= {"masked_fill": masked, "where": masked}
-__all__ = ["RULES", "pair_sum", "unbroadcast"]
+__all__ = ["RULES", "unbroadcast"]

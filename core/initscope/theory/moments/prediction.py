@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +11,11 @@ from torch import Tensor, nn
 
 from initscope.theory.moments import attention, linear, norms, pointwise, sampled, shapes
 from initscope.theory.moments import axes as ax
-from initscope.theory.moments.axes import SAMPLE
-from initscope.theory.moments.context import Context, Use
+from initscope.theory.moments.context import Context
 from initscope.theory.moments.field import RULE, Field, constant, independent, worst
 from initscope.theory.moments.measure import measure
 from initscope.theory.moments.trace import Graph, Node, Ref, trace
-from initscope.theory.moments.values import Pointwise, Value
+from initscope.theory.moments.values import Value
 
 RULES: dict[str, Callable[[Context, Node], bool]] = {
     **pointwise.RULES, **linear.RULES, **norms.RULES, **shapes.RULES, **attention.RULES,
@@ -94,7 +92,6 @@ def forward(graph: Graph, input_stats: Mapping[str, float] | None = None) -> Con
         axes = ax.default_axes(tuple(tensor.shape))
         ctx.values[id] = Value(id, _given(axes, input_stats) if input_stats else measure(tensor, axes))
         ctx.made[id] = RULE
-    ctx.sampled, ctx.unknown = [], []
     for node in graph.nodes:
         if node.name in _SKIPPED or not any(isinstance(o, Ref) for o in node.outputs):
             continue
@@ -116,9 +113,7 @@ def _apply(ctx: Context, node: Node) -> None:
     if scores and node.name not in ("bmm", "matmul") and attention.carried(ctx, node):
         return
     rule = RULES.get(node.name)
-    if rule is not None and rule(ctx, node):
-        pass
-    elif node.name in ("bmm", "matmul") and attention.product(ctx, node):
+    if (rule is not None and rule(ctx, node)) or (node.name in ("bmm", "matmul") and attention.product(ctx, node)):
         pass
     else:
         sampled.sample(ctx, node)
@@ -141,4 +136,4 @@ def backward(ctx: Context, output_grad_rms: float) -> None:
                 ctx.add_grad(id, grad)
 
 
-__all__ = ["METRICS", "Layer", "Prediction", "Pointwise", "SAMPLE", "Use", "math", "predict"]
+__all__ = ["METRICS", "Layer", "Prediction", "predict"]

@@ -24,7 +24,7 @@ def sample(ctx: Context, node: Node) -> None:
     inputs = refs(node)
     numbers = sum(_size(x.shape) for x in (*inputs, *(o for o in node.outputs if o is not None)))
     integers = any(not x.dtype.is_floating_point for x in inputs)
-    if numbers > _LARGEST or integers or node.op._schema.is_mutable and node.name.startswith("_foreach"):
+    if numbers > _LARGEST or integers or (node.op._schema.is_mutable and node.name.startswith("_foreach")):
         unknown(ctx, node)
         return
     try:

@@ -12,7 +12,7 @@ import torch
 from initscope.theory.moments import axes as ax
 from initscope.theory.moments.axes import CHANNEL, POSITION, RINGS, SAMPLE
 from initscope.theory.moments.context import Context
-from initscope.theory.moments.field import Field, averaged, moved, pair_sum, worst
+from initscope.theory.moments.field import Field, averaged, moved, pair_sum
 from initscope.theory.moments.linear import _spread_rings
 from initscope.theory.moments.pointwise import unbroadcast
 from initscope.theory.moments.trace import Known, Node, Ref
@@ -182,7 +182,7 @@ def cat(ctx: Context, node: Node) -> bool:
                 yield x.id, replace(grad.like(axes), axes=f.axes)
 
     ctx.put(node, out, pull)
-    for x, f in zip(parts, fields, strict=True):
+    for x in parts:
         if isinstance(x, Known):
             rest = tuple(part for i, part in enumerate(axes) if i != dim and ax.size(part) != x.value.shape[i])
             ctx.use(x, node, lambda grad, r=rest: pair_sum(grad, replace(grad, within=np.ones(RINGS), apart=np.zeros(RINGS)), r))
@@ -327,7 +327,7 @@ _DRAWS = 4096
 
 def _maxima(count: int, unlike: float, _memory: dict = {}) -> tuple[float, float, float, float]:  # noqa: B006
     """Of the largest of ``count`` normals: mean, variance, half the mean square difference to that of normals with correlation
-    1 - ``unlike``, and how often both are at the same place. By 4096 fixed draws, mirrored."""
+    1 - ``unlike``, and how often both are at the same place. By 4096 fixed draws."""
     key = (count, unlike)
     if key not in _memory:
         generator = torch.Generator().manual_seed(0)
@@ -374,4 +374,4 @@ RULES |= dict.fromkeys(("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptiv
 RULES |= dict.fromkeys(("avg_pool2d", "avg_pool3d", "avg_pool1d"), avg_pool)
 RULES |= dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), max_pool)
 RULES |= dict.fromkeys(("upsample_nearest2d", "upsample_bilinear2d", "upsample_nearest1d", "upsample_bicubic2d", "upsample_linear1d"), upsample)
-__all__ = ["RULES", "worst"]
+__all__ = ["RULES"]
