@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from initscope.comparison.compare import distinct
 from initscope.comparison.statistics import wilson
 from initscope.config import catalog, factory
 from initscope.config.run_config import OPTIONS, RunConfig, changed_fields
@@ -77,13 +78,15 @@ def models_axis(text: str) -> Axis:
     return Axis("model", names)
 
 
-def name_of(base: RunConfig, networks: bool = False) -> str:
-    """A sweep's name made from what its runs share, so that the same command, or more seeds of it, is the same sweep.
+def name_of(base: RunConfig, networks: bool = False, axes: Sequence[Axis] = ()) -> str:
+    """A sweep's name made from what its runs share and which fields its ``axes`` vary, so that the same command, or more seeds or values of
+    it, is the same sweep, and a sweep over anything else is another one: its runs are never poured into the first.
 
     ``networks``: the sweep is over networks; any of them belongs to it, with batch norm or without, at any width.
     """
-    varied = ("init", "init_seed", "sweep", *_COSMETIC, *(NETWORK if networks else ()))
-    shared = {key: value for key, value in base.to_dict().items() if key not in varied}
+    fields = sorted(axis.field for axis in axes if not (networks and axis.field in NETWORK))
+    varied = ("init", "init_seed", "sweep", *_COSMETIC, *(NETWORK if networks else ()), *fields)
+    shared = {key: value for key, value in base.to_dict().items() if key not in varied} | ({"varied": fields} if fields else {})
     digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:6]
     network = FAMILY if networks else base.model
     return "-".join(re.sub(r"[^\w.:-]", "-", factory.title(name))[:20] for name in (network, base.data)) + f"-{digest}"
@@ -192,12 +195,12 @@ def members(infos: Sequence[RunInfo], sweep: str) -> list[RunInfo]:
 
 
 def table(infos: Iterable[RunInfo], by: Sequence[str] = ("init",)) -> list[dict[str, Any]]:
-    """One row a cell: {init, converged, runs, low, high, ...}: k of n with its Wilson 95 % interval, in order of appearance.
+    """One row a cell: {init, converged, runs, low, high, ...}: k of n with its Wilson 95 % interval, in order of appearance; a seed counts once.
 
     ``runs`` counts decided runs; ``undecided`` and ``live`` are those that say nothing (yet).
     """
     cells: dict[tuple, list[RunInfo]] = {}
-    for info in infos:
+    for info in distinct(list(infos)):
         cells.setdefault(tuple(info.config.get(field) for field in by), []).append(info)
     rows = []
     for cell, group in cells.items():
