@@ -240,16 +240,36 @@ def _warning(unfair: Sequence[str], uneven: Sequence[str], own: bool = False) ->
     return " ".join(parts) or None
 
 
+BY_NAME, BY_DEPTH = "name", "relative depth"
+SAME_LAYERS = 0.8
+"""Share of the larger network's layers that must have a namesake in the other for layers to be paired by name."""
+
+
+def pair_layers(a: Sequence[str], b: Sequence[str]) -> tuple[list[tuple[str, str]], str]:
+    """(layer of a, layer of b) for every layer that can be compared, and how they were paired: by name where the networks have the same
+    layers, else each of the shallower network's with the one as far along in the other: names that happen to be shared are not the same
+    layer (the third of three is an output, of thirty not)."""
+    shared = [name for name in a if name in set(b)]
+    if shared and len(shared) >= SAME_LAYERS * max(len(a), len(b)):
+        return [(name, name) for name in shared], BY_NAME
+    if not a or not b:
+        return [], BY_NAME
+    few, many = (a, b) if len(a) <= len(b) else (b, a)
+    at = [round(i * (len(many) - 1) / max(1, len(few) - 1)) for i in range(len(few))]
+    pairs = [(few[i], many[j]) for i, j in enumerate(at)]
+    return (pairs if few is a else [(y, x) for x, y in pairs]), BY_DEPTH
+
+
 def gradient_ratios(a: Sequence[Run], b: Sequence[Run], metric: str = "grad_norm") -> list[dict[str, Any]]:
-    """For every layer both groups have: log10 of the first recorded step's gradient norm, b over a, median over runs.
+    """For every pair of layers: log10 of the first recorded step's gradient norm, b over a, median over runs; ``layer_b`` where it has another name.
 
     None where a gradient is zero or not finite.
     """
     first_a, first_b = _first_step(a, metric), _first_step(b, metric)
+    pairs, _ = pair_layers(list(first_a), list(first_b))
     return [
-        {"layer": layer, "log10_grad_ratio": _difference(_median_log(first_b[layer]), _median_log(values))}
-        for layer, values in first_a.items()
-        if layer in first_b
+        {"layer": x, **({"layer_b": y} if x != y else {}), "log10_grad_ratio": _difference(_median_log(first_b[y]), _median_log(first_a[x]))}
+        for x, y in pairs
     ]
 
 
