@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from initscope.comparison.differences import INIT_FIELDS, INNOCENT_FIELDS, changed, is_own, own_config, seed_of, short
+from initscope.comparison.differences import INIT_FIELDS, INNOCENT_FIELDS, changed, is_own, own_config, seed_of, short, things
 from initscope.comparison.statistics import cohens_h, fisher_exact, newcombe, p_text
 from initscope.config.run_config import OPTIONS
 from initscope.errors import ConfigError, RunFolderError
@@ -65,7 +65,7 @@ def compare(a: Sequence[Run], b: Sequence[Run]) -> Comparison:
     differ = changed(infos_a, infos_b)
     own = all(map(is_own, (*infos_a, *infos_b)))
     # Of loops of somebody's own one difference is the change that is asked about; from two on it is not known which it was.
-    unfair = ([] if len(differ) < 2 else list(differ)) if own else [field for field in differ if field not in INIT_FIELDS]
+    unfair = ([] if things(differ) < 2 else list(differ)) if own else [field for field in differ if field not in INIT_FIELDS]
     uneven = [field for field in mixed_unevenly(infos_a, infos_b) if field not in unfair]
     sides = labels(infos_a, infos_b, differ)
     return Comparison(

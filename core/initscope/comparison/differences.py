@@ -161,3 +161,15 @@ def short(field: str) -> str:
     """A field in a sentence: "learning_rate", "lr", "weights"."""
     return field.removeprefix(OWN).removeprefix(RECORDED)
 
+
+
+_NETWORK = ("model", "parameters", "activations", "weights")
+
+
+def things(differ: Iterable[str]) -> int:
+    """How many things differ between loops of somebody's own: layers bring parameters and activations along, and what a configuration calls
+    ``lr`` is recorded as the optimizer's, too."""
+    fields = list(differ)
+    told = sum(field.startswith(OWN) for field in fields)
+    seen = {"network" if name in _NETWORK else name.partition(".")[0] for field in fields if field.startswith(RECORDED) and (name := field.removeprefix(RECORDED))}
+    return max(told, len(seen)) if all(field.startswith((OWN, RECORDED)) for field in fields) else len(fields)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import re
 import statistics
 import time
@@ -169,19 +168,20 @@ def goes_on(info: RunInfo) -> bool:
 
 
 def underway(infos: Sequence[RunInfo]) -> tuple[float, float | None]:
-    """(share that is done, seconds left) of the runs launched since the oldest that is still live; None: too early to say.
+    """(share that is done, seconds left) of a sweep's runs; None: too early to say.
 
-    Time left: what a run takes, by those that have ended and the pace of those that train, times the runs' worth of steps to come, over how
-    many train at once. What had ended before a sweep was extended does not count, and neither does the start of a process.
+    The share is that of all runs: ended ones, and what the live ones have done. Time left: what a run takes, by those that have ended (before the
+    first has, by the pace of those that train), times the runs' worth of steps to come, over how many train at once.
     """
-    began = min((info.created for info in infos if info.live), default=math.inf)
-    batch = [info for info in infos if info.created >= began]
-    share = sum(1.0 if not info.live else info.progress for info in batch) / max(1, len(batch))
-    taken = [seconds / (info.progress if info.live else 1.0) for info in batch if (seconds := info.state.get("seconds")) and info.progress]
-    if not taken:
+    live = [info for info in infos if info.live]
+    done = len(infos) - len(live) + sum(info.progress for info in live)
+    share = done / max(1, len(infos))
+    taken = [seconds for info in infos if not info.live and info.status == Status.FINISHED and (seconds := info.state.get("seconds"))]
+    taken = taken or [seconds / info.progress for info in live if (seconds := info.state.get("seconds")) and info.progress]
+    if not taken or not live:
         return share, None
-    together = max(1, sum(info.status in (Status.RUNNING, Status.STOPPING) for info in batch))
-    return share, statistics.fmean(taken) * (1 - share) * len(batch) / together
+    together = max(1, sum(info.status in (Status.RUNNING, Status.STOPPING) for info in live))
+    return share, statistics.fmean(taken) * (len(infos) - done) / together
 
 
 def names(infos: Iterable[RunInfo]) -> list[str]:

@@ -17,14 +17,17 @@ _AFTER_THE_LOSS = (("error signal", "activation_grad_rms"), ("gradient", "grad_n
 
 
 class Breakdown(NamedTuple):
-    """``place``: "the gradient of fc1", "the loss"; ``before``: what the loss did until then, empty where nothing came before."""
+    """``place``: "the gradient of fc1", "the loss"; ``before``: what was sound until then; ``lasting``: nothing was finite again at the end."""
 
     step: int
     place: str
     before: str
+    lasting: bool = True
 
     @property
     def sentence(self) -> str:
+        if not self.lasting:
+            return f"NaN at step {formatting.count(self.step)} in {self.place}{self.before}; later numbers are finite again."
         return f"NaN from step {formatting.count(self.step)} on: first in {self.place}{self.before}."
 
 
@@ -35,7 +38,9 @@ def breakdown(state: Mapping[str, Any], steps: pd.DataFrame, layers: pd.DataFram
     if found is None:
         return None
     step, place = found
-    return Breakdown(step, place, _before(loss[at < step], bool(len(at)) and step > at[0]))
+    last = layers[layers["step"] == layers["step"].max()] if len(layers) else layers
+    lasting = not (len(loss) and math.isfinite(loss[-1])) or bool(len(last) and (last["nonfinite"] > 0).any())
+    return Breakdown(step, place, _before(loss[at < step], bool(len(at)) and step > at[0]), lasting)
 
 
 def _told(state: Mapping[str, Any]) -> tuple[int, str] | None:

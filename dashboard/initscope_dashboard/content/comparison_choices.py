@@ -146,6 +146,8 @@ def _own_pair(recent: Sequence[RunInfo]) -> tuple[str, str] | None:
     sides: dict[str, list[RunInfo]] = {}
     for info in own:
         sides.setdefault(info.name, []).append(info)
+    repeated = {name: runs for name, runs in sides.items() if len(runs) > 1}
+    sides = repeated if len(repeated) > 1 else sides  # groups are evidence, single runs an anecdote
     if len(sides) < 2:
         return None
     newer, older = list(sides)[:2]

@@ -84,6 +84,9 @@ def says(
     ``state``: its status, which holds what ended it and by what its outcome was decided."""
     state = state or {}
     by = f" by {state['outcome_by']}" if state.get("outcome_by") not in (None, "validation") else ""
+    facts = state.get("facts")
+    if state.get("status") == Status.STOPPING and isinstance(facts, Mapping) and facts.get("stop_ignored"):
+        return f"was asked to stop and goes on ({steps_text(done)}): its loop does not look at what recorder.step() returns; end its program"
     because, ended_by = str(state.get("outcome_because") or ""), f": {state['error']}" if state.get("error") else ""
     chance = f", and ln\u00a0{count_of_classes}\u00a0=\u00a0{math.log(count_of_classes):.3f} is a guess" if count_of_classes else ""
     measured = "validation " if validated else ""

@@ -59,7 +59,7 @@ def _answer(info: RunInfo, found: Diagnosis) -> None:
     st.title(formatting.markdown(formatting.typeset(headlines.cause(found, info.status, info.error, broken, steps))), anchor=False)
     if more := headlines.beside(found, info.status, broken):
         st.markdown(formatting.markdown(more))
-    mark = theme.outcome_mark(str(found.outcome), info.status if info.status in ("failed", "crashed") else "finished")
+    mark = theme.outcome_mark(str(found.outcome))
     by = f" by {info.state['outcome_by']}" if info.state.get("outcome_by") else ""
     because = f": {info.state['outcome_because']}" if info.state.get("outcome_because") else ""
     whose = "" if found.thresholds == Thresholds().title else f" · thresholds: {formatting.markdown(found.thresholds)}"
