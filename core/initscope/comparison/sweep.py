@@ -176,7 +176,8 @@ def underway(infos: Sequence[RunInfo]) -> tuple[float, float | None]:
     live = [info for info in infos if info.live]
     done = len(infos) - len(live) + sum(info.progress for info in live)
     share = done / max(1, len(infos))
-    taken = [seconds for info in infos if not info.live and info.status == Status.FINISHED and (seconds := info.state.get("seconds"))]
+    began = min((info.created for info in live), default=0.0)  # what had ended before a sweep was extended tells nothing of this machine now
+    taken = [seconds for info in infos if info.created >= began and info.status == Status.FINISHED and (seconds := info.state.get("seconds"))]
     taken = taken or [seconds / info.progress for info in live if (seconds := info.state.get("seconds")) and info.progress]
     if not taken or not live:
         return share, None

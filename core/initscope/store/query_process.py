@@ -30,7 +30,7 @@ from initscope.errors import InitScopeError, QueryError, RunFolderError
 from initscope.store import Runs
 from initscope.store.files import number
 from initscope.store.parts import holds_through, parts
-from initscope.store.query import STATE, MEMORY, MOVED, READY, RUNS, TOO_LARGE, VIEWS, Answer, described, too_slow
+from initscope.store.query import MEMORY, MOVED, READY, RUNS, STATE, TOO_LARGE, VIEWS, Answer, described, too_slow
 from initscope.store.run import RunInfo
 
 if TYPE_CHECKING:

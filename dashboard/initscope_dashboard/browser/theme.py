@@ -210,15 +210,19 @@ def styles(inits: Iterable[str]) -> list[Style]:
     Where initialization tells nothing apart (all runs have the same, or one that is not in the catalogue) each run has a colour of its own.
     """
     names = list(inits)
+    unknown = [init for init in names if init not in _INITS]
     alike = len(names) > 1 and len(set(names)) == 1
+    by_run = alike or len(unknown) > 1 or (bool(unknown) and len(unknown) == len(names))
+    free = [i for i, name in enumerate(_BY_RUN) if alike or name not in names]  # no run looks like an initialization that is in the picture
     seen: dict[str, int] = {}
     result = []
     for init in names:
-        own = alike or init not in _INITS
+        own = by_run and (alike or init not in _INITS)
         before = seen.setdefault("" if own else init, 0)
         seen["" if own else init] += 1
-        nth, token = (before // len(_BY_RUN), f"var(--run-{before % len(_BY_RUN)})") if own else (before, init_color(init))
-        symbol = init_symbol(_BY_RUN[before % len(_BY_RUN)] if own else init)
+        which = free[before % len(free)]
+        nth, token = (before // len(free), f"var(--run-{which})") if own else (before, init_color(init))
+        symbol = init_symbol(_BY_RUN[which] if own else init)
         fade = max(0.35, 1 - 0.2 * (nth // len(_DASHES)))
         result.append(Style(token, _DASHES[nth % len(_DASHES)], symbol, fade))
     return result

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from initscope.store.files import number
 from initscope_dashboard.content import formatting
@@ -29,6 +31,11 @@ class Breakdown(NamedTuple):
         if not self.lasting:
             return f"NaN at step {formatting.count(self.step)} in {self.place}{self.before}; later numbers are finite again."
         return f"NaN from step {formatting.count(self.step)} on: first in {self.place}{self.before}."
+
+
+def with_loss(steps: pa.Table) -> pd.DataFrame:
+    """The rows of ``steps`` that have a loss: a step without one is no step whose loss is NaN, and pandas knows no difference."""
+    return steps.filter(pc.is_valid(steps["loss"])).to_pandas()
 
 
 def breakdown(state: Mapping[str, Any], steps: pd.DataFrame, layers: pd.DataFrame) -> Breakdown | None:

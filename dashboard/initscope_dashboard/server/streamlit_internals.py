@@ -18,8 +18,8 @@ from streamlit.web.server.starlette.starlette_server_config import USER_COOKIE_N
 from streamlit.web.server.starlette.starlette_websocket import _get_signed_cookie_with_chunks
 
 __all__ = [
-    "BackMsg",
     "LOGGERS",
+    "BackMsg",
     "auth_section",
     "home_file",
     "inline_scripts",

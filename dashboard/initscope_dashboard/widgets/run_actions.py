@@ -59,7 +59,7 @@ def _stop_and_delete(info: RunInfo) -> None:
     if run.info().live:
         processes.stop(runs, run)
         if not processes.wait_until_stopped(run, STOP_WAIT_SECONDS):
-            raise RunStateError(processes.goes_on(run))
+            raise RunStateError(f"run {run.id} goes on after it was asked to stop; end its program, then delete it")
     run.delete()
 
 
