@@ -184,8 +184,10 @@ def _broken_later(cells: LayerMap) -> str:
     """What the map shows after a sound first step: from when on it is NaN, or that it is exactly zero everywhere at the end."""
     broken = np.flatnonzero(cells.bad.any(axis=0))
     if len(broken):
-        layer = cells.layers[int(np.flatnonzero(cells.bad[:, broken[0]])[0])]
-        return f"; from step {formatting.count(int(cells.steps[broken[0]]))} on it is not a number, first at {layer}"
+        where = np.flatnonzero(cells.bad[:, broken[0]])
+        layers = f"at {cells.layers[int(where[0])]}" if len(where) == 1 else f"in {len(where)} of {len(cells.layers)} layers"
+        when = f"from step {formatting.count(int(cells.steps[broken[0]]))} on" if cells.bad[:, -1].any() else f"at step {formatting.count(int(cells.steps[broken[0]]))}"
+        return f"; {when} it is not a number {layers}"
     hidden = cells.zero[:-1, -1] if len(cells.layers) > 1 else cells.zero[:, -1]
     if not cells.zero.shape[1] or not hidden.any():
         return ""
