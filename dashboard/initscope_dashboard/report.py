@@ -27,12 +27,11 @@ from initscope.diagnosis.diagnose import diagnose
 from initscope.errors import InitScopeError, RunFolderError
 from initscope.schema import Cause, Status
 from initscope.store import Run, RunInfo, Runs
-from initscope.store.files import replacing
-from initscope.store.run import with_loss
 from initscope.store.files import number, replacing
+from initscope.store.run import with_loss
 from initscope_dashboard.browser import theme
 from initscope_dashboard.content import formatting, headlines
-from initscope_dashboard.content.breakdown import breakdown, with_loss
+from initscope_dashboard.content.breakdown import breakdown
 from initscope_dashboard.figures import bands, base, curves, depth, heatmap, ratio
 
 METRIC = "grad_norm"
@@ -118,7 +117,7 @@ def _why(runs: Sequence[Run]) -> str:
         found = diagnose(run)
         evidence = "".join(f"<li>{html.escape(finding.text)} <span class=muted>({html.escape(finding.source)})</span></li>" for finding in found.findings)
         info = run.info()
-        broken = breakdown(info.state, with_loss(run.read("steps")), _frame(run, "layers"))
+        broken = breakdown(info.state, _frame(run, "steps"), _frame(run, "layers"))
         ended = info.status in (Status.FAILED, Status.CRASHED)
         advice = "" if found.cause is Cause.HEALTHY and not ended else f"<p>{html.escape(headlines.advice(found, info.status))}</p>"
         first = headlines.cause(found, info.status, info.error, broken, int(number(info.state.get("step")) or 0))

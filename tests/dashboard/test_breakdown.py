@@ -14,7 +14,7 @@ from initscope import Recorder
 from initscope.diagnosis.diagnose import diagnose
 from initscope.schema import Status
 from initscope_dashboard.content import headlines
-from initscope_dashboard.content.breakdown import breakdown, with_loss
+from initscope_dashboard.content.breakdown import breakdown
 from initscope_dashboard.content.layer_names import layer_names
 from initscope_dashboard.figures import heatmap
 
@@ -44,14 +44,14 @@ def recorded(tmp_path, breaks_at: int = 60, fails_at: int | None = None):
 
 
 def first_break(run):
-    return breakdown(run.state(), with_loss(run.read("steps")), run.read("layers").to_pandas())
+    return breakdown(run.state(), run.read("steps").to_pandas(), run.read("layers").to_pandas())
 
 
 @pytest.mark.parametrize("facts", [True, False])
 def test_a_nan_is_named_by_step_and_tensor_with_what_was_sound_before(tmp_path, facts):
     run = recorded(tmp_path)
     state = run.state() if facts else {}
-    found = breakdown(state, with_loss(run.read("steps")), run.read("layers").to_pandas())
+    found = breakdown(state, run.read("steps").to_pandas(), run.read("layers").to_pandas())
     assert found is not None and found.step == 60 and found.place in ("the error signal of 2", "the gradient of 2")
     assert found.sentence.startswith(f"NaN from step 60 on: first in {found.place}; until then every number was finite and the loss fell from ")
     told = diagnose(run)

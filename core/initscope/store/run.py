@@ -152,7 +152,7 @@ class Run:
         """What became of the run by its rows so far (``initscope.outcome.decide``). Raises RunFolderError if they are damaged."""
         steps, epochs = self.read("steps", ["loss"]), self.read("epochs", ["val_loss", "val_accuracy"])
         return decide(
-            steps["loss"].drop_null().to_numpy(),  # a step may have had no loss
+            with_loss(steps)["loss"].to_numpy(),
             steps=int(number(state.get("step")) or 0),
             state=state,
             val_losses=epochs["val_loss"].to_pylist(),

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from initscope.store.files import number
 from initscope_dashboard.content import formatting
@@ -31,11 +29,6 @@ class Breakdown(NamedTuple):
         if not self.lasting:
             return f"NaN at step {formatting.count(self.step)} in {self.place}{self.before}; later numbers are finite again."
         return f"NaN from step {formatting.count(self.step)} on: first in {self.place}{self.before}."
-
-
-def with_loss(steps: pa.Table) -> pd.DataFrame:
-    """The rows of ``steps`` that have a loss: a step without one is no step whose loss is NaN, and pandas knows no difference."""
-    return steps.filter(pc.is_valid(steps["loss"])).to_pandas()
 
 
 def breakdown(state: Mapping[str, Any], steps: pd.DataFrame, layers: pd.DataFrame) -> Breakdown | None:
@@ -79,9 +72,10 @@ def _seen(loss: np.ndarray, at: np.ndarray, layers: pd.DataFrame) -> tuple[int, 
             return step, _place(what, name)
     if step in bad_loss:
         return step, "the loss"
-    for what, column in _AFTER_THE_LOSS:
-        if (name := _first(rows.iloc[::-1], column)) is not None:  # gradients come from the output
-            return step, _place(what, name)
+    for at_layer in range(len(rows) - 1, -1, -1):  # gradients come from the output, layer by layer
+        for what, column in _AFTER_THE_LOSS:
+            if (name := _first(rows.iloc[at_layer : at_layer + 1], column)) is not None:
+                return step, _place(what, name)
     return step, _place("gradient", str(rows["layer"].iloc[-1]))
 
 

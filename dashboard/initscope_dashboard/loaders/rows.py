@@ -158,7 +158,7 @@ def damage(infos: Iterable[RunInfo]) -> dict[str, str]:
 def _breakdown(path: str, revision: tuple) -> breakdown.Breakdown | None:
     run = Run(path)
     columns = ["step", "layer", "depth", "weight_norm", "activation_std", "activation_grad_rms", "grad_norm", "nonfinite"]
-    return breakdown.breakdown(run.state(), breakdown.with_loss(run.read("steps", ["step", "loss"])), run.read("layers", columns).to_pandas())
+    return breakdown.breakdown(run.state(), with_loss(run.read("steps", ["step", "loss"])).to_pandas(), run.read("layers", columns).to_pandas())
 
 
 def first_break(info: RunInfo) -> breakdown.Breakdown | None:
