@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from initscope import outcome
+from initscope.diagnosis.diagnose import diagnose
 from initscope.outcome import CERTAIN_SIGNAL, MIN_STEPS, certain, chance_ceiling, converged_floor, judge
-from initscope.schema import Outcome
+from initscope.schema import Outcome, Status
+from initscope.store import RunWriter
 
 
 def judged(**changes) -> Outcome:
@@ -88,3 +93,91 @@ def test_when_a_run_may_end_early(accuracies, changes, expected):
     assert certain(**given) is expected
     if expected:
         assert judged(accuracy=accuracies[-1]) in (Outcome.CONVERGED, Outcome.NOT_CONVERGED), "an early end has an outcome"
+
+
+# -- loops of anybody
+
+
+CROSS_ENTROPY = {"loss": {"chain": ["NllLoss", "LogSoftmax"], "classes": 10, "scale": 1.0}, "batch_size": 64, "outputs": 10}
+
+
+def decided(losses, facts=CROSS_ENTROPY, steps=None, **epochs):
+    return outcome.decide(losses, steps=len(losses) if steps is None else steps, state={"source": "recorder", "facts": facts}, **epochs)
+
+
+def course(first: float, last: float, steps: int = 100) -> list[float]:
+    """A loss that falls within the first half."""
+    return list(np.linspace(first, last, steps // 2)) + [last] * (steps - steps // 2)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        (course(2.31, 0.5), Outcome.CONVERGED),
+        (course(2.31, 2.30), Outcome.NOT_CONVERGED),
+        (course(8.0, 2.29), Outcome.NOT_CONVERGED),  # most of the first loss is gone, and it only guesses
+        (course(8.0, 2.0), Outcome.UNDECIDED),
+        (course(2.31, 0.5, 48), Outcome.UNDECIDED),
+        (course(2.31, 5.0), Outcome.NOT_CONVERGED),
+        ([*course(2.31, 0.5), math.nan], Outcome.DIVERGED),
+        ([math.inf], Outcome.DIVERGED),
+        (course(2.31, -3.0), Outcome.UNDECIDED),  # no cross-entropy is negative
+    ],
+)
+def test_the_training_loss_is_judged_against_the_price_of_guessing(losses, expected):
+    found = decided(losses)
+    assert found.outcome is expected
+    assert found.by is (outcome.Basis.TRAINING_LOSS if (len(losses) >= MIN_STEPS and losses[-1] != -3.0) or not math.isfinite(losses[-1]) else None)
+
+
+def test_validation_goes_before_the_training_loss():
+    memorised = decided(course(2.31, 0.01), val_accuracies=[0.5, 0.11])
+    assert memorised.outcome is Outcome.NOT_CONVERGED and memorised.by is outcome.Basis.VALIDATION
+    assert decided(course(2.31, 2.3), val_accuracies=[0.9]).outcome is Outcome.CONVERGED
+    assert decided(course(2.31, 0.01), val_losses=[2.5], val_accuracies=[None]).outcome is Outcome.NOT_CONVERGED
+
+
+def test_a_frequent_class_is_guessed_more_often():
+    """90 % of one class of two: always answering it is no learning, whatever the accuracy."""
+    entropy = -0.9 * math.log(0.9) - 0.1 * math.log(0.1)
+    facts = {"loss": {"chain": ["NllLoss", "LogSoftmax"], "classes": 2, "scale": 1.0, "constant_answer": entropy, "constant_answer_error": 0.0}, "batch_size": 64}
+    assert decided(course(0.7, entropy), facts, val_accuracies=[0.9]).outcome is Outcome.NOT_CONVERGED
+    assert decided(course(0.7, entropy), facts).outcome is Outcome.NOT_CONVERGED
+    assert outcome.most_frequent(entropy, 2) == pytest.approx(0.9)
+    assert outcome.most_frequent(math.log(10), 10) == pytest.approx(0.1, abs=1e-3)
+
+
+def test_a_regression_is_judged_against_the_targets_mean_where_that_is_known():
+    known = {"loss": {"chain": ["MseLoss"], "constant_answer": 4.0, "constant_answer_error": 0.1}, "batch_size": 64}
+    assert decided(course(400.0, 4.0), known).outcome is Outcome.NOT_CONVERGED, "all but the mean is left to learn"
+    assert decided(course(400.0, 1.0), known).outcome is Outcome.CONVERGED
+    unsure = {"loss": {"chain": ["MseLoss"], "constant_answer": 4.0, "constant_answer_error": 2.0}, "batch_size": 64}
+    assert decided(course(5.0, 3.9), unsure).outcome is Outcome.UNDECIDED
+
+
+def test_of_other_losses_the_share_of_the_first_is_told_or_what_to_add():
+    found = decided([7.0] * 50 + [1.0] * 50, {})
+    assert (found.outcome, found.by) == (Outcome.CONVERGED, outcome.Basis.FIRST_LOSS) and "85.7 % of the first loss (7) is gone" in found.because
+    assert decided(course(7.0, 6.9), {}).outcome is Outcome.NOT_CONVERGED
+    for losses, facts in ((course(-1.0, -5.0), {}), (course(1.0, -5.0), {}), (course(0.7, 0.1), {"discriminator": True})):
+        silent = decided(losses, facts)
+        assert silent.outcome is Outcome.UNDECIDED and silent.by is None and "recorder.validate" in silent.because
+
+
+@pytest.mark.parametrize("status", [Status.STOPPED, Status.FAILED, Status.CRASHED])
+def test_a_run_that_broke_off_has_not_shown_that_it_does_not_converge(status):
+    assert outcome.settled(decided(course(2.31, 2.3)), status).outcome is Outcome.UNDECIDED
+    assert outcome.settled(decided(course(2.31, 0.3)), status).outcome is Outcome.CONVERGED
+    assert outcome.settled(decided([math.nan]), status).outcome is Outcome.DIVERGED
+    assert outcome.settled(decided(course(2.31, 2.3)), Status.FINISHED).outcome is Outcome.NOT_CONVERGED
+
+
+def test_a_run_of_an_older_version_is_judged_when_it_is_read(runs):
+    """A folder without ``outcome_by``, as before: lists, diagnosis and comparison say the same."""
+    run = runs.create({"name": "old", "init": "custom"}, Status.FINISHED, source="recorder", outcome="undecided", step=100, facts=CROSS_ENTROPY)
+    writer = RunWriter(run)
+    for step, loss in enumerate(course(2.31, 0.3)):
+        writer.step(step, 0, loss, math.nan, 1e-3, 0.1)
+    writer.compact()
+    info = run.info()
+    assert (info.outcome, info.state["outcome_by"]) == ("converged", "training loss") == (diagnose(run).outcome, "training loss")

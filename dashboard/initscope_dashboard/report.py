@@ -18,18 +18,20 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from initscope.comparison import differences
 from initscope.comparison.compare import Comparison, compare
 from initscope.comparison.statistics import p_text
 from initscope.config.catalog import init_title
 from initscope.config.run_config import OPTIONS
 from initscope.diagnosis.diagnose import diagnose
 from initscope.errors import InitScopeError, RunFolderError
-from initscope.schema import Cause
+from initscope.schema import Cause, Status
 from initscope.store import Run, RunInfo, Runs
-from initscope.store.files import replacing
+from initscope.store.files import number, replacing
 from initscope.store.run import with_loss
 from initscope_dashboard.browser import theme
 from initscope_dashboard.content import formatting, headlines
+from initscope_dashboard.content.breakdown import breakdown
 from initscope_dashboard.figures import bands, base, curves, depth, heatmap, ratio
 
 METRIC = "grad_norm"
@@ -114,8 +116,13 @@ def _why(runs: Sequence[Run]) -> str:
     for run in runs:
         found = diagnose(run)
         evidence = "".join(f"<li>{html.escape(finding.text)} <span class=muted>({html.escape(finding.source)})</span></li>" for finding in found.findings)
-        advice = "" if found.cause is Cause.HEALTHY else f"<p>{html.escape(found.remedy.text)}</p>"
-        told.append(f"<p><b>{html.escape(run.info().name)}</b>: {html.escape(headlines.cause(found))}</p><ul>{evidence}</ul>{advice}")
+        info = run.info()
+        broken = breakdown(info.state, _frame(run, "steps"), _frame(run, "layers"))
+        ended = info.status in (Status.FAILED, Status.CRASHED)
+        advice = "" if found.cause is Cause.HEALTHY and not ended else f"<p>{html.escape(headlines.advice(found, info.status))}</p>"
+        first = headlines.cause(found, info.status, info.error, broken, int(number(info.state.get("step")) or 0))
+        more = headlines.beside(found, info.status, broken)
+        told.append(f"<p><b>{html.escape(info.name)}</b>: {html.escape(first)} {html.escape(more)}</p><ul>{evidence}</ul>{advice}")
     return "<h2>Why</h2>" + "".join(told)
 
 
@@ -131,17 +138,23 @@ def _how_sure(result: Comparison) -> str:
 def _differences(result: Comparison, infos: Sequence[RunInfo]) -> str:
     if not result.changed_fields:
         return f"<p>{headlines.nothing_differs(infos)}</p>"
-    rows = [[OPTIONS[field].title, _value(values[0]), _value(values[1])] for field, values in result.changed_fields.items()]
+    rows = [[differences.title(field), _value(values[0]), _value(values[1])] for field, values in result.changed_fields.items()]
     return _table(rows, ["Field", "A", "B"])
 
 
 def _runs(infos: list[RunInfo]) -> str:
     rows = [
-        [info.run, init_title(info.init), str(info.config.get("init_seed", "–")), theme.outcome_mark(info.outcome, info.status).text,
+        [info.run, init_title(info.init), _seed(info), theme.outcome_mark(info.outcome, info.status).text,
          formatting.fixed(info.scores[0]), formatting.percent(info.scores[1])]
         for info in infos
     ]  # fmt: skip
     return _table(rows, ["Run", "Initialization", "Seed", "Outcome", "Loss", "Accuracy"])
+
+
+def _seed(info: RunInfo) -> str:
+    """The seed that the run told, whoever told it."""
+    told = differences.seed_of(info)
+    return "–" if told is None else ", ".join(f"{key} {value}" for key, value in told) if isinstance(told, tuple) else str(told)
 
 
 def _table(rows: list[list[str]], heads: list[str]) -> str:

@@ -10,6 +10,7 @@ from initscope.config.run_config import quick
 from initscope.errors import ConfigError
 from initscope.schema import Outcome, Status
 from initscope.store import Runs, own_process
+from initscope.store.writer import set_status
 
 BASE = quick().replace(width=0.125, threads=0)
 
@@ -73,9 +74,38 @@ def test_time_left_is_told_by_the_runs_of_this_launch(tmp_path: Path):
         infos.append(runs.create(config, Status.RUNNING, step=step, total_steps=100, seconds=seconds, **own_process()).info())
     infos += [runs.create(config, Status.QUEUED).info() for config in configs[4:]]
     share, left = sweep.underway(infos)
-    assert share == pytest.approx(0.5 / 4) and left == pytest.approx(60 * 3.5 / 2)
-    assert sweep.underway(infos[:2]) == (0.0, None)
+    assert share == pytest.approx(2.5 / 6) and left == pytest.approx(60 * 3.5 / 2)
+    assert sweep.underway(infos[:2]) == (1.0, None)
     assert next(sweep.watch(runs, [info.run for info in infos])) == (2, pytest.approx((2 + 0.5) / 6))
+
+
+def test_progress_never_goes_back(tmp_path: Path):
+    """Six runs, two at a time; whichever ends first, the share grows with every step."""
+    runs, configs = Runs(tmp_path), planned(3)
+    made = [runs.create(config) for config in configs]
+    shares = []
+    for number, run in enumerate(made):
+        for step in (25, 75, 100):
+            status = Status.FINISHED if step == 100 else Status.RUNNING
+            set_status(run, status=str(status), step=step, total_steps=100, seconds=0.3 * step, outcome="converged" if step == 100 else None, **own_process())
+            shares.append(sweep.underway([each.info() for each in made])[0])
+        assert shares[-1] == pytest.approx((number + 1) / len(made))
+    assert shares == sorted(shares)
+
+
+def test_another_design_is_another_sweep():
+    """Two seeds with gain=0.9 are no more seeds of the sweep that was there; more seeds or values of one design are."""
+    base = quick()
+    plain, gain = sweep.name_of(base), sweep.name_of(base, axes=[sweep.parse_axis("gain=0.9")])
+    assert plain != gain == sweep.name_of(base.replace(gain=0.5), axes=[sweep.parse_axis("gain=1,2")])
+    assert gain != sweep.name_of(base, axes=[sweep.parse_axis("learning_rate=0.1")])
+
+
+def test_a_seed_counts_once_in_a_table(tmp_path: Path):
+    runs, configs = Runs(tmp_path), planned(2, name="t")
+    for config in (*configs, *configs):
+        ended(runs, [config], Outcome.CONVERGED)
+    assert [row["runs"] for row in sweep.table(sweep.members(runs.list(), "t"))] == [2, 2]
 
 
 def test_table_counts_decided_runs_and_the_others_beside_them(tmp_path: Path):

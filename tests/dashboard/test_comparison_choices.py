@@ -17,7 +17,7 @@ def test_titles_are_unique_and_do_not_change_when_a_run_ends(tmp_path: Path) -> 
     for sweep in ("a" * 60 + "1", "a" * 60 + "2"):
         made = [runs.create(config) for one in axis_values for config in plan(one, ["default", "kaiming_normal"], 2, sweep)]
     before = comparison_choices.choices(runs.list())
-    assert len(set(before.values())) == len(before) == 24 + 4
+    assert len(set(before.values())) == len(before) == 24 + 12, "a group is of one learning rate: seeds of several are not pooled"
     runs.create(made[0].config().replace(init_seed=9), Status.FINISHED, outcome=str(Outcome.CONVERGED))
     after = comparison_choices.choices(runs.list())
     assert {key: after[key] for key in before} == before
@@ -33,7 +33,10 @@ def test_the_pair_that_is_suggested_is_evidence_where_there_is_some(tmp_path: Pa
         return [runs.create(config, Status.FINISHED, outcome=str(ended[config.init])).id for config in configs]
 
     made = sweep("varied", (1e-4, 1e-3))
-    assert comparison_choices.suggested_pair(runs.list()) == ("init=default,sweep=varied", "init=kaiming_normal,sweep=varied"), "the newest sweep"
+    assert comparison_choices.suggested_pair(runs.list()) == (
+        "init=default,sweep=varied,learning_rate=0.001",
+        "init=kaiming_normal,sweep=varied,learning_rate=0.001",
+    ), "the newest sweep, like with like"
     runs.create(quick().replace(epochs=9))
     a, b = comparison_choices.suggested_pair(runs.list())
     assert {a, b} <= set(made) and [runs.info(run).init for run in (a, b)] == list(ended)
@@ -43,3 +46,21 @@ def test_the_pair_that_is_suggested_is_evidence_where_there_is_some(tmp_path: Pa
         runs.create(quick().replace(init="xavier_normal", init_seed=seed, sweep="seeds"), Status.FINISHED, outcome=str(outcome))
     runs.create(quick().replace(epochs=9))
     assert comparison_choices.suggested_pair(runs.list()) == ("init=default,sweep=seeds", "init=kaiming_normal,sweep=seeds")
+
+
+def own(runs: Runs, name: str, outcome: Outcome, *, tags: tuple[str, ...] = ()) -> str:
+    state = {"source": "recorder", "outcome": str(outcome), "outcome_by": "training loss", "outcome_because": "it is gone"}
+    return runs.create({"name": name, "init": "custom", "model": "Net", "tags": list(tags)}, Status.FINISHED, **state).id
+
+
+def test_own_runs_of_one_name_or_tag_are_a_side(tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    for _ in range(3):
+        own(runs, "N(0, 1), lr=0.1", Outcome.NOT_CONVERGED, tags=("first",))
+        own(runs, "N(0, 1/fan_in)", Outcome.CONVERGED)
+    own(runs, "single", Outcome.CONVERGED)
+    offered = comparison_choices.choices(runs.list())
+    assert {"name=N(0, 1), lr=0.1", "name=N(0, 1/fan_in)", "tags=first"} <= offered.keys() and "name=single" not in offered
+    for selection in ("name=N(0, 1), lr=0.1", "name=N(0, 1/fan_in)", "tags=first"):
+        assert len(runs.select(selection)) == 3, "as on the command line"
+    assert comparison_choices.suggested_pair(runs.list()) == ("name=N(0, 1), lr=0.1", "name=N(0, 1/fan_in)")

@@ -136,7 +136,7 @@ def test_a_guess_is_claimed_only_where_the_loss_is_known(tmp_path):
         assert ("ln\u00a04" in told["says"]) == (name == 4), told["says"]
     assert [headlines.classes(info.state, info.config) for info in infos.values()] == [4, None, None]
     assert headlines.common_classes([infos[4], infos[4]]) == 4 and headlines.common_classes(infos.values()) is None
-    assert "your own" in headlines.nothing_differs(infos.values())
+    assert "tell the Recorder" in headlines.nothing_differs(infos.values())
     unknown = [curves.curves([A], {"a": steps_frame([3.0, 1.0])}, {}, column) for column in ("loss", "accuracy")]
     assert [len(drawn.layout.annotations) for drawn in unknown] == [0, 0] and unknown[0].layout.yaxis.title.text == "loss"
 
@@ -390,6 +390,14 @@ def test_one_initialization_has_one_colour_and_seeds_differ_in_dash():
     assert looks[0].color == looks[2].color != looks[1].color
     assert looks[0].dash != looks[2].dash
     assert looks[3].color == "var(--init-other)"
+
+
+def test_runs_that_no_initialization_tells_apart_have_a_colour_each():
+    for inits in (["custom"] * 4, ["kaiming_normal"] * 4, ["custom", "custom", "default"]):
+        looks = theme.styles(inits)
+        tokens = theme.tokens()["light"]
+        colors = [tokens[look.color.removeprefix("var(--").removesuffix(")")] for look in looks]
+        assert len(set(colors)) == len(inits), colors
 
 
 def luminance(color: str) -> float:

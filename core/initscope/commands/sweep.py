@@ -23,7 +23,7 @@ from initscope.theory import trainability
 def sweep_command(given: argparse.Namespace) -> dict[str, Any]:
     inits = [name.strip() for name in given.inits.split(",") if name.strip()]
     base, axes = _base_and_axes(given)
-    name = base.sweep or sweep.name_of(base, networks=bool(given.models))
+    name = base.sweep or sweep.name_of(base, networks=bool(given.models), axes=axes)
     configs = sweep.plan(base, inits, given.seeds, name, axes, slots=launcher.slots())
     runs = runs_of(given)
     launched = launcher.submit_missing(runs, configs, given.engine, given.first)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-import time
 from typing import Any
 
 from tqdm import tqdm
@@ -15,7 +14,7 @@ from initscope.errors import ConfigError, InitScopeError, TrainingFailed, one_li
 from initscope.permission import require
 from initscope.resources import limits
 from initscope.scheduling import launcher
-from initscope.schema import LIVE, Status
+from initscope.schema import Status
 from initscope.store import Run, RunInfo, Runs, own_process
 from initscope.store.files import number
 from initscope.training.loading import load_training
@@ -55,11 +54,9 @@ def stop_command(given: argparse.Namespace) -> dict[str, Any]:
     runs = runs_of(given)
     run = runs.get(given.run)
     launcher.stop(runs, run)
-    deadline = time.monotonic() + STOP_WAIT_SECONDS
-    while run.state()["status"] in LIVE and time.monotonic() < deadline:
-        time.sleep(0.1)
+    ended = launcher.wait_until_stopped(run, STOP_WAIT_SECONDS)
     status = run.state()["status"]
-    print(f"{run.id}: {status}", file=sys.stderr)
+    print(f"{run.id}: {status}" if ended else launcher.goes_on(run), file=sys.stderr)
     return {"run": run.id, "status": status}
 
 

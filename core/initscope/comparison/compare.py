@@ -8,16 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from initscope.comparison.differences import INIT_FIELDS, INNOCENT_FIELDS, changed, is_own, own_config, seed_of, short, things
 from initscope.comparison.statistics import cohens_h, fisher_exact, newcombe, p_text
 from initscope.config.run_config import OPTIONS
 from initscope.errors import ConfigError, RunFolderError
-from initscope.schema import Outcome, Verdict
+from initscope.outcome import MIN_STEPS, Basis
+from initscope.schema import Outcome, Status, Verdict
 from initscope.store import Run, RunInfo
+from initscope.store.files import number
 
-INIT_FIELDS = ("init", "gain", "init_seed")
-"""Fields that may differ in a fair comparison of initializations."""
-INNOCENT_FIELDS = ("name", "tags", "sweep", "record_every", "checkpoint", "threads")
-"""Fields that change no training outcome worth the name."""
 SAME_RUN = (*INNOCENT_FIELDS, "stop_when_certain")
 """Fields in which a run that repeats another may differ from it."""
 DECIDED = (Outcome.CONVERGED, Outcome.NOT_CONVERGED, Outcome.DIVERGED)
@@ -40,6 +39,7 @@ class Comparison:
     layers: list[dict[str, Any]]
     runs: dict[str, list[str]]
     labels: list[str]
+    outcome_by: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,52 +58,93 @@ def compare(a: Sequence[Run], b: Sequence[Run]) -> Comparison:
     if unreadable := [info for info in (*infos_a, *infos_b) if info.status == "unreadable"]:
         raise RunFolderError(unreadable[0].error or f"run {unreadable[0].run} cannot be read")
     infos_a, infos_b = distinct(infos_a), distinct(infos_b)
-    (k_a, n_a), (k_b, n_b) = _count(infos_a), _count(infos_b)
+    count_a, count_b = _counted(infos_a, infos_b), _counted(infos_b, infos_a)
+    (k_a, n_a), (k_b, n_b) = count_a.pair, count_b.pair
     p_value = fisher_exact(k_a, n_a, k_b, n_b)
     verdict = judge_rates(k_a, n_a, k_b, n_b, p_value)
-    changed = changed_between([i.config for i in infos_a], [i.config for i in infos_b])
-    unfair = [field for field in changed if field not in INIT_FIELDS]
+    differ = changed(infos_a, infos_b)
+    own = all(map(is_own, (*infos_a, *infos_b)))
+    # Of loops of somebody's own one difference is the change that is asked about; from two on it is not known which it was.
+    unfair = ([] if things(differ) < 2 else list(differ)) if own else [field for field in differ if field not in INIT_FIELDS]
     uneven = [field for field in mixed_unevenly(infos_a, infos_b) if field not in unfair]
-    sides = labels(infos_a, infos_b, changed)
+    sides = labels(infos_a, infos_b, differ)
     return Comparison(
         verdict=verdict,
-        headline=headline(verdict, *sides, (k_a, n_a), (k_b, n_b), p_value, infos_a + infos_b),
+        headline=headline(verdict, *sides, count_a, count_b, p_value, infos_a + infos_b),
         converged={"a": [k_a, n_a], "b": [k_b, n_b]},
         p_value=p_value,
         interval=list(newcombe(k_a, n_a, k_b, n_b)),
         effect=cohens_h(k_a, n_a, k_b, n_b),
-        changed_fields=changed,
+        changed_fields=differ,
         fair=not (unfair or uneven),
-        warning=_warning(unfair, uneven),
+        warning=_warning(unfair, uneven, own),
         layers=gradient_ratios(a, b),
         runs={"a": [run.id for run in a], "b": [run.id for run in b]},
         labels=list(sides),
+        outcome_by=_bases((*infos_a, *infos_b)),
     )
 
 
 def distinct(infos: Sequence[RunInfo]) -> list[RunInfo]:
     """Without repetitions: of runs with one config, seeds included, the last that is decided (else the first).
 
-    A seed that was run twice is no second piece of evidence. Runs of loops that tell no seed are all kept.
+    A seed that was run twice is no second piece of evidence. Of a loop of somebody's own a run is a seed, unless its own configuration names
+    one: runs of one name, one configuration and one seed are then repetitions.
     """
     kept: dict[Any, RunInfo] = {}
     for info in infos:
-        told = "init_seed" in info.config
-        key = tuple(repr(info.config.get(field)) for field in OPTIONS if field not in SAME_RUN) if told else info.run
-        if key not in kept or _decided(info):
+        if info.config.get("init_seed") is not None:
+            key: Any = tuple(repr(info.config.get(field)) for field in OPTIONS if field not in SAME_RUN)
+        elif is_own(info) and seed_of(info) is not None:
+            key = (info.name, repr(sorted(own_config(info).items(), key=lambda item: item[0])))
+        else:
+            key = info.run
+        if key not in kept or decided(info):
             kept[key] = info
     return list(kept.values())
 
 
-def _decided(info: RunInfo) -> bool:
+def decided(info: RunInfo) -> bool:
     """A run that is live, undecided or failed says nothing about convergence."""
     return info.outcome in DECIDED and not info.live
 
 
-def _count(infos: Sequence[RunInfo]) -> tuple[int, int]:
-    """(converged, decided)."""
-    decided = [info for info in infos if _decided(info)]
-    return sum(info.outcome == Outcome.CONVERGED for info in decided), len(decided)
+@dataclass(frozen=True)
+class Count:
+    """``converged`` of ``told`` runs of a side; of these, ``within`` so many steps if some only have not converged as fast as the other side."""
+
+    converged: int
+    told: int
+    within: int | None = None
+
+    @property
+    def pair(self) -> tuple[int, int]:
+        return self.converged, self.told
+
+
+def _counted(infos: Sequence[RunInfo], others: Sequence[RunInfo]) -> Count:
+    """How many converged of those that tell.
+
+    A run that went to its end undecided, learning a little, tells something beside one that converged: with at least as many steps as any
+    run of the other side needed it has not come as far. It counts as not converged within those steps.
+    """
+    told = [info for info in infos if decided(info)]
+    needed = max((_steps(info) for info in others if decided(info) and info.outcome == Outcome.CONVERGED), default=0)
+    slower = [
+        info for info in infos
+        if info.outcome == Outcome.UNDECIDED and info.status == Status.FINISHED and info.state.get("outcome_by") and _steps(info) >= needed >= MIN_STEPS
+    ]  # fmt: skip
+    within = min(map(_steps, slower)) if slower else None
+    return Count(sum(info.outcome == Outcome.CONVERGED for info in told), len(told) + len(slower), within)
+
+
+def _steps(info: RunInfo) -> int:
+    return int(number(info.state.get("step")) or 0)
+
+
+def _bases(infos: Sequence[RunInfo]) -> list[str]:
+    """By what the outcomes were decided, each once."""
+    return sorted({str(info.state["outcome_by"]) for info in infos if info.state.get("outcome_by") and not info.live})
 
 
 def judge_rates(k_a: int, n_a: int, k_b: int, n_b: int, p_value: float) -> Verdict:
@@ -125,18 +166,6 @@ def judge_rates(k_a: int, n_a: int, k_b: int, n_b: int, p_value: float) -> Verdi
     return Verdict.FIXED if rate_b > rate_a else Verdict.WORSE
 
 
-def changed_between(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """{field: [value in a, value in b]} for fields whose values differ between the groups; several values as a list."""
-    changed = {}
-    for field in OPTIONS:
-        if field in INNOCENT_FIELDS:
-            continue
-        values_a, values_b = _distinct(c.get(field) for c in a), _distinct(c.get(field) for c in b)
-        if values_a != values_b:
-            changed[field] = [_single(values_a), _single(values_b)]
-    return changed
-
-
 def mixed_unevenly(a: Sequence[RunInfo], b: Sequence[RunInfo]) -> list[str]:
     """Fields other than the initialization of which a side mixes several values, in other shares than the other side.
 
@@ -148,49 +177,44 @@ def mixed_unevenly(a: Sequence[RunInfo], b: Sequence[RunInfo]) -> list[str]:
 
 
 def _shares(infos: Sequence[RunInfo], field: str) -> dict[str, float]:
-    counts = Counter(repr(info.config.get(field)) for info in infos if _decided(info))
+    counts = Counter(repr(info.config.get(field)) for info in infos if decided(info))
     return {value: count / counts.total() for value, count in counts.items()}
 
 
-def _distinct(values: Any) -> list[Any]:
-    return sorted({repr(value): value for value in values}.values(), key=repr)
-
-
-def _single(values: list[Any]) -> Any:
-    return values[0] if len(values) == 1 else values
-
-
 def labels(a: Sequence[RunInfo], b: Sequence[RunInfo], changed: Mapping[str, list[Any]]) -> tuple[str, str]:
-    """What to call the two sides: by initialization if that differs, else by what does, else by name."""
+    """What to call the two sides: loops of somebody's own by name; else by initialization if that differs, by what does, or by name."""
+    names = [sorted({info.name for info in side}) for side in (a, b)]
+    named = len(names[0]) == len(names[1]) == 1 and names[0] != names[1]
+    if named and all(map(is_own, (*a, *b))):
+        return names[0][0], names[1][0]
     if "init" in changed:
         return tuple(str(value) if not isinstance(value, list) else "+".join(map(str, value)) for value in changed["init"])  # type: ignore[return-value]
     field = next((name for name in changed if name != "init_seed"), None)
     if field:
-        return tuple(f"{field} {value}" for value in changed[field])  # type: ignore[return-value]
-    return (a[0].name, b[0].name) if len(a) == len(b) == 1 and a[0].name != b[0].name else ("A", "B")
+        return tuple(f"{short(field)} {value}" for value in changed[field])  # type: ignore[return-value]
+    return (names[0][0], names[1][0]) if named else ("A", "B")
 
 
-def headline(
-    verdict: Verdict,
-    label_a: str,
-    label_b: str,
-    a: tuple[int, int],
-    b: tuple[int, int],
-    p_value: float,
-    infos: Sequence[RunInfo],
-) -> str:
+def headline(verdict: Verdict, label_a: str, label_b: str, a: Count, b: Count, p_value: float, infos: Sequence[RunInfo]) -> str:
     """One sentence with the number of seeds in it."""
     word = str(verdict).replace("_", " ")
-    if not a[1] or not b[1]:
+    if not a.told or not b.told:
         waiting = [info for info in infos if info.live]
         if waiting:
             return f"{word}: {len(waiting)} of {len(infos)} runs are still going"
-        missing = label_a if not a[1] else label_b
+        missing = label_a if not a.told else label_b
         return f"{word}: no run with {missing} has come far enough to tell"
-    counts = f"{b[0]} of {b[1]} converge with {label_b}, {a[0]} of {a[1]} with {label_a}"
-    silent = sum(not _decided(info) for info in infos)
+    counts = f"{_of(b)} converge with {label_b}, {_of(a)} with {label_a}"
+    within = f" within {max(c.within for c in (a, b) if c.within):,} steps" if a.within or b.within else ""
+    bases = [basis for basis in _bases(infos) if basis != Basis.VALIDATION]
+    by = f"; by {' and '.join(bases)}" if bases and any(map(is_own, infos)) else ""
+    silent = len(infos) - a.told - b.told
     left_out = f"; {silent} undecided, failed or unfinished not counted" if silent else ""
-    return f"{word}: {counts} ({_how_sure(verdict, (label_a, a[1]), (label_b, b[1]), p_value)}{left_out})"
+    return f"{word}: {counts}{within} ({_how_sure(verdict, (label_a, a.told), (label_b, b.told), p_value)}{by}{left_out})"
+
+
+def _of(count: Count) -> str:
+    return f"{count.converged} of {count.told}"
 
 
 def _how_sure(verdict: Verdict, a: tuple[str, int], b: tuple[str, int], p_value: float) -> str:
@@ -203,25 +227,49 @@ def _how_sure(verdict: Verdict, a: tuple[str, int], b: tuple[str, int], p_value:
     return f"{p_text(p_value)}{': too few seeds to rule out luck' if luck else ''}"
 
 
-def _warning(unfair: Sequence[str], uneven: Sequence[str]) -> str | None:
+def _warning(unfair: Sequence[str], uneven: Sequence[str], own: bool = False) -> str | None:
     parts = []
     if unfair:
-        parts.append(f"More than the initialization differs ({', '.join(unfair)}): the outcome may have another cause.")
+        names = ", ".join(map(short, unfair))
+        parts.append(
+            f"Several things differ ({names}): which of them made the difference is not told." if own
+            else f"More than the initialization differs ({names}): the outcome may have another cause."
+        )  # fmt: skip
     if uneven:
         parts.append(f"The sides mix several values of {', '.join(uneven)} in different shares: compare one value at a time.")
     return " ".join(parts) or None
 
 
+BY_NAME, BY_DEPTH = "name", "relative depth"
+SAME_LAYERS = 0.8
+"""Share of the larger network's layers that must have a namesake in the other for layers to be paired by name."""
+
+
+def pair_layers(a: Sequence[str], b: Sequence[str]) -> tuple[list[tuple[str, str]], str]:
+    """(layer of a, layer of b) for every layer that can be compared, and how they were paired: by name where the networks have the same
+    layers, else each of the shallower network's with the one as far along in the other: names that happen to be shared are not the same
+    layer (the third of three is an output, of thirty not)."""
+    shared = [name for name in a if name in set(b)]
+    if shared and len(shared) >= SAME_LAYERS * max(len(a), len(b)):
+        return [(name, name) for name in shared], BY_NAME
+    if not a or not b:
+        return [], BY_NAME
+    few, many = (a, b) if len(a) <= len(b) else (b, a)
+    at = [round(i * (len(many) - 1) / max(1, len(few) - 1)) for i in range(len(few))]
+    pairs = [(few[i], many[j]) for i, j in enumerate(at)]
+    return (pairs if few is a else [(y, x) for x, y in pairs]), BY_DEPTH
+
+
 def gradient_ratios(a: Sequence[Run], b: Sequence[Run], metric: str = "grad_norm") -> list[dict[str, Any]]:
-    """For every layer both groups have: log10 of the first recorded step's gradient norm, b over a, median over runs.
+    """For every pair of layers: log10 of the first recorded step's gradient norm, b over a, median over runs; ``layer_b`` where it has another name.
 
     None where a gradient is zero or not finite.
     """
     first_a, first_b = _first_step(a, metric), _first_step(b, metric)
+    pairs, _ = pair_layers(list(first_a), list(first_b))
     return [
-        {"layer": layer, "log10_grad_ratio": _difference(_median_log(first_b[layer]), _median_log(values))}
-        for layer, values in first_a.items()
-        if layer in first_b
+        {"layer": x, **({"layer_b": y} if x != y else {}), "log10_grad_ratio": _difference(_median_log(first_b[y]), _median_log(first_a[x]))}
+        for x, y in pairs
     ]
 
 

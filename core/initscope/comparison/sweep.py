@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import re
 import statistics
 import time
@@ -17,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from initscope.comparison.compare import distinct
 from initscope.comparison.statistics import wilson
 from initscope.config import catalog, factory
 from initscope.config.run_config import OPTIONS, RunConfig, changed_fields
@@ -77,13 +77,15 @@ def models_axis(text: str) -> Axis:
     return Axis("model", names)
 
 
-def name_of(base: RunConfig, networks: bool = False) -> str:
-    """A sweep's name made from what its runs share, so that the same command, or more seeds of it, is the same sweep.
+def name_of(base: RunConfig, networks: bool = False, axes: Sequence[Axis] = ()) -> str:
+    """A sweep's name made from what its runs share and which fields its ``axes`` vary, so that the same command, or more seeds or values of
+    it, is the same sweep, and a sweep over anything else is another one: its runs are never poured into the first.
 
     ``networks``: the sweep is over networks; any of them belongs to it, with batch norm or without, at any width.
     """
-    varied = ("init", "init_seed", "sweep", *_COSMETIC, *(NETWORK if networks else ()))
-    shared = {key: value for key, value in base.to_dict().items() if key not in varied}
+    fields = sorted(axis.field for axis in axes if not (networks and axis.field in NETWORK))
+    varied = ("init", "init_seed", "sweep", *_COSMETIC, *(NETWORK if networks else ()), *fields)
+    shared = {key: value for key, value in base.to_dict().items() if key not in varied} | ({"varied": fields} if fields else {})
     digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:6]
     network = FAMILY if networks else base.model
     return "-".join(re.sub(r"[^\w.:-]", "-", factory.title(name))[:20] for name in (network, base.data)) + f"-{digest}"
@@ -166,19 +168,21 @@ def goes_on(info: RunInfo) -> bool:
 
 
 def underway(infos: Sequence[RunInfo]) -> tuple[float, float | None]:
-    """(share that is done, seconds left) of the runs launched since the oldest that is still live; None: too early to say.
+    """(share that is done, seconds left) of a sweep's runs; None: too early to say.
 
-    Time left: what a run takes, by those that have ended and the pace of those that train, times the runs' worth of steps to come, over how
-    many train at once. What had ended before a sweep was extended does not count, and neither does the start of a process.
+    The share is that of all runs: ended ones, and what the live ones have done. Time left: what a run takes, by those that have ended (before the
+    first has, by the pace of those that train), times the runs' worth of steps to come, over how many train at once.
     """
-    began = min((info.created for info in infos if info.live), default=math.inf)
-    batch = [info for info in infos if info.created >= began]
-    share = sum(1.0 if not info.live else info.progress for info in batch) / max(1, len(batch))
-    taken = [seconds / (info.progress if info.live else 1.0) for info in batch if (seconds := info.state.get("seconds")) and info.progress]
-    if not taken:
+    live = [info for info in infos if info.live]
+    done = len(infos) - len(live) + sum(info.progress for info in live)
+    share = done / max(1, len(infos))
+    began = min((info.created for info in live), default=0.0)  # what had ended before a sweep was extended tells nothing of this machine now
+    taken = [seconds for info in infos if info.created >= began and info.status == Status.FINISHED and (seconds := info.state.get("seconds"))]
+    taken = taken or [seconds / info.progress for info in live if (seconds := info.state.get("seconds")) and info.progress]
+    if not taken or not live:
         return share, None
-    together = max(1, sum(info.status in (Status.RUNNING, Status.STOPPING) for info in batch))
-    return share, statistics.fmean(taken) * (1 - share) * len(batch) / together
+    together = max(1, sum(info.status in (Status.RUNNING, Status.STOPPING) for info in live))
+    return share, statistics.fmean(taken) * (len(infos) - done) / together
 
 
 def names(infos: Iterable[RunInfo]) -> list[str]:
@@ -192,12 +196,12 @@ def members(infos: Sequence[RunInfo], sweep: str) -> list[RunInfo]:
 
 
 def table(infos: Iterable[RunInfo], by: Sequence[str] = ("init",)) -> list[dict[str, Any]]:
-    """One row a cell: {init, converged, runs, low, high, ...}: k of n with its Wilson 95 % interval, in order of appearance.
+    """One row a cell: {init, converged, runs, low, high, ...}: k of n with its Wilson 95 % interval, in order of appearance; a seed counts once.
 
     ``runs`` counts decided runs; ``undecided`` and ``live`` are those that say nothing (yet).
     """
     cells: dict[tuple, list[RunInfo]] = {}
-    for info in infos:
+    for info in distinct(list(infos)):
         cells.setdefault(tuple(info.config.get(field) for field in by), []).append(info)
     rows = []
     for cell, group in cells.items():

@@ -10,7 +10,7 @@ import numpy as np
 from initscope.diagnosis.chance_loss import NEAR, Guess, guessing
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
-from initscope.outcome import MIN_STEPS, SKILL, judge
+from initscope.outcome import MIN_STEPS, SKILL, decide
 from initscope.schema import Outcome
 
 WELL = 0.8
@@ -19,8 +19,6 @@ DOUBTS = 2.0
 """Against an estimated price of guessing, progress within so many standard errors counts only if the loss still falls."""
 ABOVE = 0.1
 """A loss this share above guessing is above it, not at it."""
-ASSUMED_SAMPLES = 400
-"""Validation samples behind an accuracy whose number nobody told."""
 NOISE = 1.5
 """A batch's loss may be this many times another's by chance."""
 SHORT = 8
@@ -183,27 +181,16 @@ def trend(y: np.ndarray) -> tuple[float, float]:
 
 
 def outcome_of(signals: RunSignals, curve: Curve) -> Outcome:
-    """The outcome: the recorded one where it is decided, else by the accuracies or losses that a loop of somebody's own left.
-
-    **diverged** if a loss was not finite; **undecided** below ``MIN_STEPS`` steps. With validation accuracies (``recorder.epoch``) over a
-    known number of classes, ``initscope.outcome`` decides, guessing at 1/K and assuming ``ASSUMED_SAMPLES`` samples. Otherwise the losses do:
-    **converged** if a third of the price of guessing (or of the first losses) is gone over the last fifth of the run, **not_converged** if
-    less than the threshold ``progress`` (5 %) is gone, else undecided. A cross-entropy below zero decides nothing.
-    """
+    """The outcome, as every page and command has it (``initscope.outcome.decide``): the recorded one where the run has been judged."""
     recorded = signals.state.get("outcome")
-    if recorded in (Outcome.CONVERGED, Outcome.NOT_CONVERGED, Outcome.DIVERGED):
+    if recorded in (Outcome.CONVERGED, Outcome.NOT_CONVERGED, Outcome.DIVERGED) or (recorded and signals.state.get("outcome_because")):
         return Outcome(recorded)
-    if curve.nonfinite:
-        return Outcome.DIVERGED
-    if curve.steps < MIN_STEPS or curve.unjudged or (curve.late < 0 and curve.guess.classes):
+    if curve.unjudged and not curve.nonfinite:
         return Outcome.UNDECIDED
-    accuracy = last_validation_accuracy(signals)
-    if accuracy is not None and curve.guess.classes:
-        chance, samples = 1 / curve.guess.classes, signals.state.get("validation_samples") or ASSUMED_SAMPLES
-        return judge(loss_finite=True, steps=curve.steps, accuracy=accuracy, chance=chance, samples=samples)
-    if curve.learned:
-        return Outcome.CONVERGED
-    return Outcome.UNDECIDED if curve.learning else Outcome.NOT_CONVERGED
+    epochs = signals.epochs
+    val_losses, val_accuracies = ([] if not len(epochs) else epochs[name].to_numpy(dtype=float, na_value=np.nan) for name in ("val_loss", "val_accuracy"))
+    state = signals.state if "source" in signals.state or "num_classes" in signals.state else {**signals.state, "source": "recorder"}
+    return decide(signals.loss, steps=curve.steps, state=state, val_losses=val_losses, val_accuracies=val_accuracies).outcome
 
 
 def last_validation_accuracy(signals: RunSignals) -> float | None:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from initscope.diagnosis.curve import ASSUMED_SAMPLES, Curve
+from initscope.diagnosis.curve import Curve
 from initscope.diagnosis.finding import Finding
 from initscope.diagnosis.rules_run import last_scores
 from initscope.diagnosis.rules_targets import late_targets
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
-from initscope.outcome import chance_ceiling, converged_floor
+from initscope.outcome import ASSUMED_SAMPLES, chance_ceiling, converged_floor
 from initscope.schema import Outcome
 from initscope.store.files import number
 

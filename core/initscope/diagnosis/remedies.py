@@ -27,10 +27,12 @@ ENOUGH = 200
 
 @dataclass(frozen=True)
 class Remedy:
-    """``text`` for a person; ``changes`` are RunConfig fields, empty where a config cannot help."""
+    """``text`` for a person; ``changes`` are RunConfig fields, empty where a config cannot help or the run is a loop of somebody's own;
+    ``advised`` are the same fields whoever's loop it is."""
 
     text: str
     changes: dict[str, Any] = field(default_factory=dict)
+    advised: dict[str, Any] = field(default_factory=dict)
 
 
 def remedy(cause: Cause, signals: RunSignals, findings: Mapping[str, Finding]) -> Remedy:
@@ -38,7 +40,8 @@ def remedy(cause: Cause, signals: RunSignals, findings: Mapping[str, Finding]) -
     text, changes = _REMEDIES[cause](signals, findings)
     ours = "learning_rate" in signals.config
     changes = {key: value for key, value in changes.items() if signals.config.get(key) != value and _allowed(key, value)}
-    return Remedy(text, {key: OPTIONS[key].parse(value) for key, value in changes.items()} if ours else {})
+    parsed = {key: OPTIONS[key].parse(value) for key, value in changes.items()}
+    return Remedy(text, parsed if ours else {}, parsed)
 
 
 def suggested_changes(cause: Cause, signals: RunSignals, findings: Mapping[str, Finding]) -> dict[str, Any]:

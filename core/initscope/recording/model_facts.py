@@ -55,6 +55,7 @@ def weight_facts(model: nn.Module, meter: LayerMeter) -> dict[str, Any]:
         "parameters": total,
         "trainable_share": trainable / total if total else 0.0,
         "weights": {name: weight.numel() for name, weight in weights.items()},
+        "layer_titles": {layer.name: layer_title(layer) for layer in meter.layers if layer.name.replace(".", "").isdigit()},
         "identical_units": identical_layers(meter),
         "normalization": any(is_normalization(m) for m in model.modules()),
         "frozen": [name for name, weight in weights.items() if not weight.requires_grad],
@@ -79,6 +80,18 @@ def optimizer_settings(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str,
         if values:
             settings[name] = max(values)
     return settings
+
+
+def layer_title(layer: Layer) -> str:
+    """What a layer is that has only a number for a name: "Linear 64 to 16", "Conv2d 1 to 16, 3 × 3"."""
+    weight, kind = layer.weight, type(layer.owner).__name__
+    if weight is None or weight.dim() < 2:
+        return kind
+    ins, outs = (getattr(layer.owner, name, None) for name in ("in_channels", "out_channels"))
+    if ins is None or outs is None:
+        ins, outs = (getattr(layer.owner, name, size) for name, size in (("in_features", weight.shape[1]), ("out_features", weight.shape[0])))
+    kernel = " × ".join(map(str, weight.shape[2:]))
+    return f"{kind} {ins} to {outs}" + (f", {kernel}" if kernel else "")
 
 
 def multiplying(layers: Sequence[Layer]) -> list[Layer]:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from initscope.errors import ConfigError, RecordingError, Stopped
+from initscope.outcome import Basis, Decision, settled
 from initscope.recording import arguments, open_recorders
 from initscope.recording.card import LiveCard
 from initscope.recording.guard import Guard
@@ -297,10 +298,19 @@ class Recorder:
         if status is Status.FINISHED and (left or stopped):
             status = Status.STOPPED
         self._note_faults()
+        # Loss rows may be every tenth step only: a loss that broke between them was seen all the same.
+        found = Decision(Outcome.UNDECIDED, None, "") if self.loss_finite else Decision(Outcome.DIVERGED, Basis.TRAINING_LOSS, "the loss is no number any more")
+        if self.loss_finite:
+            with self.guard("deciding on the outcome"):
+                found = settled(self.run.judged(self.writer.state), status)
         with self.guard(_WRITING):
-            outcome = Outcome.UNDECIDED if self.loss_finite else Outcome.DIVERGED
             self.writer.end(
-                status=str(status), outcome=str(outcome), ended=time.time(), error=_reason(error) if status is Status.FAILED else None
+                status=str(status),
+                outcome=str(found.outcome),
+                outcome_by=found.by and str(found.by),
+                outcome_because=found.because,
+                ended=time.time(),
+                error=_reason(error) if status is Status.FAILED else None,
             )
             (self.run.path / "stop").unlink(missing_ok=True)
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -30,16 +30,22 @@ from initscope.scheduling import queue
 from initscope.scheduling.queue import LOCK, QUEUE, queued
 from initscope.schema import LIVE, Status
 from initscope.store import Run, Runs, claimed, origin, process_alive
+from initscope.store.files import number
 from initscope.store.run import CLAIM_SECONDS
 from initscope.store.writer import set_status
 
-__all__ = ["QUEUE", "check_resumable", "ensure_served", "ensure_supervisor", "prepare", "queued", "resume", "slots", "state", "stop", "submit", "threads_of"]
+__all__ = [
+    "QUEUE", "check_resumable", "ensure_served", "ensure_supervisor", "goes_on", "prepare", "queued", "resume", "slots", "state", "stop", "submit", "threads_of",
+    "wait_until_stopped",
+]  # fmt: skip
 
 STARTING_SECONDS = 30
 """A supervisor that was started less long ago has its lock or will have it: nobody starts another beside it."""
 LOG_BYTES = 1_000_000
 """The supervisor's log begins anew, the old one kept, when it is longer than this."""
 LOG = ".supervisor.log"
+UNHEARD_STEPS = 100
+"""A loop that has taken so many steps more after it was asked to stop does not listen."""
 
 
 def submit(runs: Runs, configs: Sequence[RunConfig], engine: str = "", first: bool = False) -> list[Run]:
@@ -146,6 +152,34 @@ def stop(runs: Runs, run: Run) -> None:
         with contextlib.suppress(RunStateError, RunNotFound), claimed(run):  # a worker that got it first will see the request
             if run.state()["status"] == Status.QUEUED:
                 queue.end_queued(runs, run)
+
+
+def wait_until_stopped(run: Run, seconds: float) -> bool:
+    """After ``stop``: wait until the run has ended, at most ``seconds``. False, at once, for a loop of somebody's own that goes on all the
+    same: it says so itself (fact ``stop_ignored``), or has taken ``UNHEARD_STEPS`` more steps."""
+    deadline, first = time.monotonic() + seconds, None
+    while time.monotonic() < deadline:
+        state = run.state()
+        if state["status"] not in LIVE:
+            return True
+        if state.get("source") == "recorder":
+            facts = state.get("facts")
+            step = int(number(state.get("step")) or 0)
+            first = step if first is None else first
+            if step - first > UNHEARD_STEPS or (isinstance(facts, Mapping) and facts.get("stop_ignored")):
+                return False
+        time.sleep(0.1)
+    return run.state()["status"] not in LIVE
+
+
+def goes_on(run: Run) -> str:
+    """What is said of a run that was asked to stop and did not."""
+    if run.state().get("source") != "recorder":
+        return f"run {run.id} was asked to stop and has not yet: it ends after its current step"
+    return (
+        f"run {run.id} goes on: its loop does not look at what recorder.step() returns. End its program, "
+        "and write `if not recorder.step(loss): break` to have it listen"
+    )
 
 
 def state(runs: Runs) -> engines.State:

@@ -163,6 +163,9 @@ class Runs:
         """
         if "=" not in expression:
             return [self.get(expression)]
+        infos = self.list() if among is None else among
+        if named := [info.run for info in infos if expression == f"name={info.name}"]:
+            return [Run(self.root / run_id) for run_id in reversed(named)]  # a name may hold commas and equal signs
         wanted: dict[str, Any] = {}
         for term in re.split(r",(?=[^,]*=)", expression):
             key, _, value = (part.strip() for part in term.partition("="))
@@ -173,12 +176,17 @@ class Runs:
             wanted[key] = value if (key, value) == ("init", RECORDED) else OPTIONS[key].parse(value)
         found = [
             info.run
-            for info in (self.list() if among is None else among)
-            if info.config and all(_fits(info.config.get(key), value) for key, value in wanted.items())
+            for info in infos
+            if info.config and all(_fits(_shown(info, key), value) for key, value in wanted.items())
         ]
         if not found:
             raise RunNotFound(f"no run in {self.shown} fits {expression[:200]}; `initscope runs` lists them")
         return [Run(self.root / run_id) for run_id in reversed(found)]
+
+
+def _shown(info: RunInfo, key: str) -> Any:
+    """A field as lists show it: name and tags may have been changed after the run began."""
+    return {"name": info.name, "tags": list(info.tags)}.get(key, info.config.get(key))
 
 
 def _fits(have: Any, wanted: Any) -> bool:

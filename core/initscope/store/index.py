@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from initscope import schema
+from initscope import outcome, schema
 from initscope.config import catalog, factory, run_config
 from initscope.permission import read_only
 from initscope.schema import Status
@@ -211,5 +211,5 @@ def _checksum(name: str, *columns: bytes) -> int:
 @cache
 def _code_digest() -> str:
     """A digest of the code that reads run folders: what another version made of them is not used."""
-    made_by = (Path(__file__), *(Path(module.__file__ or "") for module in (catalog, run_config, factory, schema, validation, run)))
+    made_by = (Path(__file__), *(Path(module.__file__ or "") for module in (catalog, run_config, factory, outcome, schema, validation, run)))
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in made_by)).hexdigest()

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 
 from initscope.config.run_config import OPTIONS, RunConfig, title_of
 from initscope.errors import ConfigError, RunFolderError, RunNotFound, RunStateError, one_line
+from initscope.outcome import Basis, Decision, decide, settled
 from initscope.permission import require
-from initscope.schema import LIVE, Status
+from initscope.schema import LIVE, Outcome, Status
 from initscope.store import validation
 from initscope.store.bucket import folder
 from initscope.store.files import alive, number, open_regular, read_small, stamp, touch, write_json
@@ -128,7 +129,7 @@ class Run:
         """The listing entry. Broken files become an entry with ``error``."""
         try:
             config = self._written_config()
-            state = self.state()
+            state = self._with_outcome(self.state())
             meta = self.meta()
             return RunInfo(
                 run=self.id,
@@ -146,6 +147,35 @@ class Run:
             )
         except RunFolderError as error:
             return RunInfo(self.id, self.id, "unreadable", None, "", None, None, 0.0, {}, {}, (), str(error))
+
+    def judged(self, state: Mapping[str, Any]) -> Decision:
+        """What became of the run by its rows so far (``initscope.outcome.decide``). Raises RunFolderError if they are damaged."""
+        steps, epochs = self.read("steps", ["loss"]), self.read("epochs", ["val_loss", "val_accuracy"])
+        return decide(
+            with_loss(steps)["loss"].to_numpy(),
+            steps=int(number(state.get("step")) or 0),
+            state=state,
+            val_losses=epochs["val_loss"].to_pylist(),
+            val_accuracies=epochs["val_accuracy"].to_pylist(),
+        )
+
+    def _with_outcome(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state with the outcome as every page and command shows it: that of an ended loop of somebody's own, which an older version
+        or a process that is gone did not write, is decided by its rows; that of a run that broke off is no more than its rows show."""
+        status, written = str(state.get("status")), state.get("outcome")
+        if status in LIVE:
+            return state
+        if state.get("source") == "recorder" and state.get("outcome_by") is None and written != Outcome.DIVERGED:
+            try:
+                found = settled(self.judged(state), status)
+            except RunFolderError:
+                return state  # the rows are damaged, and whoever shows them says so
+        elif written is None:
+            return state
+        else:
+            by = state.get("outcome_by") or (Basis.TRAINING_LOSS if written == Outcome.DIVERGED else None if written == Outcome.UNDECIDED else Basis.VALIDATION)
+            found = settled(Decision(Outcome(written), by, str(state.get("outcome_because") or "")), status)
+        return {**state, "outcome": str(found.outcome), "outcome_by": found.by and str(found.by), "outcome_because": found.because}
 
     def _written_config(self) -> dict[str, Any]:
         try:

@@ -92,7 +92,7 @@ _STATE: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("heartbeat", "created", "started", "ended"), _moment),
     **dict.fromkeys(("loss", "train_loss", "val_loss", "seconds", "images_per_second"), _number),
     **dict.fromkeys(("accuracy", "train_accuracy", "val_accuracy", "chance"), _share),
-    **dict.fromkeys(("error", "phase", "device", "source", "host"), text),
+    **dict.fromkeys(("error", "phase", "device", "source", "host", "outcome_by", "outcome_because"), text),
     "curve": _curve,
     "facts": _object,
 }

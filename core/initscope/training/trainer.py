@@ -23,7 +23,7 @@ from initscope.config.run_config import RunConfig
 from initscope.data import loading
 from initscope.errors import ConfigError, RunFolderError
 from initscope.networks import outputs as outputs_of
-from initscope.outcome import certain, judge
+from initscope.outcome import Basis, certain, judge
 from initscope.recording.recorder import Recorder
 from initscope.resources import limits
 from initscope.resources.memory import at_least, estimate
@@ -219,6 +219,7 @@ class Training:
         self.outcome = self._judge(recorder, val_accuracy)
         self._tell(
             outcome=str(self.outcome),
+            outcome_by=str(Basis.VALIDATION),
             train_loss=at.loss_sum / at.samples,
             train_accuracy=at.correct / at.samples,
             val_loss=val_loss,
@@ -280,8 +281,9 @@ class Training:
         (self.run.path / "stop").unlink(missing_ok=True)
         if status is Status.FINISHED and self.config.checkpoint != "keep":
             self.checkpoint.path.unlink(missing_ok=True)
+        by = Basis.TRAINING_LOSS if self.outcome is Outcome.DIVERGED else Basis.VALIDATION if "val_accuracy" in self.writer.state else None
         self.writer.update(
-            status=str(status), outcome=str(self.outcome), phase=None, ended=time.time(), step=self.position.step, seconds=recorder.seconds
+            status=str(status), outcome=str(self.outcome), outcome_by=by and str(by), phase=None, ended=time.time(), step=self.position.step, seconds=recorder.seconds
         )
 
 

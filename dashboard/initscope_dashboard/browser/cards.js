@@ -36,7 +36,7 @@ const FACTS = [
   [() => "step", steps],
   [(s) => (s.validated ? "validation loss" : "loss"), (s) => (s.broken ? "NaN" : fixed(s.loss))],
   [(s) => (s.validated ? "validation accuracy" : "accuracy"), (s) => (s.accuracy === null || s.accuracy === undefined ? "–" : `${(100 * s.accuracy).toPrecision(3)} %`)],
-  [() => "images/s", (s) => (s.images_per_second === null ? null : number(s.images_per_second))],
+  [(s) => s.speed_unit ?? "steps/s", (s) => (s.images_per_second === null ? null : number(s.images_per_second))],
   [() => "time left", (s) => (s.seconds_left === null ? null : duration(s.seconds_left))],
 ]
 

@@ -37,8 +37,8 @@ _INITS: dict[str, tuple[str, str, str]] = {
     "lsuv": ("#7B5FC7", "#A78DEB", "star-square"),
 }
 _OTHER = ("#6B7280", "#A3ADBA", "circle")
-_SECOND = ("#2B4C7E", "#8DB4E8", "diamond")
-"""The other of two groups that no initialization tells apart."""
+_BY_RUN = ("kaiming_normal", "default", "tutorial", "orthogonal", "xavier_normal", "lsuv", "kaiming_uniform", "normal_0.01")
+"""Whose colours and markers runs and groups take, in order, where no initialization tells them apart."""
 
 _TOKENS: dict[str, tuple[str, str]] = {
     "ink": ("#22262B", "#E4E8ED"),
@@ -71,7 +71,7 @@ def slug(init: str) -> str:
 
 def tokens() -> dict[str, dict[str, str]]:
     """``{"light": {token: colour}, "dark": {...}}``: what ``plot.js`` fills in."""
-    inits = {f"init-{slug(name)}": colors[:2] for name, colors in _INITS.items()} | {"init-other": _OTHER[:2], "init-second": _SECOND[:2]}
+    inits = {f"init-{slug(name)}": colors[:2] for name, colors in _INITS.items()} | {"init-other": _OTHER[:2]} | {f"run-{i}": _INITS[name][:2] for i, name in enumerate(_BY_RUN)}
     both = _TOKENS | inits | {f"{name}-soft": (light + "40", dark + "40") for name, (light, dark) in inits.items()}
     return {"light": {name: c[0] for name, c in both.items()}, "dark": {name: c[1] for name, c in both.items()}}
 
@@ -82,8 +82,8 @@ def init_color(init: str) -> str:
 
 
 def group_colors(labels: Sequence[str]) -> list[str]:
-    """A colour token for each of two groups or several: their initializations', grey and blue in turn for what is none."""
-    others = itertools.cycle(("var(--init-other)", "var(--init-second)"))
+    """A colour token for each of two groups or several: their initializations', others in turn for what is none."""
+    others = itertools.cycle(f"var(--run-{i})" for i in range(len(_BY_RUN)))
     return [init_color(label) if label in _INITS else next(others) for label in labels]
 
 
@@ -205,12 +205,24 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
 def styles(inits: Iterable[str]) -> list[Style]:
-    """One style a run, in order: colour and marker by initialization, dash (then fading) by how often it came before."""
+    """One style a run, in order: colour and marker by initialization, dash (then fading) by how often it came before.
+
+    Where initialization tells nothing apart (all runs have the same, or one that is not in the catalogue) each run has a colour of its own.
+    """
+    names = list(inits)
+    unknown = [init for init in names if init not in _INITS]
+    alike = len(names) > 1 and len(set(names)) == 1
+    by_run = alike or len(unknown) > 1 or (bool(unknown) and len(unknown) == len(names))
+    free = [i for i, name in enumerate(_BY_RUN) if alike or name not in names]  # no run looks like an initialization that is in the picture
     seen: dict[str, int] = {}
     result = []
-    for init in inits:
-        nth = seen.get(init, 0)
-        seen[init] = nth + 1
+    for init in names:
+        own = by_run and (alike or init not in _INITS)
+        before = seen.setdefault("" if own else init, 0)
+        seen["" if own else init] += 1
+        which = free[before % len(free)]
+        nth, token = (before // len(free), f"var(--run-{which})") if own else (before, init_color(init))
+        symbol = init_symbol(_BY_RUN[which] if own else init)
         fade = max(0.35, 1 - 0.2 * (nth // len(_DASHES)))
-        result.append(Style(init_color(init), _DASHES[nth % len(_DASHES)], init_symbol(init), fade))
+        result.append(Style(token, _DASHES[nth % len(_DASHES)], symbol, fade))
     return result

@@ -14,6 +14,7 @@ from initscope.schema import COLUMN, LIVE, Cause, Outcome, Status
 from initscope.store import RunInfo
 from initscope.store.files import number
 from initscope_dashboard.content import formatting
+from initscope_dashboard.content.breakdown import Breakdown
 
 _SCALED = 0.1
 """A loss this far (relative) from the mean cross-entropy of its outputs is a multiple of it, and so is the price of guessing."""
@@ -44,7 +45,10 @@ def common_classes(infos: Iterable[RunInfo]) -> int | None:
 def nothing_differs(infos: Iterable[RunInfo]) -> str:
     """What is said in place of the fields that differ, where none does."""
     if all(info.state.get("source") == "recorder" for info in infos):
-        return "Not recorded: these runs come from loops of your own, and only you know what was changed."
+        return (
+            "Nothing that was recorded: optimizer, batch, inputs, layers, loss and the weights' size are the same. "
+            "What else you change, tell the Recorder: `Recorder(model, optimizer, config={\"lr\": 0.01, \"seed\": 0})`."
+        )
     return "Nothing but chance: the two configurations are the same."
 
 
@@ -68,12 +72,26 @@ def standing(status: str, outcome: str | None, losses: np.ndarray, chance: float
     return "learning" if level < 0.93 * chance else "rising" if level > 1.1 * chance else "guessing"
 
 
-def says(word: str, losses: np.ndarray, done: int, accuracy: float | None, count_of_classes: int | None, validated: bool = False) -> str:
-    """What a run is doing, to follow its name: 'is learning: loss 0.673 after 147 steps'. ``validated``: loss and accuracy are the validation's."""
+def steps_text(count: int) -> str:
+    """'1 step', '1,200 steps'."""
+    return f"{formatting.count(count)} step{'' if count == 1 else 's'}"
+
+
+def says(
+    word: str, losses: np.ndarray, done: int, accuracy: float | None, count_of_classes: int | None, validated: bool = False, state: Mapping[str, Any] | None = None
+) -> str:
+    """What a run is doing, to follow its name: 'is learning: loss 0.673 after 147 steps'. ``validated``: loss and accuracy are the validation's.
+    ``state``: its status, which holds what ended it and by what its outcome was decided."""
+    state = state or {}
+    by = f" by {state['outcome_by']}" if state.get("outcome_by") not in (None, "validation") else ""
+    facts = state.get("facts")
+    if state.get("status") == Status.STOPPING and isinstance(facts, Mapping) and facts.get("stop_ignored"):
+        return f"was asked to stop and goes on ({steps_text(done)}): its loop does not look at what recorder.step() returns; end its program"
+    because, ended_by = str(state.get("outcome_because") or ""), f": {state['error']}" if state.get("error") else ""
     chance = f", and ln\u00a0{count_of_classes}\u00a0=\u00a0{math.log(count_of_classes):.3f} is a guess" if count_of_classes else ""
     measured = "validation " if validated else ""
     loss = f"{measured}loss {formatting.fixed(float(losses.mean()))}" if losses.size else "no loss"
-    after = f"after {formatting.count(done)} steps"
+    after = f"after {steps_text(done)}"
     return {
         "waiting": "waits to start",
         "empty": "has no rows",
@@ -82,13 +100,20 @@ def says(word: str, losses: np.ndarray, done: int, accuracy: float | None, count
         "guessing": f"guesses so far: {loss} {after}{chance}",
         "rising": f"is worse than a guess: {loss} {after}",
         "broken": "has broken: its loss is not a number any more",
-        "crashed": f"crashed {after}",
-        "failed": f"failed {after}",
-        Outcome.CONVERGED: f"converged: {measured}accuracy {formatting.percent(accuracy)}, {loss}",
-        Outcome.NOT_CONVERGED: f"did not converge: {loss}{chance}",
-        Outcome.DIVERGED: "diverged: its loss left every bound",
-        Outcome.UNDECIDED: f"is undecided: {loss} {after}",
+        "crashed": f"crashed {after}{ended_by}",
+        "failed": f"failed {after}{ended_by}",
+        Outcome.CONVERGED: f"converged{by}: {because}" if by and because else f"converged: {measured}accuracy {formatting.percent(accuracy)}, {loss}",
+        Outcome.NOT_CONVERGED: f"did not converge{by}: {because}" if by and because else f"did not converge: {loss}{chance}",
+        Outcome.DIVERGED: f"diverged: {_broke_at(state)}",
+        Outcome.UNDECIDED: f"is undecided {after}: {because}" if because else f"is undecided: {loss} {after}",
     }.get(word, f"is {word}")
+
+
+def _broke_at(state: Mapping[str, Any]) -> str:
+    facts = state.get("facts")
+    told = facts.get("first_nonfinite") if isinstance(facts, Mapping) else None
+    step = number(told.get("step")) if isinstance(told, Mapping) else None
+    return "its loss is not a number any more" if step is None else f"NaN from step {formatting.count(int(step))} on"
 
 
 _IN_NUMBERS = {"guessing": "guessing so far", "rising": "worse than a guess", "empty": "without rows", Outcome.NOT_CONVERGED: "did not converge"}
@@ -117,8 +142,10 @@ class LayerMap(Protocol):
 
     metric: str
     layers: Sequence[str]
+    steps: np.ndarray
     moments: Sequence[tuple[int, np.ndarray]]
     bad: np.ndarray
+    zero: np.ndarray
 
 
 def first_step(cells: LayerMap) -> str:
@@ -145,10 +172,29 @@ def first_step(cells: LayerMap) -> str:
     forward = metric == "signal_std"
     here, there = (names[-1], names[0]) if forward else (names[0], names[-1])
     ratio = last / first if forward else first / last
-    verdict = "" if not 1 / 30 < ratio < 30 else ": it gets through" if metric in ("grad_norm", "activation_grad_rms", "signal_std") else ""
+    later = _broken_later(cells)
+    verdict = "" if later or not 1 / 30 < ratio < 30 else ": it gets through" if metric in ("grad_norm", "activation_grad_rms", "signal_std") else ""
     if max(first, last) < 1e-9:
         verdict = ", but both are below 10⁻⁹"
+    verdict += later
     return f"{when} {what} at {here} is {formatting.decades(math.log10(ratio)).replace('equal', 'the same size')} {'as' if abs(math.log10(ratio)) < 0.02 else 'than'} at {there}{verdict}."
+
+
+def _broken_later(cells: LayerMap) -> str:
+    """What the map shows after a sound first step: from when on it is NaN, or that it is exactly zero everywhere at the end."""
+    broken = np.flatnonzero(cells.bad.any(axis=0))
+    if len(broken):
+        where = np.flatnonzero(cells.bad[:, broken[0]])
+        layers = f"at {cells.layers[int(where[0])]}" if len(where) == 1 else f"in {len(where)} of {len(cells.layers)} layers"
+        when = f"from step {formatting.count(int(cells.steps[broken[0]]))} on" if cells.bad[:, -1].any() else f"at step {formatting.count(int(cells.steps[broken[0]]))}"
+        return f"; {when} it is not a number {layers}"
+    hidden = cells.zero[:-1, -1] if len(cells.layers) > 1 else cells.zero[:, -1]
+    if not cells.zero.shape[1] or not hidden.any():
+        return ""
+    if cells.zero[:, -1].all():
+        return "; at the end it is exactly zero in every layer"
+    dead = int(cells.zero[:, -1].sum())
+    return f"; at the end it is exactly zero in {dead} of {len(cells.layers)} layers"
 
 
 # -- model
@@ -190,8 +236,42 @@ _CAUSES: dict[str, str] = {
 }
 
 
-def cause(found: Diagnosis) -> str:
-    """The diagnosis in one sentence."""
+def cause(found: Diagnosis, status: str = Status.FINISHED, error: str | None = None, broken: Breakdown | None = None, steps: int = 0) -> str:
+    """The first line of a diagnosis: what ended the run if something did, where the first NaN was, else the cause, in one sentence."""
+    if status in (Status.FAILED, Status.CRASHED):
+        return f"It {status} after {steps_text(steps)}: {(error or 'nothing says why').rstrip('.')}."
+    if broken is not None:
+        return broken.sentence
+    return _cause(found)
+
+
+def beside(found: Diagnosis, status: str = Status.FINISHED, broken: Breakdown | None = None) -> str:
+    """What the diagnosis says under a first line that is about the end of the run; empty where the first line is the cause itself."""
+    ended = status in (Status.FAILED, Status.CRASHED)
+    if not ended and broken is None:
+        return ""
+    told = [broken.sentence] if ended and broken is not None else []
+    if found.cause is Cause.HEALTHY:
+        told.append("Until then nothing stood in its way." if ended else "")
+    elif found.cause is not Cause.UNKNOWN:
+        told.append(_cause(found))
+    elif ended:
+        told.append("The rows until then do not tell more.")
+    else:
+        told.append("Neither the size of the weights nor that of the updates explains it: look at what this tensor is computed from.")
+    return " ".join(filter(None, told))
+
+
+def advice(found: Diagnosis, status: str = Status.FINISHED) -> str:
+    """What would help: the remedy, but never "nothing to change" or "record more steps" for a run that something ended."""
+    if status in (Status.FAILED, Status.CRASHED) and found.cause in (Cause.HEALTHY, Cause.UNKNOWN):
+        return "Mend what ended it; the rows up to there are kept."
+    if found.outcome is Outcome.DIVERGED and found.cause is Cause.UNKNOWN:
+        return "Run the steps before it under torch.autograd.set_detect_anomaly(True), which names the operation; look for a logarithm, a root or a division at zero."
+    return found.remedy.text
+
+
+def _cause(found: Diagnosis) -> str:
     if found.outcome is Outcome.UNDECIDED and not found.confidence:  # unknown, or healthy by nothing but the lack of faults
         return "It is too early to tell."
     return _CAUSES[found.cause]

@@ -6,7 +6,7 @@ Every row stays a real layer with its real values, and several maps arranged tog
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -116,3 +116,8 @@ def arranged(cells: Map | None, rows: Rows) -> Map | None:
     z[at < 0], zero[at < 0], bad[at < 0] = np.nan, False, False
     collapsed = any(rows.notes)
     return cells._replace(layers=list(rows.layers), z=z, zero=zero, bad=bad, notes=rows.notes if collapsed else (), shown=rows.shown if collapsed else ())
+
+
+def named(cells: Map, names: Mapping[str, str]) -> Map:
+    """``cells`` with names for people on the axis; blocks keep theirs."""
+    return cells if cells.shown or all(key == name for key, name in names.items()) else cells._replace(shown=tuple(names.get(layer, layer) for layer in cells.layers))

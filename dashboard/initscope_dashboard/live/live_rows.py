@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from initscope.schema import LIVE, Outcome
 from initscope.store import Cursor, Run
+from initscope.store.files import number
 from initscope.store.parts import holds_through, parts
 from initscope.store.run import with_loss
 from initscope_dashboard.content import headlines
@@ -47,7 +48,8 @@ def progress(state: Mapping[str, Any], steps: pa.Table, config: Mapping[str, Any
     last = steps.slice(steps.num_rows - 1).to_pylist()[0] if steps.num_rows else {}
     step = max(int(state.get("step") or 0), last.get("step", -1) + 1)
     total, status, outcome = state.get("total_steps"), str(state.get("status")), state.get("outcome")
-    speed, each = pace(steps, int(config.get("batch_size") or 1))
+    batch = number(config.get("batch_size"))  # of a loop of somebody's own it is not known how many batches make a step
+    speed, each = pace(steps, int(batch or 1))
     live = status in LIVE
     losses = steps["loss"].to_numpy()[-RECENT:] if steps.num_rows else np.empty(0)
     classes = headlines.classes(state, config)
@@ -67,9 +69,10 @@ def progress(state: Mapping[str, Any], steps: pa.Table, config: Mapping[str, Any
         "broken": bool(last) and not math.isfinite(last["loss"]),
         "accuracy": finite([accuracy])[0],
         "images_per_second": finite([speed])[0] if live else None,
+        "speed_unit": "images/s" if batch else "steps/s",
         "seconds_left": finite([max(0, total - step) * each])[0] if live and total and each else None,
         "standing": headlines.in_numbers(standing),
-        "says": headlines.says(standing, np.array([loss]) if loss is not None and validated else losses, step, accuracy, classes, bool(validated)),
+        "says": headlines.says(standing, np.array([loss]) if loss is not None and validated else losses, step, accuracy, classes, bool(validated), state),
     }
 
 

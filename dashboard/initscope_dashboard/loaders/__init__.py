@@ -9,9 +9,11 @@ from initscope_dashboard.loaders.processes import probes, torchinfo
 from initscope_dashboard.loaders.rows import (
     cells,
     damage,
+    first_break,
     first_layers,
     frame,
     frames,
+    kinds,
     last_layers,
     log_tail,
     one_layer,
@@ -19,7 +21,7 @@ from initscope_dashboard.loaders.rows import (
 )
 
 __all__ = [
-    "cells", "comparison", "damage", "diagnosis", "first_layers", "frame", "frames", "info", "last_layers",
+    "cells", "comparison", "damage", "diagnosis", "first_break", "first_layers", "frame", "frames", "info", "kinds", "last_layers",
     "latest_comparison", "listed", "listing", "log_tail", "one_layer", "probes", "progress", "query", "runs", "theory",
     "torchinfo",
 ]

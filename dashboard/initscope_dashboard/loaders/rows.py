@@ -14,6 +14,7 @@ import streamlit as st
 from initscope.errors import RunFolderError
 from initscope.store import Run, RunInfo
 from initscope.store.run import with_loss
+from initscope_dashboard.content import breakdown
 from initscope_dashboard.figures import heatmap
 from initscope_dashboard.live import live_rows
 from initscope_dashboard.loaders.folder import runs
@@ -66,6 +67,17 @@ def one_layer(run_id: str, layer: str, metric: str) -> pd.DataFrame:
     """The measured rows of one layer: step, layer and the metric."""
     run = Run(runs().root / run_id)
     return _one_layer(str(run.path), layer, metric, run.revision())
+
+
+@st.cache_resource(max_entries=1000, show_spinner=False)
+def _kinds(path: str, revision: tuple) -> frozenset[str]:
+    return frozenset(Run(path).head("layers", ["step", "kind"])["kind"].to_pylist())
+
+
+def kinds(run_id: str) -> frozenset[str]:
+    """Classes of a run's layers, in lower case. Raises RunFolderError if its rows are damaged."""
+    run = Run(runs().root / run_id)
+    return _kinds(str(run.path), run.revision())
 
 
 @st.cache_resource(max_entries=1000, show_spinner=False)
@@ -140,6 +152,19 @@ def damage(infos: Iterable[RunInfo]) -> dict[str, str]:
         # A live run's rows come and go; what its own process cannot read ends it.
         found[info.run] = (info.error or "") if info.status == "unreadable" else "" if info.live else _damage(str(run.path), run.revision())
     return {run: reason for run, reason in found.items() if reason}
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _breakdown(path: str, revision: tuple) -> breakdown.Breakdown | None:
+    run = Run(path)
+    columns = ["step", "layer", "depth", "weight_norm", "activation_std", "activation_grad_rms", "grad_norm", "nonfinite"]
+    return breakdown.breakdown(run.state(), with_loss(run.read("steps", ["step", "loss"])).to_pandas(), run.read("layers", columns).to_pandas())
+
+
+def first_break(info: RunInfo) -> breakdown.Breakdown | None:
+    """Where the run's first number that is none appeared. Raises RunFolderError if its rows are damaged."""
+    run = Run(runs().root / info.run)
+    return _breakdown(str(run.path), run.revision())
 
 
 def log_tail(run_id: str, lines: int = 30) -> str:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from initscope.comparison.compare import Comparison
+from initscope.comparison import differences
+from initscope.comparison.compare import BY_NAME, Comparison, pair_layers
 from initscope.comparison.statistics import p_text
 from initscope.config.catalog import init_title
-from initscope.config.run_config import OPTIONS
 from initscope.errors import InitScopeError, RunFolderError
-from initscope.schema import COLUMN
+from initscope.schema import COLUMN, Verdict
 from initscope.store import RunInfo
 from initscope_dashboard import loaders
 from initscope_dashboard.browser import theme
 from initscope_dashboard.content import comparison_choices, formatting, headlines
+from initscope_dashboard.content.layer_names import layer_names
 from initscope_dashboard.figures import bands, base, curves, depth, heatmap, ratio, rows
-from initscope_dashboard.widgets import empty_state, layer_view, seed_sweep
+from initscope_dashboard.widgets import empty_state, layer_view, seed_sweep, selection, snippet
 from initscope_dashboard.widgets.plot import plot
 
 METRICS = ("grad_norm", "grad_rms", "update_ratio", "signal_std", "activation_grad_rms")
@@ -29,6 +30,11 @@ def page() -> None:
         empty_state.nothing_yet("Did changing it fix it?", "There are not two runs to compare yet.")
         return
     above = st.container()
+    if gone := [side for name in ("a", "b") if (side := st.query_params.get(name)) and side not in choices and not _selects(side, listed)]:
+        with above:
+            selection.not_here(gone)
+        _drop_gone()
+    choices = {**choices, **{side: side for name in ("a", "b") if (side := st.query_params.get(name)) and side not in choices}}
     a, b = _choose(choices, comparison_choices.suggested_pair(listed))
     try:
         result = loaders.comparison(a, b, listed)
@@ -42,6 +48,19 @@ def page() -> None:
     except RunFolderError as error:  # damage in a table that the verdict does not ask
         st.error(formatting.markdown(str(error)), icon=":material/error:")
     _differences(result)
+
+
+def _selects(side: str, listed: list[RunInfo]) -> bool:
+    """Whether a selection that is not in the list (several fields, as on the command line) names runs all the same."""
+    try:
+        return "=" in side and bool(loaders.runs().select(side, listed))
+    except InitScopeError:
+        return False
+
+
+def _drop_gone() -> None:
+    for name in ("a", "b"):
+        st.query_params.pop(name, None)
 
 
 def _choose(titles: dict[str, str], suggested: tuple[str, str]) -> tuple[str, str]:
@@ -83,6 +102,8 @@ def _verdict(result: Comparison) -> None:
     if result.warning:
         st.warning(formatting.markdown(result.warning), icon=":material/balance:")
     seed_sweep.button(result, key="compare_luck")
+    if result.verdict == Verdict.FIXED:
+        snippet.of_change(result)
     (ka, na), (kb, nb) = result.converged["a"], result.converged["b"]
     low, high = result.interval
     if na + nb > 2:
@@ -97,12 +118,20 @@ def _evidence(result: Comparison) -> str:
     told = [row for row in result.layers if row["log10_grad_ratio"] is not None]
     if not told:
         return ""
-    most = max(told, key=lambda row: abs(row["log10_grad_ratio"]))
-    last = told[-1]
+    most, last = max(told, key=lambda row: abs(row["log10_grad_ratio"])), told[-1]
+    by_depth = any("layer_b" in row for row in result.layers)
+    how = " The networks have different layers: each is compared with the one as far along in the other, by relative depth." if by_depth else ""
+    if most is last:
+        return f"At the first step the gradient at {_where(last)}, the last layer, is {formatting.decades(last['log10_grad_ratio'])} in B.{how}"
     return (
-        f"At the first step the gradient at {formatting.markdown(most['layer'])} is {formatting.decades(most['log10_grad_ratio'])} in B; "
-        f"at {formatting.markdown(last['layer'])}, the last layer, it is {formatting.decades(last['log10_grad_ratio'])}."
+        f"At the first step the gradient at {_where(most)} is {formatting.decades(most['log10_grad_ratio'])} in B; "
+        f"at {_where(last)}, the last layer, it is {formatting.decades(last['log10_grad_ratio'])}.{how}"
     )
+
+
+def _where(row: dict) -> str:
+    names = [row["layer"], *([row["layer_b"]] if "layer_b" in row else [])]
+    return formatting.markdown(" against ".join(layer_names(names, {}).values()))
 
 
 def _pictures(result: Comparison) -> None:
@@ -115,30 +144,37 @@ def _pictures(result: Comparison) -> None:
         METRICS,
         default="grad_norm",
         key="compare_metric",
+        bind="query-params",
         format_func=lambda name: COLUMN[name].title,
         required=True,
     )
-    st.caption(f"{COLUMN[metric].help}. Both heatmaps share one colour scale; the third is their ratio, layer by layer.")
+    cells = [loaders.cells(one_a.run, metric), loaders.cells(one_b.run, metric)]
+    _, how = pair_layers(*[each.layers if each is not None else [] for each in cells])
+    same = how == BY_NAME
+    third = "the third is their ratio, layer by layer" if same else "their layers are different ones, so there is no map of their ratio"
+    st.caption(f"{COLUMN[metric].help}. Both heatmaps share one colour scale; {third}.")
     if len(side_a) + len(side_b) > 2:
         st.caption(f"The heatmaps show one run of each side: {formatting.markdown(one_a.name)} and {formatting.markdown(one_b.name)}.")
-    cells = [loaders.cells(one_a.run, metric), loaders.cells(one_b.run, metric)]
-    chosen = layer_view.layer_view(cells, "compare")
-    change = rows.arranged(ratio.ratio_data(*cells), chosen)
-    cells = [rows.arranged(each, chosen) for each in cells]
+    # Networks of different layers have rows of their own: one list of names for both would leave the smaller one a sliver.
+    chosen = [layer_view.layer_view(cells, "compare")] * 2 if same else [layer_view.layer_view([each], f"compare-{side}") for each, side in zip(cells, "ab", strict=True)]
+    change = rows.arranged(ratio.ratio_data(*cells), chosen[0]) if same else None
+    cells = [rows.arranged(each, view) for each, view in zip(cells, chosen, strict=True)]
     limits = heatmap.shared_limits(cells)
     left, right = st.columns(2)
     for column, who, side, info in ((left, cells[0], "A", one_a), (right, cells[1], "B", one_b)):
         with column:
             title = f"{side} · {info.name}"
-            plot(heatmap.heatmap(who, title=title, limits=limits), key=f"heatmap_{side}", alt=f"{COLUMN[metric].title} of every layer over the steps of {title}")
-    plot(
-        ratio.ratio(change, title=f"B over A · {COLUMN[metric].title}"),
-        key="ratio",
-        alt="Log ratio of B to A for every layer and step",
-    )
+            plot(heatmap.heatmap(rows.named(who, layer_names(who.layers, info.state)) if who is not None else None, title=title, limits=limits), key=f"heatmap_{side}",
+                 alt=f"{COLUMN[metric].title} of every layer over the steps of {title}")
+    if same:
+        plot(
+            ratio.ratio(rows.named(change, layer_names(change.layers, one_a.state)) if change is not None else None, title=f"B over A · {COLUMN[metric].title}"),
+            key="ratio",
+            alt="Log ratio of B to A for every layer and step",
+        )
     _curves(dict(zip(result.labels, (side_a, side_b), strict=False)))
     plot(
-        depth.depth([base.subject(one_a), base.subject(one_b)], loaders.first_layers([one_a.run, one_b.run], metric), metric),
+        depth.depth([base.subject(one_a), base.subject(one_b)], loaders.first_layers([one_a.run, one_b.run], metric), metric, relative=not same),
         key="depth",
         alt=f"{COLUMN[metric].title} of every layer at the first step, both runs",
     )
@@ -175,16 +211,25 @@ def _differences(result: Comparison) -> None:
         return
     frame = pd.DataFrame(
         {
-            "Field": [OPTIONS[field].title for field in result.changed_fields],
+            "Field": [differences.title(field) for field in result.changed_fields],
             "A": [_shown(field, values[0]) for field, values in result.changed_fields.items()],
             "B": [_shown(field, values[1]) for field, values in result.changed_fields.items()],
         }
     )
     st.dataframe(frame, hide_index=True, alt="Configuration fields that differ between A and B")
-    st.caption("Every other field is the same, the order of the data included." if result.fair else "Every other field is the same.")
+    if any(field.startswith((differences.OWN, differences.RECORDED)) for field in result.changed_fields):
+        st.caption("What the loops told of their configuration, and what was recorded of them. What else was changed is not known here.")
+    else:
+        st.caption("Every other field is the same, the order of the data included." if result.fair else "Every other field is the same.")
 
 
 def _shown(field: str, value: object) -> str:
+    if isinstance(value, list) and field == "recorded.input_shape" and all(isinstance(size, int) for size in value):
+        return " × ".join(map(str, value)) or "one number"
+    if isinstance(value, int) and not isinstance(value, bool) and field == "recorded.parameters":
+        return formatting.count(value)
+    if isinstance(value, float):
+        return formatting.number(value)
     if isinstance(value, list):
         return ", ".join(_shown(field, item) for item in value)
     return init_title(str(value)) if field == "init" else "–" if value is None else str(value)

@@ -6,20 +6,22 @@ import math
 
 import streamlit as st
 
+from initscope.comparison.compare import SAME_RUN
 from initscope.config.catalog import init_title
-from initscope.config.run_config import OPTIONS
+from initscope.config.run_config import OPTIONS, changed_fields
 from initscope.diagnosis.diagnose import Diagnosis
 from initscope.diagnosis.findings import Finding
 from initscope.diagnosis.thresholds import LIMITS, PRESETS, Limit, Thresholds
 from initscope.errors import InitScopeError
 from initscope.scheduling import launcher as processes
-from initscope.schema import Outcome
+from initscope.schema import Cause, Outcome
 from initscope.store import RunInfo
+from initscope.store.files import number
 from initscope_dashboard import loaders
 from initscope_dashboard.browser import theme
 from initscope_dashboard.content import formatting, headlines
 from initscope_dashboard.server import access
-from initscope_dashboard.widgets import empty_state, selection
+from initscope_dashboard.widgets import empty_state, selection, snippet
 
 BLOCK_LIMIT = 6
 """Layers named one by one in a finding; more are counted."""
@@ -42,7 +44,7 @@ def page() -> None:
     with above:
         _answer(info, found)
     with body:
-        _remedy(info, found)
+        _remedy(info, found, infos)
         _findings(found)
 
 
@@ -52,24 +54,44 @@ def _suspect(infos: list[RunInfo]) -> str:
 
 
 def _answer(info: RunInfo, found: Diagnosis) -> None:
-    st.title(formatting.markdown(headlines.cause(found)), anchor=False)
-    mark = theme.outcome_mark(str(found.outcome), "finished")
+    broken = loaders.first_break(info)
+    steps = int(number(info.state.get("step")) or 0)
+    st.title(formatting.markdown(formatting.typeset(headlines.cause(found, info.status, info.error, broken, steps))), anchor=False)
+    if more := headlines.beside(found, info.status, broken):
+        st.markdown(formatting.markdown(more))
+    mark = theme.outcome_mark(str(found.outcome))
+    by = f" by {info.state['outcome_by']}" if info.state.get("outcome_by") else ""
+    because = f": {info.state['outcome_because']}" if info.state.get("outcome_because") else ""
     whose = "" if found.thresholds == Thresholds().title else f" · thresholds: {formatting.markdown(found.thresholds)}"
     st.caption(
-        f"{formatting.markdown(info.name)} · {mark.text} · `{found.cause}` with {formatting.percent(found.confidence)} of its expected evidence"
+        f"{formatting.markdown(info.name)} · {mark.text}{formatting.markdown(by + because)} · `{found.cause}` with {formatting.percent(found.confidence)} of its expected evidence"
         f"{' · still running' if info.live else ''}{whose}"
     )
 
 
-def _remedy(info: RunInfo, found: Diagnosis) -> None:
+def _remedy(info: RunInfo, found: Diagnosis, infos: list[RunInfo]) -> None:
     """What to do, and a button that does it: the same run, same seeds, same order of data, with the remedy."""
+    if found.cause is Cause.HEALTHY and info.status not in ("failed", "crashed"):
+        return
     with st.container(border=True):
-        st.markdown(f"**What would help.** {formatting.markdown(formatting.typeset(found.remedy.text))}")
+        st.markdown(f"**What would help.** {formatting.markdown(formatting.typeset(headlines.advice(found, info.status)))}")
+        snippet.of_remedy(info, found)
         if not found.remedy.changes or not access.may_change():
+            return
+        if (twin := _already_run(info, found, infos)) is not None:
+            st.markdown(f"Already done: {formatting.markdown(theme.outcome_mark(twin.outcome, twin.status).text)}.")
+            st.page_link("screens/compare.py", label="See the comparison", icon=":material/compare:", query_params={"a": info.run, "b": twin.run})
             return
         changes = ", ".join(f"{OPTIONS[key].title.lower()} {_value(key, value)}" for key, value in found.remedy.changes.items())
         if st.button(f"Launch the same run with {formatting.markdown(changes)}", type="primary", icon=":material/healing:", key="remedy"):
             _launch(info, found)
+
+
+def _already_run(info: RunInfo, found: Diagnosis, infos: list[RunInfo]) -> RunInfo | None:
+    """The newest run that is this one with the remedy, whatever its name; None if nobody has launched it."""
+    wanted = {**info.config, **found.remedy.changes}
+    ended_well = (one for one in infos if one.live or one.status == "finished")
+    return next((one for one in ended_well if one.run != info.run and not changed_fields(wanted, one.config, SAME_RUN)), None)
 
 
 def _launch(info: RunInfo, found: Diagnosis) -> None:

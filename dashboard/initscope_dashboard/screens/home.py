@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import time
+from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from initscope.config.catalog import init_title
 from initscope.schema import Status
-from initscope.store import RunInfo
+from initscope.store import RECORDED, RunInfo
 from initscope_dashboard import loaders
 from initscope_dashboard.browser import theme
 from initscope_dashboard.content import comparison_choices, formatting
@@ -61,16 +62,49 @@ def _first_time() -> None:
         empty_state.story_button()
 
 
+def _score(number: int, lowest_first: bool) -> Callable[[RunInfo], tuple]:
+    """An order by loss (0) or accuracy (1); runs without a number come last, NaN before them."""
+
+    def place(info: RunInfo) -> tuple:
+        value = info.scores[number]
+        missing = 2 if value is None else 1 if math.isnan(value) else 0
+        return missing, (0.0 if value is None or missing else value if lowest_first else -value)
+
+    return place
+
+
+ORDERS: dict[str, tuple[Callable[[RunInfo], Any], bool]] = {
+    "Newest first": (lambda info: (info.created, info.run), True),
+    "Oldest first": (lambda info: (info.created, info.run), False),
+    "Lowest loss": (_score(0, True), False),
+    "Highest loss": (_score(0, False), False),
+    "Highest accuracy": (_score(1, False), False),
+    "Lowest accuracy": (_score(1, True), False),
+    "Name": (lambda info: info.name.lower(), False),
+    "Outcome": (lambda info: theme.outcome_mark(info.outcome, info.status).word, False),
+}
+"""Orders of the table: {title: (key, reverse)}; applied to all runs, before they are cut into pages."""
+
+
+def _words(info: RunInfo) -> str:
+    """What a row of the table shows of a run, and its ids, to search in."""
+    shown = [info.name, info.run, info.init, init_title(info.init), *info.tags, info.status, str(info.outcome), theme.outcome_mark(info.outcome, info.status).word]
+    return " ".join([*shown, str(info.config.get("model") or ""), str(info.config.get("sweep") or ""), info.error or ""]).lower()
+
+
 def _filtered(infos: list[RunInfo]) -> list[RunInfo]:
     """The runs that fit the search box and the sweep filter."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        words = st.text_input("Search", key="search", placeholder="Search name, tag, initialization, outcome", label_visibility="collapsed")
+        words = st.text_input("Search", key="search", bind="query-params", placeholder="Search name, tag, initialization, outcome", label_visibility="collapsed")
         sweeps = sorted({str(i.config.get("sweep")) for i in infos if i.config.get("sweep")}, reverse=True)
         sweep = st.selectbox("Sweep", ["All runs", *sweeps], key="sweep_filter", label_visibility="collapsed") if sweeps else "All runs"
+        order = st.selectbox("Order", list(ORDERS), key="order", bind="query-params", label_visibility="collapsed", width=180)
     if sweep != "All runs":
         infos = [info for info in infos if info.config.get("sweep") == sweep]
     for word in (words or "").lower().split():
-        infos = [i for i in infos if word in " ".join([i.name, i.run, i.init, *i.tags, i.status, str(i.outcome)]).lower()]
+        infos = [info for info in infos if word in _words(info)]
+    by, backwards = ORDERS[order or next(iter(ORDERS))]
+    infos = sorted(infos, key=by, reverse=backwards)
     pages = -(-len(infos) // PAGE_ROWS)
     if pages <= 1:
         return infos
@@ -82,17 +116,17 @@ def _table(infos: list[RunInfo]) -> list[str]:
     """All runs as a table; returns the ids of the chosen rows. Rows are remembered by id: a new run moves no choice."""
     ids = [info.run for info in infos]
     remembered = [run for run in st.session_state.get("home_chosen", []) if run in ids]
-    now = time.time()
     frame = pd.DataFrame(
         {
             "Name": [info.name for info in infos],
-            "Initialization": [init_title(info.init) for info in infos],
+            **({} if all(info.init == RECORDED for info in infos) else {"Initialization": [_begins(info) for info in infos]}),
             "Outcome": [theme.outcome_mark(info.outcome, info.status).text for info in infos],
-            "Loss": [formatting.fixed(info.scores[0]) for info in infos],
-            "Accuracy": [formatting.percent(info.scores[1]) for info in infos],
+            **({"Ended by": [info.error or "" for info in infos]} if any(info.error for info in infos) else {}),
+            "Loss": pd.Series([info.scores[0] for info in infos], dtype="float64"),
+            "Accuracy": pd.Series([info.scores[1] for info in infos], dtype="float64"),
             "Loss over time": [_sparkline(info) for info in infos],
             **({"Tags": [list(info.tags) for info in infos]} if any(info.tags for info in infos) else {}),
-            "Age": [formatting.ago(info.created, now) for info in infos],
+            "Age": pd.to_datetime([info.created for info in infos], unit="s", utc=True),
         }
     )
     event = st.dataframe(
@@ -103,9 +137,11 @@ def _table(infos: list[RunInfo]) -> list[str]:
         selection_default={"selection": {"rows": [ids.index(run) for run in remembered]}},
         hide_index=True,
         column_config={
-            "Name": st.column_config.TextColumn(width=205, pinned=True),
-            "Loss": st.column_config.TextColumn(width=60, help=SCORES),
-            "Accuracy": st.column_config.TextColumn(width=70, help=SCORES),
+            "Name": st.column_config.TextColumn(width=205),
+            "Ended by": st.column_config.TextColumn(width=160, help="What ended a run that failed or crashed"),
+            "Loss": st.column_config.NumberColumn(width=70, help=SCORES, format="%.4g"),
+            "Accuracy": st.column_config.NumberColumn(width=75, help=SCORES, format="percent"),
+            "Age": st.column_config.DatetimeColumn(width=110, format="distance", help="When the run was made"),
             "Loss over time": st.column_config.LineChartColumn(help="Training loss from the first step to the last", y_min=0, width=110),
             "Tags": st.column_config.ListColumn(width=120),
         },
@@ -114,6 +150,11 @@ def _table(infos: list[RunInfo]) -> list[str]:
     chosen = [ids[row] for row in event.selection.rows if row < len(ids)]
     st.session_state["home_chosen"] = chosen
     return chosen
+
+
+def _begins(info: RunInfo) -> str:
+    """How the weights begin, as far as that is known."""
+    return "own loop" if info.init == RECORDED else init_title(info.init)
 
 
 def _sparkline(info: RunInfo) -> list[float]:

@@ -46,7 +46,7 @@ steps, epochs = loaders.frames(ids, "steps"), loaders.frames(ids, "epochs")
 classes = headlines.common_classes(chosen)
 guess = {"loss": f"; a guess is ln {classes}", "accuracy": f"; a guess is 1/{classes}"} if classes else {"loss": "", "accuracy": ""}
 
-logarithmic = st.toggle("Logarithmic loss", key="live-log")
+logarithmic = st.toggle("Logarithmic loss", key="live-log", bind="query-params")
 left, right = st.columns(2)
 with left:
     plot(curves.curves(subjects, steps, epochs, "loss", classes=classes, log=logarithmic), key="live-loss", stream=live,

@@ -52,8 +52,8 @@ def cards(runs: Sequence[RunInfo], progress: Mapping[str, Mapping[str, Any]], *,
     data = {
         "assets": assets_path(),
         "cards": [
-            {"run": info.run, "name": formatting.shorten(info.name, 48), "color": _token(theme.init_color(info.init)), "state": dict(progress[info.run])}
-            for info in runs
+            {"run": info.run, "name": formatting.shorten(info.name, 48), "color": _token(look.color), "state": dict(progress[info.run])}
+            for info, look in zip(runs, theme.styles(info.init for info in runs), strict=True)
         ],
         "marks": _marks(),
         "stream": [info.run for info in runs if info.live],

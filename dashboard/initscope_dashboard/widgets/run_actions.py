@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Sequence
 
 import streamlit as st
@@ -40,6 +39,8 @@ def delete_dialog(infos: Sequence[RunInfo]) -> None:
     st.markdown(f"Delete {what} and everything recorded? This cannot be undone.")
     if live:
         st.markdown(f"{len(live)} still running: stopped first." if len(live) > 1 else "It is still running: it is stopped first.")
+    if any(info.state.get("source") == "recorder" for info in live):
+        st.caption("A loop of your own ends only if it looks at what recorder.step() returns; else end its program first.")
     if st.button("Delete", type="primary"):
         for info in infos:
             try:
@@ -57,9 +58,8 @@ def _stop_and_delete(info: RunInfo) -> None:
     run = runs.get(info.run)
     if run.info().live:
         processes.stop(runs, run)
-        deadline = time.monotonic() + STOP_WAIT_SECONDS
-        while run.info().live and time.monotonic() < deadline:
-            time.sleep(0.1)
+        if not processes.wait_until_stopped(run, STOP_WAIT_SECONDS):
+            raise RunStateError(f"run {run.id} goes on after it was asked to stop; end its program, then delete it")
     run.delete()
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import streamlit as st
 
 from initscope.comparison import sweep
-from initscope.comparison.compare import INNOCENT_FIELDS, Comparison
+from initscope.comparison.compare import Comparison
+from initscope.comparison.differences import INNOCENT_FIELDS
 from initscope.config.run_config import RunConfig
 from initscope.errors import InitScopeError
 from initscope.scheduling import launcher
@@ -48,8 +49,8 @@ def begin(base: RunConfig, inits: Sequence[str], seeds: int, vary: str = "") -> 
     """
     try:
         base = base.replace(stop_when_certain=True)
-        name = sweep.name_of(base)
         axes = [sweep.parse_axis(word) for word in vary.split()]
+        name = sweep.name_of(base, axes=axes)
         launched = launcher.submit_missing(loaders.runs(), sweep.plan(base, inits, seeds, name, axes, slots=launcher.slots()))
     except InitScopeError as error:
         st.error(formatting.markdown(str(error)))

@@ -34,6 +34,12 @@ def _settle(param: str, key: str, infos: Sequence[RunInfo], default: Sequence[st
     asked, held = st.query_params.get_all(param), st.session_state.get(f"{key}-address")
     known = key in st.session_state and held is not None
     chosen = held if known and held == asked else asked or (st.session_state.get(_LAST, []) if remember else [])
+    if asked and asked != held and (gone := [run_id for run_id in asked if run_id not in there]):
+        st.session_state[f"{key}-gone"] = gone
+    elif held is not None and held != asked:
+        st.session_state.pop(f"{key}-gone", None)
+    if missing := st.session_state.get(f"{key}-gone"):
+        not_here(missing)
     chosen = [run_id for run_id in dict.fromkeys(chosen) if run_id in there][:most]
     if not chosen and not known:
         chosen = list(default)[:most]
@@ -41,11 +47,24 @@ def _settle(param: str, key: str, infos: Sequence[RunInfo], default: Sequence[st
     return chosen
 
 
+def not_here(names: Sequence[str]) -> None:
+    """Say that what a link asked for is not here, rather than show something else without a word."""
+    told = ", ".join(f"`{formatting.shorten(name.replace('`', ''), 80)}`" for name in names)
+    st.warning(f"{'Run' if len(names) == 1 else 'Runs'} {told} {'is' if len(names) == 1 else 'are'} not here: deleted, or in another folder. Choose another below.",
+               icon=":material/link_off:")
+
+
 def _show(param: str, key: str, chosen: list[str]) -> None:
     if st.query_params.get_all(param) != chosen:
         st.query_params[param] = chosen
     st.session_state[f"{key}-address"] = chosen
     st.session_state[_LAST] = chosen
+
+
+def _picked(param: str, key: str, chosen: list[str]) -> None:
+    """A person chose; what a link asked for is no longer the question."""
+    st.session_state.pop(f"{key}-gone", None)
+    _show(param, key, chosen)
 
 
 def newest_or_live(infos: Sequence[RunInfo]) -> list[str]:
@@ -58,7 +77,7 @@ def runs(infos: Sequence[RunInfo], default: Sequence[str], *, key: str, label: s
     st.session_state[key] = _settle(param, key, infos, default, MOST, remember=not any(info.live for info in infos))
     chosen = st.multiselect(
         label, [info.run for info in infos], key=key, format_func=_option(infos), max_selections=MOST, placeholder="Choose runs",
-        on_change=lambda: _show(param, key, list(st.session_state[key])),
+        on_change=lambda: _picked(param, key, list(st.session_state[key])),
     )
     by_id = {info.run: info for info in infos}
     return [by_id[run_id] for run_id in chosen]
@@ -72,6 +91,6 @@ def run(
     st.session_state[key] = chosen[0] if chosen else default
     picked = st.selectbox(
         label, [info.run for info in infos], key=key, format_func=_option(infos), width=width,
-        on_change=lambda: _show(param, key, [st.session_state[key]]),
+        on_change=lambda: _picked(param, key, [st.session_state[key]]),
     )
     return next(info for info in infos if info.run == picked)
