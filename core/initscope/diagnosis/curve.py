@@ -191,12 +191,3 @@ def outcome_of(signals: RunSignals, curve: Curve) -> Outcome:
     val_losses, val_accuracies = ([] if not len(epochs) else epochs[name].to_numpy(dtype=float, na_value=np.nan) for name in ("val_loss", "val_accuracy"))
     state = signals.state if "source" in signals.state or "num_classes" in signals.state else {**signals.state, "source": "recorder"}
     return decide(signals.loss, steps=curve.steps, state=state, val_losses=val_losses, val_accuracies=val_accuracies).outcome
-
-
-def last_validation_accuracy(signals: RunSignals) -> float | None:
-    """The last epoch's validation accuracy; None if no epoch has one."""
-    if not len(signals.epochs):
-        return None
-    accuracies = signals.epochs["val_accuracy"].to_numpy(dtype=float, na_value=np.nan)
-    accuracies = accuracies[np.isfinite(accuracies)]
-    return float(accuracies[-1]) if len(accuracies) else None
