@@ -139,7 +139,11 @@ def check(
         seen = trial.run(steps, seconds, thresholds)
         findings, notes = _sorted(seen)
         if seen.learned is False and not any(finding.id in HARD for finding in findings):
-            findings = [_not_learned(seen, trial, steps, seconds, thresholds), *findings]
+            verdict = _not_learned(seen, trial, steps, seconds, thresholds)
+            if verdict.id == "rate_out_of_range":  # another rate learns the batch, so nothing else stood in its way
+                notes = [*(finding for finding in findings if finding.id in SOFT), *notes]
+                findings = [finding for finding in findings if finding.id not in SOFT]
+            findings = [verdict, *findings]
     found = (*findings, *notes)
     return Check(
         findings=tuple(findings),
@@ -293,8 +297,9 @@ def _sorted(seen: _Seen) -> tuple[list[Finding], list[Finding]]:
 def _matters(finding: Finding, seen: _Seen) -> bool:
     if finding.id == "modes_disagree":
         return not averages_lag(seen.signals)
-    if finding.id == "initial_loss_off" and (finding.value or 0.0) > VERY_LOUD:
-        return True
+    classes = seen.curve.guess.classes
+    if finding.id == "initial_loss_off" and seen.first > VERY_LOUD * max(seen.curve.chance or 0.0, math.log(classes) if classes else 0.0):
+        return True  # against ln K too: few samples may happen to be of few classes
     if finding.id == "input_out_of_range" and (finding.source == "IEEE 754"):
         return True  # NaN, or all samples alike
     return seen.learned is False
