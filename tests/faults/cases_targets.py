@@ -52,7 +52,7 @@ def one_percent_of_two_classes(runs: Path) -> Run:
 
 @case("mlp", "class_collapse")
 def rare_yes_of_one_output(runs: Path) -> Run:
-    return record(runs, mlp((20, 32, 1)), yes(imbalanced(0.95)), adam(5e-3), F.binary_cross_entropy_with_logits, steps=200)
+    return record(runs, mlp((20, 32, 1)), yes(imbalanced(0.97, spread=8.0)), adam(3e-3), F.binary_cross_entropy_with_logits, steps=150)
 
 
 @case("cnn", "class_collapse")
