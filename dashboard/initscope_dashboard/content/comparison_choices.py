@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from initscope.comparison.compare import SAME_RUN
+from initscope.comparison.compare import SAME_RUN, decided
 from initscope.comparison.differences import is_own
 from initscope.config.catalog import init_title
 from initscope.config.run_config import OPTIONS, changed_fields
@@ -140,20 +140,21 @@ def _extremes(infos: Sequence[RunInfo], sweep: str | None) -> tuple[str, str] | 
 
 
 def _own_pair(recent: Sequence[RunInfo]) -> tuple[str, str] | None:
-    """The newest own run's name beside the name that was used last before it, of the same network; the one that was there first is A,
-    unless it is the one that trains."""
-    own = [info for info in recent if is_own(info) and info.config.get("model") == recent[0].config.get("model")]
-    sides: dict[str, list[RunInfo]] = {}
-    for info in own:
-        sides.setdefault(info.name, []).append(info)
-    repeated = {name: runs for name, runs in sides.items() if len(runs) > 1}
-    sides = repeated if len(repeated) > 1 else sides  # groups are evidence, single runs an anecdote
-    if len(sides) < 2:
-        return None
-    newer, older = list(sides)[:2]
-    pair = [f"name={name}" if len(sides[name]) > 1 else sides[name][0].run for name in (older, newer)]
-    rates = [sum(info.outcome == Outcome.CONVERGED for info in sides[name]) / len(sides[name]) for name in (older, newer)]
-    return (pair[1], pair[0]) if rates[0] > rates[1] else (pair[0], pair[1])
+    """The two names of own runs of one network that were used last, groups before single runs; the one that was there first is A, unless it is
+    the one that trains."""
+    networks: dict[str, dict[str, list[RunInfo]]] = {}
+    for info in recent:
+        if is_own(info):
+            networks.setdefault(str(info.config.get("model")), {}).setdefault(info.name, []).append(info)
+    repeated = ({name: runs for name, runs in sides.items() if len(runs) > 1} for sides in networks.values())
+    told = ({name: runs for name, runs in sides.items() if any(decided(info) for info in runs)} for sides in networks.values())
+    for sides in (*repeated, *told):  # groups are evidence, single runs an anecdote
+        if len(sides) > 1:
+            newer, older = list(sides)[:2]
+            pair = [f"name={name}" if len(sides[name]) > 1 else sides[name][0].run for name in (older, newer)]
+            rates = [sum(info.outcome == Outcome.CONVERGED for info in sides[name]) / len(sides[name]) for name in (older, newer)]
+            return (pair[1], pair[0]) if rates[0] > rates[1] else (pair[0], pair[1])
+    return None
 
 
 def _all_seeds(b: RunInfo, g: RunInfo, infos: Sequence[RunInfo]) -> tuple[str, str] | None:

@@ -134,6 +134,7 @@ def _table(infos: list[RunInfo]) -> list[str]:
         key="runs_" + str(hash(tuple(ids))),
         on_select="rerun",
         selection_mode="multi-row",
+        placeholder="–",
         selection_default={"selection": {"rows": [ids.index(run) for run in remembered]}},
         hide_index=True,
         column_config={
