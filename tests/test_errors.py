@@ -45,11 +45,14 @@ INNER = {
     ("core/initscope/integrations/lightning.py", "ImportError"), ("core/initscope/integrations/huggingface.py", "ImportError"),  # what to install, as Python says it
     ("core/initscope/store/parts.py", "FileNotFoundError"), ("core/initscope/store/parts.py", "OSError"), ("core/initscope/store/parts.py", "KeyError"), ("core/initscope/store/parts.py", "ValueError"),  # RunFolderError by Run._retrying
     ("core/initscope/store/validation.py", "Wrong"), ("core/initscope/store/files.py", "OSError"),  # RunFolderError by Run
-    ("core/initscope/store/query.py", "FileNotFoundError"),  # looked at again
+    ("core/initscope/store/query_process.py", "FileNotFoundError"),  # looked at again by query
+    ("core/initscope/store/origin.py", "OSError"),  # RunFolderError by the same file
     ("core/initscope/recording/shadow.py", "Communicates"),
     ("core/initscope/store/bucket/folder.py", "Conflict"), ("core/initscope/store/bucket/remote.py", "Conflict"),  # RunStateError by Shared
     ("core/initscope/networks/inits.py", "_Reached"),  # ends a forward pass
     ("dashboard/initscope_dashboard/live/event_stream.py", "ValueError"),  # status 400
+    ("core/initscope/data/idx.py", "ValueError"),  # DataUnavailable by datasets
+    ("core/initscope/__init__.py", "AttributeError"),  # no such public name, as Python says it
 }  # fmt: skip
 """Whatever else is raised, and who turns it into one of ours before anybody sees it."""
 

@@ -154,20 +154,21 @@ def _answered(asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         if told == READY:
             told = _read(line, time.monotonic() + seconds + GRACE_SECONDS)
             if told is None:
-                raise QueryError(too_slow(seconds))
+                raise too_slow(seconds)
         elif told is None:
             raise QueryError(f"the list of runs was not read within {READY_SECONDS:g} seconds; ask again when this machine is less busy")
     head, _, rows = told.partition(b"\n")
     if not head:  # the limits of the operating system have ended it
-        raise QueryError(TOO_LARGE)
+        raise too_large()
     return json.loads(head), rows
 
 
-TOO_LARGE = f"the answer needs more than {MEMORY} of memory; ask for fewer runs or columns"
+def too_large() -> QueryError:
+    return QueryError(f"the answer needs more than {MEMORY} of memory; ask for fewer runs or columns")
 
 
-def too_slow(seconds: float) -> str:
-    return f"no answer within {seconds:g} seconds; ask for fewer runs or columns, such as WHERE run = '...'"
+def too_slow(seconds: float) -> QueryError:
+    return QueryError(f"no answer within {seconds:g} seconds; ask for fewer runs or columns, such as WHERE run = '...'")
 
 
 class _Service:

@@ -30,7 +30,7 @@ from initscope.errors import InitScopeError, QueryError, RunFolderError
 from initscope.store import Runs
 from initscope.store.files import number
 from initscope.store.parts import holds_through, parts
-from initscope.store.query import MEMORY, MOVED, READY, RUNS, STATE, TOO_LARGE, VIEWS, Answer, described, too_slow
+from initscope.store.query import MEMORY, MOVED, READY, RUNS, STATE, VIEWS, Answer, described, too_large, too_slow
 from initscope.store.run import RunInfo
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def answer(line: socket.socket) -> None:
         except InitScopeError as error:
             file.write(json.dumps({"error": type(error).__name__, "message": str(error)}).encode())
         except MemoryError:  # Arrow's own is one too
-            file.write(json.dumps({"error": "QueryError", "message": TOO_LARGE}).encode())
+            file.write(json.dumps({"error": "QueryError", "message": str(too_large())}).encode())
     line.shutdown(socket.SHUT_RDWR)
 
 
@@ -139,9 +139,9 @@ def ask(runs: Runs, text: str, seconds: float, most: int, ready: Callable[[], No
                 database.register(name, _table(infos) if name == "runs" else _rows(runs, infos, name))
         return _cut(database.sql(text).to_arrow_reader(1024), most)
     except duckdb.InterruptException:
-        raise QueryError(too_slow(seconds)) from None
+        raise too_slow(seconds) from None
     except duckdb.OutOfMemoryException:
-        raise QueryError(TOO_LARGE) from None
+        raise too_large() from None
     except (duckdb.Error, pa.ArrowException) as error:
         if "No such file" in str(error):
             raise FileNotFoundError from None
