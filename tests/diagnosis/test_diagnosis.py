@@ -270,7 +270,7 @@ class TestAnswer:
         answer = json.loads(json.dumps(ask(noisy(2.3, 2.3), **FADING).to_dict()))
         assert {"run", "outcome", "cause", "confidence", "findings", "remedy"} <= set(answer)
         assert {"id", "layers", "value", "threshold", "source", "text"} <= set(answer["findings"][0])
-        assert set(answer["remedy"]) == {"text", "changes"}
+        assert {"text", "changes"} <= set(answer["remedy"]), "keys may be added, none may go"
 
     def test_changes_only_for_runs_of_the_trainer(self) -> None:
         frames = curve_of(noisy(2.3, 2.3)), epochs_of(), layers(100, **FADING), {"facts": FACTS}

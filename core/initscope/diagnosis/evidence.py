@@ -206,7 +206,8 @@ class Evidence:
             return False
         updates, gradients, sizes = v.update_total[early], v.rows.values["grad_norm"][early], v.rms[v.rows.steps <= step]
         small = not (updates > (t.update_high or np.inf)).any() and not (gradients > (t.exploding_norm or np.inf)).any()
-        return small and not (sizes[np.isfinite(sizes)] > USUAL_SIZE).any()
+        known = sizes[np.isfinite(sizes)]
+        return small and bool(len(known)) and not (known > USUAL_SIZE).any()
 
     # -- signals
 
