@@ -30,7 +30,8 @@ def collect(ctx: Context, model: nn.Module) -> Prediction:
             owner = param.rpartition(".")[0]
             held[owner] = held.get(owner, 0) + 1
     rows = []
-    last = {use.param: i for i, use in enumerate(ctx.uses)}
+    matrices = {use.param: i for i, use in enumerate(ctx.uses) if ctx.graph.parameters[use.param].dim() > 1}
+    first = {use.param: i for i, use in reversed(list(enumerate(ctx.uses)))}
     memory: dict[tuple[int, tuple[int, ...]], list[Use]] = {}
     """Uses of one weight under all its names: their gradients are added."""
     for param, uses in by_param.items():
@@ -40,7 +41,7 @@ def collect(ctx: Context, model: nn.Module) -> Prediction:
         if _is_bias(param) and owner in held:
             continue
         name = owner if held.get(owner, 1) == 1 and owner else param
-        rows.append(_row(ctx, name, param, kinds.get(owner, ""), uses, memory[_place(ctx, param)], len(set(last.values()) & set(range(last[param], len(ctx.uses))))))
+        rows.append(_row(ctx, name, param, kinds.get(owner, ""), uses, memory[_place(ctx, param)], sum(at > first[param] for at in matrices.values())))
     samples = next((t.shape[0] for t in ctx.graph.inputs.values() if t.dim()), 0) or _batch(ctx)
     return Prediction(rows, tuple(dict.fromkeys(ctx.sampled)), tuple(dict.fromkeys(ctx.unknown)), ctx.graph.executed, samples)
 
