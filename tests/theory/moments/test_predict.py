@@ -104,3 +104,22 @@ def test_a_tied_weight_is_one_weight():
     rows = {row.layer: row for row in predict(model, ids).layers}
     truth = measured(model, ids)
     assert rows["embed"].grad_rms == rows["head"].grad_rms == pytest.approx(truth["embed"]["grad_rms"], rel=0.3)
+
+
+def test_a_weight_that_a_product_repeats_is_read_once():
+    """Attention with samples in the second place multiplies by an expanded weight: its gradient is that of one weight."""
+    torch.manual_seed(0)
+    model, x = nn.MultiheadAttention(32, 2), torch.randn(16, 4, 32)
+
+    class Self(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = model
+
+        def forward(self, x):
+            y = x.transpose(0, 1)
+            return self.attention(y, y, y, need_weights=False)[0].transpose(0, 1)
+
+    rows = {row.parameter: row for row in predict(Self(), x).layers}
+    truth = measured(Self(), x)
+    assert rows["attention.in_proj_weight"].grad_rms == pytest.approx(truth["attention.in_proj_weight"]["grad_rms"], rel=0.3)

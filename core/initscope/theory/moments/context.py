@@ -12,7 +12,7 @@ from initscope.theory.moments import axes as ax
 from initscope.theory.moments.axes import Axes
 from initscope.theory.moments.field import RULE, Field, worst
 from initscope.theory.moments.measure import measure
-from initscope.theory.moments.trace import Graph, Known, Node, Ref
+from initscope.theory.moments.trace import Graph, Known, Node, Ref, compact
 from initscope.theory.moments.values import Pull, Value
 
 WeightGradient = Callable[[Field], float]
@@ -75,7 +75,7 @@ class Context:
     def use(self, x: Any, node: Node, square: WeightGradient, *, output: int | None = None) -> None:
         """``x`` is a weight of this operation, if it is a parameter."""
         if isinstance(x, Known) and x.param is not None:
-            rows = x.value.numel() / max(self.graph.parameters[x.param].numel(), 1)
+            rows = compact(x.value).numel() / max(self.graph.parameters[x.param].numel(), 1)
             if rows != 1 and not x.same:  # rows looked up, a slice, a view repeated: the gradient is spread over the whole parameter
                 one = square
                 square = lambda grad: one(grad) * rows  # noqa: E731

@@ -20,13 +20,13 @@ from initscope.theory.moments.axes import CHANNEL, POSITION, RINGS, SAMPLE, Axis
 from initscope.theory.moments.context import Context
 from initscope.theory.moments.field import Field, averaged, moved, pair_sum
 from initscope.theory.moments.measure import measure
-from initscope.theory.moments.trace import Known, Node, Ref
+from initscope.theory.moments.trace import Known, Node, Ref, compact
 from initscope.theory.moments.values import add
 
 
 def weight_moments(weight: Tensor) -> tuple[float, float]:
     """(variance, mean) of a weight's entries; the mean is 0 where it is no more than the noise of so many draws."""
-    weight = weight.detach().double()
+    weight = compact(weight.detach()).double()
     square, mean = float(weight.square().mean()), float(weight.mean())
     noise = math.sqrt(square / max(weight.numel(), 1))
     if abs(mean) < 5 * noise:

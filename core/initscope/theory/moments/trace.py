@@ -30,6 +30,14 @@ class Ref:
     dtype: torch.dtype
 
 
+def compact(x: Tensor) -> Tensor:
+    """Each number once: without the dimensions along which ``expand`` repeats a tensor."""
+    for dim, (side, step) in enumerate(zip(x.shape, x.stride(), strict=True)):
+        if side > 1 and step == 0:
+            x = x.narrow(dim, 0, 1)
+    return x
+
+
 @dataclass(frozen=True, eq=False)
 class Known:
     """A tensor whose numbers are known; ``param``: the parameter it is, or is a view or function of; ``same``: whether it is a view."""
