@@ -31,7 +31,7 @@ MISUSES = (
     "softmax_across_batch",
     "softmax_of_one",
 )
-ELSEWHERE = ("layers_unregistered", "layers_not_optimized", "gradients_kept", "samples_mixed", "modes_disagree", "dropout_high")
+ELSEWHERE = ("layers_unregistered", "layers_not_optimized", "gradients_kept", "samples_mixed", "dropout_high")
 """What makes a plateau too: with one of these nothing can be said against the labels."""
 VERY_LOUD = 10.0
 """A first loss this many times that of guessing is blamed even if the run then recovers."""
@@ -230,7 +230,9 @@ def labels_unrelated(e: Evidence) -> Case:
     gone_far = memorised or e.signals.total_relative_update >= MOVED
     tried = guesses or (gone_far and c.steps >= LONG_ENOUGH)
     elsewhere = e.has(*ELSEWHERE) or e.target_faults or e.decay_dominates
-    possible = e.has("labels_constant") or ((memorised or (unmoved and calm and tried)) and sound and not elsewhere)
+    # Modes that disagree explain a validation at guessing, not a training loss that stays there.
+    by_heart = memorised and not e.has("modes_disagree")
+    possible = e.has("labels_constant") or ((by_heart or (unmoved and calm and tried)) and sound and not elsewhere)
     return Case(
         possible,
         [

@@ -14,7 +14,7 @@ from initscope.diagnosis.rules_run import last_scores
 from initscope.diagnosis.rules_targets import late_targets
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
-from initscope.outcome import ASSUMED_SAMPLES, chance_ceiling, converged_floor
+from initscope.outcome import ASSUMED_SAMPLES, Basis, chance_ceiling, converged_floor
 from initscope.schema import Outcome
 from initscope.store.files import number
 
@@ -71,8 +71,9 @@ class Evidence:
 
     @property
     def succeeded(self) -> bool:
-        """The trainer's own judgement, by validation accuracy."""
-        return self.signals.state.get("outcome") == Outcome.CONVERGED
+        """The run has converged by its validation accuracy; a training loss below guessing's may have been learned from the majority."""
+        state = self.signals.state
+        return state.get("outcome") == Outcome.CONVERGED and state.get("outcome_by") in (None, Basis.VALIDATION)
 
     @property
     def failing(self) -> bool:
