@@ -55,6 +55,9 @@ CREEPING = 0.02
 """Share of the first loss that is gone in a run which is on its way; one batch has no noise, so that any loss falls steadily."""
 SILENT = 1e-3
 """Share of the input's signal that is left at the outputs of a network that answers everything alike."""
+LOST = 1e-6
+"""Share of the input's signal below which float32 cannot tell two inputs apart at the output: a batch that is learned all the same
+was learned by steps that could not see it."""
 REACHED_AFTER = 3
 """Real optimizer steps after which a gradient must have come: zero-initialized branches wake up one after the other."""
 OTHER_RATES = (1e-3, 1e-4)
@@ -302,6 +305,8 @@ def _matters(finding: Finding, seen: _Seen) -> bool:
         return True  # against ln K too: few samples may happen to be of few classes
     if finding.id == "input_out_of_range" and (finding.source == "IEEE 754"):
         return True  # NaN, or all samples alike
+    if finding.id == "signal_collapse" and (finding.value or 0.0) < LOST:
+        return True
     return seen.learned is False
 
 
