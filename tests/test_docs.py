@@ -125,4 +125,4 @@ def test_the_two_lines_of_the_readme_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize("room", [path for package in ("core/initscope", "dashboard/initscope_dashboard") for path in sorted((ROOT / package).iterdir()) if path.is_dir() and not path.name.startswith((".", "_"))], ids=lambda path: path.name)
 def test_every_room_says_what_it_is_for(room):
     text = (room / "README.md").read_text(encoding="utf-8")
-    assert 300 <= len(text.encode()) <= 2600, f"{room.name}/README.md has {len(text.encode())} bytes"
+    assert 300 <= len(text.encode()) <= 3000, f"{room.name}/README.md has {len(text.encode())} bytes"

@@ -528,7 +528,7 @@ def test_outputs_of_every_shape(tmp_path):
 
         recorder = follow(tmp_path / name, Net(form), {"a": "a", "b": "b"}, step)
         facts = recorder.run.state()["facts"]
-        assert facts["outputs"] == 4 and facts["loss"]["chain"] == ["NllLoss", "LogSoftmax"] and facts["loss"]["constant_answer"] > 0
+        assert facts["outputs"] == 4 and facts["loss"]["chain"] == ["NllLoss", "LogSoftmax"] and facts["targets"]["price"] > 0
 
 
 def test_a_gan(tmp_path):

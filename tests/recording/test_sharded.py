@@ -52,7 +52,8 @@ WORKER = """
             optimizer.zero_grad()
             loss = F.cross_entropy(model(x[mine]), y[mine])
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            if how != "tensor":  # torch cannot clip parts and whole tensors together
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             before = reduced[0]
             recorder.step(loss)
@@ -94,7 +95,8 @@ def test_parts_add_up_to_the_whole(tmp_path, how, world):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(x), y)
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            if how != "tensor":
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             recorder.step(loss)
     (info,) = Runs(tmp_path / "runs").list()

@@ -222,7 +222,7 @@ class _Seen:
         """Better than the best constant answer; None if the loss still falls, or too little was seen."""
         if self.curve.nonfinite:
             return False
-        constant = self.signals.fact("loss", "constant_answer")
+        constant = self.signals.fact("targets", "price")
         if self.gone >= LEARNED and (not constant or self.last < BEATEN * constant):
             return True
         still = self.curve.falling and self.gone >= CREEPING and not self.silent
@@ -273,7 +273,7 @@ class _Trial:
                     first = float(loss.detach())
                 over = time.monotonic() - deadline
                 late = over > seconds or (over > 0 and step + 1 >= LEAST_STEPS)
-                constant = recorder.writer.state.get("facts", {}).get("loss", {}).get("constant_answer")
+                constant = (recorder.writer.state.get("facts", {}).get("targets") or {}).get("price")
                 done = step + 1 >= 2 * LEAST_STEPS and loss.item() < DONE * min(first, constant or first)
                 if late or done or not math.isfinite(loss.item()):
                     break

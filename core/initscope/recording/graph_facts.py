@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from initscope.recording.tensors import tensors_of
+from initscope.recording.tensors import is_dense, tensors_of
 from initscope.recording.twins import MOST_ITEMS
 
 MOST_NODES = 50_000
@@ -43,7 +43,7 @@ def leaves(output: Any, inputs: Any) -> list[Tensor]:
 def unheld(model: nn.Module, output: Any, inputs: Any, held: set[int]) -> tuple[list[Tensor], list[Tensor]]:
     """(leaves that are in no ``parameters()`` and not among ``held``, the others). A tensor of the inputs' own shape is data, not a weight."""
     own = held | {id(p) for p in model.parameters()}
-    shapes = {x.shape for x in tensors_of(inputs)}
+    shapes = {x.shape for x in tensors_of(inputs) if is_dense(x)}
     found = leaves(output, inputs)
     return [x for x in found if id(x) not in own and x.shape not in shapes], [x for x in found if id(x) in own]
 

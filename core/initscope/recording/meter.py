@@ -89,8 +89,16 @@ class _Weight:
     """Whether gradients are gone by the end of a pass; None if no pass has shown it yet."""
     on_arrival: Number | None = None
     """Norm of the gradient when it arrived, taken unless it is known to stay."""
+    used: tuple[int, int] | None = None
+    """Which gradient the newest optimizer step left behind: it is no new one while nobody has touched it."""
     before: Tensor | None = None
     values: dict[str, Number] = field(default_factory=dict)
+
+    @property
+    def gradient_version(self) -> tuple[int, int] | None:
+        """Identity of the tensor in ``.grad`` and how often it was written to; None without one."""
+        gradient = self.parameter.grad
+        return None if gradient is None else (id(gradient), gradient._version)
 
     @property
     def numbers(self) -> Tensor:
@@ -568,10 +576,11 @@ class LayerMeter:
             self._backward_seen or self._backward_since_update
         )  # somebody has put gradients there: per-sample ones, averaged
         if within or by_hand:
-            for weight in weights:
+            fresh = [w for w in weights if within or (w.parameter.grad is not None and w.gradient_version != w.used)]
+            for weight in fresh:
                 weight.scale = self.loss_scale.current
-            self._read_gradients(weights)
-            self._backward_seen = within or any(weight.parameter.grad is not None for weight in weights)
+            self._read_gradients(fresh)
+            self._backward_seen = within or bool(fresh)
         numbers = [weight.numbers for weight in weights]
         for weight, now in zip(weights, numbers, strict=True):
             if weight.before is None or not alike(weight.before, now):
@@ -589,6 +598,8 @@ class LayerMeter:
             return
         self._updating = None
         weights = [weight for weight in self._of(k) if "weight" in weight.values]
+        for weight in weights:
+            weight.used = weight.gradient_version
         if not self._backward_seen:
             self.late_update |= late
             for weight in weights:

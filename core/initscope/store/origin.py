@@ -22,7 +22,7 @@ from typing import Any
 from filelock import lock_descriptor
 
 from initscope.errors import RunFolderError
-from initscope.store.files import jsonable
+from initscope.store.files import NO_INHERITANCE, NO_LINK, jsonable
 
 STATE = "INITSCOPE_STATE"
 KEY = "installation.key"
@@ -57,7 +57,7 @@ def _key_in(folder: Path) -> bytes:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     shared = folder.stat().st_mode & stat.S_IWGRP
     temporary = folder / f".{KEY}.{secrets.token_hex(4)}"
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o600)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(secrets.token_bytes(BYTES))
@@ -72,7 +72,7 @@ def _key_in(folder: Path) -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+    with open(os.open(path, os.O_RDONLY | NO_LINK | NO_INHERITANCE), "rb") as file:
         mode = os.fstat(file.fileno()).st_mode
         found = file.read(BYTES + 1)
     if mode & 0o007:
@@ -115,7 +115,7 @@ def only_one(root: Path) -> Iterator[int | None]:
         path = folder / f"{place(root)}.lock"
         with contextlib.suppress(FileExistsError):
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640))
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)  # enough to hold it, whoever made it
+        handle = os.open(path, os.O_RDONLY | NO_INHERITANCE | NO_LINK)  # enough to hold it, whoever made it
     except OSError as error:
         raise RunFolderError(f"cannot write into {folder}: {error.strerror or error}; name a folder of your own in {STATE}") from None
     try:

@@ -28,7 +28,9 @@ def classes(state: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
         loss = loss if isinstance(loss, dict) else {}
         chain = loss["chain"] if isinstance(loss.get("chain"), list) else []
         kind = all(any(str(name).startswith(word) for name in chain) for word in ("NllLoss", "LogSoftmax"))
-        found = loss.get("classes") if kind and abs((number(loss.get("scale")) or 1) - 1) < _SCALED else None
+        targets = facts.get("targets") if isinstance(facts, dict) and isinstance(facts.get("targets"), dict) else {}
+        scale = number(targets.get("scale")) or number(loss.get("scale")) or 1
+        found = loss.get("classes") if kind and abs(scale - 1) < _SCALED else None
     else:
         entry = DATA.get(str(config.get("data")))
         found = state.get("num_classes") or config.get("num_classes") or (entry and entry.classes)
