@@ -75,7 +75,8 @@ class RunInfo:
 
 def with_loss(steps: pa.Table) -> pa.Table:
     """The rows of ``steps`` whose loss was told: null says that it was not (a batch was left out), NaN that it was no number."""
-    return steps.filter(steps["loss"].is_valid()) if steps["loss"].null_count else steps
+    told = "loss" not in steps.column_names or not steps["loss"].null_count  # of a damaged file there are no columns at all
+    return steps if told else steps.filter(steps["loss"].is_valid())
 
 
 class Cursor(NamedTuple):
