@@ -92,7 +92,7 @@ def test_who_comes_in_and_what_they_may(visitor, server, provider, user, may_cha
     assert visitor.get_by_text("Read-only").count() == int(not may_change)
     visitor.goto(f"{server.url}/live?run=the-secret-run")
     settle(visitor)
-    assert "a secret run" in visitor.locator("body").inner_text()
+    expect(visitor.locator("body")).to_contain_text("a secret run")
     cookie = "; ".join(f"{kept['name']}={kept['value']}" for kept in visitor.context.cookies())
     assert answer(server, "/api/stream?run=the-secret-run", Cookie=cookie) == 200, "our own route knows them too"
     visitor.get_by_role("button", name="Sign out").click()
