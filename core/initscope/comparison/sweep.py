@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from initscope.comparison.compare import distinct
+from initscope.comparison.compare import DECIDED, distinct
 from initscope.comparison.statistics import wilson
 from initscope.config import catalog, factory
 from initscope.config.run_config import OPTIONS, RunConfig, changed_fields
@@ -25,7 +25,6 @@ from initscope.schema import Outcome, Status
 from initscope.store import Run, RunInfo, Runs
 
 MAX_RUNS = 10_000
-DECIDED = (Outcome.CONVERGED, Outcome.NOT_CONVERGED, Outcome.DIVERGED)
 SWEEPABLE = (
     "depth",
     *[s.name for s in OPTIONS.values() if s.kind in (int, float, bool) and s.name not in ("init_seed", "threads", "processes", "stop_when_certain")],
