@@ -27,17 +27,23 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "real_package: reads a data set that Debian's package has installed on this machine")
+    config.addinivalue_line(
+        "markers", "real_package: reads a data set that Debian's package has installed on this machine"
+    )
     config.addinivalue_line("markers", "slow: takes more than ten seconds; part of the suite all the same")
-    # Two processes share two cores (Makefile). Threads wait for each other by spinning: with the cores busy, sixty steps of the transformer
-    # example cost 62 s of processor time on two threads and 6 s on one. A run whose config asks for threads still gets them.
+    # Two processes share two cores (Makefile). Threads wait for each other by spinning: with the cores busy,
+    # sixty steps of the transformer example cost 62 s of processor time on two threads and 6 s on one. A run
+    # whose config asks for threads still gets them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Queued runs carry the mark of whoever queued them: all processes of the tests are one installation, and not the developer's.
+    # Queued runs carry the mark of whoever queued them: all processes of the tests are one installation, and
+    # not the developer's.
     if "INITSCOPE_STATE" not in os.environ:
         os.environ["INITSCOPE_STATE"] = tempfile.mkdtemp(prefix="initscope-state-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ["INITSCOPE_STATE"], ignore_errors=True))
-    hypothesis.settings.register_profile("suite", deadline=None)  # nothing is judged by the clock: the machine is shared
+    hypothesis.settings.register_profile(
+        "suite", deadline=None
+    )  # nothing is judged by the clock: the machine is shared
     hypothesis.settings.load_profile("suite")
 
 
@@ -89,7 +95,9 @@ def trained(runs: Runs) -> Callable[[RunConfig], Run]:
 
 @pytest.fixture
 def python() -> Callable[..., subprocess.Popen]:
-    """Starts ``python -c CODE ARGUMENTS`` in the project's root; what still runs at the end of the test is killed."""
+    """Starts ``python -c CODE ARGUMENTS`` in the project's root; what still runs at the end of the test is
+    killed.
+    """
     started: list[subprocess.Popen] = []
 
     def start(code: str, *arguments: object, **options: object) -> subprocess.Popen:
@@ -123,7 +131,9 @@ def cli(runs: Runs) -> Callable[..., Answer]:
     def call(*arguments: object, timeout: float = 600, **environment: str) -> Answer:
         command = [sys.executable, "-m", "initscope", *map(str, arguments)]
         environ = {**os.environ, "INITSCOPE_RUNS": str(runs.root), **environment}
-        return Answer(subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=timeout))
+        return Answer(
+            subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=timeout)
+        )
 
     return call
 
@@ -157,10 +167,13 @@ def supervisors(root: Path) -> list[psutil.Process]:
 
 @pytest.fixture
 def two_slots(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[psutil.Process]]]:
-    """Room for two runs of one thread at once. Gives ``supervisors`` of the folder; none of them outlives the test."""
+    """Room for two runs of one thread at once. Gives ``supervisors`` of the folder; none of them outlives the
+    test.
+    """
     monkeypatch.setenv("INITSCOPE_SLOTS", "2")
     yield lambda: supervisors(runs.root)
-    # The supervisor first would be replaced by nobody, but a queued run could start between two looks: look until none is left.
+    # The supervisor first would be replaced by nobody, but a queued run could start between two looks: look
+    # until none is left.
     while left := supervisors(runs.root):
         for process in left:
             try:

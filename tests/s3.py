@@ -1,4 +1,6 @@
-"""A real S3-compatible server on loopback, with the manners of one far away: it counts, its listings may lag, it may be gone."""
+"""A real S3-compatible server on loopback, with the manners of one far away: it counts, its listings may lag,
+it may be gone.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class Quiet(WSGIRequestHandler):
 
 
 class S3:
-    """``requests``: every one it got, as "METHOD /path?query". ``lag``: seconds by which a listing may be behind."""
+    """``requests``: every one it got, as "METHOD /path?query". ``lag``: seconds by which a listing may be
+    behind.
+    """
 
     secret = "wJalrXUtnFEMI-K7MDENG-EXAMPLEKEY"
 
@@ -46,9 +50,13 @@ class S3:
 
     def start(self) -> None:
         """At the port it had before, with all that it held."""
-        self._serving = make_server("127.0.0.1", self.port, self._answer, threaded=True, request_handler=Quiet)
+        self._serving = make_server(
+            "127.0.0.1", self.port, self._answer, threaded=True, request_handler=Quiet
+        )
         self.port = self._serving.port
-        self._thread = threading.Thread(target=self._serving.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._serving.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -108,7 +116,9 @@ def machine(bucket, tmp_path, monkeypatch) -> Iterator[Machine]:
     yield at
     for process in psutil.process_iter():
         try:
-            if process.cmdline()[1:4] == ["-P", "-m", "initscope.store.bucket.upload"] and process.cmdline()[4].startswith(str(tmp_path)):
+            if process.cmdline()[1:4] == ["-P", "-m", "initscope.store.bucket.upload"] and process.cmdline()[
+                4
+            ].startswith(str(tmp_path)):
                 process.kill()
                 process.wait(10)
         except (psutil.Error, IndexError):

@@ -1,4 +1,5 @@
-"""Every package that the product and its tests need, with its version and licence: writes and reads `tests/constraints.txt`.
+"""Every package that the product and its tests need, with its version and licence: writes and reads
+`tests/constraints.txt`.
 
     python -m tests.supply          writes the file anew, from what is installed
 
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "tests/constraints.txt"
 HEAD = """# Every package, also those that packages bring along: version and licence. pip reads it as constraints (see Makefile).
 # Written by `python -m tests.supply`; tests/test_supply.py compares it with what is installed.
-"""
+"""  # noqa: E501
 
 
 def canonical(name: str) -> str:
@@ -28,7 +29,11 @@ def canonical(name: str) -> str:
 def asked_for(file: str) -> list[str]:
     """The packages that a requirements file names, each pinned."""
     lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
-    return [canonical(re.split(r"\[|==", line)[0].strip()) for line in lines if line and not line.startswith(("#", "-e "))]
+    return [
+        canonical(re.split(r"\[|==", line)[0].strip())
+        for line in lines
+        if line and not line.startswith(("#", "-e "))
+    ]
 
 
 def closure(names: Iterable[str]) -> dict[str, importlib.metadata.Distribution]:
@@ -51,8 +56,16 @@ def closure(names: Iterable[str]) -> dict[str, importlib.metadata.Distribution]:
 def licence(package: importlib.metadata.Distribution) -> str:
     """As the package states it: the SPDX expression, else its classifier, else the first line of its text."""
     about = package.metadata
-    classifiers = [text.rsplit(" :: ", 1)[1] for text in about.get_all("Classifier") or () if text.startswith("License :: ")]
-    stated = about.get("License-Expression") or ", ".join(classifiers) or (about.get("License") or "").strip().partition("\n")[0]
+    classifiers = [
+        text.rsplit(" :: ", 1)[1]
+        for text in about.get_all("Classifier") or ()
+        if text.startswith("License :: ")
+    ]
+    stated = (
+        about.get("License-Expression")
+        or ", ".join(classifiers)
+        or (about.get("License") or "").strip().partition("\n")[0]
+    )
     return stated or "not stated"
 
 
@@ -66,8 +79,13 @@ def main() -> None:
     parts = []
     product = closure(asked_for("requirements.txt"))
     tests = closure(asked_for("tests/requirements.txt"))
-    for title, packages in (("the product", product), ("only the tests", {name: found for name, found in tests.items() if name not in product})):
-        rows = [f"{f'{name}=={package.version}':36} # {licence(package)}" for name, package in packages.items()]
+    for title, packages in (
+        ("the product", product),
+        ("only the tests", {name: found for name, found in tests.items() if name not in product}),
+    ):
+        rows = [
+            f"{f'{name}=={package.version}':36} # {licence(package)}" for name, package in packages.items()
+        ]
         parts.append(f"\n# {title}: {len(rows)} packages\n" + "\n".join(rows) + "\n")
     FILE.write_text(HEAD + "".join(parts), encoding="utf-8")
 

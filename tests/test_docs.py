@@ -1,4 +1,6 @@
-"""README and guide say what the program does: commands, initializations, pages, words and recipes, checked one by one."""
+"""README and guide say what the program does: commands, initializations, pages, words and recipes, checked
+one by one.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,12 @@ LINES = [
     for text in (README, *PAGES.values())
     for line in re.findall(r"^    initscope (.+)$", text, re.MULTILINE)
 ]
-FLAGS = [part for text in (README, *PAGES.values()) for part in re.findall(r"`initscope ([^`]+)`", text) if " " in part]
+FLAGS = [
+    part
+    for text in (README, *PAGES.values())
+    for part in re.findall(r"`initscope ([^`]+)`", text)
+    if " " in part
+]
 
 
 def test_readme_is_short():
@@ -37,7 +44,9 @@ def test_every_command_that_is_shown_parses_and_is_there(line):
 
 @pytest.mark.parametrize("line", [line for line in FLAGS if "COMMAND" not in line and "|" not in line])
 def test_every_command_inside_a_sentence_parses(line):
-    assert callable(pkgutil.resolve_name(build_parser().parse_args(shlex.split(line.replace(" ...", ""))).command))
+    assert callable(
+        pkgutil.resolve_name(build_parser().parse_args(shlex.split(line.replace(" ...", ""))).command)
+    )
 
 
 def test_the_reference_is_the_parsers():
@@ -54,13 +63,21 @@ def test_every_initialization_is_described_with_its_formula():
 
 @pytest.mark.parametrize("words", [Cause, Outcome, Verdict])
 def test_every_word_of_an_answer_is_explained(words):
-    missing = [word.value for word in words if not re.search(rf"`?\b{word.value.replace('_', '[_ ]')}\b`?", PAGES["outcomes.md"])]
+    missing = [
+        word.value
+        for word in words
+        if not re.search(rf"`?\b{word.value.replace('_', '[_ ]')}\b`?", PAGES["outcomes.md"])
+    ]
     assert not missing
 
 
 def test_every_page_of_the_dashboard_is_named():
-    pages = re.findall(r'\.py", title="(\w+)"', (ROOT / "dashboard/initscope_dashboard/main.py").read_text(encoding="utf-8"))
-    table = re.findall(r"^\| (\w+) \| .*\|$", README.split("## What the pages answer")[1].split("\n## ")[0], re.MULTILINE)
+    pages = re.findall(
+        r'\.py", title="(\w+)"', (ROOT / "dashboard/initscope_dashboard/main.py").read_text(encoding="utf-8")
+    )
+    table = re.findall(
+        r"^\| (\w+) \| .*\|$", README.split("## What the pages answer")[1].split("\n## ")[0], re.MULTILINE
+    )
     assert pages == [name for name in table if name != "page"]
 
 
@@ -72,7 +89,11 @@ def test_every_preset_and_data_set_is_in_the_reference():
 
 
 def test_every_picture_and_page_that_is_linked_is_there():
-    for folder, text in ((ROOT, README), (ROOT, (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")), *((GUIDE / "en", page) for page in PAGES.values())):
+    for folder, text in (
+        (ROOT, README),
+        (ROOT, (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")),
+        *((GUIDE / "en", page) for page in PAGES.values()),
+    ):
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
             assert (folder / target).exists(), target
 
@@ -82,8 +103,12 @@ def test_the_chinese_guide_has_the_same_pages():
     assert chinese == set(PAGES) - {"command-line.md"}, "every page but the generated reference"
     for name in chinese:
         text = (GUIDE / "zh" / name).read_text(encoding="utf-8")
-        assert re.findall(r"^#+ ", text, re.MULTILINE) == re.findall(r"^#+ ", PAGES[name], re.MULTILINE), f"{name}: another outline"
-        assert re.findall(r"^    initscope .*?(?=  #|$)", text, re.MULTILINE) == re.findall(r"^    initscope .*?(?=  #|$)", PAGES[name], re.MULTILINE), name
+        assert re.findall(r"^#+ ", text, re.MULTILINE) == re.findall(r"^#+ ", PAGES[name], re.MULTILINE), (
+            f"{name}: another outline"
+        )
+        assert re.findall(r"^    initscope .*?(?=  #|$)", text, re.MULTILINE) == re.findall(
+            r"^    initscope .*?(?=  #|$)", PAGES[name], re.MULTILINE
+        ), name
 
 
 def test_the_recipes_for_other_tools_run(trained, tiny, runs, monkeypatch):
@@ -93,10 +118,15 @@ def test_the_recipes_for_other_tools_run(trained, tiny, runs, monkeypatch):
     monkeypatch.chdir(runs.root.parent)  # runs/ is beside it
     found: dict = {}
     exec(code.replace("RUN", made[0].id), found)
-    assert sorted(found["rates"]["init"]) == ["default", "kaiming_normal"] and set(found["rates"]["runs"]) == {1}
+    assert sorted(found["rates"]["init"]) == ["default", "kaiming_normal"] and set(
+        found["rates"]["runs"]
+    ) == {1}
     last = made[0].read("layers").to_pandas().query("step == 5")
     assert found["worst"]["layer"].iloc[0] == last.loc[last["grad_rms"].idxmin(), "layer"]
-    assert set(found["slowest"]["run"]) == {run.id for run in made} and (found["slowest"]["ms_per_step"] > 0).all()
+    assert (
+        set(found["slowest"]["run"]) == {run.id for run in made}
+        and (found["slowest"]["ms_per_step"] > 0).all()
+    )
 
 
 def test_the_two_lines_of_the_readme_run(tmp_path, monkeypatch):
@@ -122,7 +152,16 @@ def test_the_two_lines_of_the_readme_run(tmp_path, monkeypatch):
     assert info.config["name"] == "my net" and info.status == "finished" and info.state["step"] == 3
 
 
-@pytest.mark.parametrize("room", [path for package in ("core/initscope", "dashboard/initscope_dashboard") for path in sorted((ROOT / package).iterdir()) if path.is_dir() and not path.name.startswith((".", "_"))], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "room",
+    [
+        path
+        for package in ("core/initscope", "dashboard/initscope_dashboard")
+        for path in sorted((ROOT / package).iterdir())
+        if path.is_dir() and not path.name.startswith((".", "_"))
+    ],
+    ids=lambda path: path.name,
+)
 def test_every_room_says_what_it_is_for(room):
     text = (room / "README.md").read_text(encoding="utf-8")
     assert 300 <= len(text.encode()) <= 3000, f"{room.name}/README.md has {len(text.encode())} bytes"

@@ -1,4 +1,6 @@
-"""Every error is in one tree, is really said as its example says it, and tells what was wrong, where and what to do."""
+"""Every error is in one tree, is really said as its example says it, and tells what was wrong, where and what
+to do.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,11 @@ from initscope.errors import InitScopeError
 from initscope.scheduling import engine, launcher
 
 ROOT = Path(__file__).resolve().parents[1]
-TREE = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, InitScopeError) and kind is not InitScopeError]
+TREE = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, InitScopeError) and kind is not InitScopeError
+]
 
 
 # -- one place
@@ -35,25 +41,37 @@ def test_all_are_in_one_file() -> None:
         f"{path}: {node.name}"
         for path, tree in modules()
         for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef) and path != Path("core/initscope/errors.py") and names & {ast.unparse(base).rsplit(".", 1)[-1] for base in node.bases}
+        if isinstance(node, ast.ClassDef)
+        and path != Path("core/initscope/errors.py")
+        and names & {ast.unparse(base).rsplit(".", 1)[-1] for base in node.bases}
     ]
     assert elsewhere == []
 
 
 INNER = {
-    ("core/initscope/networks/vgg.py", "ValueError"), ("core/initscope/networks/resnet.py", "ValueError"),  # a program that names a network itself; a config has checked it
-    ("core/initscope/integrations/lightning.py", "ImportError"), ("core/initscope/integrations/huggingface.py", "ImportError"),  # what to install, as Python says it
-    ("core/initscope/store/parts.py", "FileNotFoundError"), ("core/initscope/store/parts.py", "OSError"), ("core/initscope/store/parts.py", "KeyError"), ("core/initscope/store/parts.py", "ValueError"),  # RunFolderError by Run._retrying
-    ("core/initscope/store/validation.py", "Wrong"), ("core/initscope/store/files.py", "OSError"),  # RunFolderError by Run
+    ("core/initscope/networks/vgg.py", "ValueError"),
+    (
+        "core/initscope/networks/resnet.py",
+        "ValueError",
+    ),  # a program that names a network itself; a config has checked it
+    ("core/initscope/integrations/lightning.py", "ImportError"),
+    ("core/initscope/integrations/huggingface.py", "ImportError"),  # what to install, as Python says it
+    ("core/initscope/store/parts.py", "FileNotFoundError"),
+    ("core/initscope/store/parts.py", "OSError"),
+    ("core/initscope/store/parts.py", "KeyError"),
+    ("core/initscope/store/parts.py", "ValueError"),  # RunFolderError by Run._retrying
+    ("core/initscope/store/validation.py", "Wrong"),
+    ("core/initscope/store/files.py", "OSError"),  # RunFolderError by Run
     ("core/initscope/store/query_process.py", "FileNotFoundError"),  # looked at again by query
     ("core/initscope/store/origin.py", "OSError"),  # RunFolderError by the same file
     ("core/initscope/recording/shadow.py", "Communicates"),
-    ("core/initscope/store/bucket/folder.py", "Conflict"), ("core/initscope/store/bucket/remote.py", "Conflict"),  # RunStateError by Shared
+    ("core/initscope/store/bucket/folder.py", "Conflict"),
+    ("core/initscope/store/bucket/remote.py", "Conflict"),  # RunStateError by Shared
     ("core/initscope/networks/inits.py", "_Reached"),  # ends a forward pass
     ("dashboard/initscope_dashboard/live/event_stream.py", "ValueError"),  # status 400
     ("core/initscope/data/idx.py", "ValueError"),  # DataUnavailable by datasets
     ("core/initscope/__init__.py", "AttributeError"),  # no such public name, as Python says it
-}  # fmt: skip
+}
 """Whatever else is raised, and who turns it into one of ours before anybody sees it."""
 
 
@@ -63,9 +81,15 @@ def test_whatever_else_is_raised_is_turned_into_one_of_ours() -> None:
     for path, tree in modules():
         for node in ast.walk(tree):
             if isinstance(node, ast.Raise) and node.exc is not None:
-                for raised in (node.exc.body, node.exc.orelse) if isinstance(node.exc, ast.IfExp) else (node.exc,):
-                    kind = ast.unparse(raised.func if isinstance(raised, ast.Call) else raised).rsplit(".", 1)[-1]
-                    if kind.lstrip("_")[:1].isupper():  # not a variable, nor a function that makes one of ours
+                for raised in (
+                    (node.exc.body, node.exc.orelse) if isinstance(node.exc, ast.IfExp) else (node.exc,)
+                ):
+                    kind = ast.unparse(raised.func if isinstance(raised, ast.Call) else raised).rsplit(
+                        ".", 1
+                    )[-1]
+                    if kind.lstrip("_")[
+                        :1
+                    ].isupper():  # not a variable, nor a function that makes one of ours
                         found.add((str(path), kind))
     assert {(path, kind) for path, kind in found if kind not in names} == INNER
 
@@ -132,7 +156,9 @@ def make(kind: type[InitScopeError], runs, tiny, tmp_path, monkeypatch) -> None:
         finished.delete()
         run = runs.create(tiny(), run_id="a-run")
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # a disk that takes no file as large as a checkpoint
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (50_000, before[1])
+        )  # a disk that takes no file as large as a checkpoint
         try:
             train_here(run)
         finally:
@@ -161,18 +187,28 @@ def test_each_says_what_its_example_says(kind, runs, tiny, tmp_path, monkeypatch
 # -- all the others, read from the source
 
 ADVICE = re.compile(
-    r"; |\. [A-Z]|expected|must be|must have|must return|must hold|needs? |has between|at least|at most|once, not|available|\(see |\(traceback|: pip install|"
+    r"; |\. [A-Z]|expected|must be|must have|must return|must hold|needs? |has between|at least|at "
+    r"most|once, not|available|\(see |\(traceback|: pip install|"
     r"it has |there are |such as |, not |choose_from|not_taken|lists them|only \{"
 )
 """Words that say what to do, what was expected, or what there is."""
 PASSED_ON = {
-    "core/initscope/comparison/compare.py", "core/initscope/diagnosis/diagnose.py",  # the sentence of the file that could not be read
-    "core/initscope/theory/layers.py", "core/initscope/theory/networks.py",  # what theory knows; nothing is to be done
-    "core/initscope/config/factory_code.py", "core/initscope/config/pinning.py",  # somebody's own exception, or where their file ends being Python
-}  # fmt: skip
+    "core/initscope/comparison/compare.py",
+    "core/initscope/diagnosis/diagnose.py",  # the sentence of the file that could not be read
+    "core/initscope/theory/layers.py",
+    "core/initscope/theory/networks.py",  # what theory knows; nothing is to be done
+    "core/initscope/config/factory_code.py",
+    "core/initscope/config/pinning.py",  # somebody's own exception, or where their file ends being Python
+}
 
 
-REASONS = ("cannot {what} {one_line(self.url)}: {why}", "no report was written: {", "<told>", "<reason(error)>", "{self.name}: {problem}")
+REASONS = (
+    "cannot {what} {one_line(self.url)}: {why}",
+    "no report was written: {",
+    "<told>",
+    "<reason(error)>",
+    "{self.name}: {problem}",
+)
 """The beginning of a message whose other half is another error's, or a check's own."""
 
 
@@ -180,7 +216,10 @@ def words(node: ast.expr) -> str:
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
-        return "".join(words(value) if isinstance(value, ast.Constant) else f"{{{ast.unparse(value.value)}}}" for value in node.values)
+        return "".join(
+            words(value) if isinstance(value, ast.Constant) else f"{{{ast.unparse(value.value)}}}"
+            for value in node.values
+        )
     return f"<{ast.unparse(node)}>"
 
 
@@ -189,13 +228,28 @@ def messages() -> Iterator[tuple[str, str]]:
     names = {kind.__name__ for kind in TREE}
     for path, tree in modules():
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).rsplit(".", 1)[-1] in names and node.args:
+            if (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func).rsplit(".", 1)[-1] in names
+                and node.args
+            ):
                 yield f"{path}:{node.lineno}", words(node.args[0])
 
 
 def test_every_message_names_what_was_wrong_and_what_to_do() -> None:
     found = list(messages())
     assert len(found) > 100, "this test must see them"
-    silent = [f"{place}: {text}" for place, text in found if not ADVICE.search(text) and not text.startswith(REASONS) and place.rsplit(":", 1)[0] not in PASSED_ON]
+    silent = [
+        f"{place}: {text}"
+        for place, text in found
+        if not ADVICE.search(text)
+        and not text.startswith(REASONS)
+        and place.rsplit(":", 1)[0] not in PASSED_ON
+    ]
     assert not silent, "\n".join(silent)
-    assert [place for place, text in found if text.endswith((".", "!")) or (text[:1].isupper() and not text.startswith(("INITSCOPE", "TensorBoard", "Ray", "<")))] == []
+    assert [
+        place
+        for place, text in found
+        if text.endswith((".", "!"))
+        or (text[:1].isupper() and not text.startswith(("INITSCOPE", "TensorBoard", "Ray", "<")))
+    ] == []

@@ -10,7 +10,8 @@
             optimizer.step()
             recorder.step(loss)
 
-The names below are loaded when they are first used: importing ``initscope`` itself loads neither torch nor pandas.
+The names below are loaded when they are first used: importing ``initscope`` itself loads neither torch nor
+pandas.
 """
 
 from __future__ import annotations
@@ -36,7 +37,17 @@ _HOMES = {
     "initialize": "initscope.api",
     "runs": "initscope.api",
 }
-__all__ = ["InitScopeError", "Recorder", "Stopped", "check", "compare", "diagnose", "initialize", "probe", "runs"]
+__all__ = [
+    "InitScopeError",
+    "Recorder",
+    "Stopped",
+    "check",
+    "compare",
+    "diagnose",
+    "initialize",
+    "probe",
+    "runs",
+]
 
 
 def __getattr__(name: str) -> Any:

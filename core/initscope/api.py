@@ -1,4 +1,6 @@
-"""The functions that ``import initscope`` offers beside the Recorder: short names over the rooms that do the work."""
+"""The functions that ``import initscope`` offers beside the Recorder: short names over the rooms that do the
+work.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ RunLike = Run | str | Path
 def runs(folder: str | Path | None = None) -> Runs:
     """All runs in ``folder``: a path or an address such as ``s3://bucket/runs``; None: the default folder.
 
-        for info in initscope.runs().list():
-            print(info.run, info.status, info.outcome)
+    for info in initscope.runs().list():
+        print(info.run, info.status, info.outcome)
     """
     return Runs(folder)
 
@@ -49,22 +51,25 @@ def compare(a: RunLike | Iterable[RunLike], b: RunLike | Iterable[RunLike]) -> C
 
         initscope.compare("name=my net", "name=my net, scaled").headline
 
-    A side is one run, several, or a group such as ``"name=my net"`` or ``"init=default,sweep=ID"`` in the default
-    folder of runs. Raises ConfigError if a run is on both sides, RunNotFound if a side is empty.
+    A side is one run, several, or a group such as ``"name=my net"`` or ``"init=default,sweep=ID"`` in the
+    default folder of runs. Raises ConfigError if a run is on both sides, RunNotFound if a side is empty.
     """
     from initscope.comparison.compare import compare as compare_runs
 
     return compare_runs(_side(a), _side(b))
 
 
-def probe(model: nn.Module, batch: tuple[Any, Any], loss: Callable[[Any, Any], Any] | None = None) -> list[dict[str, Any]]:
-    """Measure each layer of ``model`` on one ``batch`` (inputs, targets), forward and backward, without training.
+def probe(
+    model: nn.Module, batch: tuple[Any, Any], loss: Callable[[Any, Any], Any] | None = None
+) -> list[dict[str, Any]]:
+    """Measure each layer of ``model`` on one ``batch`` (inputs, targets), forward and backward, without
+    training.
 
         for row in initscope.probe(model, next(iter(loader)), torch.nn.functional.cross_entropy):
             print(row["layer"], row["signal_std"], row["grad_rms"])
 
-    ``loss(outputs, targets)`` is the mean loss of the batch (default: cross entropy). Returns one row a layer in order of
-    execution; ``initscope.theory.METRICS`` says what each number is. The model is left as it was.
+    ``loss(outputs, targets)`` is the mean loss of the batch (default: cross entropy). Returns one row a layer
+    in order of execution; ``initscope.theory.METRICS`` says what each number is. The model is left as it was.
     """
     from initscope.networks.outputs import training_loss
     from initscope.theory.probe import probe as probe_model
@@ -79,20 +84,26 @@ def check(
     loss_fn: Callable[[Any, Any], Any] | None = None,
     optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
 ) -> Check:
-    """What can be known before a training: a copy of ``model`` learns one ``batch`` for a few seconds; nothing of yours is touched.
+    """What can be known before a training: a copy of ``model`` learns one ``batch`` for a few seconds;
+    nothing of yours is touched.
 
         found = initscope.check(model, next(iter(loader)), torch.nn.functional.cross_entropy, optimizer)
         print(found.headline)
 
-    ``batch`` is (inputs, targets), or a dict of keyword arguments for a model that computes its own loss. ``found.findings`` should be mended before
-    training, ``found.snippets`` has code for each. Raises ConfigError for a model that cannot be copied or a loss that is not one number.
+    ``batch`` is (inputs, targets), or a dict of keyword arguments for a model that computes its own loss.
+    ``found.findings`` should be mended before training, ``found.snippets`` has code for each. Raises
+    ConfigError for a model that cannot be copied or a loss that is not one number.
     """
     from initscope.checking.check import check as check_model
 
-    return check_model(model, batch, loss_fn, list(optimizer) if isinstance(optimizer, (list, tuple)) else optimizer)
+    return check_model(
+        model, batch, loss_fn, list(optimizer) if isinstance(optimizer, (list, tuple)) else optimizer
+    )
 
 
-def initialize(model: nn.Module, scheme: str, *, gain: float = 1.0, seed: int = 0, sample: Any = None) -> nn.Module:
+def initialize(
+    model: nn.Module, scheme: str, *, gain: float = 1.0, seed: int = 0, sample: Any = None
+) -> nn.Module:
     """Fill the weights of ``model`` in place by ``scheme`` and return it.
 
         initscope.initialize(model, "kaiming_normal")

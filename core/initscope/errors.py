@@ -1,7 +1,8 @@
 """Every error a person can meet, in one tree, each with an example of what it says.
 
-A message is one line: what was wrong, where, and what to do or what is available. The command line prints it and exits with
-``exit_status``; the dashboard shows it beside what caused it. `tests/test_errors.py` brings each one about.
+A message is one line: what was wrong, where, and what to do or what is available. The command line prints it
+and exits with ``exit_status``; the dashboard shows it beside what caused it. `tests/test_errors.py` brings
+each one about.
 """
 
 from __future__ import annotations
@@ -86,19 +87,22 @@ class QueryError(InitScopeError):
 class RecordingError(InitScopeError):
     """The two lines in somebody's loop are in the wrong order, in the wrong place, or about the wrong model.
 
-    "recorder.step() was called before the `with Recorder(...)` block began; call it inside, once after every optimizer.step()"
+    "recorder.step() was called before the `with Recorder(...)` block began; call it inside, once after every
+    optimizer.step()"
     """
 
 
 class Stopped(InitScopeError):
-    """Somebody asked the run to stop, and its loop wants to hear of it as an exception (``Recorder(..., raise_on_stop=True)``).
+    """Somebody asked the run to stop, and its loop wants to hear of it as an exception (``Recorder(...,
+    raise_on_stop=True)``).
 
     "the run was asked to stop at step 1; leave the loop, it ends as stopped"
     """
 
 
 class TheoryUnavailable(InitScopeError):
-    """Theory does not cover this network; the message says what it does not know. Shown where a prediction would stand.
+    """Theory does not cover this network; the message says what it does not know. Shown where a prediction
+    would stand.
 
     "theory needs the weights' variance in advance, and 'lsuv' sets it by what the data does"
     """
@@ -114,7 +118,8 @@ class TrainingFailed(InitScopeError):
 
 
 class FactoryFailed(InitScopeError):
-    """Code of one's own (``file.py:factory``) raised an exception; the message is ``file.py:LINE: Type: text``.
+    """Code of one's own (``file.py:factory``) raised an exception; the message is ``file.py:LINE: Type:
+    text``.
 
     "mine.py:2: ValueError: too deep"
     """

@@ -1,19 +1,22 @@
-"""What became of a training run: the definition, written down once, for our runs and for loops of somebody's own.
+"""What became of a training run: the definition, written down once, for our runs and for loops of somebody's
+own.
 
-With a validation accuracy acc over N samples of K classes (chance: the larger of 1/K and the share of the most frequent class):
+With a validation accuracy acc over N samples of K classes (chance: the larger of 1/K and the share of the
+most frequent class):
 
 - **diverged**: a training loss was NaN or infinite.
 - **undecided**: fewer than ``MIN_STEPS`` optimizer steps, or nothing to judge by.
 - **not_converged**: acc is within the noise of guessing, acc <= chance + 3 sqrt(chance (1 - chance) / N).
-- **converged**: acc closes at least a third of the way from chance to perfect, (acc - chance) / (1 - chance) >= 1/3,
-  and is beyond that noise.
+- **converged**: acc closes at least a third of the way from chance to perfect, (acc - chance) / (1 - chance)
+  >= 1/3, and is beyond that noise.
 - otherwise **undecided**: it left chance behind and has not come far; train longer to know.
 
 For ten balanced classes and 359 validation samples: at chance up to 14.8 %, converged from 40 %.
 
-Without one, a loss L over the last fifth of the run (a validation loss where there is one) is judged against the price C of the best answer
-that does not look at the input, where that is known (``price_of_guessing``), else against the first losses: **converged** if (C - L) / C is at
-least a third, **not_converged** below ``MIN_PROGRESS``, else undecided. How it was decided is kept beside it (``Basis``).
+Without one, a loss L over the last fifth of the run (a validation loss where there is one) is judged against
+the price C of the best answer that does not look at the input, where that is known (``price_of_guessing``),
+else against the first losses: **converged** if (C - L) / C is at least a third, **not_converged** below
+``MIN_PROGRESS``, else undecided. How it was decided is kept beside it (``Basis``).
 """
 
 from __future__ import annotations
@@ -49,8 +52,8 @@ def converged_floor(chance: float) -> float:
 def judge(*, loss_finite: bool, steps: int, accuracy: float | None, chance: float, samples: int) -> Outcome:
     """The outcome by the definition above.
 
-    ``accuracy`` is the last validation accuracy in 0..1 (None: none yet), over ``samples`` samples; ``steps`` the
-    optimizer steps taken.
+    ``accuracy`` is the last validation accuracy in 0..1 (None: none yet), over ``samples`` samples; ``steps``
+    the optimizer steps taken.
     """
     if not loss_finite:
         return Outcome.DIVERGED
@@ -62,23 +65,32 @@ def judge(*, loss_finite: bool, steps: int, accuracy: float | None, chance: floa
 
 
 CERTAIN_SKILL = 0.6
-"""Share of the way from chance to perfect from which convergence is certain: nearly twice what ``converged`` asks for."""
+"""Share of the way from chance to perfect from which convergence is certain: nearly twice what ``converged``
+asks for.
+"""
 CERTAIN_SIGNAL = 1e-4
-"""Signal over size of the output below which the output does not depend on the input: 1/1000 of what bfloat16 resolves."""
+"""Signal over size of the output below which the output does not depend on the input: 1/1000 of what bfloat16
+resolves.
+"""
 CERTAIN_EPOCHS = 2
 """So many epochs in a row must have ended at chance."""
 CERTAIN_SHARE = 0.5
-"""Share of the planned steps that must be done. PyTorch's default weights do escape from chance now and then, late and after a
-slow climb of the signal; one that shows nothing at half time has not been seen to (tests/benchmarks/LOG.md)."""
+"""Share of the planned steps that must be done. PyTorch's default weights do escape from chance now and then,
+late and after a slow climb of the signal; one that shows nothing at half time has not been seen to
+(tests/benchmarks/LOG.md).
+"""
 
 
-def certain(*, accuracies: list[float], steps: int, planned: int, chance: float, samples: int, relative_signal: float) -> bool:
+def certain(
+    *, accuracies: list[float], steps: int, planned: int, chance: float, samples: int, relative_signal: float
+) -> bool:
     """Whether training on would not change the outcome; for sweeps that want outcomes, not final accuracies.
 
-    ``accuracies``: validation accuracy of every epoch so far; ``steps`` of ``planned`` are done; ``relative_signal``: the last
-    layer's signal_std over the RMS of its pre-activation at the latest recorded step. Certain to have converged: the accuracy
-    has come ``CERTAIN_SKILL`` of the way. Certain not to: ``CERTAIN_SHARE`` of the run is over, ``CERTAIN_EPOCHS`` epochs in a
-    row ended at chance, and the output still does not depend on the input.
+    ``accuracies``: validation accuracy of every epoch so far; ``steps`` of ``planned`` are done;
+    ``relative_signal``: the last layer's signal_std over the RMS of its pre-activation at the latest recorded
+    step. Certain to have converged: the accuracy has come ``CERTAIN_SKILL`` of the way. Certain not to:
+    ``CERTAIN_SHARE`` of the run is over, ``CERTAIN_EPOCHS`` epochs in a row ended at chance, and the output
+    still does not depend on the input.
     """
     if not accuracies or steps < MIN_STEPS:
         return False
@@ -93,7 +105,9 @@ def certain(*, accuracies: list[float], steps: int, planned: int, chance: float,
 
 
 MIN_PROGRESS = 0.05
-"""Share of the price of guessing (or of the first loss) that must be gone before a loss has left it behind."""
+"""Share of the price of guessing (or of the first loss) that must be gone before a loss has left it
+behind.
+"""
 ASSUMED_SAMPLES = 400
 """Validation samples behind an accuracy whose number nobody told."""
 DOUBTS = 2.0
@@ -127,8 +141,10 @@ class Decision:
 
 @dataclass(frozen=True)
 class Price:
-    """The loss of the best answer that does not look at the input. ``doubt``: its relative standard error; ``classes``: K, where the targets
-    are classes; ``chance``: the largest share that the most frequent class can have; ``unjudged``: how low the loss is says nothing by itself."""
+    """The loss of the best answer that does not look at the input. ``doubt``: its relative standard error;
+    ``classes``: K, where the targets are classes; ``chance``: the largest share that the most frequent class
+    can have; ``unjudged``: how low the loss is says nothing by itself.
+    """
 
     loss: float | None = None
     doubt: float = 0.0
@@ -147,23 +163,35 @@ def decide(
 ) -> Decision:
     """The outcome of a run by what was recorded of it.
 
-    ``losses``: recorded training losses in order; ``steps``: optimizer steps taken; ``state``: ``status.json`` (its facts say what the loss
-    is); ``val_losses``, ``val_accuracies`` (0..1): one value an epoch, None or NaN where there was none.
+    ``losses``: recorded training losses in order; ``steps``: optimizer steps taken; ``state``:
+    ``status.json`` (its facts say what the loss is); ``val_losses``, ``val_accuracies`` (0..1): one value an
+    epoch, None or NaN where there was none.
     """
     y = np.asarray(losses, dtype=float)
     if len(y) and not np.isfinite(y).all():
         return Decision(Outcome.DIVERGED, Basis.TRAINING_LOSS, "the loss is no number any more")
     if steps < MIN_STEPS:
-        return Decision(Outcome.UNDECIDED, None, f"{steps} of the {MIN_STEPS} steps from which anything can be told")
+        return Decision(
+            Outcome.UNDECIDED, None, f"{steps} of the {MIN_STEPS} steps from which anything can be told"
+        )
     price = price_of_guessing(state, float(y[0]) if len(y) else math.nan)
     if (accuracy := _last(val_accuracies)) is not None and price.classes:
         known = _number(state.get("chance"))
         chance = known if known is not None else price.chance or 1 / price.classes
         samples = int(_number(state.get("validation_samples")) or ASSUMED_SAMPLES)
         found = judge(loss_finite=True, steps=steps, accuracy=accuracy, chance=chance, samples=samples)
-        return Decision(found, Basis.VALIDATION, f"validation accuracy {_percent(accuracy)}, guessing gives {_percent(chance)}")
+        return Decision(
+            found,
+            Basis.VALIDATION,
+            f"validation accuracy {_percent(accuracy)}, guessing gives {_percent(chance)}",
+        )
     if price.unjudged or not len(y):
-        return Decision(Outcome.UNDECIDED, None, "this loss says nothing by itself: call recorder.validate(accuracy=...) or recorder.validate(loss=...)")
+        return Decision(
+            Outcome.UNDECIDED,
+            None,
+            "this loss says nothing by itself: call recorder.validate(accuracy=...) or "
+            "recorder.validate(loss=...)",
+        )
     measured = _last(val_losses)
     if measured is not None and not math.isfinite(measured):
         return Decision(Outcome.NOT_CONVERGED, Basis.VALIDATION, "the validation loss is no number")
@@ -171,29 +199,54 @@ def decide(
     if price.loss is not None:
         by = Basis.VALIDATION if measured is not None else Basis.TRAINING_LOSS
         what = f"of the price of guessing ({_sig3(price.loss)})"
-        return _by_loss(late, price.loss, math.hypot(price.doubt, error / price.loss), by, what, price.classes is not None)
+        return _by_loss(
+            late, price.loss, math.hypot(price.doubt, error / price.loss), by, what, price.classes is not None
+        )
     start = _beginning(y)
     if not start > 0 or late < 0:
         return Decision(
-            Outcome.UNDECIDED, None, "nobody knows what this loss is without learning: call recorder.validate(accuracy=...), or validate(loss=...) from the start on"
+            Outcome.UNDECIDED,
+            None,
+            "nobody knows what this loss is without learning: call recorder.validate(accuracy=...), or "
+            "validate(loss=...) from the start on",
         )
-    return _by_loss(late, start, error / start, Basis.FIRST_LOSS, f"of the first loss ({_sig3(start)})", False)
+    return _by_loss(
+        late, start, error / start, Basis.FIRST_LOSS, f"of the first loss ({_sig3(start)})", False
+    )
 
 
-def _by_loss(late: float, reference: float, doubt: float, by: Basis, what: str, never_negative: bool) -> Decision:
+def _by_loss(
+    late: float, reference: float, doubt: float, by: Basis, what: str, never_negative: bool
+) -> Decision:
     """``judge`` for losses; ``doubt`` is the relative standard error of how much is gone."""
     if late < 0 and never_negative:
-        return Decision(Outcome.UNDECIDED, None, f"a cross-entropy of {_sig3(late)} cannot be: call recorder.validate(accuracy=...)")
+        return Decision(
+            Outcome.UNDECIDED,
+            None,
+            f"a cross-entropy of {_sig3(late)} cannot be: call recorder.validate(accuracy=...)",
+        )
     gone = (reference - late) / reference
-    because = f"{_percent(gone)} {what} is gone" if gone > 0 else f"the loss is {_sig3(late)}, nothing {what} is gone"
+    because = (
+        f"{_percent(gone)} {what} is gone"
+        if gone > 0
+        else f"the loss is {_sig3(late)}, nothing {what} is gone"
+    )
     if gone < MIN_PROGRESS and gone + DOUBTS * doubt < SKILL:
         return Decision(Outcome.NOT_CONVERGED, by, because)
-    return Decision(Outcome.CONVERGED if gone >= SKILL and gone >= DOUBTS * doubt else Outcome.UNDECIDED, by, because)
+    return Decision(
+        Outcome.CONVERGED if gone >= SKILL and gone >= DOUBTS * doubt else Outcome.UNDECIDED, by, because
+    )
 
 
 def settled(decision: Decision, status: str) -> Decision:
-    """The decision on a run that is in ``status``: one that was stopped or broke off has not shown that it would not have converged."""
-    if status in LIVE or status == Status.FINISHED or decision.outcome in (Outcome.CONVERGED, Outcome.DIVERGED):
+    """The decision on a run that is in ``status``: one that was stopped or broke off has not shown that it
+    would not have converged.
+    """
+    if (
+        status in LIVE
+        or status == Status.FINISHED
+        or decision.outcome in (Outcome.CONVERGED, Outcome.DIVERGED)
+    ):
         return decision
     return Decision(Outcome.UNDECIDED, None, f"it {_ENDED.get(status, 'ended')} before that could be told")
 
@@ -204,9 +257,10 @@ _ENDED = {Status.STOPPED: "was stopped", Status.FAILED: "failed", Status.CRASHED
 def price_of_guessing(state: Mapping[str, Any], first: float) -> Price:
     """What the best constant answer costs, from ``status.json`` and the ``first`` loss.
 
-    ln K of a cross-entropy over K classes, or the targets' entropy where that is clearly lower; the entropy of yes and no of a binary one; the
-    targets' variance of a mean squared error; scaled as the loss is. Known from autograd's operations above the last layer and from what the
-    loss's gradient tells of the targets, or from a first loss near ln K. None where none of that fits.
+    ln K of a cross-entropy over K classes, or the targets' entropy where that is clearly lower; the entropy
+    of yes and no of a binary one; the targets' variance of a mean squared error; scaled as the loss is. Known
+    from autograd's operations above the last layer and from what the loss's gradient tells of the targets, or
+    from a first loss near ln K. None where none of that fits.
     """
     facts = _mapping(state.get("facts"))
     loss = _mapping(facts.get("loss"))
@@ -219,7 +273,11 @@ def price_of_guessing(state: Mapping[str, Any], first: float) -> Price:
     known = constant is not None and constant > 0 and (_number(facts.get("batch_size")) or 1) >= LEAST_TARGETS
     doubt = error / constant if known and constant else 0.0
     if _has(chain, "BinaryCrossEntropy"):
-        return Price(constant, doubt) if known else Price(math.log(2) if (_number(facts.get("outputs")) or 1) == 1 else None)
+        return (
+            Price(constant, doubt)
+            if known
+            else Price(math.log(2) if (_number(facts.get("outputs")) or 1) == 1 else None)
+        )
     if _has(chain, "MseLoss"):
         return Price(constant, doubt) if known else Price()
     count = _number(loss.get("classes")) or _number(facts.get("outputs")) or _number(state.get("num_classes"))
@@ -241,10 +299,17 @@ def price_of_guessing(state: Mapping[str, Any], first: float) -> Price:
 
 
 def _from_targets(targets: Mapping[str, Any]) -> Price | None:
-    """The price as it was measured from the targets themselves; None where they are not known, or the loss is no plain one of them."""
+    """The price as it was measured from the targets themselves; None where they are not known, or the loss is
+    no plain one of them.
+    """
     price, error, samples = (_number(targets.get(name)) for name in ("price", "price_error", "samples"))
     kind = targets.get("kind")
-    if kind not in ("classes", "binary", "numbers") or price is None or error is None or (samples or 0) < LEAST_TARGETS:
+    if (
+        kind not in ("classes", "binary", "numbers")
+        or price is None
+        or error is None
+        or (samples or 0) < LEAST_TARGETS
+    ):
         return None
     scale, penalty = _number(targets.get("scale")), 0.0
     if scale is None:  # it changes: a penalty stands beside the outputs' own loss
@@ -270,8 +335,9 @@ def _from_targets(targets: Mapping[str, Any]) -> Price | None:
 
 
 def most_frequent(entropy: float, classes: int) -> float:
-    """The largest share that one of ``classes`` can have at this ``entropy`` (nats): the p of -p ln p - (1 - p) ln((1 - p) / (K - 1)) = entropy
-    above 1/K, where all others are equal (Fano)."""
+    """The largest share that one of ``classes`` can have at this ``entropy`` (nats): the p of -p ln p - (1 -
+    p) ln((1 - p) / (K - 1)) = entropy above 1/K, where all others are equal (Fano).
+    """
     low, high = 1 / classes, 1.0
     for _ in range(50):
         p = (low + high) / 2
@@ -306,7 +372,11 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) else None
+    return (
+        float(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        else None
+    )
 
 
 def _percent(share: float) -> str:

@@ -31,9 +31,19 @@ STEPS = (
 
 EPOCHS = (
     Column("epoch", "int32", "Epoch", "Completed epoch, from 0"),
-    Column("train_loss", "float64", "Training loss", "Mean over the epoch's batches, each before its update", "nats"),
-    Column("train_accuracy", "float64", "Training accuracy", "Over the epoch's samples, each before its update"),
-    Column("val_loss", "float64", "Validation loss", "Mean over the validation split, after the epoch", "nats"),
+    Column(
+        "train_loss",
+        "float64",
+        "Training loss",
+        "Mean over the epoch's batches, each before its update",
+        "nats",
+    ),
+    Column(
+        "train_accuracy", "float64", "Training accuracy", "Over the epoch's samples, each before its update"
+    ),
+    Column(
+        "val_loss", "float64", "Validation loss", "Mean over the validation split, after the epoch", "nats"
+    ),
     Column("val_accuracy", "float64", "Validation accuracy", "Over the validation split, after the epoch"),
     Column("seconds", "float64", "Time", "Training time since the run began", "s"),
 )
@@ -43,17 +53,40 @@ LAYERS = (
     Column("layer", "string", "Layer", "Name of the layer in the model"),
     Column("depth", "int32", "Depth", "Order of execution, 0 = nearest the input"),
     Column("kind", "string", "Kind", "Class of the layer, lower case"),
-    Column("grad_norm", "float32", "Gradient norm", "L2 norm of the loss gradient for the weight, before clipping"),
-    Column("grad_rms", "float32", "Gradient RMS", "Gradient norm over the square root of the weight count: comparable between layers"),
+    Column(
+        "grad_norm",
+        "float32",
+        "Gradient norm",
+        "L2 norm of the loss gradient for the weight, before clipping",
+    ),
+    Column(
+        "grad_rms",
+        "float32",
+        "Gradient RMS",
+        "Gradient norm over the square root of the weight count: comparable between layers",
+    ),
     Column("weight_norm", "float32", "Weight norm", "L2 norm of the weight before the update"),
-    Column("update_ratio", "float32", "Update ratio", "|w_after - w_before| / |w_before|; about 1e-3 is usual"),
-    Column("activation_mean", "float32", "Pre-activation mean", "Mean of the layer's output over samples and units"),
-    Column("activation_std", "float32", "Pre-activation std", "Standard deviation of the layer's output over samples and units"),
+    Column(
+        "update_ratio", "float32", "Update ratio", "|w_after - w_before| / |w_before|; about 1e-3 is usual"
+    ),
+    Column(
+        "activation_mean",
+        "float32",
+        "Pre-activation mean",
+        "Mean of the layer's output over samples and units",
+    ),
+    Column(
+        "activation_std",
+        "float32",
+        "Pre-activation std",
+        "Standard deviation of the layer's output over samples and units",
+    ),
     Column(
         "signal_std",
         "float32",
         "Signal",
-        "Standard deviation of a unit's pre-activation across the samples, root-mean-squared over units: what is left of the input",
+        "Standard deviation of a unit's pre-activation across the samples, root-mean-squared over units: "
+        "what is left of the input",
     ),
     Column(
         "activation_grad_rms",
@@ -61,7 +94,12 @@ LAYERS = (
         "Error signal",
         "RMS of the loss gradient for the layer's pre-activation: what is left of the error on its way back",
     ),
-    Column("dead_fraction", "float32", "Dead units", "Share of ReLU units that output zero for every sample of the batch"),
+    Column(
+        "dead_fraction",
+        "float32",
+        "Dead units",
+        "Share of ReLU units that output zero for every sample of the batch",
+    ),
     Column(
         "nonfinite",
         "int32",
@@ -75,15 +113,24 @@ METRICS = (
     Column("name", "string", "Metric", "The name that recorder.log() was given"),
     Column("value", "float64", "Value", "The number it was given, in units of its own"),
 )
-"""What a loop measures itself (``recorder.log({"name": value})``), one row a number: ``metrics.parquet``, which is there only if there is a
-row. ``pandas.read_parquet(...).pivot_table(index="step", columns="name", values="value")`` makes a column a name."""
+"""What a loop measures itself (``recorder.log({"name": value})``), one row a number: ``metrics.parquet``,
+which is there only if there is a row. ``pandas.read_parquet(...).pivot_table(index="step", columns="name",
+values="value")`` makes a column a name.
+"""
 
-TABLES: dict[str, tuple[Column, ...]] = {"steps": STEPS, "epochs": EPOCHS, "layers": LAYERS, "metrics": METRICS}
+TABLES: dict[str, tuple[Column, ...]] = {
+    "steps": STEPS,
+    "epochs": EPOCHS,
+    "layers": LAYERS,
+    "metrics": METRICS,
+}
 
 OPTIONAL_TABLES = frozenset({"metrics"})
 """Tables of which a run without such rows has no file."""
 
-LAYER_METRICS: tuple[str, ...] = tuple(c.name for c in LAYERS if c.name not in ("step", "layer", "depth", "kind"))
+LAYER_METRICS: tuple[str, ...] = tuple(
+    c.name for c in LAYERS if c.name not in ("step", "layer", "depth", "kind")
+)
 """Measured columns of the layers table, in file order."""
 
 MISSING = -1e30
@@ -93,7 +140,9 @@ COLUMN: dict[str, Column] = {c.name: c for table in reversed(TABLES.values()) fo
 
 
 class Status(StrEnum):
-    """Where a run is in its life. ``stopping`` and ``crashed`` are seen by readers, not written by the run itself."""
+    """Where a run is in its life. ``stopping`` and ``crashed`` are seen by readers, not written by the run
+    itself.
+    """
 
     QUEUED = "queued"
     RUNNING = "running"

@@ -19,26 +19,68 @@ st.set_page_config(page_title="InitScope", page_icon=str(ICON), layout="wide")
 
 page = st.navigation(
     [
-        st.Page(SCREENS / "home.py", title="Home", default=True,
-                help="Is it the weight initialization, and did changing it fix it? All runs and the answer so far."),
-        st.Page(SCREENS / "live.py", title="Live", url_path="live",
-                help="Loss, accuracy and every layer's gradient while runs train. Stop a run here."),
-        st.Page(SCREENS / "gradients.py", title="Gradients", url_path="gradients",
-                help="One run's layers over time as a map: where the gradient dies."),
-        st.Page(SCREENS / "compare.py", title="Compare", url_path="compare",
-                help="Two runs side by side: did the initialization fix it?"),
-        st.Page(SCREENS / "probe.py", title="Probe", url_path="probe",
-                help="One batch, no training: will this initialization train?"),
-        st.Page(SCREENS / "diagnosis.py", title="Diagnosis", url_path="diagnosis",
-                help="Why did this run not train, and what would help?"),
-        st.Page(SCREENS / "sweep.py", title="Sweep", url_path="sweep",
-                help="Initializations over seeds: was it luck?"),
-        st.Page(SCREENS / "depth.py", title="Depth", url_path="depth",
-                help="From LeNet-5 to ResNet-34: which networks need initialization?"),
-        st.Page(SCREENS / "query.py", title="Query", url_path="query",
-                help="One question over all runs, in SQL: rate by initialization, worst layer by run, slowest runs."),
-        st.Page(SCREENS / "model.py", title="Model", url_path="model",
-                help="The network layer by layer: shapes, parameters, and why three by three."),
+        st.Page(
+            SCREENS / "home.py",
+            title="Home",
+            default=True,
+            help="Is it the weight initialization, and did changing it fix it? All runs and the answer so "
+            "far.",
+        ),
+        st.Page(
+            SCREENS / "live.py",
+            title="Live",
+            url_path="live",
+            help="Loss, accuracy and every layer's gradient while runs train. Stop a run here.",
+        ),
+        st.Page(
+            SCREENS / "gradients.py",
+            title="Gradients",
+            url_path="gradients",
+            help="One run's layers over time as a map: where the gradient dies.",
+        ),
+        st.Page(
+            SCREENS / "compare.py",
+            title="Compare",
+            url_path="compare",
+            help="Two runs side by side: did the initialization fix it?",
+        ),
+        st.Page(
+            SCREENS / "probe.py",
+            title="Probe",
+            url_path="probe",
+            help="One batch, no training: will this initialization train?",
+        ),
+        st.Page(
+            SCREENS / "diagnosis.py",
+            title="Diagnosis",
+            url_path="diagnosis",
+            help="Why did this run not train, and what would help?",
+        ),
+        st.Page(
+            SCREENS / "sweep.py",
+            title="Sweep",
+            url_path="sweep",
+            help="Initializations over seeds: was it luck?",
+        ),
+        st.Page(
+            SCREENS / "depth.py",
+            title="Depth",
+            url_path="depth",
+            help="From LeNet-5 to ResNet-34: which networks need initialization?",
+        ),
+        st.Page(
+            SCREENS / "query.py",
+            title="Query",
+            url_path="query",
+            help="One question over all runs, in SQL: rate by initialization, worst layer by run, slowest "
+            "runs.",
+        ),
+        st.Page(
+            SCREENS / "model.py",
+            title="Model",
+            url_path="model",
+            help="The network layer by layer: shapes, parameters, and why three by three.",
+        ),
     ],
     position="top",
 )

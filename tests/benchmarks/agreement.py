@@ -1,9 +1,11 @@
-"""Theory against measurement: five initializations of the full-width VGG16 at two image sizes, as a Markdown table.
+"""Theory against measurement: five initializations of the full-width VGG16 at two image sizes, as a Markdown
+table.
 
     python -m tests.benchmarks.agreement            about two minutes on one core
     python -m tests.benchmarks.agreement --layers   every layer of every case as well
 
-Each cell is the factor by which prediction and measurement differ, whichever way: at the median layer, and at the worst.
+Each cell is the factor by which prediction and measurement differ, whichever way: at the median layer, and at
+the worst.
 """
 
 from __future__ import annotations
@@ -53,17 +55,25 @@ def every_layer(measured: list[dict], predicted: list[dict]) -> str:
     """Measured and predicted values of one case, as Markdown."""
     lines = ["| layer | " + " | ".join(METRICS) + " |", "|---|" + "---|" * len(METRICS)]
     for m, p in zip(measured, predicted, strict=True):
-        lines.append(f"| {m['layer']} | " + " | ".join(f"{m[key]:.2e} / {p[key]:.2e}" for key in METRICS) + " |")
+        lines.append(
+            f"| {m['layer']} | " + " | ".join(f"{m[key]:.2e} / {p[key]:.2e}" for key in METRICS) + " |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", action="store_true", help="print every layer as well (measured / predicted)")
+    parser.add_argument(
+        "--layers", action="store_true", help="print every layer as well (measured / predicted)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    cases = {(size, init): compare(init, size, batch, given.seed) for size, batch in SIZES.items() for init in INITS}
+    cases = {
+        (size, init): compare(init, size, batch, given.seed)
+        for size, batch in SIZES.items()
+        for init in INITS
+    }
     print("Factor between prediction and measurement, median / worst of 16 layers:\n")
     print(table(cases))
     if given.layers:

@@ -1,10 +1,12 @@
-"""Runs in a bucket, by the clock and by the count: how soon a stop reaches a trainer elsewhere, what a live run costs in requests, what an outage costs.
+"""Runs in a bucket, by the clock and by the count: how soon a stop reaches a trainer elsewhere, what a live
+run costs in requests, what an outage costs.
 
-    python -m tests.benchmarks.bucket                # ten stops, ten seconds of watching, an outage of ten seconds
-    python -m tests.benchmarks.bucket --stops 3
+    python -m tests.benchmarks.bucket # ten stops, ten seconds of watching, an outage of ten seconds python -m
+    tests.benchmarks.bucket --stops 3
 
-Two machines are two scratch folders here, and the store is moto's S3 server on loopback, so a request takes milliseconds; add a real store's. The
-trainer is a real one (VGG11 at a sixteenth of its width: a step takes 10 ms, an epoch a second).
+Two machines are two scratch folders here, and the store is moto's S3 server on loopback, so a request takes
+milliseconds; add a real store's. The trainer is a real one (VGG11 at a sixteenth of its width: a step takes
+10 ms, an epoch a second).
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def begun(there: Runs, here: Runs, config: Path) -> tuple[subprocess.Popen, Run]
     """A trainer on the machine that has ``here``; its run, once the other one sees it train."""
     known = set(here.ids())
     command = [sys.executable, "-m", "initscope", "train", "--config", str(config)]
-    training = subprocess.Popen(command, cwd=ROOT, env=S3.on(here), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    training = subprocess.Popen(
+        command, cwd=ROOT, env=S3.on(here), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     until(lambda: set(here.ids()) - known)
     [run_id] = set(here.ids()) - known
     until(lambda: there.info(run_id).state.get("step"))
@@ -58,12 +62,19 @@ def kinds(requests: list[str]) -> Counter[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--stops", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=10.0, help="of watching, and of the outage")
     given = parser.parse_args()
     s3 = S3()
-    os.environ |= {"AWS_ENDPOINT_URL": s3.url, "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": s3.secret, "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ |= {
+        "AWS_ENDPOINT_URL": s3.url,
+        "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
+        "AWS_SECRET_ACCESS_KEY": s3.secret,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     boto3.resource("s3").create_bucket(Bucket="lab")
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.json"
@@ -83,11 +94,16 @@ def main() -> None:
             while time.monotonic() - began < given.seconds:
                 action()
                 time.sleep(0.05)
-            return Counter({kind: round(count / given.seconds, 1) for kind, count in kinds(s3.requests).items()})
+            return Counter(
+                {kind: round(count / given.seconds, 1) for kind, count in kinds(s3.requests).items()}
+            )
 
         alone = counted(lambda: None)
         watched = counted(lambda: (there.list(), seen.revision()))
-        print(f"requests a second: a live run nobody watches {dict(alone)}; watched by another machine at 20 looks a second {dict(watched)}")
+        print(
+            f"requests a second: a live run nobody watches {dict(alone)}; watched by another machine at 20 "
+            f"looks a second {dict(watched)}"
+        )
 
         before, size = run.state()["step"], seen.count("steps")
         s3.stop()
@@ -97,7 +113,10 @@ def main() -> None:
         s3.start()
         at = run.state()["step"]
         back = until(lambda: (seen.revision(), seen.count("steps"))[1] >= at)
-        print(f"store away for {given.seconds:g} s: {during} steps trained meanwhile; all of them seen elsewhere {back:.1f} s after it was back")
+        print(
+            f"store away for {given.seconds:g} s: {during} steps trained meanwhile; all of them seen "
+            f"elsewhere {back:.1f} s after it was back"
+        )
 
         waits = []
         for _ in range(given.stops):
@@ -111,8 +130,15 @@ def main() -> None:
             seen = there.get(run.id)
         seen.request_stop()
         training.wait()
-        for what, seconds in zip(("the trainer's folder", "its last word", "seen where it was asked for"), zip(*waits, strict=True), strict=True):
-            print(f"stop, {what}: median {statistics.median(seconds):.2f} s, most {max(seconds):.2f} s of {given.stops}")
+        for what, seconds in zip(
+            ("the trainer's folder", "its last word", "seen where it was asked for"),
+            zip(*waits, strict=True),
+            strict=True,
+        ):
+            print(
+                f"stop, {what}: median {statistics.median(seconds):.2f} s, most {max(seconds):.2f} s of "
+                f"{given.stops}"
+            )
         until(lambda: not here._store.ours())
         time.sleep(download.REFRESH_SECONDS)
     s3.stop()

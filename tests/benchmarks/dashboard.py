@@ -1,14 +1,17 @@
-"""The dashboard in a real Chromium with 1,000 runs on disk: first paint, clicks, payloads, two long runs, viewers, row to pixel.
+"""The dashboard in a real Chromium with 1,000 runs on disk: first paint, clicks, payloads, two long runs,
+viewers, row to pixel.
 
     python -m tests.benchmarks.dashboard                 # all of it, about six minutes
     python -m tests.benchmarks.dashboard --only home     # or clicks, compare, live
 
-``home``: milliseconds from the navigation to the frame that shows the sentence and the rows of the table, in turns with a Streamlit page of a title and
-one chart, in a browser that has never been there and in one that has. ``clicks``: for every page the bytes of its first load (all websocket
-messages, and every HTTP answer that is no static file), its largest message, and the time from the browser's message to the last message
-of the answer when a number in the sidebar's form is changed; on Home also when a row is chosen. ``compare``: from the click on Compare to verdict and
-three maps, and to all six charts, of two runs of 100,000 steps that this server has not opened yet. ``live``: processor time of the
-server while a training is watched by nobody, one and ten, and the time from a row's file on disk to the frame that draws it.
+``home``: milliseconds from the navigation to the frame that shows the sentence and the rows of the table, in
+turns with a Streamlit page of a title and one chart, in a browser that has never been there and in one that
+has. ``clicks``: for every page the bytes of its first load (all websocket messages, and every HTTP answer
+that is no static file), its largest message, and the time from the browser's message to the last message of
+the answer when a number in the sidebar's form is changed; on Home also when a row is chosen. ``compare``:
+from the click on Compare to verdict and three maps, and to all six charts, of two runs of 100,000 steps that
+this server has not opened yet. ``live``: processor time of the server while a training is watched by nobody,
+one and ten, and the time from a row's file on disk to the frame that draws it.
 """
 
 from __future__ import annotations
@@ -50,7 +53,10 @@ LONG = 100_000
 """Steps of the two runs that are compared."""
 WATCHED_SECONDS = 15
 """So long processor time is counted."""
-ROW_CHARTS = "() => [...document.querySelectorAll('.js-plotly-plot')].some((p) => p.data?.some((t) => t.meta?.table === 'steps' && t.x.length > 5))"
+ROW_CHARTS = (
+    "() => [...document.querySelectorAll('.js-plotly-plot')].some((p) => p.data?.some((t) => t.meta?.table "
+    "=== 'steps' && t.x.length > 5))"
+)
 WATCH_ROWS = """
 () => {
   const charts = () => [...document.querySelectorAll(".js-plotly-plot")].filter((p) => p.data?.some((t) => t.meta?.table === "steps"))
@@ -66,7 +72,7 @@ WATCH_ROWS = """
   }
   requestAnimationFrame(look)
 }
-"""
+"""  # noqa: E501
 """Notes when a frame has shown which last step of the first chart."""
 
 
@@ -86,7 +92,9 @@ def home(browser: Browser, ours: Server, empty: Server, rounds: int) -> None:
                     rest(page)
                     if i:
                         times[name].append(taken)
-    print("| first useful paint, ms | p50 | p99 | ratio to the empty page, median of turns |\n|---|---|---|---|")
+    print(
+        "| first useful paint, ms | p50 | p99 | ratio to the empty page, median of turns |\n|---|---|---|---|"
+    )
     for words, times in (("a browser that has never been there", new), ("one that has", again)):
         ratio = statistics.median(a / b for a, b in zip(times["Home"], times["empty"], strict=True))
         print(f"| empty page with one chart, {words} | {spread(times['empty'])} | 1 |")
@@ -98,7 +106,10 @@ def home(browser: Browser, ours: Server, empty: Server, rounds: int) -> None:
 
 def clicks(browser: Browser, server: Server, rounds: int) -> None:
     """Bytes of each page's first load, and what a change in the sidebar's form costs there."""
-    print("\n| page | first load, kB | largest message, kB | answer to a click, ms, p50 | p99 | server's processor time, ms, p50 | p99 | its kB |\n|---|---|---|---|---|---|---|---|")
+    print(
+        "\n| page | first load, kB | largest message, kB | answer to a click, ms, p50 | p99 | server's "
+        "processor time, ms, p50 | p99 | its kB |\n|---|---|---|---|---|---|---|---|"
+    )
     process = psutil.Process(server.process.pid)
     for path in PAGES:
         with tab(browser) as page:
@@ -109,19 +120,33 @@ def clicks(browser: Browser, server: Server, rounds: int) -> None:
             rest(page)
             came = [size for _, size in page.evaluate("() => stopwatch.came")]
             cells = _answers(page, process, lambda i, page=page: _type_epochs(page, 6 + i % 2), rounds)
-            print(f"| {path} | {(sum(came) + sum(answers)) / 1e3:.0f} | {max(came) / 1e3:.0f} | {cells} |", flush=True)
+            print(
+                f"| {path} | {(sum(came) + sum(answers)) / 1e3:.0f} | {max(came) / 1e3:.0f} | {cells} |",
+                flush=True,
+            )
     with tab(browser, useful=["table", None]) as page:
         page.goto(server.url)
         painted(page, "useful")
         sheet = page.locator("[data-testid=stDataFrame] canvas").first
-        cells = _answers(page, process, lambda i: sheet.click(position={"x": 18, "y": 52 + 35 * (i % 8)}, force=True), rounds)
+        cells = _answers(
+            page,
+            process,
+            lambda i: sheet.click(position={"x": 18, "y": 52 + 35 * (i % 8)}, force=True),
+            rounds,
+        )
         print(f"| / (a row is chosen) | | | {cells} |", flush=True)
 
 
 def _dynamic(response: Response) -> int:
-    """Bytes of an answer that the browser cannot keep; 0 for static files, and for a stream, whose rows are no first load."""
+    """Bytes of an answer that the browser cannot keep; 0 for static files, and for a stream, whose rows are
+    no first load.
+    """
     path = urlsplit(response.url).path
-    if path.startswith(STATIC) or path == "/api/stream" or response.request.resource_type in ("document", "websocket"):
+    if (
+        path.startswith(STATIC)
+        or path == "/api/stream"
+        or response.request.resource_type in ("document", "websocket")
+    ):
         return 0
     return len(response.body())
 
@@ -133,7 +158,9 @@ def _type_epochs(page: Page, value: int) -> None:
 
 
 def _answers(page: Page, process: psutil.Process, act: Callable[[int], None], rounds: int) -> str:
-    """Cells of the table: milliseconds and processor time of the answers, the first one aside, and the bytes of the largest."""
+    """Cells of the table: milliseconds and processor time of the answers, the first one aside, and the bytes
+    of the largest.
+    """
     taken, worked, sizes = [], [], []
     for i in range(rounds + 1):
         before = _worked(process)
@@ -167,7 +194,10 @@ def compare(browser: Browser, folder: Path, rounds: int) -> None:
                 want(page, maps=["maps", 3], charts=["charts", 6])
                 page.evaluate("() => { stopwatch.came.length = 0 }")
                 link = page.get_by_role("link", name="Compare").first
-                link.evaluate("(link) => link.addEventListener('click', () => (stopwatch.clicked = performance.now()), { capture: true, once: true })")
+                link.evaluate(
+                    "(link) => link.addEventListener('click', () => (stopwatch.clicked = "
+                    "performance.now()), { capture: true, once: true })"
+                )
                 link.click()
                 shown, all_six = painted(page, "maps"), painted(page, "charts")
                 clicked = page.evaluate("() => stopwatch.clicked")
@@ -181,7 +211,11 @@ def compare(browser: Browser, folder: Path, rounds: int) -> None:
     print(f"\n| Compare of two runs of {LONG:,} steps, ms after the click | p50 | p99 |\n|---|---|---|")
     print(f"| verdict and three maps, never opened before | {spread(verdict)} |")
     print(f"| all six charts, never opened before | {spread(everything)} |")
-    print(f"| verdict and three maps, the second time | {spread(again)} |\n\n{max(kilobytes):.0f} kB came over the websocket.", flush=True)
+    print(
+        f"| verdict and three maps, the second time | {spread(again)} |\n\n{max(kilobytes):.0f} kB came "
+        "over the websocket.",
+        flush=True,
+    )
 
 
 # -- watching a training
@@ -189,7 +223,9 @@ def compare(browser: Browser, folder: Path, rounds: int) -> None:
 
 def live(browser: Browser, server: Server, seconds: float) -> None:
     """Processor time of the server by viewers, and row to pixel, over a real training."""
-    [run] = launcher.submit(Runs(server.runs), [run_config.quick().replace(init="kaiming_normal", epochs=500)])
+    [run] = launcher.submit(
+        Runs(server.runs), [run_config.quick().replace(init="kaiming_normal", epochs=500)]
+    )
     process = psutil.Process(server.process.pid)
     try:
         _until(lambda: run.state().get("step", 0) > 20)
@@ -296,7 +332,9 @@ def main(only: str | None, rounds: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", choices=["home", "clicks", "compare", "live"])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=60, help="of training watched for row to pixel")

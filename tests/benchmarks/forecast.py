@@ -1,11 +1,13 @@
-"""The forecast against what happened: short trainings over initialization x gain x depth x width x optimizer x seed.
+"""The forecast against what happened: short trainings over initialization x gain x depth x width x optimizer
+x seed.
 
-    python -m tests.benchmarks.forecast             train what is missing in forecast.csv (resumable), then score
-    python -m tests.benchmarks.forecast --score     score only
+    python -m tests.benchmarks.forecast train what is missing in forecast.csv (resumable), then score python
+    -m tests.benchmarks.forecast --score score only
 
-Each cell trains a small VGG on digits at 32x32 for at most eight epochs (184 steps, one thread, 2 to 10 s). The thresholds of
-``initscope.theory.forecast`` were chosen on the cells whose hashed name is even. The form of the rules was found looking at all cells of the
-grid, so the matrix that counts most is that of the fresh cells, which nobody had seen.
+Each cell trains a small VGG on digits at 32x32 for at most eight epochs (184 steps, one thread, 2 to 10 s).
+The thresholds of ``initscope.theory.forecast`` were chosen on the cells whose hashed name is even. The form
+of the rules was found looking at all cells of the grid, so the matrix that counts most is that of the fresh
+cells, which nobody had seen.
 """
 
 from __future__ import annotations
@@ -36,8 +38,9 @@ from initscope.training.optimizers import build_optimizer
 RESULTS = Path(__file__).with_suffix(".csv")
 SEED = 20261123
 FIRST, ALL, FRESH = 123, 300, 80
-"""Of the cells on the grid the first keep each optimizer's usual learning rate, the others vary it. The fresh cells are off the
-grid (any gain, any learning rate) and were trained after rules and thresholds were final."""
+"""Of the cells on the grid the first keep each optimizer's usual learning rate, the others vary it. The fresh
+cells are off the grid (any gain, any learning rate) and were trained after rules and thresholds were final.
+"""
 AXES = {
     "init": ("default", "kaiming_normal", "xavier_normal", "tutorial", "normal_0.01", "orthogonal"),
     "gain": (0.35, 0.5, 0.71, 0.84, 1.0, 1.0, 1.0, 1.19, 1.41, 2.0, 2.83, 4.0),
@@ -90,7 +93,9 @@ GROUPS = ("thresholds chosen on these", "held out", "fresh")
 
 
 def group_of(cell: dict, fresh: set[str]) -> str:
-    """Which of GROUPS the cell is in; ``fresh``: the names of the fresh cells. All seeds of a setting fall on one side."""
+    """Which of GROUPS the cell is in; ``fresh``: the names of the fresh cells. All seeds of a setting fall on
+    one side.
+    """
     if name_of(cell) in fresh:
         return GROUPS[2]
     name = name_of(cell, tuple(key for key in KEYS if key != "init_seed"))
@@ -110,7 +115,9 @@ def run_cell(cell: dict) -> dict:
 
 
 def train(config: RunConfig) -> dict:
-    """The trainer's loop without its records: outcome by ``initscope.outcome``, ending early at certain convergence or a bad loss."""
+    """The trainer's loop without its records: outcome by ``initscope.outcome``, ending early at certain
+    convergence or a bad loss.
+    """
     loaded = loading.load(config)
     model = networks.build(config, in_channels=loaded.channels, num_classes=loaded.classes)
     model.to(memory_format=torch.channels_last).train()
@@ -132,9 +139,19 @@ def train(config: RunConfig) -> dict:
         if steps >= 50 and accuracy >= loaded.chance + CERTAIN_SKILL * (1 - loaded.chance):
             break
     outcome = judge(
-        loss_finite=math.isfinite(loss), steps=steps, accuracy=accuracy, chance=loaded.chance, samples=len(loaded.validation)
+        loss_finite=math.isfinite(loss),
+        steps=steps,
+        accuracy=accuracy,
+        chance=loaded.chance,
+        samples=len(loaded.validation),
     )
-    return {"outcome": str(outcome), "accuracy": accuracy, "best_accuracy": best, "loss": loss, "steps": steps}
+    return {
+        "outcome": str(outcome),
+        "accuracy": accuracy,
+        "best_accuracy": best,
+        "loss": loss,
+        "steps": steps,
+    }
 
 
 def read(path: Path) -> list[dict]:
@@ -167,21 +184,32 @@ def collect(path: Path, processes: int) -> None:
         for i, row in enumerate(run(run_cell, missing), start=1):
             writer.writerow(row)
             file.flush()
-            print(f"{i}/{len(missing)} {name_of(row)}: {row['outcome']} {row['accuracy']} in {row['seconds']} s", flush=True)
+            print(
+                f"{i}/{len(missing)} {name_of(row)}: {row['outcome']} {row['accuracy']} in {row['seconds']} "
+                "s",
+                flush=True,
+            )
 
 
 OUTCOMES = ("converged", "not_converged", "diverged")
 
 
 def forecasts(rows: list[dict]) -> list[tuple[dict, dict]]:
-    """For each row of the results, the forecast from the measurement and the one from theory. Minutes for hundreds of rows."""
+    """For each row of the results, the forecast from the measurement and the one from theory. Minutes for
+    hundreds of rows.
+    """
     torch.set_num_threads(1)
     images, labels, classes = first_batch(config_of(rows[0]))
     result = []
     for row in rows:
         config = config_of(row)
         model = networks.build(config, in_channels=images.shape[1], num_classes=classes)
-        result.append((forecast(probe(model, images, labels), config), forecast(predict(model, config, images, labels), config)))
+        result.append(
+            (
+                forecast(probe(model, images, labels), config),
+                forecast(predict(model, config, images, labels), config),
+            )
+        )
     return result
 
 
@@ -190,7 +218,9 @@ def score(rows: list[dict], said: list[dict]) -> str:
     counts = Counter((row["outcome"], words["outcome"]) for row, words in zip(rows, said, strict=True))
     lines = ["| happened \\ forecast | " + " | ".join(OUTCOMES) + " |", "|---|" + "---|" * len(OUTCOMES)]
     for happened in (*OUTCOMES, "undecided"):
-        lines.append(f"| {happened} | " + " | ".join(str(counts[happened, outcome]) for outcome in OUTCOMES) + " |")
+        lines.append(
+            f"| {happened} | " + " | ".join(str(counts[happened, outcome]) for outcome in OUTCOMES) + " |"
+        )
     decided = sum(n for (happened, _), n in counts.items() if happened in OUTCOMES)
     right = sum(n for (happened, outcome), n in counts.items() if happened == outcome)
     lines += ["", f"{right} of {decided} decided runs right ({right / max(decided, 1):.1%}); misses:"]
@@ -198,7 +228,8 @@ def score(rows: list[dict], said: list[dict]) -> str:
         if row["outcome"] in OUTCOMES and words["outcome"] != row["outcome"]:
             best = f"{row['best_accuracy']:.2f}"
             lines.append(
-                f"- {name_of(row)}: {row['outcome']} (best accuracy {best}), forecast {words['outcome']}: {words['reason']}"
+                f"- {name_of(row)}: {row['outcome']} (best accuracy {best}), forecast {words['outcome']}: "
+                f"{words['reason']}"
             )
     return "\n".join(lines)
 

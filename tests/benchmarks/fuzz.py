@@ -1,4 +1,5 @@
-"""10,000 run folders damaged at random: does every reader say what is wrong with that run, and does the list stand?
+"""10,000 run folders damaged at random: does every reader say what is wrong with that run, and does the list
+stand?
 
     python -m tests.benchmarks.fuzz [--count 10000] [--pages 300] [--seed 0]
 
@@ -33,8 +34,15 @@ async def look(server: Server, count: int, seed: int) -> list[str]:
             done[run.id] = mutate(run.path, chance)
             made += [run.id] if run.id in runs.ids() else []
         async with Visitor(server.port) as visitor:
-            for page, query in [("", {}), ("live", {"run": made}), ("sweep", {"sweep": "a sweep"}), ("depth", {"sweep": "a sweep"})] + [
-                (page, {"run": run, "a": run, "b": good.id}) for run in made for page in ("gradients", "compare", "diagnosis")
+            for page, query in [
+                ("", {}),
+                ("live", {"run": made}),
+                ("sweep", {"sweep": "a sweep"}),
+                ("depth", {"sweep": "a sweep"}),
+            ] + [
+                (page, {"run": run, "a": run, "b": good.id})
+                for run in made
+                for page in ("gradients", "compare", "diagnosis")
             ]:
                 await visitor.open(page, **query)
                 if visitor.failures:
@@ -42,7 +50,9 @@ async def look(server: Server, count: int, seed: int) -> list[str]:
                     wrong.append(f"{page}: {told}: {visitor.failures}")
                     visitor.failures.clear()
         for run in made:
-            runs.get(run).delete() if runs.info(run).status == "unreadable" or not runs.info(run).live else None
+            runs.get(run).delete() if runs.info(run).status == "unreadable" or not runs.info(
+                run
+            ).live else None
     return wrong
 
 

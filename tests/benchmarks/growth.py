@@ -1,10 +1,11 @@
 """How cost grows with layers and steps: recording, files, and the map of one metric on a page.
 
-    python -m tests.benchmarks.growth                     # 16, 100, 500 layers x 1e3, 1e5, 1e6 steps, as far as --most rows go
-    python -m tests.benchmarks.growth --plot FILE.html    # the same as a picture
+    python -m tests.benchmarks.growth # 16, 100, 500 layers x 1e3, 1e5, 1e6 steps, as far as --most rows go
+    python -m tests.benchmarks.growth --plot FILE.html # the same as a picture
 
-A row is a layer at a step. Overhead: a network of so many small linear layers, one thread, with and without the recorder in turns. The map is
-what the Gradients page reads and reduces before it draws, in a process of its own. All times are of the processor.
+A row is a layer at a step. Overhead: a network of so many small linear layers, one thread, with and without
+the recorder in turns. The map is what the Gradients page reads and reduces before it draws, in a process of
+its own. All times are of the processor.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def training(layers: int, folder: str | None) -> Iterator[None]:
 
 
 def overhead(layers: int) -> tuple[float, float]:
-    """(milliseconds a plain step, milliseconds that recording adds), in processor time: the medians over turns."""
+    """(milliseconds a plain step, milliseconds that recording adds), in processor time: the medians over
+    turns.
+    """
     with tempfile.TemporaryDirectory() as folder:
         loops = training(layers, None), training(layers, folder)
         taken: tuple[list[float], list[float]] = [], []
@@ -96,16 +99,38 @@ def cell(layers: int, steps: int) -> Cell:
 def plot(cells: list[Cell], added: dict[int, float], file: Path) -> None:
     from plotly.subplots import make_subplots
 
-    figure = make_subplots(1, 3, subplot_titles=("Recording: ms added to a step", "Files: MB", "Map of one metric: s"), horizontal_spacing=0.08)
-    figure.add_scatter(x=list(added), y=list(added.values()), mode="lines+markers", name="layers", showlegend=False, row=1, col=1)
+    figure = make_subplots(
+        1,
+        3,
+        subplot_titles=("Recording: ms added to a step", "Files: MB", "Map of one metric: s"),
+        horizontal_spacing=0.08,
+    )
+    figure.add_scatter(
+        x=list(added),
+        y=list(added.values()),
+        mode="lines+markers",
+        name="layers",
+        showlegend=False,
+        row=1,
+        col=1,
+    )
     for layers, colour in zip(LAYERS, ("#0072B2", "#E69F00", "#009E73"), strict=True):
         mine = [c for c in cells if c.layers == layers]
         for column, values in ((2, [c.megabytes for c in mine]), (3, [c.map_seconds for c in mine])):
             figure.add_scatter(
-                x=[c.steps for c in mine], y=values, mode="lines+markers", name=f"{layers} layers", line_color=colour, showlegend=column == 2, row=1, col=column
+                x=[c.steps for c in mine],
+                y=values,
+                mode="lines+markers",
+                name=f"{layers} layers",
+                line_color=colour,
+                showlegend=column == 2,
+                row=1,
+                col=column,
             )
     figure.update_xaxes(type="log", dtick=1, title="steps").update_xaxes(title="layers", row=1, col=1)
-    figure.update_yaxes(type="log", dtick=1).update_layout(template="simple_white", width=1100, height=360, margin={"t": 40, "b": 50, "l": 50, "r": 20})
+    figure.update_yaxes(type="log", dtick=1).update_layout(
+        template="simple_white", width=1100, height=360, margin={"t": 40, "b": 50, "l": 50, "r": 20}
+    )
     figure.write_html(file)
 
 
@@ -115,21 +140,34 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="an HTML file")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{WIDTH} wide linear layers, batch {BATCH}, one thread, every step; load {os.getloadavg()[0]:.1f}\n")
+    print(
+        f"{WIDTH} wide linear layers, batch {BATCH}, one thread, every step; load {os.getloadavg()[0]:.1f}\n"
+    )
     print("| layers | plain step | recording adds | a layer |\n|---|---|---|---|")
     added = {}
     for layers in LAYERS:
         plain, added[layers] = overhead(layers)
-        print(f"| {layers} | {plain:.2f} ms | {added[layers]:.2f} ms | {1e3 * added[layers] / layers:.0f} us |", flush=True)
-    print("\n| layers | steps | write | files | map of one metric | its process's memory |\n|---|---|---|---|---|---|")
+        print(
+            f"| {layers} | {plain:.2f} ms | {added[layers]:.2f} ms | {1e3 * added[layers] / layers:.0f} us |",
+            flush=True,
+        )
+    print(
+        "\n| layers | steps | write | files | map of one metric | its process's memory "
+        "|\n|---|---|---|---|---|---|"
+    )
     cells = []
     for layers in LAYERS:
         for steps in STEPS:
             if layers * steps > given.most:
-                print(f"| {layers} | {steps} | left out: {layers * steps:.0e} rows are more than --most | | | |")
+                print(
+                    f"| {layers} | {steps} | left out: {layers * steps:.0e} rows are more than --most | | | |"
+                )
                 continue
             cells.append(found := cell(layers, steps))
-            shown = f"{found.write_us:.0f} us/step | {found.megabytes:.1f} MB | {found.map_seconds:.2f} s | {found.map_megabytes:.0f} MB"
+            shown = (
+                f"{found.write_us:.0f} us/step | {found.megabytes:.1f} MB | {found.map_seconds:.2f} s | "
+                f"{found.map_megabytes:.0f} MB"
+            )
             print(f"| {layers} | {steps} | {shown} |", flush=True)
     if given.plot:
         plot(cells, added, given.plot)

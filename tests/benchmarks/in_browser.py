@@ -55,7 +55,7 @@ STOPWATCH = """
   }
   requestAnimationFrame(look)
 })()
-"""
+"""  # noqa: E501
 """Runs before any script of a page. Times are milliseconds since the navigation began."""
 
 
@@ -71,7 +71,9 @@ def chromium() -> Iterator[Browser]:
 
 @contextlib.contextmanager
 def tab(browser: Browser, **wanted: Any) -> Iterator[Page]:
-    """A tab of a browser that has never been here, 1280 x 900, whose stopwatch waits for what is ``wanted``: {name: [what, argument]}."""
+    """A tab of a browser that has never been here, 1280 x 900, whose stopwatch waits for what is ``wanted``:
+    {name: [what, argument]}.
+    """
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     page.set_default_timeout(300_000)
@@ -90,7 +92,8 @@ def prepare(page: Page, **wanted: Any) -> None:
 def want(page: Page, **wanted: Any) -> None:
     """Ask the stopwatch of the open document for something more."""
     page.evaluate(
-        "(wanted) => { for (const name of Object.keys(wanted)) delete stopwatch.painted[name]; Object.assign(stopwatch.wanted, wanted) }",
+        "(wanted) => { for (const name of Object.keys(wanted)) delete stopwatch.painted[name]; "
+        "Object.assign(stopwatch.wanted, wanted) }",
         {name: list(what) for name, what in wanted.items()},
     )
 
@@ -107,13 +110,19 @@ def painted(page: Page, name: str, seconds: float = 300) -> float:
 def rest(page: Page, quiet: int = 700) -> None:
     """Wait until the script has run and nothing has come for so many milliseconds."""
     page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
-    while page.evaluate("(quiet) => performance.now() - Math.max(0, ...[...stopwatch.came, ...stopwatch.sent].map(([at]) => at)) < quiet", quiet):
+    while page.evaluate(
+        "(quiet) => performance.now() - Math.max(0, ...[...stopwatch.came, ...stopwatch.sent].map(([at]) => "
+        "at)) < quiet",
+        quiet,
+    ):
         page.wait_for_timeout(50)
     page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
 
 
 def answered(page: Page, act: Any) -> tuple[float, int, int]:
-    """(milliseconds from the first message that ``act`` sends to the last one that comes back, bytes that came, largest message)."""
+    """(milliseconds from the first message that ``act`` sends to the last one that comes back, bytes that
+    came, largest message).
+    """
     rest(page)
     page.evaluate("() => { stopwatch.sent.length = stopwatch.came.length = 0 }")
     act()
@@ -125,5 +134,9 @@ def answered(page: Page, act: Any) -> tuple[float, int, int]:
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
-    """Median and 99th percentile (the largest, while there are fewer than a hundred) as two cells of a table."""
-    return f"{np.percentile(values, 50):,.{digits}f} | {np.percentile(values, 99, method='higher'):,.{digits}f}"
+    """Median and 99th percentile (the largest, while there are fewer than a hundred) as two cells of a
+    table.
+    """
+    return (
+        f"{np.percentile(values, 50):,.{digits}f} | {np.percentile(values, 99, method='higher'):,.{digits}f}"
+    )

@@ -1,9 +1,10 @@
-"""Trainings killed with SIGKILL at random moments and in the middle of every kind of write, resumed until they finish.
+"""Trainings killed with SIGKILL at random moments and in the middle of every kind of write, resumed until
+they finish.
 
     python -m tests.benchmarks.kill [--kills 200] [--seed 0]
 
-Prints how many kills of each kind there were, the most that was lost, how soon `crashed` was shown, and whether every
-run ended on the curve of an undisturbed one, to the bit.
+Prints how many kills of each kind there were, the most that was lost, how soon `crashed` was shown, and
+whether every run ended on the curve of an undisturbed one, to the bit.
 """
 
 from __future__ import annotations
@@ -32,7 +33,16 @@ def main() -> None:
     load_training()
     with tempfile.TemporaryDirectory() as folder:
         runs, notes = Runs(Path(folder) / "runs"), Path(folder) / "notes"
-        config = RunConfig(model="vgg11", width=0.0625, image_size=32, train_samples=480, batch_size=16, epochs=5, threads=1, dropout=0.3)
+        config = RunConfig(
+            model="vgg11",
+            width=0.0625,
+            image_size=32,
+            train_samples=480,
+            batch_size=16,
+            epochs=5,
+            threads=1,
+            dropout=0.3,
+        )
 
         def finish(run) -> None:
             assert os.waitpid(start(run, notes), 0)[1] == 0, run.info()
@@ -46,11 +56,15 @@ def main() -> None:
                 pid = start(run, notes)
                 at = chance.choice(["", "", *MOMENTS])
                 # At a moment of a kind, but not always its first one: after a while of its own.
-                happened = kill(run, pid, notes, **({"at": at, "after": 12.0} if at else {"after": chance.uniform(0, 4)}))
+                happened = kill(
+                    run, pid, notes, **({"at": at, "after": 12.0} if at else {"after": chance.uniform(0, 4)})
+                )
                 if happened is None:
                     break
                 kills.append(happened)
-                if len(runs.list()) != runs_made + 1 or any(info.error and info.status == "unreadable" for info in runs.list()):
+                if len(runs.list()) != runs_made + 1 or any(
+                    info.error and info.status == "unreadable" for info in runs.list()
+                ):
                     wrong += 1
             if run.state()["status"] != "finished":
                 finish(run)
@@ -61,7 +75,10 @@ def main() -> None:
     print(dict(kinds))
     lost = sorted(k.lost_seconds for k in kills)
     seen = sorted(k.seen_seconds for k in kills)
-    print(f"rows lost: median {lost[len(lost) // 2]:.2f} s, most {lost[-1]:.2f} s; crashed shown after {seen[-1]:.2f} s at most")
+    print(
+        f"rows lost: median {lost[len(lost) // 2]:.2f} s, most {lost[-1]:.2f} s; crashed shown after "
+        f"{seen[-1]:.2f} s at most"
+    )
     print(f"{runs_made} runs resumed to their end, {wrong} differ from the undisturbed run")
 
 

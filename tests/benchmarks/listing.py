@@ -1,12 +1,13 @@
-"""Listing runs with final loss and accuracy: from nothing, from the index in a new process, and again in the same process.
+"""Listing runs with final loss and accuracy: from nothing, from the index in a new process, and again in the
+same process.
 
-    python -m tests.benchmarks.listing                        # 200, 1,000 and 10,000 runs; one changed and one added between looks
-    python -m tests.benchmarks.listing --runs 1000
-    python -m tests.benchmarks.listing --keep FOLDER          # leaves the runs there, to look at with the dashboard
-    python -m tests.benchmarks.listing --there FOLDER         # the runs that are there, such as those of tests.benchmarks.many_runs; also filtered and asked in SQL
+    python -m tests.benchmarks.listing # 200, 1,000 and 10,000 runs; one changed and one added between looks
+    python -m tests.benchmarks.listing --runs 1000 python -m tests.benchmarks.listing --keep FOLDER # leaves
+    the runs there, to look at with the dashboard python -m tests.benchmarks.listing --there FOLDER # the runs
+    that are there, such as those of tests.benchmarks.many_runs; also filtered and asked in SQL
 
-The runs are copies of one that was really trained (its rows too), each with a config and numbers of its own, so that a list
-has to read what it would have to read.
+The runs are copies of one that was really trained (its rows too), each with a config and numbers of its own,
+so that a list has to read what it would have to read.
 """
 
 from __future__ import annotations
@@ -54,7 +55,12 @@ def fill(root: Path, like: Run, count: int) -> None:
         own = {"init": init, "init_seed": seed, "sweep": f"sweep-{number // 300}"}
         write_json(folder / "config.json", {**settings, "config": {**settings["config"], **own}})
         outcome = "converged" if loss < 1 else "not_converged"
-        ended = {"loss": loss, "accuracy": 1 - loss / 2.5, "outcome": outcome, "created": 1767225600.0 + number}
+        ended = {
+            "loss": loss,
+            "accuracy": 1 - loss / 2.5,
+            "outcome": outcome,
+            "created": 1767225600.0 + number,
+        }
         write_json(folder / "status.json", {**state, **ended})
         for table in tables:
             os.link(table, folder / table.name)
@@ -81,27 +87,53 @@ def measure(root: Path) -> list[str]:
     changed, seen = timed(same.list)
     assert next(info for info in seen if info.run == victim).loss == 7.0, "a change was not seen"  # type: ignore[union-attr]
     command = [sys.executable, "-m", "initscope", "runs", "--runs", str(root), "--json"]
-    cli = statistics.median(timed(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True))[0] for _ in range(3))
+    cli = statistics.median(
+        timed(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True))[0] for _ in range(3)
+    )
     size = (root / NAME).stat().st_size / 1e6
-    return [f"{len(first):,}", f"{warm:.1f}", f"{changed:.1f}", f"{fresh:.1f}", f"{rebuilt:.0f}", f"{cli:.0f}", f"{size:.1f}"]  # type: ignore[arg-type]
+    return [
+        f"{len(first):,}",
+        f"{warm:.1f}",
+        f"{changed:.1f}",
+        f"{fresh:.1f}",
+        f"{rebuilt:.0f}",
+        f"{cli:.0f}",
+        f"{size:.1f}",
+    ]  # type: ignore[arg-type]
 
 
 def asked(root: Path) -> None:
     """Filtering, and the three recipes over all rows, in a process that has the list already. Seconds."""
     runs = Runs(root)
     runs.list()
-    filtered = statistics.median(timed(lambda: runs.select("init=kaiming_normal,learning_rate=0.001"))[0] for _ in range(ROUNDS)) / 1e3
-    told = [f"{name} {statistics.median(timed(lambda name=name: query(runs, name))[0] for _ in range(3)) / 1e3:.2f}" for name in RECIPES]
+    filtered = (
+        statistics.median(
+            timed(lambda: runs.select("init=kaiming_normal,learning_rate=0.001"))[0] for _ in range(ROUNDS)
+        )
+        / 1e3
+    )
+    told = [
+        f"{name} "
+        f"{statistics.median(timed(lambda name=name: query(runs, name))[0] for _ in range(3)) / 1e3:.2f}"
+        for name in RECIPES
+    ]
     print(f"\nfiltered by two fields {filtered:.2f} s; recipes, s: {', '.join(told)}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, nargs="*", default=[200, 1000, 10_000])
     parser.add_argument("--keep", type=Path, help="leave the runs in this folder")
-    parser.add_argument("--there", type=Path, help="measure the runs of this folder, which stay as they are but one")
+    parser.add_argument(
+        "--there", type=Path, help="measure the runs of this folder, which stay as they are but one"
+    )
     given = parser.parse_args()
-    header = "| runs | warm, ms | after a change | index read anew | index built | `core runs --json` | index, MB |\n|---|---|---|---|---|---|---|"
+    header = (
+        "| runs | warm, ms | after a change | index read anew | index built | `core runs --json` | index, "
+        "MB |\n|---|---|---|---|---|---|---|"
+    )
     if given.there:
         print(header)
         print("| " + " | ".join(measure(given.there)) + " |", flush=True)

@@ -1,8 +1,11 @@
-"""Predicted against measured moments of real networks: ``python -m tests.benchmarks.moments --networks resnet18 vit --inits default kaiming``.
+"""Predicted against measured moments of real networks: ``python -m tests.benchmarks.moments --networks
+resnet18 vit --inits default kaiming``.
 
-For every layer that is called once, ``predict`` is compared with one forward and backward pass of the same weights, for activation_rms,
-signal_std, correlation (the angle's 1 - correlation, where it is above 1e-3), activation_grad_rms and grad_rms. The table has for each metric the factor by which prediction and
-measurement differ at the median layer and at the worst one, the share of measurements inside the 95 % band, and the seconds.
+For every layer that is called once, ``predict`` is compared with one forward and backward pass of the same
+weights, for activation_rms, signal_std, correlation (the angle's 1 - correlation, where it is above 1e-3),
+activation_grad_rms and grad_rms. The table has for each metric the factor by which prediction and measurement
+differ at the median layer and at the worst one, the share of measurements inside the 95 % band, and the
+seconds.
 """
 
 from __future__ import annotations
@@ -27,10 +30,16 @@ DRAWS = 3
 
 
 def images(batch: int = 8, size: int = SIZE) -> Tensor:
-    """Smooth random pictures with some noise: like photographs, neighbouring pixels are alike and samples differ."""
+    """Smooth random pictures with some noise: like photographs, neighbouring pixels are alike and samples
+    differ.
+    """
     low = torch.randn(batch, 3, 6, 6)
     gray = nn.functional.interpolate(torch.randn(batch, 1, 12, 12), size=(size, size), mode="bilinear")
-    return 0.7 * nn.functional.interpolate(low, size=(size, size), mode="bilinear") + 0.7 * gray + 0.2 * torch.randn(batch, 3, size, size)
+    return (
+        0.7 * nn.functional.interpolate(low, size=(size, size), mode="bilinear")
+        + 0.7 * gray
+        + 0.2 * torch.randn(batch, 3, size, size)
+    )
 
 
 def vision(name: str, size: int = SIZE) -> Callable:
@@ -63,7 +72,9 @@ class Mixer(nn.Module):
         def __init__(self, tokens: int, dim: int) -> None:
             super().__init__()
             self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-            self.tokens = nn.Sequential(nn.Linear(tokens, 2 * tokens), nn.GELU(), nn.Linear(2 * tokens, tokens))
+            self.tokens = nn.Sequential(
+                nn.Linear(tokens, 2 * tokens), nn.GELU(), nn.Linear(2 * tokens, tokens)
+            )
             self.channels = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
         def forward(self, x: Tensor) -> Tensor:
@@ -109,15 +120,23 @@ class UNet(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, depth: int, *, pre: bool, activation: str = "gelu", dim: int = 128, dropout: float = 0.0) -> None:
+    def __init__(
+        self, depth: int, *, pre: bool, activation: str = "gelu", dim: int = 128, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.embed, self.place = nn.Embedding(500, dim), nn.Parameter(0.02 * torch.randn(1, 32, dim))
-        layer = nn.TransformerEncoderLayer(dim, 4, 4 * dim, dropout, activation, batch_first=True, norm_first=pre)
+        layer = nn.TransformerEncoderLayer(
+            dim, 4, 4 * dim, dropout, activation, batch_first=True, norm_first=pre
+        )
         self.layers = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         for part in self.layers.layers:  # TransformerEncoder copies one layer: give each its own draw
             for module in part.modules():
                 if isinstance(module, (nn.Linear, nn.MultiheadAttention)):
-                    (module._reset_parameters if isinstance(module, nn.MultiheadAttention) else module.reset_parameters)()
+                    (
+                        module._reset_parameters
+                        if isinstance(module, nn.MultiheadAttention)
+                        else module.reset_parameters
+                    )()
         self.head = nn.Linear(dim, 500)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -144,14 +163,27 @@ def language(name: str) -> Callable:
 
         common = {"vocab_size": 500, "num_hidden_layers": 6}
         made = {
-            "bert": lambda: t.BertForMaskedLM(t.BertConfig(**common, hidden_size=128, num_attention_heads=4, intermediate_size=512)),
+            "bert": lambda: t.BertForMaskedLM(
+                t.BertConfig(**common, hidden_size=128, num_attention_heads=4, intermediate_size=512)
+            ),
             "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(vocab_size=500, n_layer=6, n_embd=128, n_head=4)),
             "llama": lambda: t.LlamaForCausalLM(
-                t.LlamaConfig(**common, hidden_size=128, num_attention_heads=4, num_key_value_heads=2, intermediate_size=344)
+                t.LlamaConfig(
+                    **common,
+                    hidden_size=128,
+                    num_attention_heads=4,
+                    num_key_value_heads=2,
+                    intermediate_size=344,
+                )
             ),
             "mixtral": lambda: t.MixtralForCausalLM(
                 t.MixtralConfig(
-                    **common, hidden_size=128, num_attention_heads=4, num_key_value_heads=2, intermediate_size=256, num_local_experts=4
+                    **common,
+                    hidden_size=128,
+                    num_attention_heads=4,
+                    num_key_value_heads=2,
+                    intermediate_size=256,
+                    num_local_experts=4,
                 )
             ),
         }[name]()
@@ -160,8 +192,27 @@ def language(name: str) -> Callable:
     return build
 
 
-TORCHVISION = ("resnet18", "resnet50", "googlenet", "densenet121", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny",
-               "regnet_y_400mf", "vgg16", "vgg16_bn", "alexnet", "squeezenet1_0", "shufflenet_v2_x0_5", "mobilenet_v2", "mnasnet0_5", "swin_v2_t", "swin_t", "resnext50_32x4d")
+TORCHVISION = (
+    "resnet18",
+    "resnet50",
+    "googlenet",
+    "densenet121",
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "regnet_y_400mf",
+    "vgg16",
+    "vgg16_bn",
+    "alexnet",
+    "squeezenet1_0",
+    "shufflenet_v2_x0_5",
+    "mobilenet_v2",
+    "mnasnet0_5",
+    "swin_v2_t",
+    "swin_t",
+    "resnext50_32x4d",
+)
 NETWORKS: dict[str, Callable] = {
     **{name: vision(name) for name in TORCHVISION},
     "vit_b_16": vision("vit_b_16", 224),
@@ -199,7 +250,9 @@ def initialize(model: nn.Module, scheme: str) -> None:
 
 
 def measured(model: nn.Module, sample) -> dict[str, dict[str, float]]:
-    """By layer: METRICS of one pass with a unit Gaussian gradient at the outputs. Layers called twice are left out."""
+    """By layer: METRICS of one pass with a unit Gaussian gradient at the outputs. Layers called twice are
+    left out.
+    """
     found: dict[str, dict[str, float]] = {}
     calls: dict[str, int] = {}
     sums: dict[str, float] = {}
@@ -217,9 +270,17 @@ def measured(model: nn.Module, sample) -> dict[str, dict[str, float]]:
             row["signal_std"] = x.var(0, unbiased=False).mean().sqrt().item()
             flat = nn.functional.normalize(x.flatten(1), dim=1)
             n = len(flat)
-            row["correlation"] = ((flat.sum(0).square().sum() - flat.square().sum()) / (n * (n - 1))).item() if n > 1 else math.nan
+            row["correlation"] = (
+                ((flat.sum(0).square().sum() - flat.square().sum()) / (n * (n - 1))).item()
+                if n > 1
+                else math.nan
+            )
             if output.requires_grad:
-                output.register_hook(lambda g: sums.__setitem__(name, sums.get(name, 0.0) + g.double().square().mean().item() / DRAWS))
+                output.register_hook(
+                    lambda g: sums.__setitem__(
+                        name, sums.get(name, 0.0) + g.double().square().mean().item() / DRAWS
+                    )
+                )
 
         return hook
 
@@ -229,10 +290,14 @@ def measured(model: nn.Module, sample) -> dict[str, dict[str, float]]:
     args, kwargs = call_arguments(sample)
     outputs = output_tensors(model(*args, **kwargs))
     for draw in range(DRAWS):
-        torch.autograd.backward(outputs, [torch.randn_like(x) for x in outputs], retain_graph=draw + 1 < DRAWS)
+        torch.autograd.backward(
+            outputs, [torch.randn_like(x) for x in outputs], retain_graph=draw + 1 < DRAWS
+        )
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
-                squares[name] = squares.get(name, 0.0) + parameter.grad.double().square().mean().item() / DRAWS
+                squares[name] = (
+                    squares.get(name, 0.0) + parameter.grad.double().square().mean().item() / DRAWS
+                )
                 parameter.grad = None
     for handle in handles:
         handle.remove()
@@ -271,15 +336,23 @@ def off(factor: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
-    parser.add_argument("--inits", nargs="+", default=["default", "kaiming", "xavier", "normal_0.02", "zero_head"])
+    parser.add_argument(
+        "--inits", nargs="+", default=["default", "kaiming", "xavier", "normal_0.02", "zero_head"]
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--layers", action="store_true", help="print every layer")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    print("| network | init | " + " | ".join(f"{m} median / worst" for m in METRICS) + " | in band | s | sampled, unknown |")
+    print(
+        "| network | init | "
+        + " | ".join(f"{m} median / worst" for m in METRICS)
+        + " | in band | s | sampled, unknown |"
+    )
     print("|---" * (len(METRICS) + 5) + "|")
     for name in options.networks:
         for init in options.inits:
@@ -305,10 +378,18 @@ def report(name: str, init: str, seeds: int, layers: bool) -> None:
             if metric != "correlation":
                 inside.append(within)
             if layers:
-                print(f"  {metric:20s} {layer:50s} {factor:10.3f} {made} {'' if within else 'outside'}", file=sys.stderr)
+                print(
+                    f"  {metric:20s} {layer:50s} {factor:10.3f} {made} {'' if within else 'outside'}",
+                    file=sys.stderr,
+                )
     cells = [f"{statistics.median(v):.2f} / {max(v):.2f}" if v else "-" for v in found.values()]
     share = f"{100 * sum(inside) / len(inside):.0f} %" if inside else "-"
-    print(f"| {name} | {init} | " + " | ".join(cells) + f" | {share} | {seconds:.1f} | {' '.join((*predicted.sampled, *predicted.unknown))} |", flush=True)
+    print(
+        f"| {name} | {init} | "
+        + " | ".join(cells)
+        + f" | {share} | {seconds:.1f} | {' '.join((*predicted.sampled, *predicted.unknown))} |",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

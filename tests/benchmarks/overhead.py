@@ -1,14 +1,16 @@
-"""What recording costs: the same loop with and without it, in turns of two steps in one process, as a ratio to the plain loop.
+"""What recording costs: the same loop with and without it, in turns of two steps in one process, as a ratio
+to the plain loop.
 
-    python -m tests.benchmarks.overhead                          # quick preset: quarter-width VGG16, 32x32, batch 64, one thread
-    python -m tests.benchmarks.overhead --width 1 --rounds 20    # full width
-    python -m tests.benchmarks.overhead --precision bfloat16     # as the quick preset trains where the processor computes in it
-    python -m tests.benchmarks.overhead --memory                 # peak memory of each variant, a process each
-    python -m tests.benchmarks.overhead --device cuda --width 1 --size 224 --precision bfloat16
-    python -m tests.benchmarks.overhead --parts                  # the time in each of the recorder's parts
+    python -m tests.benchmarks.overhead # quick preset: quarter-width VGG16, 32x32, batch 64, one thread
+    python -m tests.benchmarks.overhead --width 1 --rounds 20 # full width python -m tests.benchmarks.overhead
+    --precision bfloat16 # as the quick preset trains where the processor computes in it python -m
+    tests.benchmarks.overhead --memory # peak memory of each variant, a process each python -m
+    tests.benchmarks.overhead --device cuda --width 1 --size 224 --precision bfloat16 python -m
+    tests.benchmarks.overhead --parts # the time in each of the recorder's parts
 
-``plain again`` is the noise: rank nothing that lies inside it. On a machine that others use, look at processor time. The recorder writes all columns to parquet. TensorBoard and Weights & Biases take part where they
-are installed.
+``plain again`` is the noise: rank nothing that lies inside it. On a machine that others use, look at
+processor time. The recorder writes all columns to parquet. TensorBoard and Weights & Biases take part where
+they are installed.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ TURN = 2
 
 
 class OwnTime:
-    """A clock that stands still while another variant has its turn: who writes twice a second does so by its own time."""
+    """A clock that stands still while another variant has its turn: who writes twice a second does so by its
+    own time.
+    """
 
     def __init__(self) -> None:
         self.before, self.since = 0.0, time.perf_counter()
@@ -69,7 +73,9 @@ def plain(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str, clock
 
 
 def recorder(every: int) -> Watch:
-    def watch(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str, clock: OwnTime) -> Iterator[Any]:
+    def watch(
+        model: nn.Module, optimizer: torch.optim.Optimizer, folder: str, clock: OwnTime
+    ) -> Iterator[Any]:
         with Recorder(model, optimizer, runs=folder, every=every) as recording:
             recording.writer._clock, recording.writer._flushed = clock, clock()
             while True:
@@ -86,7 +92,9 @@ def naive(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str, clock
         rows.append([loss.item(), *(p.grad.norm().item() for p in model.parameters())])
 
 
-def histograms(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str, clock: OwnTime) -> Iterator[Any]:
+def histograms(
+    model: nn.Module, optimizer: torch.optim.Optimizer, folder: str, clock: OwnTime
+) -> Iterator[Any]:
     from torch.utils.tensorboard import SummaryWriter
 
     step = 0
@@ -101,7 +109,9 @@ def histograms(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str, 
 
 
 def wandb(frequency: int) -> Watch:
-    def watch(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str, clock: OwnTime) -> Iterator[Any]:
+    def watch(
+        model: nn.Module, optimizer: torch.optim.Optimizer, folder: str, clock: OwnTime
+    ) -> Iterator[Any]:
         import wandb
 
         run = wandb.init(mode="offline", dir=folder, settings=wandb.Settings(silent=True))
@@ -117,7 +127,12 @@ def wandb(frequency: int) -> Watch:
 
 
 def variants() -> dict[str, Watch]:
-    found: dict[str, Watch] = {"plain": plain, "plain again": plain, "recorder, every step": recorder(1), "recorder, every tenth": recorder(10)}
+    found: dict[str, Watch] = {
+        "plain": plain,
+        "plain again": plain,
+        "recorder, every step": recorder(1),
+        "recorder, every tenth": recorder(10),
+    }
     found["naive .norm().item()"] = naive
     if importlib.util.find_spec("tensorboard"):
         found["TensorBoard histograms"] = histograms
@@ -128,7 +143,9 @@ def variants() -> dict[str, Watch]:
 
 def loop(options: argparse.Namespace, watch: Watch, folder: str) -> Iterator[None]:
     """Training on the digits of the quick preset; one step at each ``next``."""
-    run = run_config.quick().replace(width=options.width, image_size=options.size, init=options.init, batch_size=options.batch)
+    run = run_config.quick().replace(
+        width=options.width, image_size=options.size, init=options.init, batch_size=options.batch
+    )
     model = networks.build(run, in_channels=1, num_classes=10).to(options.device)
     devices.channels_last(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
@@ -153,21 +170,36 @@ def loop(options: argparse.Namespace, watch: Watch, folder: str) -> Iterator[Non
 
 @functools.cache
 def batches(run: run_config.RunConfig, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The first few full batches, ready to be trained on: what it costs to make them is not the question here."""
+    """The first few full batches, ready to be trained on: what it costs to make them is not the question
+    here.
+    """
     loaded = loading.load(run.replace(train_samples=16 * run.batch_size), device)
-    return [(devices.in_layout(images), labels) for images, labels in loaded.epoch(0) if len(labels) == run.batch_size]
+    return [
+        (devices.in_layout(images), labels)
+        for images, labels in loaded.epoch(0)
+        if len(labels) == run.batch_size
+    ]
 
 
 def in_turns(options: argparse.Namespace) -> None:
-    chosen = {name: watch for name, watch in variants().items() if not options.only or name in ("plain", "plain again") or options.only in name}
+    chosen = {
+        name: watch
+        for name, watch in variants().items()
+        if not options.only or name in ("plain", "plain again") or options.only in name
+    }
     with tempfile.TemporaryDirectory() as folder:
-        running = {name: loop(options, watch, os.path.join(folder, str(k))) for k, (name, watch) in enumerate(chosen.items())}
+        running = {
+            name: loop(options, watch, os.path.join(folder, str(k)))
+            for k, (name, watch) in enumerate(chosen.items())
+        }
         seconds: dict[str, list[float]] = {name: [] for name in running}
         worked: dict[str, list[float]] = {name: [] for name in running}
         synchronize = torch.cuda.synchronize if options.device == "cuda" else lambda: None
         for turn in range(options.rounds + 1):
             names = list(running)
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:  # nobody always follows the same neighbour
+            for name in (
+                names[turn % len(names) :] + names[: turn % len(names)]
+            ):  # nobody always follows the same neighbour
                 began, busy = time.perf_counter(), time.process_time()
                 for _ in range(TURN):
                     next(running[name])
@@ -177,15 +209,24 @@ def in_turns(options: argparse.Namespace) -> None:
                     worked[name].append((time.process_time() - busy) / TURN)
         for loop_of in running.values():
             loop_of.close()
-    setting = f"width {options.width}, {options.size}x{options.size}, batch {options.batch}, {options.init}, {options.precision}"
+    setting = (
+        f"width {options.width}, {options.size}x{options.size}, batch {options.batch}, {options.init}, "
+        f"{options.precision}"
+    )
     where = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} thread"
     print(f"\n{setting}, {where}, {options.rounds} turns of {TURN} steps; load {os.getloadavg()[0]:.1f}")
-    print("| variant | ms a step | ratio to plain, median (quartiles) | the same of processor time | fastest of each |\n|---|---|---|---|---|")
+    print(
+        "| variant | ms a step | ratio to plain, median (quartiles) | the same of processor time | fastest "
+        "of each |\n|---|---|---|---|---|"
+    )
     for name, times in seconds.items():
         low, middle, high = statistics.quantiles(_ratios(times, seconds["plain"]), n=4)
         busy = statistics.quantiles(_ratios(worked[name], worked["plain"]), n=4)
         best = min(worked[name]) / min(worked["plain"])
-        columns = f"{1e3 * statistics.median(times):.1f} | {middle:.3f} ({low:.3f} to {high:.3f}) | {busy[1]:.3f} ({busy[0]:.3f} to {busy[2]:.3f})"
+        columns = (
+            f"{1e3 * statistics.median(times):.1f} | {middle:.3f} ({low:.3f} to {high:.3f}) | {busy[1]:.3f} "
+            f"({busy[0]:.3f} to {busy[2]:.3f})"
+        )
         print(f"| {name} | {columns} | {best:.3f} |")
 
 
@@ -212,7 +253,11 @@ def peak(options: argparse.Namespace) -> None:
             next(running)
         running.close()
     gpu = options.device == "cuda"
-    print(torch.cuda.max_memory_allocated() / 2**20 if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(
+        torch.cuda.max_memory_allocated() / 2**20
+        if gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    )
 
 
 def parts(options: argparse.Namespace) -> None:

@@ -1,11 +1,12 @@
-"""What a thousand machines and a million runs would meet first: figures measured here, and what follows from them.
+"""What a thousand machines and a million runs would meet first: figures measured here, and what follows from
+them.
 
-    python -m tests.benchmarks.scale                # the parts that are this program's: index, cards, the shipper's rounds; 1,000 to 30,000 runs
-    python -m tests.benchmarks.scale --runs 1000    # a quicker look
+    python -m tests.benchmarks.scale # the parts that are this program's: index, cards, the shipper's rounds;
+    1,000 to 30,000 runs python -m tests.benchmarks.scale --runs 1000 # a quicker look
 
-Requests are counted, not timed, on a file system that fsspec keeps in memory: a store's own time is not this program's, and
-is put in as a figure (``LATENCY``). What is measured at several sizes is carried on along its measured slope; the table says which
-lines are measured and which are carried on.
+Requests are counted, not timed, on a file system that fsspec keeps in memory: a store's own time is not this
+program's, and is put in as a figure (``LATENCY``). What is measured at several sizes is carried on along its
+measured slope; the table says which lines are measured and which are carried on.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def timed(action) -> float:
 
 
 def local(folder: Path, like, count: int) -> tuple[float, float, float]:
-    """Seconds to list ``count`` runs of a plain folder warm and with the index read anew, and its bytes a run."""
+    """Seconds to list ``count`` runs of a plain folder warm and with the index read anew, and its bytes a
+    run.
+    """
     fill(folder, like, count)
     runs = Runs(folder)
     runs.list()
@@ -90,8 +93,13 @@ def local(folder: Path, like, count: int) -> tuple[float, float, float]:
 
 
 def remote(like, count: int) -> tuple[float, float, int, int]:
-    """Seconds of our own to list ``count`` runs of a store the first time and again, and the requests of both."""
-    text = {"config": json.loads((like.path / "config.json").read_bytes()), "status": json.loads((like.path / "status.json").read_bytes())}
+    """Seconds of our own to list ``count`` runs of a store the first time and again, and the requests of
+    both.
+    """
+    text = {
+        "config": json.loads((like.path / "config.json").read_bytes()),
+        "status": json.loads((like.path / "status.json").read_bytes()),
+    }
     card = json.dumps(text).encode()
     fs = fsspec.filesystem("counted")
     for number in range(count):
@@ -109,7 +117,9 @@ def remote(like, count: int) -> tuple[float, float, int, int]:
 
 
 def shipping(rounds: int = 64) -> tuple[Counter[str], float]:
-    """Requests and seconds of our own of a live run's shipper, a round of about a second: new rows in two tables, a status, stops."""
+    """Requests and seconds of our own of a live run's shipper, a round of about a second: new rows in two
+    tables, a status, stops.
+    """
     from initscope.store import RunWriter, own_process
     from tests.store.test_store import write_step
 
@@ -128,11 +138,15 @@ def shipping(rounds: int = 64) -> tuple[Counter[str], float]:
             Counted.asked.clear()
             spent = 0.0
         spent += timed(lambda: (shipper._pass_on_stops(), shipper.cargo[run.id].ship()))
-    return Counter({kind: round(number / rounds, 2) for kind, number in Counted.asked.items()}), spent / rounds
+    return Counter(
+        {kind: round(number / rounds, 2) for kind, number in Counted.asked.items()}
+    ), spent / rounds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, nargs="*", default=[1000, 10_000, 30_000])
     given = parser.parse_args()
     fsspec.register_implementation("counted", Counted, clobber=True)
@@ -142,23 +156,46 @@ def main() -> None:
         like = template(folder / "like")
         asked, spent = shipping()
         each = sum(asked.values())
-        print("a live run's shipper, a round a second: " + ", ".join(f"{number:g} {kind}" for kind, number in asked.items()) + f", {spent * 1e3:.0f} ms of its own")
-        print("\n| runs | folder, warm | index read anew | index, bytes a run | store, first look | again | requests, first | again |")
+        print(
+            "a live run's shipper, a round a second: "
+            + ", ".join(f"{number:g} {kind}" for kind, number in asked.items())
+            + f", {spent * 1e3:.0f} ms of its own"
+        )
+        print(
+            "\n| runs | folder, warm | index read anew | index, bytes a run | store, first look | again | "
+            "requests, first | again |"
+        )
         print("|---|---|---|---|---|---|---|---|")
         rows = []
         for count in given.runs:
             rows.append((count, *local(folder / "runs", like, count), *remote(like, count)))
             warm, anew, size, first, again, many, few = rows[-1][1:]
-            print(f"| {count:,} | {warm * 1e3:.0f} ms | {anew * 1e3:.0f} ms | {size:,.0f} | {first:.1f} s | {again * 1e3:.0f} ms | {many:,} | {few} |", flush=True)
+            print(
+                f"| {count:,} | {warm * 1e3:.0f} ms | {anew * 1e3:.0f} ms | {size:,.0f} | {first:.1f} s | "
+                f"{again * 1e3:.0f} ms | {many:,} | {few} |",
+                flush=True,
+            )
         count, warm, anew, size, first, again, many, few = rows[-1]
         million = 1e6 / count
-        print(f"\nCarried on to 1,000,000 runs: warm {warm * million:.1f} s, index read anew {anew * million:.0f} s and {size * 1e6 / 1e9:.1f} GB;")
-        print(f"from a store: {few * million:,.0f} LIST a refresh, {few * million * LATENCY:.0f} s one after the other at {LATENCY * 1e3:g} ms; the first look {many * million:,.0f} requests.")
+        print(
+            f"\nCarried on to 1,000,000 runs: warm {warm * million:.1f} s, index read anew "
+            f"{anew * million:.0f} s and {size * 1e6 / 1e9:.1f} GB;"
+        )
+        print(
+            f"from a store: {few * million:,.0f} LIST a refresh, {few * million * LATENCY:.0f} s one after "
+            f"the other at {LATENCY * 1e3:g} ms; the first look {many * million:,.0f} requests."
+        )
         nodes, runs_each = 1000, 8
         writes = nodes * runs_each * (asked["PUT"] + asked["DELETE"])
-        print(f"{nodes:,} machines with {runs_each} live runs: {nodes * runs_each * each:,.0f} requests a second, {writes:,.0f} of them PUT and DELETE")
-        print(f"({writes / PER_PREFIX['PUT and DELETE']:.0f} times what one S3 prefix is promised; runs have prefixes of their own, cards share one: "
-              f"{nodes * runs_each:,} PUT a second on `.runs/`), and {nodes:,} LIST a second on `.stops/`.")
+        print(
+            f"{nodes:,} machines with {runs_each} live runs: {nodes * runs_each * each:,.0f} requests a "
+            f"second, {writes:,.0f} of them PUT and DELETE"
+        )
+        print(
+            f"({writes / PER_PREFIX['PUT and DELETE']:.0f} times what one S3 prefix is promised; runs have "
+            "prefixes of their own, cards share one: "
+            f"{nodes * runs_each:,} PUT a second on `.runs/`), and {nodes:,} LIST a second on `.stops/`."
+        )
     finally:
         shutil.rmtree(folder)
     print(f"load {os.getloadavg()[0]:.1f}")

@@ -1,9 +1,10 @@
-"""Load and wear: 50 browser sessions on two live runs, 5,000 runs on disk, and hundreds of launches, stops and deletions in a row.
+"""Load and wear: 50 browser sessions on two live runs, 5,000 runs on disk, and hundreds of launches, stops
+and deletions in a row.
 
     python -m tests.benchmarks.soak [--sessions 50] [--chromium 4] [--seconds 60] [--runs 5000] [--rounds 100]
 
-Each part on a dashboard of its own. Prints seconds, steps a second, file handles, memory and zombies; memory is what no file
-stands behind. A part whose number is 0 is left out.
+Each part on a dashboard of its own. Prints seconds, steps a second, file handles, memory and zombies; memory
+is what no file stands behind. A part whose number is 0 is left out.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ from tests.safety.visitors import Upkeep, Visitor, upkeep
 
 def spread(values: list[float]) -> str:
     """Median, 95th percentile and largest."""
-    return "nothing" if not values else " / ".join(f"{value:.2f}" for value in (*np.percentile(values, (50, 95)), max(values)))
+    return (
+        "nothing"
+        if not values
+        else " / ".join(f"{value:.2f}" for value in (*np.percentile(values, (50, 95)), max(values)))
+    )
 
 
 async def browsers(server: Server, count: int, seconds: float, live: list[Run]) -> list[str]:
@@ -43,14 +48,22 @@ async def browsers(server: Server, count: int, seconds: float, live: list[Run]) 
         for i in range(count):
             page, errors = await (await chromium.new_context()).new_page(), []
             page.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
-            await page.goto(f"{server.url}/live?" + "&".join(f"run={run.id}" for run in live), timeout=180_000)
+            await page.goto(
+                f"{server.url}/live?" + "&".join(f"run={run.id}" for run in live), timeout=180_000
+            )
             await page.wait_for_selector(".js-plotly-plot", timeout=180_000)
             told.append((page, errors))
             await asyncio.sleep(1 + i * 0.1)
-        drawn = "() => Math.max(...[...document.querySelectorAll('.js-plotly-plot')].map((chart) => Number(chart.dataset.drawn)))"
+        drawn = (
+            "() => Math.max(...[...document.querySelectorAll('.js-plotly-plot')].map((chart) => "
+            "Number(chart.dataset.drawn)))"
+        )
         before = [await page.evaluate(drawn) for page, _ in told]
         await asyncio.sleep(seconds / 2)
-        result = [f"{await page.evaluate(drawn) - first} redraws, {len(errors)} errors" for (page, errors), first in zip(told, before, strict=True)]
+        result = [
+            f"{await page.evaluate(drawn) - first} redraws, {len(errors)} errors"
+            for (page, errors), first in zip(told, before, strict=True)
+        ]
         await chromium.close()
     return result
 
@@ -66,9 +79,17 @@ def load(folder: Path, sessions: int, chromium: int, seconds: float) -> None:
         found = asyncio.run(crowd(server, sessions - chromium, seconds, beside if chromium else None))
     finally:
         server.close()
-    print(f"{sessions} sessions, {chromium} of them Chromium, on two live runs; seconds as median / 95 % / most")
-    print(f"  first look {spread(found.opened)}; again {spread(found.again)}; health {spread(found.health)}; between messages of a stream {spread(found.gaps)}")
-    print(f"  training {found.alone:.1f} steps/s before, {found.watched:.1f} meanwhile; errors on pages: {len(found.failures)} {found.failures[:3]}")
+    print(
+        f"{sessions} sessions, {chromium} of them Chromium, on two live runs; seconds as median / 95 % / most"
+    )
+    print(
+        f"  first look {spread(found.opened)}; again {spread(found.again)}; health {spread(found.health)}; "
+        f"between messages of a stream {spread(found.gaps)}"
+    )
+    print(
+        f"  training {found.alone:.1f} steps/s before, {found.watched:.1f} meanwhile; errors on pages: "
+        f"{len(found.failures)} {found.failures[:3]}"
+    )
     print(f"  Chromium: {pages}")
     print(f"  dashboard before {found.before}\n  meanwhile {found.during}\n  after {found.after}")
 
@@ -80,13 +101,18 @@ def many(folder: Path, count: int) -> None:
         shutil.copytree(one.path, runs.root / f"{one.id}-{i:04d}")
     began = time.monotonic()
     command = [sys.executable, "-m", "initscope", "runs", "--json", "--runs", str(runs.root)]
-    listed = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    listed = json.loads(
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    )
     listing = time.monotonic() - began
     server = Server(runs.root)
 
     async def visit() -> list[float]:
         async with Visitor(server.port) as visitor:
-            seconds = [await visitor.open(page) for page in ("", "", "live", "gradients", "compare", "diagnosis", "sweep", "")]
+            seconds = [
+                await visitor.open(page)
+                for page in ("", "", "live", "gradients", "compare", "diagnosis", "sweep", "")
+            ]
             assert not visitor.failures, visitor.failures
             return seconds
 
@@ -97,8 +123,15 @@ def many(folder: Path, count: int) -> None:
     finally:
         server.close()
     print(f"{len(listed['runs'])} runs on disk: `core runs` {listing:.1f} s")
-    print("  Home, Home again, Live, Gradients, Compare, Diagnosis, Sweep, Home, seconds:", ", ".join(f"{value:.2f}" for value in first))
-    print("  the same for a second visitor:", ", ".join(f"{value:.2f}" for value in second), f"\n  dashboard {kept}")
+    print(
+        "  Home, Home again, Live, Gradients, Compare, Diagnosis, Sweep, Home, seconds:",
+        ", ".join(f"{value:.2f}" for value in first),
+    )
+    print(
+        "  the same for a second visitor:",
+        ", ".join(f"{value:.2f}" for value in second),
+        f"\n  dashboard {kept}",
+    )
 
 
 def wear(folder: Path, rounds: int) -> None:
@@ -108,21 +141,34 @@ def wear(folder: Path, rounds: int) -> None:
     def note(turn: int, dashboard: Upkeep, supervisor: Upkeep) -> None:
         notes.append((dashboard, supervisor))
         if turn % 10 == 9:
-            print(f"  after {turn + 1} rounds: dashboard {tuple(dashboard)}, supervisor {tuple(supervisor)}", flush=True)
+            print(
+                f"  after {turn + 1} rounds: dashboard {tuple(dashboard)}, supervisor {tuple(supervisor)}",
+                flush=True,
+            )
 
     print("handles, threads, children, zombies, MB:")
     began = time.monotonic()
     try:
         made = asyncio.run(turnover(server, rounds, note))
         minutes = (time.monotonic() - began) / 60
-        left = [name for name in os.listdir(server.runs) if not name.startswith(".supervisor") and name != ".queue"]
+        left = [
+            name
+            for name in os.listdir(server.runs)
+            if not name.startswith(".supervisor") and name != ".queue"
+        ]
         time.sleep(130)  # so long Streamlit keeps what it had of sessions that have gone
         asyncio.run(_look(server))
         rest = upkeep(server.process.pid)
     finally:
         server.close()
-    print(f"{made} launches, {made} stops, {made} deletions in {minutes:.1f} minutes; left in the folder: {left}")
-    print(f"  zombies at any look: {max(n.zombies for pair in notes for n in pair)}; two minutes later the dashboard: {tuple(rest)}")
+    print(
+        f"{made} launches, {made} stops, {made} deletions in {minutes:.1f} minutes; left in the folder: "
+        f"{left}"
+    )
+    print(
+        f"  zombies at any look: {max(n.zombies for pair in notes for n in pair)}; two minutes later the "
+        f"dashboard: {tuple(rest)}"
+    )
 
 
 async def _look(server: Server) -> None:

@@ -1,10 +1,11 @@
 """What rows cost on disk: writing, size and reading back, beside the trackers that install in seconds.
 
-    python -m tests.benchmarks.store                          # 10,000 steps x (2 scalars + 16 layers x 6 metrics)
-    python -m tests.benchmarks.store --long                   # a run of a million steps: one metric's heatmap, time and memory
+    python -m tests.benchmarks.store # 10,000 steps x (2 scalars + 16 layers x 6 metrics) python -m
+    tests.benchmarks.store --long # a run of a million steps: one metric's heatmap, time and memory
 
-Each peer writes the same numbers in the way its documentation shows and reads them back with its own reader. Peers: TensorBoard, wandb
-(offline) and trackio, where they are installed (``pip install tensorboard wandb trackio``).
+Each peer writes the same numbers in the way its documentation shows and reads them back with its own reader.
+Peers: TensorBoard, wandb (offline) and trackio, where they are installed (``pip install tensorboard wandb
+trackio``).
 """
 
 from __future__ import annotations
@@ -29,16 +30,28 @@ import pyarrow.parquet as pq
 from initscope.schema import LAYER_METRICS, MISSING, Status
 from initscope.store import Run, Runs, RunWriter
 
-LAYERS = [f"conv{block}_{i}" for block in range(1, 6) for i in range(1, 4 if block > 2 else 3)] + ["fc1", "fc2", "fc3"]
+LAYERS = [f"conv{block}_{i}" for block in range(1, 6) for i in range(1, 4 if block > 2 else 3)] + [
+    "fc1",
+    "fc2",
+    "fc3",
+]
 METRICS = ("grad_norm", "grad_rms", "weight_norm", "update_ratio", "activation_std", "signal_std")
 REPEATS = 9
 
 
 def numbers(steps: int, layers: int = len(LAYERS), seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, 2) loss and accuracy, and (steps, metrics, layers): magnitudes that wander over decades, with noise from step to step."""
+    """(steps, 2) loss and accuracy, and (steps, metrics, layers): magnitudes that wander over decades, with
+    noise from step to step.
+    """
     rng = np.random.default_rng(seed)
     progress = np.linspace(0, 6, steps)
-    scalars = np.stack([2.3 * np.exp(-progress) + 0.1 * rng.random(steps), np.round(64 * (1 - 0.9 * np.exp(-progress))) / 64], 1)
+    scalars = np.stack(
+        [
+            2.3 * np.exp(-progress) + 0.1 * rng.random(steps),
+            np.round(64 * (1 - 0.9 * np.exp(-progress))) / 64,
+        ],
+        1,
+    )
     drift = np.cumsum(rng.normal(0, 1 / np.sqrt(steps), (steps, len(METRICS), layers)).astype(np.float32), 0)
     noise = rng.normal(-3, 0.3, (steps, len(METRICS), layers)).astype(np.float32)
     return scalars.astype(np.float32), 10 ** (drift + noise)
@@ -51,8 +64,12 @@ def columns(names: list[str]) -> tuple[pa.Array, pa.Array, pa.Array]:
     return pa.DictionaryArray.from_arrays(index, names), kinds, index
 
 
-def write(run: Run, scalars: np.ndarray, values: np.ndarray, names: list[str], every: int | None = None) -> float:
-    """Seconds to write a whole run as a recorder does. A part is written when it is due, or after ``every`` steps."""
+def write(
+    run: Run, scalars: np.ndarray, values: np.ndarray, names: list[str], every: int | None = None
+) -> float:
+    """Seconds to write a whole run as a recorder does. A part is written when it is due, or after ``every``
+    steps.
+    """
     where = [LAYER_METRICS.index(metric) for metric in METRICS]
     began = time.perf_counter()
     writer, axis = RunWriter(run), columns(names)
@@ -72,13 +89,17 @@ def write(run: Run, scalars: np.ndarray, values: np.ndarray, names: list[str], e
 
 def size(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
-    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    return sum(
+        file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()
+    )
 
 
 Seconds = tuple[float, float]
 """Of several looks: the median, and the fastest."""
 Result = tuple[float, int, Seconds | None, Seconds | None]
-"""Seconds to write, bytes, seconds to read everything, seconds to read one metric; None where there is no such way."""
+"""Seconds to write, bytes, seconds to read everything, seconds to read one metric; None where there is no
+such way.
+"""
 
 
 def seconds(look: Callable[[], object], repeats: int = REPEATS) -> Seconds:
@@ -98,7 +119,9 @@ def initscope(folder: Path, scalars: np.ndarray, values: np.ndarray, every: int 
     held = sum(size(run.path / name) for name in ("steps.parquet", "layers.parquet"))
 
     def everything() -> None:
-        assert len(run.read("steps")) == len(scalars) and len(run.read("layers")) == len(scalars) * len(LAYERS)
+        assert len(run.read("steps")) == len(scalars) and len(run.read("layers")) == len(scalars) * len(
+            LAYERS
+        )
 
     return took, held, seconds(everything), seconds(lambda: list(run.grids("grad_norm")))
 
@@ -108,12 +131,29 @@ def plain_parquet(folder: Path, scalars: np.ndarray, values: np.ndarray) -> Resu
     began = time.perf_counter()
     names, _, depths = columns(LAYERS)
     repeated = pa.DictionaryArray.from_arrays(np.tile(names.indices, len(values)), names.dictionary)
-    table = {"step": np.repeat(np.arange(len(values), dtype=np.int32), len(LAYERS)), "layer": repeated, "depth": np.tile(depths, len(values))}
-    pq.write_table(pa.table(table | {metric: values[:, k].reshape(-1) for k, metric in enumerate(METRICS)}), folder / "layers.parquet", compression="zstd")
-    pq.write_table(pa.table({"step": range(len(scalars)), "loss": scalars[:, 0], "accuracy": scalars[:, 1]}), folder / "steps.parquet", compression="zstd")
+    table = {
+        "step": np.repeat(np.arange(len(values), dtype=np.int32), len(LAYERS)),
+        "layer": repeated,
+        "depth": np.tile(depths, len(values)),
+    }
+    pq.write_table(
+        pa.table(table | {metric: values[:, k].reshape(-1) for k, metric in enumerate(METRICS)}),
+        folder / "layers.parquet",
+        compression="zstd",
+    )
+    pq.write_table(
+        pa.table({"step": range(len(scalars)), "loss": scalars[:, 0], "accuracy": scalars[:, 1]}),
+        folder / "steps.parquet",
+        compression="zstd",
+    )
     took = time.perf_counter() - began
     one = seconds(lambda: pq.read_table(folder / "layers.parquet", columns=["step", "layer", "grad_norm"]))
-    return took, size(folder), seconds(lambda: [pq.read_table(file) for file in folder.glob("*.parquet")]), one
+    return (
+        took,
+        size(folder),
+        seconds(lambda: [pq.read_table(file) for file in folder.glob("*.parquet")]),
+        one,
+    )
 
 
 def raw_array(folder: Path, scalars: np.ndarray, values: np.ndarray) -> Result:
@@ -130,7 +170,11 @@ def raw_array(folder: Path, scalars: np.ndarray, values: np.ndarray) -> Result:
 
 def _named(loss: float, accuracy: float, measured: np.ndarray) -> dict[str, float]:
     found = {"loss": loss, "accuracy": accuracy}
-    return found | {f"{metric}/{layer}": v for metric, row in zip(METRICS, measured.tolist(), strict=True) for layer, v in zip(LAYERS, row, strict=True)}
+    return found | {
+        f"{metric}/{layer}": v
+        for metric, row in zip(METRICS, measured.tolist(), strict=True)
+        for layer, v in zip(LAYERS, row, strict=True)
+    }
 
 
 def tensorboard(folder: Path, scalars: np.ndarray, values: np.ndarray) -> Result:
@@ -143,11 +187,18 @@ def tensorboard(folder: Path, scalars: np.ndarray, values: np.ndarray) -> Result
             for tag, value in _named(loss, accuracy, measured).items():
                 writer.add_scalar(tag, value, step)
     took = time.perf_counter() - began
-    return took, size(folder), seconds(lambda: EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload(), 1), None
+    return (
+        took,
+        size(folder),
+        seconds(lambda: EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload(), 1),
+        None,
+    )
 
 
 def wandb(folder: Path, scalars: np.ndarray, values: np.ndarray) -> Result:
-    """Its offline file has no reader in Python: wandb's own programme uploads it, and what is read back comes from a server."""
+    """Its offline file has no reader in Python: wandb's own programme uploads it, and what is read back comes
+    from a server.
+    """
     import wandb
 
     began = time.perf_counter()
@@ -177,8 +228,14 @@ PEERS = {"tensorboard": tensorboard, "wandb": wandb, "trackio": trackio}
 
 
 def table(steps: int, peer_steps: int) -> None:
-    print(f"{steps} steps ({peer_steps} for peers) x (2 scalars + {len(LAYERS)} layers x {len(METRICS)} metrics); load {os.getloadavg()[0]:.1f}\n")
-    print("| store | write us/step | bytes a value | read all, median (fastest) | one metric |\n|---|---|---|---|---|")
+    print(
+        f"{steps} steps ({peer_steps} for peers) x (2 scalars + {len(LAYERS)} layers x {len(METRICS)} "
+        f"metrics); load {os.getloadavg()[0]:.1f}\n"
+    )
+    print(
+        "| store | write us/step | bytes a value | read all, median (fastest) | one metric "
+        "|\n|---|---|---|---|---|"
+    )
     ours = {
         "raw array": raw_array,
         "parquet, one go, pyarrow's defaults and zstd": plain_parquet,
@@ -193,7 +250,10 @@ def table(steps: int, peer_steps: int) -> None:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             took, held, everything, one = store(Path(folder), *numbers(n))
         bytes_a_value = held / n / (2 + len(LAYERS) * len(METRICS))
-        print(f"| {name} | {1e6 * took / n:.0f} | {bytes_a_value:.2f} | {_ms(everything)} | {_ms(one)} |", flush=True)
+        print(
+            f"| {name} | {1e6 * took / n:.0f} | {bytes_a_value:.2f} | {_ms(everything)} | {_ms(one)} |",
+            flush=True,
+        )
 
 
 def _ms(taken: Seconds | None) -> str:
@@ -209,7 +269,9 @@ def make_long(runs: Path, steps: int, layers: int, piece: int = 20_000) -> Run:
     where = [LAYER_METRICS.index(metric) for metric in METRICS]
     for start in range(0, steps, piece):
         scalars, values = numbers(min(piece, steps - start), layers, seed=start)
-        for step, ((loss, accuracy), measured) in enumerate(zip(scalars.tolist(), values, strict=True), start):
+        for step, ((loss, accuracy), measured) in enumerate(
+            zip(scalars.tolist(), values, strict=True), start
+        ):
             row[where] = measured
             writer.step(step, 0, loss, accuracy, 1e-3, 0.05 * step)
             writer.layers(step, *axis, row)
@@ -219,7 +281,9 @@ def make_long(runs: Path, steps: int, layers: int, piece: int = 20_000) -> Run:
 
 
 def open_map(path: str) -> None:
-    """One metric's map, as the Gradients page makes it: prints its seconds, those of the processor, and the process's memory before and after in MB."""
+    """One metric's map, as the Gradients page makes it: prints its seconds, those of the processor, and the
+    process's memory before and after in MB.
+    """
     from initscope_dashboard.figures import heatmap
 
     run, before = Run(path), peak_megabytes()
@@ -237,7 +301,10 @@ def peak_megabytes() -> float:
 def map_of(run: Run) -> tuple[float, float, float, float]:
     """What ``open_map`` says in a process of its own: the best of three."""
     command = [sys.executable, "-m", "tests.benchmarks.store", "--map", str(run.path)]
-    return min(tuple(map(float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())) for _ in range(3))
+    return min(
+        tuple(map(float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()))
+        for _ in range(3)
+    )
 
 
 def long(steps: int) -> None:
@@ -247,14 +314,22 @@ def long(steps: int) -> None:
         made = time.perf_counter() - began
         took, busy, before, after = map_of(run)
         held = size(run.path / "layers.parquet")
-    print(f"{steps} steps x {len(LAYERS)} layers: {held / 1e6:.0f} MB, made in {made:.0f} s; load {os.getloadavg()[0]:.1f}")
-    print(f"map of one metric: {took:.2f} s ({busy:.2f} s of processor time), peak memory {after:.0f} MB ({before:.0f} MB before the first row)")
+    print(
+        f"{steps} steps x {len(LAYERS)} layers: {held / 1e6:.0f} MB, made in {made:.0f} s; load "
+        f"{os.getloadavg()[0]:.1f}"
+    )
+    print(
+        f"map of one metric: {took:.2f} s ({busy:.2f} s of processor time), peak memory {after:.0f} MB "
+        f"({before:.0f} MB before the first row)"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--peer-steps", type=int, default=1_000, help="peers take up to a thousand times as long")
+    parser.add_argument(
+        "--peer-steps", type=int, default=1_000, help="peers take up to a thousand times as long"
+    )
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--long-steps", type=int, default=1_000_000)
     parser.add_argument("--map", help=argparse.SUPPRESS)

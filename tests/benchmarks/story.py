@@ -1,12 +1,14 @@
-"""The story on its own data: how soon each initialization leaves chance on FashionMNIST, by learning rate and seed.
+"""The story on its own data: how soon each initialization leaves chance on FashionMNIST, by learning rate and
+seed.
 
-    python -m tests.benchmarks.story                                  train what is missing in story.csv (resumable), then the tables
-    python -m tests.benchmarks.story --table                          the tables only
-    python -m tests.benchmarks.story --width 1 --steps 400 --seeds 3  the story's own width; 0.6 s a step with AVX-512, 4 s without
+    python -m tests.benchmarks.story train what is missing in story.csv (resumable), then the tables python -m
+    tests.benchmarks.story --table the tables only python -m tests.benchmarks.story --width 1 --steps 400
+    --seeds 3 the story's own width; 0.6 s a step with AVX-512, 4 s without
 
-A cell trains VGG16 without batch norm at 32 pixels, batch 64, Adam, float32, until it has left chance or ``--steps`` are over. It has
-left chance at the step at which the mean accuracy of the last 20 batches is above 25 %: 1,280 images that guess reach 12.7 % in one
-of a thousand tries. The data are Debian's package dataset-fashion-mnist, or what INITSCOPE_DATA holds.
+A cell trains VGG16 without batch norm at 32 pixels, batch 64, Adam, float32, until it has left chance or
+``--steps`` are over. It has left chance at the step at which the mean accuracy of the last 20 batches is
+above 25 %: 1,280 images that guess reach 12.7 % in one of a thousand tries. The data are Debian's package
+dataset-fashion-mnist, or what INITSCOPE_DATA holds.
 """
 
 from __future__ import annotations
@@ -31,14 +33,23 @@ def cells(arguments: argparse.Namespace) -> Iterator[dict]:
     for seed in range(arguments.seeds):
         for rate in arguments.rates:
             for init in arguments.inits:
-                yield {"width": arguments.width, "init": init, "gain": GAINS.get(init, 1.0), "learning_rate": rate, "seed": seed}
+                yield {
+                    "width": arguments.width,
+                    "init": init,
+                    "gain": GAINS.get(init, 1.0),
+                    "learning_rate": rate,
+                    "seed": seed,
+                }
 
 
 def done() -> list[dict]:
     if not RESULTS.exists():
         return []
     with RESULTS.open(newline="") as file:
-        return [{key: value if key == "init" else float(value or "nan") for key, value in row.items()} for row in csv.DictReader(file)]
+        return [
+            {key: value if key == "init" else float(value or "nan") for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
 def covered(cell: dict, rows: list[dict], steps: int) -> bool:
@@ -53,10 +64,18 @@ def train(cell: dict, steps: int, data) -> dict:
     from initscope.config import RunConfig
     from initscope.networks.inits import initialize
 
-    config = RunConfig(data="fashion_mnist", image_size=32, width=cell["width"], init=cell["init"], gain=cell["gain"])
+    config = RunConfig(
+        data="fashion_mnist", image_size=32, width=cell["width"], init=cell["init"], gain=cell["gain"]
+    )
     torch.manual_seed(cell["seed"])
     model = networks.build(config.replace(init="default", gain=1.0), in_channels=1, num_classes=10)
-    initialize(model, cell["init"], gain=cell["gain"], seed=cell["seed"], sample=data.prepare(data.train.images[:64]) if cell["init"] == "lsuv" else None)
+    initialize(
+        model,
+        cell["init"],
+        gain=cell["gain"],
+        seed=cell["seed"],
+        sample=data.prepare(data.train.images[:64]) if cell["init"] == "lsuv" else None,
+    )
     optimizer = torch.optim.Adam(model.parameters(), cell["learning_rate"])
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(cell["seed"]))
     recent: deque[float] = deque(maxlen=WINDOW)
@@ -76,7 +95,14 @@ def train(cell: dict, steps: int, data) -> dict:
         if not math.isfinite(loss.item()):
             break
     seconds = round(time.perf_counter() - began)
-    return {**cell, "steps": step + 1, "left_at": left, "loss": round(loss.item(), 4), "accuracy": round(sum(recent) / len(recent), 4), "seconds": seconds}
+    return {
+        **cell,
+        "steps": step + 1,
+        "left_at": left,
+        "loss": round(loss.item(), 4),
+        "accuracy": round(sum(recent) / len(recent), 4),
+        "seconds": seconds,
+    }
 
 
 def tables(rows: list[dict]) -> None:
@@ -84,11 +110,25 @@ def tables(rows: list[dict]) -> None:
 
     for width in sorted({row["width"] for row in rows}):
         mine = [row for row in rows if row["width"] == width]
-        longest = max(int(row["steps"]) for row in mine if math.isnan(row["left_at"])) if any(math.isnan(r["left_at"]) for r in mine) else max(int(r["left_at"]) for r in mine)
+        longest = (
+            max(int(row["steps"]) for row in mine if math.isnan(row["left_at"]))
+            if any(math.isnan(r["left_at"]) for r in mine)
+            else max(int(r["left_at"]) for r in mine)
+        )
         marks = [step for step in (50, 100, 200, 300, 400, 600, 938) if step <= longest] or [longest]
-        print(f"\nwidth {width:g}: seeds that have left chance by step n, with the 95 % interval of the last column")
-        print("| init | rate | " + " | ".join(map(str, marks)) + " | 95 % |\n|---|---|" + "---|" * (len(marks) + 1))
-        for init, rate in sorted({(row["init"], row["learning_rate"]) for row in mine}, key=lambda key: (key[0], -key[1])):
+        print(
+            f"\nwidth {width:g}: seeds that have left chance by step n, with the 95 % interval of the last "
+            "column"
+        )
+        print(
+            "| init | rate | "
+            + " | ".join(map(str, marks))
+            + " | 95 % |\n|---|---|"
+            + "---|" * (len(marks) + 1)
+        )
+        for init, rate in sorted(
+            {(row["init"], row["learning_rate"]) for row in mine}, key=lambda key: (key[0], -key[1])
+        ):
             seeds = [row for row in mine if (row["init"], row["learning_rate"]) == (init, rate)]
             parts = []
             for mark in marks:
@@ -100,12 +140,20 @@ def tables(rows: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--rates", type=lambda text: [float(x) for x in text.split(",")], default=[1e-3, 3e-4, 1e-4])
-    parser.add_argument("--inits", type=lambda text: text.split(","), default=["default", "tutorial", "kaiming_normal", "orthogonal", "lsuv"])
+    parser.add_argument(
+        "--rates", type=lambda text: [float(x) for x in text.split(",")], default=[1e-3, 3e-4, 1e-4]
+    )
+    parser.add_argument(
+        "--inits",
+        type=lambda text: text.split(","),
+        default=["default", "tutorial", "kaiming_normal", "orthogonal", "lsuv"],
+    )
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if not arguments.table:
@@ -125,7 +173,12 @@ def main() -> None:
                 writer = csv.DictWriter(file, FIELDS)
                 if new:
                     writer.writeheader()
-                writer.writerow({key: "" if value is math.nan or str(value) == "nan" else value for key, value in row.items()})
+                writer.writerow(
+                    {
+                        key: "" if value is math.nan or str(value) == "nan" else value
+                        for key, value in row.items()
+                    }
+                )
             print(row, flush=True)
     tables(done())
 

@@ -1,12 +1,14 @@
 """Training against the loop a tutorial's reader would write: the same model, data, batch and optimizer.
 
-    python -m tests.benchmarks.training                       # quick preset: images a second, in turns of a few steps in one process
-    python -m tests.benchmarks.training --outcomes            # five seeds of both initializations in both precisions (slow where bfloat16 is emulated)
-    python -m tests.benchmarks.training --size 224 --width 1 --batch 2 --rounds 3
-    python -m tests.benchmarks.training --story               # on a GPU: 20 epochs of 60,000 images at 224x224, projected from 200 steps
+    python -m tests.benchmarks.training # quick preset: images a second, in turns of a few steps in one
+    process python -m tests.benchmarks.training --outcomes # five seeds of both initializations in both
+    precisions (slow where bfloat16 is emulated) python -m tests.benchmarks.training --size 224 --width 1
+    --batch 2 --rounds 3 python -m tests.benchmarks.training --story # on a GPU: 20 epochs of 60,000 images at
+    224x224, projected from 200 steps
 
-The reader's loop: images through PIL and torchvision's transforms in a DataLoader, float32, the default memory format, ``loss.item()`` at every step.
-Ours records every layer at every step while it is timed, unless its line says otherwise.
+The reader's loop: images through PIL and torchvision's transforms in a DataLoader, float32, the default
+memory format, ``loss.item()`` at every step. Ours records every layer at every step while it is timed, unless
+its line says otherwise.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ from initscope.training import devices, trainer
 TURN = 4
 """Steps of one variant before the next one's turn."""
 VGG16_FORWARD = 15.47e9
-"""Multiplications with addition of VGG16's convolutions and linear layers for one image of 224x224 (Simonyan and Zisserman 2014, table 1)."""
+"""Multiplications with addition of VGG16's convolutions and linear layers for one image of 224x224 (Simonyan
+and Zisserman 2014, table 1).
+"""
 DENSE_BFLOAT16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "L40S": 362e12}
 """Floating-point operations a second of the makers' data sheets, without sparsity."""
 
@@ -63,7 +67,9 @@ def reader(run: RunConfig, device: torch.device) -> Iterator[None]:
     model = networks.build(run, in_channels=1, num_classes=10).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=run.learning_rate)
     criterion = nn.CrossEntropyLoss()
-    loader = torch.utils.data.DataLoader(Pictures(raw, run.image_size), batch_size=run.batch_size, shuffle=True, drop_last=True)
+    loader = torch.utils.data.DataLoader(
+        Pictures(raw, run.image_size), batch_size=run.batch_size, shuffle=True, drop_last=True
+    )
     model.train()
     while True:
         running, correct = 0.0, 0
@@ -84,7 +90,9 @@ def ours(run: RunConfig, folder: str, record: bool = True) -> Iterator[None]:
     made = Runs(folder).create(run.to_dict(), Status.RUNNING)
     training = trainer.Training(made, RunWriter(made), lambda position, total: None)
     training.model.train()
-    with Recorder(training.model, training.optimizer, run=made, writer=training.writer, every=1 if record else 10**9) as recorder:
+    with Recorder(
+        training.model, training.optimizer, run=made, writer=training.writer, every=1 if record else 10**9
+    ) as recorder:
         for epoch in itertools.count():
             for images, labels in training.data.epoch(epoch):
                 if len(labels) == run.batch_size:
@@ -93,8 +101,12 @@ def ours(run: RunConfig, folder: str, record: bool = True) -> Iterator[None]:
                     yield
 
 
-def in_turns(variants: dict[str, Iterator[None]], rounds: int, turn: int, synchronize: Callable[[], None]) -> dict[str, list[float]]:
-    """Seconds of each turn of each variant, one variant after the other; the first round warms up and is not counted."""
+def in_turns(
+    variants: dict[str, Iterator[None]], rounds: int, turn: int, synchronize: Callable[[], None]
+) -> dict[str, list[float]]:
+    """Seconds of each turn of each variant, one variant after the other; the first round warms up and is not
+    counted.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for round_number in range(rounds + 1):
         for name, steps in variants.items():
@@ -119,12 +131,17 @@ def throughput(run: RunConfig, rounds: int, bfloat16: bool) -> None:
         }
         if bfloat16 or devices.pick_precision("auto", device) == "bfloat16":
             variants["ours, bfloat16"] = ours(run.replace(precision="bfloat16"), folder)
-            variants["ours, bfloat16, not recording"] = ours(run.replace(precision="bfloat16"), folder, record=False)
+            variants["ours, bfloat16, not recording"] = ours(
+                run.replace(precision="bfloat16"), folder, record=False
+            )
         synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
         seconds = in_turns(variants, rounds, TURN if run.batch_size > 8 else 1, synchronize)
     first = seconds["reader's loop"]
     turn = TURN if run.batch_size > 8 else 1
-    print(f"{device}, {torch.get_num_threads()} threads, auto is {devices.pick_precision('auto', device)}; medians of {rounds} turns\n")
+    print(
+        f"{device}, {torch.get_num_threads()} threads, auto is {devices.pick_precision('auto', device)}; "
+        f"medians of {rounds} turns\n"
+    )
     print("| loop | images/s | times the reader's |\n|---|---|---|")
     for name, taken in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(first, taken, strict=True))
@@ -140,12 +157,19 @@ def outcomes(seeds: int) -> None:
             ended = []
             for seed in range(seeds):
                 run = Runs(folder).create(
-                    run_config.quick().replace(init=init, precision=precision, init_seed=seed, threads=0, record_every=10).to_dict(), Status.QUEUED
+                    run_config.quick()
+                    .replace(init=init, precision=precision, init_seed=seed, threads=0, record_every=10)
+                    .to_dict(),
+                    Status.QUEUED,
                 )
                 outcome = trainer.train(run)
                 ended.append((str(outcome), run.state()["val_accuracy"]))
             accuracies = ", ".join(f"{100 * accuracy:.1f}" for _, accuracy in ended)
-            print(f"| {precision} | {init} | {', '.join(sorted({outcome for outcome, _ in ended}))} | {accuracies} % |", flush=True)
+            print(
+                f"| {precision} | {init} | {', '.join(sorted({outcome for outcome, _ in ended}))} | "
+                f"{accuracies} % |",
+                flush=True,
+            )
 
 
 def story(steps: int = 200, epochs: int = 20, samples: int = 60_000, batch: int = 64) -> None:
@@ -153,7 +177,16 @@ def story(steps: int = 200, epochs: int = 20, samples: int = 60_000, batch: int 
         raise SystemExit("--story needs a CUDA GPU; none is here")
     device = torch.device("cuda")
     name = torch.cuda.get_device_name(device)
-    raw = datasets.RawData(*(datasets.Split(torch.randint(0, 256, (n, 1, 28, 28), dtype=torch.uint8), torch.randint(0, 10, (n,))) for n in (samples, 10_000)), 10, 255.0)
+    raw = datasets.RawData(
+        *(
+            datasets.Split(
+                torch.randint(0, 256, (n, 1, 28, 28), dtype=torch.uint8), torch.randint(0, 10, (n,))
+            )
+            for n in (samples, 10_000)
+        ),
+        10,
+        255.0,
+    )
     for init in ("default", "kaiming_normal"):
         run = run_config.tutorial_224().replace(init=init, precision="auto", batch_size=batch)
         with tempfile.TemporaryDirectory() as folder:
@@ -169,11 +202,16 @@ def story(steps: int = 200, epochs: int = 20, samples: int = 60_000, batch: int 
             rate = steps * batch / (time.perf_counter() - began)
         peak = next((value for key, value in DENSE_BFLOAT16.items() if key in name), None)
         share = f", {rate * 6 * VGG16_FORWARD / peak:.0%} of its bfloat16 matrix rate" if peak else ""
-        print(f"{name}, {init}: {rate:.0f} images/s{share}; {epochs} epochs of {samples} images: {epochs * samples / rate / 60:.1f} minutes")
+        print(
+            f"{name}, {init}: {rate:.0f} images/s{share}; {epochs} epochs of {samples} images: "
+            f"{epochs * samples / rate / 60:.1f} minutes"
+        )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--outcomes", action="store_true")
     parser.add_argument("--story", action="store_true")
     parser.add_argument("--rounds", type=int, default=12)
@@ -190,6 +228,10 @@ if __name__ == "__main__":
         outcomes(asked.seeds)
     else:
         quick = run_config.quick().replace(
-            init="kaiming_normal", image_size=asked.size, width=asked.width, batch_size=asked.batch, threads=asked.threads
+            init="kaiming_normal",
+            image_size=asked.size,
+            width=asked.width,
+            batch_size=asked.batch,
+            threads=asked.threads,
         )
         throughput(quick, asked.rounds, asked.bfloat16)

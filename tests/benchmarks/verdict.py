@@ -1,6 +1,7 @@
-"""From nothing to a verdict: default against kaiming_normal, five seeds each, quick preset. Prints wall seconds.
+"""From nothing to a verdict: default against kaiming_normal, five seeds each, quick preset. Prints wall
+seconds.
 
-    python -m tests.benchmarks.verdict
+python -m tests.benchmarks.verdict
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ import time
 
 def command(*arguments: str, runs: str) -> dict:
     """One command of the project, and the JSON it ends with."""
-    done = subprocess.run([sys.executable, "-m", "initscope", *arguments, "--runs", runs, "--json"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "initscope", *arguments, "--runs", runs, "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 

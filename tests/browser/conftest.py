@@ -20,23 +20,41 @@ from playwright.sync_api import Browser, Page, TimeoutError, expect, sync_playwr
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 expect.set_options(timeout=60_000)  # five seconds by default, too few for a page on a busy machine
 
 
 class Server:
     """A dashboard process and its address."""
 
-    def __init__(self, runs: Path, script: str | Path = "dashboard/Home.py", port: int = 0, **environment: str):
+    def __init__(
+        self, runs: Path, script: str | Path = "dashboard/Home.py", port: int = 0, **environment: str
+    ):
         self.runs = runs
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = runs.parent / f"{runs.name}-server.log"
         with open(self.log, "ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(self.port), "--server.headless", "true"],
+                [
+                    sys.executable,
+                    "-m",
+                    "streamlit",
+                    "run",
+                    str(script),
+                    "--server.port",
+                    str(self.port),
+                    "--server.headless",
+                    "true",
+                ],
                 cwd=ROOT,
                 env={**os.environ, "INITSCOPE_RUNS": str(runs), "PYTHONPATH": "", **environment},
                 stdout=output,
@@ -48,7 +66,10 @@ class Server:
     def _wait(self) -> None:
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=2) as answer:
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=2) as answer,
+            ):
                 if answer.status == 200:
                     return
             if self.process.poll() is not None:
@@ -83,8 +104,12 @@ def free_port() -> int:
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """One Chromium for all browser tests; closed before others begin, because Playwright keeps an event loop running."""
-    path = os.environ.get("INITSCOPE_CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    """One Chromium for all browser tests; closed before others begin, because Playwright keeps an event loop
+    running.
+    """
+    path = os.environ.get("INITSCOPE_CHROMIUM") or next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if path is None:
         pytest.fail("no Chromium found: install it, or set INITSCOPE_CHROMIUM to its path")
     with sync_playwright() as playwright:
@@ -114,7 +139,9 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
 
 
 def follow(page: Page, link: str, address: str) -> None:
-    """Click a link of the navigation until its page opens: a click that falls into a rerun of the page may be lost."""
+    """Click a link of the navigation until its page opens: a click that falls into a rerun of the page may be
+    lost.
+    """
     for _ in range(5):
         page.get_by_role("link", name=link).first.click()
         with contextlib.suppress(TimeoutError):
@@ -128,4 +155,6 @@ def settle(page: Page) -> None:
     page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
     page.wait_for_timeout(300)
     page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
-    assert page.locator("[data-testid=stException]").count() == 0, page.locator("[data-testid=stException]").first.inner_text()
+    assert page.locator("[data-testid=stException]").count() == 0, page.locator(
+        "[data-testid=stException]"
+    ).first.inner_text()

@@ -1,4 +1,6 @@
-"""A small OpenID provider on loopback: discovery, PKCE, signed identity tokens; whoever is named in ``user`` signs in at once."""
+"""A small OpenID provider on loopback: discovery, PKCE, signed identity tokens; whoever is named in ``user``
+signs in at once.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ CLIENT, SECRET = "initscope", "the client's secret"
 
 
 class Provider:
-    """Listens on ``port`` until ``close``. ``user``: the claims of whoever comes; ``signing_key``: another than the published one forges."""
+    """Listens on ``port`` until ``close``. ``user``: the claims of whoever comes; ``signing_key``: another
+    than the published one forges.
+    """
 
     def __init__(self, port: int, callback: str):
         self.url, self.callback = f"http://127.0.0.1:{port}", callback
@@ -36,7 +40,9 @@ class Provider:
             Route("/token", self._token, methods=["POST"]),
             Route("/keys", lambda request: JSONResponse({"keys": [self.key.as_dict(private=False)]})),
         ]
-        self.server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), "127.0.0.1", port, log_level="error"))
+        self.server = uvicorn.Server(
+            uvicorn.Config(Starlette(routes=routes), "127.0.0.1", port, log_level="error")
+        )
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
         while not self.server.started:
@@ -57,15 +63,26 @@ server_metadata_url = "{self.url}/.well-known/openid-configuration"
 """
 
     def _about(self, request: Request) -> Response:
-        return JSONResponse({
-            "issuer": self.url, "authorization_endpoint": f"{self.url}/authorize", "token_endpoint": f"{self.url}/token", "jwks_uri": f"{self.url}/keys",
-            "response_types_supported": ["code"], "subject_types_supported": ["public"], "id_token_signing_alg_values_supported": ["RS256"],
-            "code_challenge_methods_supported": ["S256"],
-        })  # fmt: skip
+        return JSONResponse(
+            {
+                "issuer": self.url,
+                "authorization_endpoint": f"{self.url}/authorize",
+                "token_endpoint": f"{self.url}/token",
+                "jwks_uri": f"{self.url}/keys",
+                "response_types_supported": ["code"],
+                "subject_types_supported": ["public"],
+                "id_token_signing_alg_values_supported": ["RS256"],
+                "code_challenge_methods_supported": ["S256"],
+            }
+        )
 
     def _authorize(self, request: Request) -> Response:
         asked = request.query_params
-        assert asked["client_id"] == CLIENT and asked["redirect_uri"] == self.callback and asked["code_challenge_method"] == "S256"
+        assert (
+            asked["client_id"] == CLIENT
+            and asked["redirect_uri"] == self.callback
+            and asked["code_challenge_method"] == "S256"
+        )
         code = secrets.token_urlsafe(16)
         self.codes[code] = {"nonce": asked["nonce"], "challenge": asked["code_challenge"]}
         return RedirectResponse(f"{self.callback}?{urlencode({'code': code, 'state': asked['state']})}", 302)
@@ -77,6 +94,20 @@ server_metadata_url = "{self.url}/.well-known/openid-configuration"
         if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != given["challenge"]:
             return JSONResponse({"error": "invalid_grant"}, 400)
         now = int(time.time())
-        claims = {"iss": self.url, "aud": CLIENT, "iat": now, "exp": now + 300, "nonce": given["nonce"], **self.user}
+        claims = {
+            "iss": self.url,
+            "aud": CLIENT,
+            "iat": now,
+            "exp": now + 300,
+            "nonce": given["nonce"],
+            **self.user,
+        }
         token = jwt.encode({"alg": "RS256", "kid": "one"}, claims, self.signing_key)
-        return JSONResponse({"access_token": secrets.token_urlsafe(16), "token_type": "Bearer", "expires_in": 300, "id_token": token})
+        return JSONResponse(
+            {
+                "access_token": secrets.token_urlsafe(16),
+                "token_type": "Bearer",
+                "expires_in": 300,
+                "id_token": token,
+            }
+        )

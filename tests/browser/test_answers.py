@@ -36,27 +36,43 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_the_story_on_disk(server: Server) -> None:
-    """Default weights stay at chance, Kaiming's converge, the comparison says fixed, and the first step's rows say why."""
+    """Default weights stay at chance, Kaiming's converge, the comparison says fixed, and the first step's
+    rows say why.
+    """
     runs = Runs(server.runs)
     outcomes = {(info.init, info.config["init_seed"]): info.outcome for info in runs.list()}
-    assert outcomes == {(init, seed): what for init, what in (("default", "not_converged"), ("kaiming_normal", "converged")) for seed in (0, 1)}
+    assert outcomes == {
+        (init, seed): what
+        for init, what in (("default", "not_converged"), ("kaiming_normal", "converged"))
+        for seed in (0, 1)
+    }
 
     answer = compare(runs.select("init=default"), runs.select("init=kaiming_normal"))
     assert answer.verdict == Verdict.FIXED and answer.converged == {"a": [0, 2], "b": [2, 2]} and answer.fair
     assert answer.headline.startswith("fixed: 2 of 2 converge with kaiming_normal, 0 of 2 with default")
     assert answer.changed_fields == {"init": ["default", "kaiming_normal"]}
     ratios = {row["layer"]: row["log10_grad_ratio"] for row in answer.layers}
-    assert ratios["conv1_1"] > 6 > 3 > ratios["fc3"], "the further from the output, the more gradient came back"
+    assert ratios["conv1_1"] > 6 > 3 > ratios["fc3"], (
+        "the further from the output, the more gradient came back"
+    )
 
-    silent = pd.read_parquet(runs.select("init=default")[0].path / "layers.parquet").query("step == 0").set_index("layer")
+    silent = (
+        pd.read_parquet(runs.select("init=default")[0].path / "layers.parquet")
+        .query("step == 0")
+        .set_index("layer")
+    )
     assert silent["grad_norm"]["conv1_1"] < 1e-6 < 1e-3 < silent["grad_norm"]["fc3"]
-    assert silent["activation_std"]["fc2"] > 1e-3 and silent["signal_std"]["fc2"] < 1e-6, "the RMS alone would hide the fault"
+    assert silent["activation_std"]["fc2"] > 1e-3 and silent["signal_std"]["fc2"] < 1e-6, (
+        "the RMS alone would hide the fault"
+    )
 
 
 def test_sweep_answers_with_numbers_and_launches_more(page: Page, server: Server) -> None:
     page.goto(f"{server.url}/sweep?sweep={SWEEP}")
     settle(page)
-    expect(page.get_by_role("heading", level=1)).to_contain_text("fixed: 2 of 2 converge with kaiming_normal, 0 of 2 with default")
+    expect(page.get_by_role("heading", level=1)).to_contain_text(
+        "fixed: 2 of 2 converge with kaiming_normal, 0 of 2 with default"
+    )
     expect(page.get_by_text("Share of runs that converged")).to_be_visible()
     follow(page, "Compare these two", "**/compare?*")
     settle(page)
@@ -64,15 +80,23 @@ def test_sweep_answers_with_numbers_and_launches_more(page: Page, server: Server
 
 
 def test_sweep_draws_the_trainability_map_with_the_theorys_boundary(page: Page, server: Server) -> None:
-    """Folders as real runs leave them, with outcomes that put the boundary where theory does not in one cell of four."""
+    """Folders as real runs leave them, with outcomes that put the boundary where theory does not in one cell
+    of four.
+    """
     runs = Runs(server.runs)
     base = quick().replace(init="kaiming_normal", sweep="tiny-map")
-    for gain, model, outcome in [(0.2, "vgg11", "not_converged"), (1.0, "vgg11", "converged"), (0.2, "vgg19", "converged"), (1.0, "vgg19", "converged")]:
+    for gain, model, outcome in [
+        (0.2, "vgg11", "not_converged"),
+        (1.0, "vgg11", "converged"),
+        (0.2, "vgg19", "converged"),
+        (1.0, "vgg19", "converged"),
+    ]:
         runs.create(base.replace(gain=gain, model=model), Status.FINISHED, outcome=outcome)
     page.goto(f"{server.url}/sweep?sweep=tiny-map")
     settle(page)
     expect(page.get_by_role("heading", level=1)).to_have_text(
-        "Kaiming normal trains from gain 1 in VGG11, at every gain tried in VGG19; theory foresaw 3 of 4 outcomes."
+        "Kaiming normal trains from gain 1 in VGG11, at every gain tried in VGG19; theory foresaw 3 of 4 "
+        "outcomes."
     )
     expect(page.locator(".js-plotly-plot .heatmaplayer")).to_have_count(1)
     for words in ("theory: trains from here on", "theory was wrong", "VGG19"):
@@ -115,11 +139,15 @@ def test_diagnosis_names_the_cause_and_its_remedy_leads_to_compare(page: Page, s
 
     # The sweep has trained that twin already: it is not offered again, its comparison is.
     expect(page.get_by_text("Already done:")).to_be_visible()
-    expect(page.get_by_role("button", name=re.compile("Launch the same run with initialization Kaiming normal"))).to_have_count(0)
+    expect(
+        page.get_by_role("button", name=re.compile("Launch the same run with initialization Kaiming normal"))
+    ).to_have_count(0)
     page.get_by_role("link", name="See the comparison").click()
     page.wait_for_url(re.compile(r"/compare\?"))
     settle(page)
-    expect(page.get_by_role("heading", level=1)).to_contain_text(re.compile(r"fixed: \d of \d converge with kaiming_normal"))
+    expect(page.get_by_role("heading", level=1)).to_contain_text(
+        re.compile(r"fixed: \d of \d converge with kaiming_normal")
+    )
 
 
 def test_probe_forecasts_before_training(page: Page, server: Server) -> None:
@@ -128,22 +156,43 @@ def test_probe_forecasts_before_training(page: Page, server: Server) -> None:
     settle(page)
     heading = page.get_by_role("heading", level=1).inner_text()
     assert re.search(r"kaiming_normal will train; .*default.* will not", heading), heading
-    traces = page.evaluate("() => [...document.querySelectorAll('.js-plotly-plot')].map(p => p.data.map(t => t.mode))")
-    assert any("lines" in modes and "markers" in modes for modes in traces), "measured dots on predicted lines"
+    traces = page.evaluate(
+        "() => [...document.querySelectorAll('.js-plotly-plot')].map(p => p.data.map(t => t.mode))"
+    )
+    assert any("lines" in modes and "markers" in modes for modes in traces), (
+        "measured dots on predicted lines"
+    )
     expect(page.get_by_role("button", name="Launch it").first).to_be_visible()
 
 
 def test_report_opens_offline(browser: Browser, server: Server, tmp_path: Path) -> None:
     output = tmp_path / "report.html"
-    command = [sys.executable, "-m", "initscope", "report", f"init=default,sweep={SWEEP}", f"init=kaiming_normal,sweep={SWEEP}"]
-    subprocess.run([*command, "--output", str(output), "--runs", str(server.runs)], cwd=ROOT, check=True, capture_output=True)
+    command = [
+        sys.executable,
+        "-m",
+        "initscope",
+        "report",
+        f"init=default,sweep={SWEEP}",
+        f"init=kaiming_normal,sweep={SWEEP}",
+    ]
+    subprocess.run(
+        [*command, "--output", str(output), "--runs", str(server.runs)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
     context = browser.new_context(offline=True)
     page = context.new_page()
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(output.as_uri())
-    expect(page.get_by_role("heading", level=1)).to_contain_text("fixed: 2 of 2 converge with kaiming_normal, 0 of 2 with default")
-    maps = page.evaluate("() => [...document.querySelectorAll('.js-plotly-plot')].filter(p => p.data.some(t => t.type === 'heatmap')).length")
+    expect(page.get_by_role("heading", level=1)).to_contain_text(
+        "fixed: 2 of 2 converge with kaiming_normal, 0 of 2 with default"
+    )
+    maps = page.evaluate(
+        "() => [...document.querySelectorAll('.js-plotly-plot')].filter(p => p.data.some(t => t.type === "
+        "'heatmap')).length"
+    )
     assert maps == 3
     expect(page.get_by_text("Initialization", exact=True).first).to_be_visible()
     expect(page.get_by_text("The initial weights are too small: the signal dies on its way")).to_be_visible()

@@ -1,4 +1,6 @@
-"""A dashboard whose runs are in an object store, in a real browser: another machine's runs, live, stopped, compared and asked in SQL."""
+"""A dashboard whose runs are in an object store, in a real browser: another machine's runs, live, stopped,
+compared and asked in SQL.
+"""
 
 from __future__ import annotations
 
@@ -37,16 +39,36 @@ def server(elsewhere, machine, s3) -> Iterator[Server]:
     end_supervisors(elsewhere.root)
 
 
-def test_runs_of_another_machine(page: Page, server: Server, elsewhere: Runs, s3, tiny, tmp_path: Path) -> None:
+def test_runs_of_another_machine(
+    page: Page, server: Server, elsewhere: Runs, s3, tiny, tmp_path: Path
+) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps(tiny(epochs=100_000).to_dict()))
-    sweep = ["sweep", "--config", config, "--inits", "default,kaiming_normal", "--seeds", "1", "--stop-when-certain", "false"]
+    sweep = [
+        "sweep",
+        "--config",
+        config,
+        "--inits",
+        "default,kaiming_normal",
+        "--seeds",
+        "1",
+        "--stop-when-certain",
+        "false",
+    ]
     environment = {**s3.on(elsewhere), "INITSCOPE_SLOTS": "2"}
-    training = subprocess.Popen([sys.executable, "-m", "initscope", *map(str, sweep)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    training = subprocess.Popen(
+        [sys.executable, "-m", "initscope", *map(str, sweep)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         open_page(page, server, "/")
         expect(page.get_by_text("No runs yet")).to_be_visible()
-        wait_until(lambda: sum(info.state.get("step", 0) > 0 for info in elsewhere.list()) == 2, 240, "both train")
+        wait_until(
+            lambda: sum(info.state.get("step", 0) > 0 for info in elsewhere.list()) == 2, 240, "both train"
+        )
         wait_until(lambda: len(Runs(server.runs).list()) == 2, 60, "the other machine has heard of them")
         open_page(page, server, "/")
         sidebar = page.locator("[data-testid=stSidebar]")
@@ -57,7 +79,11 @@ def test_runs_of_another_machine(page: Page, server: Server, elsewhere: Runs, s3
         before = page.evaluate(FIRST_CURVE)
         wait_in_page(page, FIRST_CURVE, lambda points: points > before + 5)
         _stop_both(page, elsewhere)
-        wait_until(lambda: [info.status for info in elsewhere.list()] == ["stopped"] * 2, 120, "both stop where they train")
+        wait_until(
+            lambda: [info.status for info in elsewhere.list()] == ["stopped"] * 2,
+            120,
+            "both stop where they train",
+        )
         assert training.wait(60) == 0
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -74,7 +100,11 @@ def test_runs_of_another_machine(page: Page, server: Server, elsewhere: Runs, s3
     sidebar.get_by_label("Epochs", exact=True).press("Enter")
     sidebar.get_by_role("button", name="Launch 2 runs").click()
     page.wait_for_url("**/live?*")
-    wait_until(lambda: sum(info.status == "running" for info in elsewhere.list()) > 0, 240, "the other machine sees it run")
+    wait_until(
+        lambda: sum(info.status == "running" for info in elsewhere.list()) > 0,
+        240,
+        "the other machine sees it run",
+    )
     _stop_both(page, elsewhere)
     wait_until(lambda: [info.status for info in elsewhere.list()] == ["stopped"] * 4, 120, "all have stopped")
     _ask_by_click(page, server, tmp_path)
@@ -85,7 +115,11 @@ def _stop_both(page: Page, elsewhere: Runs) -> None:
     """The two runs in progress, one after the other, from the sidebar."""
     for left in (1, 0):
         page.locator("[data-testid=stSidebar]").get_by_role("button", name="Stop").first.click()
-        wait_until(lambda left=left: sum(info.status in ("queued", "running") for info in elsewhere.list()) == left, 120, "one fewer")
+        wait_until(
+            lambda left=left: sum(info.status in ("queued", "running") for info in elsewhere.list()) == left,
+            120,
+            "one fewer",
+        )
         settle(page)
 
 

@@ -24,7 +24,14 @@ def test_the_story_is_tested(page: Page, server: Server) -> None:
 
     runs = Runs(server.runs)
     networks = ({"model": "lenet", "width": 1.0, "batch_norm": on} for on in (False, True))
-    made = launcher.submit(runs, [quick().replace(init=init, **SMALL, **network) for network in networks for init in network_study.INITS])
+    made = launcher.submit(
+        runs,
+        [
+            quick().replace(init=init, **SMALL, **network)
+            for network in networks
+            for init in network_study.INITS
+        ],
+    )
     for _ in watch(runs, [run.id for run in made]):
         pass
     page.reload()
@@ -34,7 +41,10 @@ def test_the_story_is_tested(page: Page, server: Server) -> None:
     for found in network_study.findings(table):
         expect(page.get_by_role("listitem").filter(has_text=found.claim)).to_contain_text(found.text)
     expect(page.locator(".js-plotly-plot")).to_have_count(3)
-    strips = page.evaluate("() => [...document.querySelectorAll('.js-plotly-plot')].filter(p => p.data[0].type === 'heatmap').map(p => p.data[0].text.at(-1).at(-1))")
+    strips = page.evaluate(
+        "() => [...document.querySelectorAll('.js-plotly-plot')].filter(p => p.data[0].type === "
+        "'heatmap').map(p => p.data[0].text.at(-1).at(-1))"
+    )
     assert len(strips) == 2 and all(re.match(r"output, layer 5 of 5: ", words) for words in strips), strips
 
     # One seed more is missing for each cell; the button queues exactly those.

@@ -1,4 +1,6 @@
-"""Own factories on the dashboard: the operator's folder is offered, and no path that a visitor sends is ever run."""
+"""Own factories on the dashboard: the operator's folder is offered, and no path that a visitor sends is ever
+run.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ from tests.browser.conftest import Server, settle
 from tests.browser.test_story import wait_until
 
 MARK = "open(__file__ + '.ran', 'a').close()\n"
-NET = "from torch import nn\ndef tiny(num_classes) -> nn.Module:\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))\n"
+NET = (
+    "from torch import nn\ndef tiny(num_classes) -> nn.Module:\n    return nn.Sequential(nn.Flatten(), "
+    "nn.LazyLinear(num_classes))\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def forge(page: Page, old: str, new: str) -> list[str]:
-    """Every widget value ``old`` that this tab sends becomes ``new``, as somebody's own client would send it. Gives what was forged."""
+    """Every widget value ``old`` that this tab sends becomes ``new``, as somebody's own client would send it.
+    Gives what was forged.
+    """
     sent: list[str] = []
 
     def between(route: WebSocketRoute) -> None:
@@ -72,14 +79,20 @@ def test_the_operators_folder_is_offered_and_trains(page: Page, server: Server) 
     assert not (folder / "nets.py.ran").exists(), "offered, and not a line of it run"
     page.get_by_role("button", name="Launch 2 runs").click()
     runs = Runs(server.runs)
-    wait_until(lambda: [info.status for info in runs.list()] == ["finished", "finished"], 90, "both have trained")
+    wait_until(
+        lambda: [info.status for info in runs.list()] == ["finished", "finished"], 90, "both have trained"
+    )
     info = runs.list()[0]
-    assert info.config["model"] == f"{folder.resolve()}/nets.py:tiny" and len(info.config["model_sha256"]) == 64
+    assert (
+        info.config["model"] == f"{folder.resolve()}/nets.py:tiny" and len(info.config["model_sha256"]) == 64
+    )
     assert (folder / "nets.py.ran").exists()
 
 
 def test_a_path_that_a_visitor_sends_is_never_run(page: Page, server: Server) -> None:
-    """Forged into the launch form's messages it is no choice; typed where text is taken it is refused in one line."""
+    """Forged into the launch form's messages it is no choice; typed where text is taken it is refused in one
+    line.
+    """
     runs = Runs(server.runs)
     before = runs.ids()
     folder = server.runs.parent
@@ -102,4 +115,8 @@ def test_a_path_that_a_visitor_sends_is_never_run(page: Page, server: Server) ->
         page.get_by_role("button", name="Launch the sweep").click()
         expect(page.get_by_text("is not a file of the folder in INITSCOPE_FACTORIES")).to_be_visible()
         settle(page)
-    assert runs.ids() == before and not list(folder.rglob("*outside.py.ran")) and not list(folder.rglob("link.py.ran"))
+    assert (
+        runs.ids() == before
+        and not list(folder.rglob("*outside.py.ran"))
+        and not list(folder.rglob("link.py.ran"))
+    )

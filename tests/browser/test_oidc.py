@@ -1,4 +1,6 @@
-"""Signing in with OpenID Connect, Streamlit's own, against a real provider on loopback: who gets in, and who may change things."""
+"""Signing in with OpenID Connect, Streamlit's own, against a real provider on loopback: who gets in, and who
+may change things.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,15 @@ def server(provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iter
     home = tmp_path_factory.mktemp("home")
     (home / ".streamlit").mkdir()
     (home / ".streamlit" / "secrets.toml").write_text(provider.secrets())
-    Runs(home / "runs").create(RunConfig(name="a secret run"), "finished", outcome="converged", run_id="the-secret-run")
-    started = Server(home / "runs", port=int(provider.callback.split(":")[2].split("/")[0]), HOME=str(home), INITSCOPE_EDITORS="ada@example.org, x@y.z")
+    Runs(home / "runs").create(
+        RunConfig(name="a secret run"), "finished", outcome="converged", run_id="the-secret-run"
+    )
+    started = Server(
+        home / "runs",
+        port=int(provider.callback.split(":")[2].split("/")[0]),
+        HOME=str(home),
+        INITSCOPE_EDITORS="ada@example.org, x@y.z",
+    )
     yield started
     started.close()
 
@@ -49,7 +58,9 @@ def visitor(browser: Browser) -> Iterator[Page]:
 
 def answer(server: Server, path: str, **headers: str) -> int:
     try:
-        with urllib.request.urlopen(urllib.request.Request(server.url + path, headers=headers), timeout=20) as got:
+        with urllib.request.urlopen(
+            urllib.request.Request(server.url + path, headers=headers), timeout=20
+        ) as got:
             return got.status
     except urllib.error.HTTPError as refused:
         return refused.code
@@ -69,7 +80,10 @@ def test_a_stranger_sees_a_button_and_nothing_else(visitor, server):
         visitor.goto(f"{server.url}/{page}")
         settle(visitor)
         expect(visitor.get_by_role("button", name="Sign in")).to_be_visible()
-        assert "secret" not in visitor.locator("body").inner_text() and visitor.get_by_role("button", name="Launch").count() == 0
+        assert (
+            "secret" not in visitor.locator("body").inner_text()
+            and visitor.get_by_role("button", name="Launch").count() == 0
+        )
     for path in ("/api/stream?run=the-secret-run", "/_stcore/metrics"):
         for cookie in ("", "_streamlit_user=x", '_streamlit_user="2|1:0|10:1|15:_streamlit_user|4:e30=|00"'):
             assert answer(server, path, Cookie=cookie) == 401, (path, cookie)
@@ -80,7 +94,10 @@ def test_a_stranger_sees_a_button_and_nothing_else(visitor, server):
     [
         (EDITOR, True),
         (EDITOR | {"email_verified": False}, False),
-        ({"sub": "1", "email": "ada@example.org"}, False),  # the provider does not say that the address is hers
+        (
+            {"sub": "1", "email": "ada@example.org"},
+            False,
+        ),  # the provider does not say that the address is hers
         ({"sub": "2", "email": "bob@example.org", "email_verified": True}, False),
     ],
 )
@@ -94,7 +111,9 @@ def test_who_comes_in_and_what_they_may(visitor, server, provider, user, may_cha
     settle(visitor)
     expect(visitor.locator("body")).to_contain_text("a secret run")
     cookie = "; ".join(f"{kept['name']}={kept['value']}" for kept in visitor.context.cookies())
-    assert answer(server, "/api/stream?run=the-secret-run", Cookie=cookie) == 200, "our own route knows them too"
+    assert answer(server, "/api/stream?run=the-secret-run", Cookie=cookie) == 200, (
+        "our own route knows them too"
+    )
     visitor.get_by_role("button", name="Sign out").click()
     expect(visitor.get_by_role("button", name="Sign in")).to_be_visible()
 
@@ -111,4 +130,6 @@ def test_what_is_secret_was_written_nowhere(server):
     given = tomllib.loads((server.runs.parent / ".streamlit" / "secrets.toml").read_text())["auth"]
     for path in [server.log, *(path for path in server.runs.rglob("*") if path.is_file())]:
         written = path.read_text(errors="replace")
-        assert not [word for word in (given["client_secret"], given["cookie_secret"], "eyJ") if word in written], path
+        assert not [
+            word for word in (given["client_secret"], given["cookie_secret"], "eyJ") if word in written
+        ], path

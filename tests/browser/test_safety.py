@@ -1,4 +1,6 @@
-"""Text from run folders is shown as text on every page; damage, crashes, double clicks, passwords and readers, in a real browser."""
+"""Text from run folders is shown as text on every page; damage, crashes, double clicks, passwords and
+readers, in a real browser.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ from tests.safety.test_together import census
 
 STRINGS = [
     '<img src=x-xss onerror="window.__xss=1">',
-    '"\'><svg onload=window.__xss=2>',
+    "\"'><svg onload=window.__xss=2>",
     '<a href="javascript:window.__xss=3" id=xss-a>click</a>',
     "[xss](javascript:window.__xss=4) ![x](x-xss)",
     "</script><script>window.__xss=5</script>",
@@ -37,13 +39,23 @@ STRINGS = [
     "$\\href{javascript:window.__xss=7}{x}$ :red[x] %{customdata}",
     "<b>bold</b><br><style>*{display:none}</style>",
 ]
-INJECTED = "img[src*='x-xss'], svg[onload], #xss-a, a[href^='javascript'], iframe[src^='javascript'], .js-plotly-plot [onerror], .stMarkdown style"
+INJECTED = (
+    "img[src*='x-xss'], svg[onload], #xss-a, a[href^='javascript'], iframe[src^='javascript'], "
+    ".js-plotly-plot [onerror], .stMarkdown style"
+)
 
 
 def wicked(runs: Runs, string: str, status: str, sweep: str = "", foreign: bool = False) -> Run:
-    """A run whose every text is ``string``: name, tag, notes, log, error, phase, its sweep's name, the words of its config, its
-    layers' names and kinds; ``foreign``: its model's and initialization's, too."""
-    run = runs.create(quick().replace(name=string, tags=(string.replace(",", ";")[:40],), sweep=sweep), "running", pid=0, num_classes=10, chance=0.1)
+    """A run whose every text is ``string``: name, tag, notes, log, error, phase, its sweep's name, the words
+    of its config, its layers' names and kinds; ``foreign``: its model's and initialization's, too.
+    """
+    run = runs.create(
+        quick().replace(name=string, tags=(string.replace(",", ";")[:40],), sweep=sweep),
+        "running",
+        pid=0,
+        num_classes=10,
+        chance=0.1,
+    )
     writer = RunWriter(run)
     names = pa.DictionaryArray.from_arrays(pa.array(range(2), pa.int32()), [string, string + "2"])
     kinds = pa.DictionaryArray.from_arrays(pa.array([0, 0], pa.int32()), [string])
@@ -55,13 +67,27 @@ def wicked(runs: Runs, string: str, status: str, sweep: str = "", foreign: bool 
     writer.epoch(0, 2.3, 0.1, 2.3, 0.1, 6.0)
     writer.compact()
     saved = json.loads((run.path / "config.json").read_text())
-    saved["config"] |= dict.fromkeys(("data", "optimizer", "schedule", "precision", "device", *(("model", "init") if foreign else ())), string)
+    saved["config"] |= dict.fromkeys(
+        ("data", "optimizer", "schedule", "precision", "device", *(("model", "init") if foreign else ())),
+        string,
+    )
     (run.path / "config.json").write_text(json.dumps(saved | {"platform": string, "git": string}))
     (run.path / "log.txt").write_text(string + "\n")
     run.edit(notes=string)
     outcome = "not_converged" if status == "finished" else None
-    writer.update(status=status, outcome=outcome, error=string, phase=string, step=60, total_steps=60, val_accuracy=0.1, validation_samples=359,
-                  device=string, source=string if foreign else None, facts={"optimizer": string, "activations": {string: string}, "normalized": [string]})  # fmt: skip
+    writer.update(
+        status=status,
+        outcome=outcome,
+        error=string,
+        phase=string,
+        step=60,
+        total_steps=60,
+        val_accuracy=0.1,
+        validation_samples=359,
+        device=string,
+        source=string if foreign else None,
+        facts={"optimizer": string, "activations": {string: string}, "normalized": [string]},
+    )
     return run
 
 
@@ -75,7 +101,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def strings(server: Server) -> list[Run]:
     runs = Runs(server.runs)
-    return [wicked(runs, string, ("finished", "failed")[i % 2], sweep=STRINGS[0] if i < 4 else "", foreign=i in (2, 5)) for i, string in enumerate(STRINGS)]
+    return [
+        wicked(
+            runs,
+            string,
+            ("finished", "failed")[i % 2],
+            sweep=STRINGS[0] if i < 4 else "",
+            foreign=i in (2, 5),
+        )
+        for i, string in enumerate(STRINGS)
+    ]
 
 
 def test_strings_are_shown_as_text_on_every_page(page: Page, server: Server, strings: list[Run]) -> None:
@@ -83,34 +118,67 @@ def test_strings_are_shown_as_text_on_every_page(page: Page, server: Server, str
     ids = [run.id for run in strings]
     sweep = urllib.parse.urlencode({"sweep": STRINGS[0]})
     addresses = [
-        "?", "live?" + urllib.parse.urlencode([("run", run) for run in ids]), f"compare?a={ids[0]}&b={ids[2]}", f"compare?a={ids[5]}&b={ids[2]}",
-        *(f"{name}?run={ids[i]}" for name in ("gradients", "diagnosis") for i in (0, 1, 2, 5)), f"gradients?run={ids[7]}",
-        f"sweep?{sweep}", f"depth?{sweep}",  # Probe and Model show no run
-    ]  # fmt: skip
+        "?",
+        "live?" + urllib.parse.urlencode([("run", run) for run in ids]),
+        f"compare?a={ids[0]}&b={ids[2]}",
+        f"compare?a={ids[5]}&b={ids[2]}",
+        *(f"{name}?run={ids[i]}" for name in ("gradients", "diagnosis") for i in (0, 1, 2, 5)),
+        f"gradients?run={ids[7]}",
+        f"sweep?{sweep}",
+        f"depth?{sweep}",  # Probe and Model show no run
+    ]
     tooltips: list[str] = []
     for address in addresses:
         name = address.partition("?")[0]
         page.goto(f"{server.url}/{address}")
         settle(page)
-        assert page.locator(INJECTED).count() == 0, (name, page.locator(INJECTED).first.evaluate("e => e.outerHTML"))
+        assert page.locator(INJECTED).count() == 0, (
+            name,
+            page.locator(INJECTED).first.evaluate("e => e.outerHTML"),
+        )
         assert page.evaluate("window.__xss") is None, name
-        for chart in page.locator(".js-plotly-plot").all()[:4]:  # tooltips read a little HTML: hover in the middle of each
+        # Tooltips read a little HTML: hover in the middle of each chart, and give it time to answer.
+        for chart in page.locator(".js-plotly-plot").all()[:4]:
             chart.scroll_into_view_if_needed()
-            chart.hover(force=True)
-            page.wait_for_timeout(150)
-            tooltips += page.locator(".hoverlayer").all_text_contents()
-        assert page.evaluate("window.__xss") is None and page.locator(INJECTED).count() == 0, f"{name}, hovering"
+            for _ in range(10):
+                chart.hover(force=True)
+                page.wait_for_timeout(150)
+                told = [text for text in page.locator(".hoverlayer").all_text_contents() if text]
+                if told:
+                    break
+            tooltips += told
+        assert page.evaluate("window.__xss") is None and page.locator(INJECTED).count() == 0, (
+            f"{name}, hovering"
+        )
         shown = page.locator("[data-testid=stAppViewContainer]").inner_text()
         if name == "live":
             assert STRINGS[0] in shown and STRINGS[3][:20] in shown, "names and errors are there, as typed"
             assert "window.__xss" in page.locator("[data-testid=stCode]").first.inner_text(), "the log too"
-    assert any("<b>bold</b><br><style>" in told for told in tooltips), "a layer's name, as typed, in a tooltip"
+    assert any("<b>bold</b><br><style>" in told for told in tooltips), (
+        "a layer's name, as typed, in a tooltip"
+    )
 
 
 def test_the_report_shows_strings_as_text(page: Page, server: Server, strings: list[Run], tmp_path) -> None:
     target = tmp_path / "report.html"
-    subprocess.run([sys.executable, "-m", "initscope", "report", strings[0].id, strings[1].id, "--output", str(target), "--runs", str(server.runs)],
-                   cwd=ROOT, check=True, capture_output=True, timeout=600)  # fmt: skip
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "initscope",
+            "report",
+            strings[0].id,
+            strings[1].id,
+            "--output",
+            str(target),
+            "--runs",
+            str(server.runs),
+        ],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=600,
+    )
     page.goto(target.as_uri())
     page.wait_for_timeout(1500)
     assert page.evaluate("window.__xss") is None and page.locator(INJECTED).count() == 0
@@ -118,12 +186,19 @@ def test_the_report_shows_strings_as_text(page: Page, server: Server, strings: l
 
 
 def test_damage_is_told_for_its_run_alone(page: Page, server: Server, strings: list[Run]) -> None:
-    """A run with cut rows, one with cut JSON: each page says which, without an error of its own; the others are drawn."""
+    """A run with cut rows, one with cut JSON: each page says which, without an error of its own; the others
+    are drawn.
+    """
     runs = Runs(server.runs)
     rows, state = wicked(runs, "cut rows", "finished"), wicked(runs, "cut state", "finished")
     for path in (*rows.path.glob("*.parquet"), state.path / "status.json"):
         path.write_bytes(path.read_bytes()[:100])
-    for address in ("", f"live?run={rows.id}&run={state.id}&run={strings[0].id}", f"gradients?run={rows.id}", f"compare?a={rows.id}&b={strings[0].id}"):
+    for address in (
+        "",
+        f"live?run={rows.id}&run={state.id}&run={strings[0].id}",
+        f"gradients?run={rows.id}",
+        f"compare?a={rows.id}&b={strings[0].id}",
+    ):
         page.goto(f"{server.url}/{address}")
         settle(page)  # fails on an exception box
         shown = page.locator("[data-testid=stAppViewContainer]").inner_text()
@@ -154,10 +229,14 @@ def test_a_crash_is_shown_and_a_double_click_launches_once(page: Page, server: S
 
 
 def test_a_password_and_a_reader(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The form, the way back to the page that was asked for, what a reader is offered, and the end of a session."""
+    """The form, the way back to the page that was asked for, what a reader is offered, and the end of a
+    session.
+    """
     folder = tmp_path_factory.mktemp("doors") / "runs"
     run = wicked(Runs(folder), "a run", "stopped")
-    server = Server(folder, INITSCOPE_PASSWORD="correct horse battery", INITSCOPE_READER_PASSWORD="only looking here")
+    server = Server(
+        folder, INITSCOPE_PASSWORD="correct horse battery", INITSCOPE_READER_PASSWORD="only looking here"
+    )
     try:
         for password, may in (("correct horse battery", True), ("only looking here", False)):
             context = browser.new_context()
@@ -170,7 +249,9 @@ def test_a_password_and_a_reader(browser: Browser, tmp_path_factory: pytest.Temp
             page.get_by_role("button", name="Sign in").click()
             page.wait_for_url("**/live**")
             settle(page)
-            expect(page.get_by_role("button", name="Launch", exact=False).first).to_be_visible() if may else expect(page.get_by_text("Read-only")).to_be_visible()
+            expect(
+                page.get_by_role("button", name="Launch", exact=False).first
+            ).to_be_visible() if may else expect(page.get_by_text("Read-only")).to_be_visible()
             assert page.get_by_role("button", name="Launch 2 runs").count() == int(may)
             page.get_by_role("link", name="Sign out").click()
             page.wait_for_timeout(1000)  # it may open in a tab of its own
@@ -181,8 +262,15 @@ def test_a_password_and_a_reader(browser: Browser, tmp_path_factory: pytest.Temp
         server.close()
 
 
-LIMITS = {"INITSCOPE_MAX_QUEUE": "2", "INITSCOPE_MAX_EPOCHS": "500", "INITSCOPE_MAX_PARAMETERS": "3M", "INITSCOPE_MEMORY": "2GB", "INITSCOPE_DISK_QUOTA": "10MB",
-          "INITSCOPE_MAX_RUNS": "1", "INITSCOPE_SLOTS": "2"}  # fmt: skip
+LIMITS = {
+    "INITSCOPE_MAX_QUEUE": "2",
+    "INITSCOPE_MAX_EPOCHS": "500",
+    "INITSCOPE_MAX_PARAMETERS": "3M",
+    "INITSCOPE_MEMORY": "2GB",
+    "INITSCOPE_DISK_QUOTA": "10MB",
+    "INITSCOPE_MAX_RUNS": "1",
+    "INITSCOPE_SLOTS": "2",
+}
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +289,9 @@ def home(browser: Browser, server: Server) -> Page:
 
 
 def test_over_a_limit_the_page_says_so_and_nothing_starts(browser: Browser, limited: Server, until) -> None:
-    """One line with the figure in the sidebar; no folder, no mark in the queue, no process. Within the limits two runs are launched, and one waits; the
-    other is deleted while it trains."""
+    """One line with the figure in the sidebar; no folder, no mark in the queue, no process. Within the limits
+    two runs are launched, and one waits; the other is deleted while it trains.
+    """
     runs, page = Runs(limited.runs), home(browser, limited)
 
     def there() -> tuple:
@@ -274,8 +363,12 @@ def choose(page: Page, name: str) -> None:
     settle(page)
 
 
-def test_odd_names_and_links_reach_nothing_outside(page: Page, server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Renamed and deleted by the page's own buttons: what no name can hold is refused in the dialog, a path is a name like any other, a link shows and deletes nothing."""
+def test_odd_names_and_links_reach_nothing_outside(
+    page: Page, server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Renamed and deleted by the page's own buttons: what no name can hold is refused in the dialog, a path
+    is a name like any other, a link shows and deletes nothing.
+    """
     runs, outside = Runs(server.runs), tmp_path_factory.mktemp("outside")
     (outside / "status.json").write_text('{"status": "finished"}')
     (outside / "log.txt").write_text("the owner's own words")
@@ -312,20 +405,28 @@ def test_odd_names_and_links_reach_nothing_outside(page: Page, server: Server, t
     expect(page.get_by_role("dialog")).to_contain_text("../../../etc/passwd")
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.get_by_role("dialog")).to_have_count(0)
-    assert run.id not in runs.ids() and failed.id in runs.ids() and (runs.root / "99999999-linked").is_symlink()
+    assert (
+        run.id not in runs.ids() and failed.id in runs.ids() and (runs.root / "99999999-linked").is_symlink()
+    )
     failed.delete()
     assert census(outside) == before
 
 
 def test_damaged_folders_on_the_pages(page: Page, server: Server) -> None:
-    """A sample of those that `tests.benchmarks.fuzz` makes, on the pages that show them: no error box, no error in the browser."""
+    """A sample of those that `tests.benchmarks.fuzz` makes, on the pages that show them: no error box, no
+    error in the browser.
+    """
     runs, chance = Runs(server.runs), random.Random(11)
     good, made = template(runs), []
     while len(made) < 12:
         run = template(runs, live=len(made) % 3 == 0)
         mutate(run.path, chance)
         made += [run.id] if run.id in runs.ids() else []
-    for address in ("", "live?" + urllib.parse.urlencode([("run", run) for run in made]), *(f"compare?a={run}&b={good.id}" for run in made[:2])):
+    for address in (
+        "",
+        "live?" + urllib.parse.urlencode([("run", run) for run in made]),
+        *(f"compare?a={run}&b={good.id}" for run in made[:2]),
+    ):
         page.goto(f"{server.url}/{address}")
         settle(page)
         expect(page.get_by_role("heading", level=1).first).to_be_visible()

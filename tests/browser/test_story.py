@@ -14,9 +14,15 @@ from initscope.store import Runs
 from tests.browser.conftest import Server, follow, settle
 
 PAGES = ("/", "/live", "/gradients", "/compare", "/probe", "/diagnosis", "/sweep", "/model")
-FIRST_CURVE = "() => { const p = document.querySelector('.js-plotly-plot'); return p && p.data ? p.data[0].x.length : 0 }"
+FIRST_CURVE = (
+    "() => { const p = document.querySelector('.js-plotly-plot'); return p && p.data ? p.data[0].x.length : "
+    "0 }"
+)
 X_RANGE = "() => document.querySelector('.js-plotly-plot').layout.xaxis.range"
-HEATMAPS = "() => [...document.querySelectorAll('.js-plotly-plot')].filter(p => p.data && p.data.some(t => t.type === 'heatmap' && t.z.length === 16)).length"
+HEATMAPS = (
+    "() => [...document.querySelectorAll('.js-plotly-plot')].filter(p => p.data && p.data.some(t => t.type "
+    "=== 'heatmap' && t.z.length === 16)).length"
+)
 
 
 def wait_until(condition, seconds: float, what: str) -> None:
@@ -29,7 +35,9 @@ def wait_until(condition, seconds: float, what: str) -> None:
 
 
 def wait_in_page(page: Page, script: str, good, seconds: float = 240) -> None:
-    """Poll ``script`` until ``good(value)``. (wait_for_function needs eval, which the page's security policy forbids.)"""
+    """Poll ``script`` until ``good(value)``. (wait_for_function needs eval, which the page's security policy
+    forbids.)
+    """
     deadline = time.monotonic() + seconds
     while not good(value := page.evaluate(script)):
         assert time.monotonic() < deadline, f"not within {seconds} s: {script} is {value}"
@@ -37,8 +45,10 @@ def wait_in_page(page: Page, script: str, good, seconds: float = 240) -> None:
 
 
 def zoom_in(page: Page) -> list[float]:
-    """Drag a box over the middle of the first chart, as a person does; returns the range it leaves. A page that moves
-    under the hand (the sentence above the charts changes when training begins) is tried again, as a person would."""
+    """Drag a box over the middle of the first chart, as a person does; returns the range it leaves. A page
+    that moves under the hand (the sentence above the charts changes when training begins) is tried again, as
+    a person would.
+    """
     for _ in range(5):
         area = page.locator(".js-plotly-plot .nsewdrag").first
         area.scroll_into_view_if_needed()
@@ -63,7 +73,9 @@ def test_launch_watch_compare(page: Page, server: Server) -> None:
     open_page(page, server, "/")
     expect(page.get_by_role("heading", name="Is it the initialization?")).to_be_visible()
     expect(page.get_by_text("No runs yet")).to_be_visible()
-    wait_in_page(page, "() => Boolean(window.Plotly)", bool)  # read ahead: nobody waits for it after the click
+    wait_in_page(
+        page, "() => Boolean(window.Plotly)", bool
+    )  # read ahead: nobody waits for it after the click
 
     page.get_by_role("button", name="Launch 2 runs").click()
     page.wait_for_url(re.compile(r"/live\?run="))
@@ -85,10 +97,13 @@ def test_launch_watch_compare(page: Page, server: Server) -> None:
 
     follow(page, "Compare", "**/compare?*")
     settle(page)
-    expect(page.get_by_role("heading", level=1)).to_contain_text("fixed: 1 of 1 converge with kaiming_normal, 0 of 1 with default")
+    expect(page.get_by_role("heading", level=1)).to_contain_text(
+        "fixed: 1 of 1 converge with kaiming_normal, 0 of 1 with default"
+    )
     wait_in_page(page, HEATMAPS, lambda maps: maps >= 3)  # both runs and their ratio
     ranges = page.evaluate(
-        "() => [...document.querySelectorAll('.js-plotly-plot')].flatMap(p => p.data).filter(t => t.type === 'heatmap').slice(0, 2).map(t => [t.zmin, t.zmax])"
+        "() => [...document.querySelectorAll('.js-plotly-plot')].flatMap(p => p.data).filter(t => t.type "
+        "=== 'heatmap').slice(0, 2).map(t => [t.zmin, t.zmax])"
     )
     assert ranges[0] == ranges[1], "both heatmaps share one colour scale"
 
@@ -107,7 +122,9 @@ def test_launch_watch_compare(page: Page, server: Server) -> None:
     page.wait_for_url(re.compile(r"/sweep\?sweep="))
     expect(page.get_by_text("0 of 10 runs have ended")).to_be_visible()
     sweep = [info for info in runs.list() if info.config["sweep"]]
-    assert sorted((info.init, info.config["init_seed"]) for info in sweep) == [(init, seed) for init in ("default", "kaiming_normal") for seed in range(5)]
+    assert sorted((info.init, info.config["init_seed"]) for info in sweep) == [
+        (init, seed) for init in ("default", "kaiming_normal") for seed in range(5)
+    ]
     for info in reversed(sweep):
         launcher.stop(runs, runs.get(info.run))
     wait_until(lambda: not any(info.live for info in runs.list()), 60, "the sweep stops")
@@ -120,7 +137,9 @@ def test_every_page_stands(page: Page, server: Server, width: int) -> None:
     for path in PAGES:
         open_page(page, server, path)
         expect(page.get_by_role("heading", level=1).first).to_be_visible()
-        overflow = page.evaluate("() => document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        overflow = page.evaluate(
+            "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
         assert overflow <= 1, f"{path} is {overflow} pixels too wide at {width}"
 
 
@@ -146,9 +165,15 @@ def test_stop_from_the_sidebar_and_rename(page: Page, server: Server) -> None:
     page.wait_for_url(re.compile(r"/live"))
     settle(page)
     expect(page.get_by_label("Epochs", exact=True)).to_have_value("500")  # what was typed stays
-    wait_until(lambda: sum(info.status == "running" and info.state.get("step", 0) > 0 for info in runs.list()) == 2, 240, "both train")
+    wait_until(
+        lambda: sum(info.status == "running" and info.state.get("step", 0) > 0 for info in runs.list()) == 2,
+        240,
+        "both train",
+    )
     sidebar = page.locator("[data-testid=stSidebar]")
-    other = runs.create(quick().replace(name="from elsewhere"))  # what another process queues shows up by itself
+    other = runs.create(
+        quick().replace(name="from elsewhere")
+    )  # what another process queues shows up by itself
     expect(sidebar.get_by_text("from elsewhere · queued")).to_be_visible(timeout=120_000)
     launcher.stop(runs, other)
     other.delete()
@@ -164,7 +189,7 @@ def test_stop_from_the_sidebar_and_rename(page: Page, server: Server) -> None:
 
 def test_names_are_shown_as_text(page: Page, server: Server) -> None:
     runs = Runs(server.runs)
-    name = "<img src=x onerror=\"window.hit=1\"> **bold** <b>x</b>"
+    name = '<img src=x onerror="window.hit=1"> **bold** <b>x</b>'
     runs.get(runs.list()[0].run).edit(name=name)
     for path in ("/", "/live", "/gradients", "/compare"):
         open_page(page, server, path)

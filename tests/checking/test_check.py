@@ -44,7 +44,10 @@ def test_what_trains_is_sound_and_untouched(make) -> None:
     model = make()
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     before = [p.clone() for p in model.parameters()]
-    penalty = lambda outputs, y: F.cross_entropy(outputs, y) + 1e-4 * sum(p.square().sum() for p in model.parameters())  # noqa: E731
+
+    def penalty(outputs, y):
+        return F.cross_entropy(outputs, y) + 1e-4 * sum(p.square().sum() for p in model.parameters())
+
     model.get_parameter(next(name for name, _ in model.named_parameters())).grad = torch.ones_like(before[0])
     state = torch.get_rng_state()
     found = initscope.check(model, batch(), penalty, optimizer)

@@ -1,4 +1,6 @@
-"""The command line as a person or a script meets it: JSON on the last line, exit status, one clear line for every mistake."""
+"""The command line as a person or a script meets it: JSON on the last line, exit status, one clear line for
+every mistake.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,20 @@ from initscope.config.run_config import RunConfig
 from initscope.schema import Status
 from initscope.store import Runs, RunWriter, own_process
 
-TINY = ["--preset", "quick", "--model", "vgg11", "--width", "0.0625", "--train-samples", "320", "--batch-size", "16", "--epochs", "3"]
+TINY = [
+    "--preset",
+    "quick",
+    "--model",
+    "vgg11",
+    "--width",
+    "0.0625",
+    "--train-samples",
+    "320",
+    "--batch-size",
+    "16",
+    "--epochs",
+    "3",
+]
 """Sixty steps: enough for an outcome."""
 
 pytestmark = pytest.mark.timeout(900)
@@ -47,7 +62,8 @@ def test_train_runs_compare_resume_delete(cli, said, runs):
         return json.loads(out.splitlines()[-1])
 
     trained = [
-        cli("train", *TINY, "--init", init, "--json", "--name", f"mein Läufer {init}") for init in ("default", "kaiming_normal")
+        cli("train", *TINY, "--init", init, "--json", "--name", f"mein Läufer {init}")
+        for init in ("default", "kaiming_normal")
     ]
     for answer, init in zip(trained, ("default", "kaiming_normal"), strict=True):
         assert answer.status == 0, answer.err
@@ -59,15 +75,21 @@ def test_train_runs_compare_resume_delete(cli, said, runs):
             "val_accuracy",
         }
         assert (
-            found["status"] == "finished" and found["seconds"] > 0 and all(isinstance(v, float) for v in found["final"].values())
+            found["status"] == "finished"
+            and found["seconds"] > 0
+            and all(isinstance(v, float) for v in found["final"].values())
         )
         assert "step" in answer.err and "Traceback" not in answer.err, "progress goes to standard error"
         assert (
             len(answer.out.splitlines()) == 2
-            and f"after 60 steps (validation accuracy {100 * found['final']['val_accuracy']:.1f} %" in answer.out
+            and f"after 60 steps (validation accuracy {100 * found['final']['val_accuracy']:.1f} %"
+            in answer.out
         )
         assert runs.get(found["run"]).config().init == init
-        assert runs.get(found["run"]).info().scores == (found["final"]["val_loss"], found["final"]["val_accuracy"])
+        assert runs.get(found["run"]).info().scores == (
+            found["final"]["val_loss"],
+            found["final"]["val_accuracy"],
+        )
     a, b = (answer.json for answer in trained)
     assert a["outcome"] == "not_converged"
 
@@ -78,13 +100,20 @@ def test_train_runs_compare_resume_delete(cli, said, runs):
 
     compared = told("compare", a["run"], b["run"])
     keys = {"verdict", "headline", "converged", "p_value", "interval", "changed_fields", "fair", "layers"}
-    assert keys <= set(compared) and compared["fair"] and compared["changed_fields"] == {"init": ["default", "kaiming_normal"]}
+    assert (
+        keys <= set(compared)
+        and compared["fair"]
+        and compared["changed_fields"] == {"init": ["default", "kaiming_normal"]}
+    )
     ratios = compared["layers"]
     assert [row["layer"] for row in ratios][::10] == ["conv1_1", "fc3"] and ratios[0]["log10_grad_ratio"] > 2
     status, out, _ = said("compare", "init=default", "init=kaiming_normal")
     assert status == 0 and out.splitlines()[0] == compared["headline"] and "conv1_1" in out
 
-    for refused, why in ((("stop", a["run"]), "only a queued or running run"), (("resume", a["run"]), "nothing to resume")):
+    for refused, why in (
+        (("stop", a["run"]), "only a queued or running run"),
+        (("resume", a["run"]), "nothing to resume"),
+    ):
         status, out, err = said(*refused, "--json")
         assert (status, out) == (2, "") and why in err and len(err.splitlines()) == 1
     assert told("delete", a["run"]) == {"run": a["run"], "deleted": True} and runs.ids() == [b["run"]]
@@ -97,15 +126,23 @@ def test_detach_stop_resume(cli, said, runs, two_slots, until):
     run = runs.get(detached.json["run"])
     until(lambda: len(run.read("steps")) > 5)
     status, out, _ = said("stop", run.id, "--json")
-    assert (status, json.loads(out)) == (0, {"run": run.id, "status": "stopped"}) and run.state()["status"] == "stopped"
+    assert (status, json.loads(out)) == (0, {"run": run.id, "status": "stopped"}) and run.state()[
+        "status"
+    ] == "stopped"
 
     command = [sys.executable, "-m", "initscope", "resume", run.id, "--json"]
     environment = {**os.environ, "INITSCOPE_RUNS": str(runs.root)}
     for number in (signal.SIGINT, signal.SIGTERM):
         before = len(run.read("steps"))
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         try:
-            until(lambda before=before: run.state()["status"] == "running" and len(run.read("steps")) > before + 5)
+            until(
+                lambda before=before: (
+                    run.state()["status"] == "running" and len(run.read("steps")) > before + 5
+                )
+            )
             process.send_signal(number)
             out, err = process.communicate(timeout=240)
         finally:
@@ -113,34 +150,64 @@ def test_detach_stop_resume(cli, said, runs, two_slots, until):
         assert process.returncode == 0 and "Traceback" not in err, err
         answer = json.loads(out.splitlines()[-1])
         assert (answer["run"], answer["status"], answer["outcome"]) == (run.id, "stopped", "undecided")
-        assert run.read("steps")["step"].to_pylist() == list(range(run.state()["step"])), "one curve without a seam"
+        assert run.read("steps")["step"].to_pylist() == list(range(run.state()["step"])), (
+            "one curve without a seam"
+        )
 
 
 def test_a_diverged_network_is_a_result(said, runs):
-    status, out, err = said("train", *TINY, "--optimizer", "sgd", "--learning-rate", "1000", "--init", "kaiming_normal", "--json")
+    status, out, err = said(
+        "train", *TINY, "--optimizer", "sgd", "--learning-rate", "1000", "--init", "kaiming_normal", "--json"
+    )
     answer = json.loads(out.splitlines()[-1])
     assert (status, answer["status"], answer["outcome"]) == (0, "finished", "diverged"), err
-    assert "NaN" not in out.splitlines()[-1] and all(v is None or isinstance(v, float) for v in answer["final"].values())
+    assert "NaN" not in out.splitlines()[-1] and all(
+        v is None or isinstance(v, float) for v in answer["final"].values()
+    )
     [row] = json.loads(said("runs", "--json")[1].splitlines()[-1])["runs"]
     assert row["outcome"] == "diverged" and row["loss"] is None, "JSON has no NaN"
 
 
 def test_a_run_that_fails_ends_with_status_one(runs, cli):
-    """More memory than the process may have: the run is failed, the reason is one line, the traceback is in its log."""
+    """More memory than the process may have: the run is failed, the reason is one line, the traceback is in
+    its log.
+    """
 
     def limit():
         resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 
-    arguments = ["--preset", "quick", "--width", "0.5", "--image-size", "1024", "--batch-size", "1", "--train-samples", "1", "--max-steps", "1", "--json"]
+    arguments = [
+        "--preset",
+        "quick",
+        "--width",
+        "0.5",
+        "--image-size",
+        "1024",
+        "--batch-size",
+        "1",
+        "--train-samples",
+        "1",
+        "--max-steps",
+        "1",
+        "--json",
+    ]
     command = [sys.executable, "-m", "initscope", "train", *arguments]
     environment = {**os.environ, "INITSCOPE_RUNS": str(runs.root)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, preexec_fn=limit, timeout=600)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, preexec_fn=limit, timeout=600
+    )
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
     last = done.stderr.splitlines()[-1]
     [info] = runs.list()
     assert last.startswith(f"error: run {info.run} failed: out of memory") and "Traceback" not in done.stderr
-    assert info.status == "failed" and info.error.startswith("out of memory") and "Traceback" in runs.get(info.run).log_tail(100)
-    assert len(runs.get(info.run).read("steps")) == 0 and (runs.get(info.run).path / "layers.parquet").exists()
+    assert (
+        info.status == "failed"
+        and info.error.startswith("out of memory")
+        and "Traceback" in runs.get(info.run).log_tail(100)
+    )
+    assert (
+        len(runs.get(info.run).read("steps")) == 0 and (runs.get(info.run).path / "layers.parquet").exists()
+    )
 
 
 # ---------------------------------------------------------------- mistakes
@@ -186,12 +253,20 @@ def test_a_mistake_is_one_line_and_leaves_no_trace(said, runs, arguments, why):
     status, out, err = said(*[part for part in arguments.split(" ") if part])
     assert (status, out) == (2, "") and why in err, err
     assert err.startswith("error: ") and len(err.splitlines()) == 1
-    assert not runs.root.exists() or not [p for p in runs.root.iterdir() if not p.name.startswith(".supervisor")]
+    assert not runs.root.exists() or not [
+        p for p in runs.root.iterdir() if not p.name.startswith(".supervisor")
+    ]
 
 
 def test_mistakes_about_the_runs_folder(said, tmp_path):
     (tmp_path / "file").write_text("")
-    for command in (["runs"], ["train", *TINY], ["train", "--detach"], ["stop", "x"], ["compare", "init=zeros", "x"]):
+    for command in (
+        ["runs"],
+        ["train", *TINY],
+        ["train", "--detach"],
+        ["stop", "x"],
+        ["compare", "init=zeros", "x"],
+    ):
         for root in (tmp_path / "file", tmp_path / "file" / "below"):
             status, out, err = said(*command, "--runs", root)
             assert (status, out, len(err.splitlines())) == (2, "", 1), (command, root, out, err)
@@ -202,7 +277,9 @@ def test_mistakes_about_the_runs_folder(said, tmp_path):
 def test_missing_data_is_bad_input_and_says_what_to_do(said, runs, tmp_path):
     status, out, err = said("train", *TINY, "--data", f"image_folder:{tmp_path / 'none'}", "--json")
     assert (
-        (status, out) == (2, "") and "one sub-folder of images for each class" in err.splitlines()[-1] and "Traceback" not in err
+        (status, out) == (2, "")
+        and "one sub-folder of images for each class" in err.splitlines()[-1]
+        and "Traceback" not in err
     )
     [info] = runs.list()
     assert info.status == "failed" and info.error in err, "the run says why, too"
@@ -211,7 +288,11 @@ def test_missing_data_is_bad_input_and_says_what_to_do(said, runs, tmp_path):
 def test_a_real_mistake_in_a_real_process(cli, runs):
     for arguments in (("train", "--init", "nope"), ("compare", "a", "b"), ("resume", "..\n")):
         answer = cli(*arguments)
-        assert (answer.status, answer.out) == (2, "") and answer.err.startswith("error: ") and len(answer.err.splitlines()) == 1
+        assert (
+            (answer.status, answer.out) == (2, "")
+            and answer.err.startswith("error: ")
+            and len(answer.err.splitlines()) == 1
+        )
     assert not runs.root.exists()
 
 
@@ -222,7 +303,10 @@ def test_help_is_no_mistake(command, capsys):
     out = capsys.readouterr().out
     assert left.value.code == 0 and out.startswith("usage: initscope")
     if command == ["train"]:
-        assert all(flag in out for flag in ("--learning-rate", "--init-seed", "--detach", "--json", "--runs", "--config"))
+        assert all(
+            flag in out
+            for flag in ("--learning-rate", "--init-seed", "--detach", "--json", "--runs", "--config")
+        )
 
 
 def test_abbreviations_are_not_guessed():
@@ -234,18 +318,30 @@ def test_abbreviations_are_not_guessed():
 
 
 def test_any_name_can_be_shown_on_any_terminal(runs, cli):
-    """An old terminal's encoding, and a machine with no locale at all: nothing is an error, and files stay UTF-8."""
+    """An old terminal's encoding, and a machine with no locale at all: nothing is an error, and files stay
+    UTF-8.
+    """
     runs.create(RunConfig(name="实验 · é"), Status.FINISHED)
     runs.create({"name": "lone \ud800", "init": "custom"}, Status.FINISHED, source="recorder")
-    for environment in ({"PYTHONIOENCODING": "ascii"}, {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}):
+    for environment in (
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"},
+    ):
         plain, asked = cli("runs", **environment), cli("runs", "--json", **environment)
         assert plain.status == asked.status == 0, plain.err + asked.err
-        assert [row["name"] for row in asked.json["runs"]] == ["lone \ufffd", "实验 · é"] and len(plain.out.splitlines()) == 2
+        assert [row["name"] for row in asked.json["runs"]] == ["lone \ufffd", "实验 · é"] and len(
+            plain.out.splitlines()
+        ) == 2
         queued = cli("compare", "name=ö", "name=ö", **environment)
         assert queued.status == 2 and len(queued.err.splitlines()) == 1
-    code = "import sys; from initscope.store import Runs; from initscope.config.run_config import RunConfig; print(Runs(sys.argv[1]).create(RunConfig(name='\\xfc \\u540d')).id)"
+    code = (
+        "import sys; from initscope.store import Runs; from initscope.config.run_config import RunConfig; "
+        "print(Runs(sys.argv[1]).create(RunConfig(name='\\xfc \\u540d')).id)"
+    )
     environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
-    made = subprocess.run([sys.executable, "-c", code, runs.root], env=environment, capture_output=True, text=True)
+    made = subprocess.run(
+        [sys.executable, "-c", code, runs.root], env=environment, capture_output=True, text=True
+    )
     assert made.returncode == 0, made.stderr
     assert runs.get(made.stdout.strip()).config().name == "ü 名"
 

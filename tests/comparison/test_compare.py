@@ -1,4 +1,6 @@
-"""Did B fix what A suffers from: verdicts from counts, labels, fairness, gradients; on run folders made by hand."""
+"""Did B fix what A suffers from: verdicts from counts, labels, fairness, gradients; on run folders made by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from tests.store.test_store import DEPTHS, KINDS, NAMES
 def made(runs: Runs):
     """Writes an ended run with the given outcome and first gradients of its two layers."""
 
-    def make(outcome: str | None, gradients=(1e-6, 1e-1), status=Status.FINISHED, steps=(0, 1), **changes) -> Run:
+    def make(
+        outcome: str | None, gradients=(1e-6, 1e-1), status=Status.FINISHED, steps=(0, 1), **changes
+    ) -> Run:
         run = runs.create(RunConfig(**changes))
         writer = RunWriter(run)
         for step in steps:
@@ -81,7 +85,9 @@ def test_the_contracts_keys_and_sentence(made):
     assert keys <= set(answer.to_dict())
     assert answer.headline == "fixed: 5 of 5 converge with kaiming_normal, 0 of 5 with default (p = 0.008)"
     assert answer.converged == {"a": [0, 5], "b": [5, 5]} and answer.fair and answer.warning is None
-    assert answer.p_value == pytest.approx(2 / math.comb(10, 5)) and answer.interval == list(newcombe(0, 5, 5, 5))
+    assert answer.p_value == pytest.approx(2 / math.comb(10, 5)) and answer.interval == list(
+        newcombe(0, 5, 5, 5)
+    )
     assert answer.changed_fields == {"init": ["default", "kaiming_normal"]}
     assert answer.layers == [
         {"layer": "conv1_1", "log10_grad_ratio": pytest.approx(5, abs=1e-5)},
@@ -94,7 +100,8 @@ def test_one_seed_is_called_an_anecdote(made):
     answer = compare([made("not_converged")], [made("converged", init="kaiming_normal")])
     assert (
         answer.headline
-        == "fixed: 1 of 1 converge with kaiming_normal, 0 of 1 with default (one seed each: an anecdote, not yet evidence)"
+        == "fixed: 1 of 1 converge with kaiming_normal, 0 of 1 with default (one seed each: an anecdote, "
+        "not yet evidence)"
     )
 
 
@@ -106,7 +113,8 @@ def test_runs_that_say_nothing_are_not_counted(made):
         made("converged", init_seed=4, status=Status.QUEUED),
     ]
     answer = compare(
-        decided + silent, [made("converged", init="kaiming_normal"), made("converged", init="kaiming_normal", init_seed=1)]
+        decided + silent,
+        [made("converged", init="kaiming_normal"), made("converged", init="kaiming_normal", init_seed=1)],
     )
     assert answer.converged == {"a": [0, 2], "b": [2, 2]}, (
         "diverged counts as not converged; undecided, failed and live as nothing"
@@ -114,7 +122,9 @@ def test_runs_that_say_nothing_are_not_counted(made):
     assert "2 of 2 converge with kaiming_normal, 0 of 2 with default" in answer.headline
 
     waiting = compare([made(None, status=Status.QUEUED)], [made("converged", init="zeros")])
-    assert waiting.verdict is Verdict.UNDECIDED and waiting.headline == "undecided: 1 of 2 runs are still going"
+    assert (
+        waiting.verdict is Verdict.UNDECIDED and waiting.headline == "undecided: 1 of 2 runs are still going"
+    )
     early = compare([made("undecided")], [made("converged", init="zeros")])
     assert early.headline == "undecided: no run with default has come far enough to tell"
 
@@ -143,8 +153,13 @@ def test_fairness(made):
     }.items():
         unfair = answer({}, {"init": "zeros", field: value})
         assert not unfair.fair and field in unfair.warning and unfair.changed_fields[field][1] == value
-    assert answer({}, {}).headline.startswith("fixed: 1 of 1 converge with B, 0 of 1 with A"), "two runs of one name"
-    assert "converge with learning_rate 0.1, 0 of 1 with learning_rate 0.001" in answer({}, {"learning_rate": 0.1}).headline
+    assert answer({}, {}).headline.startswith("fixed: 1 of 1 converge with B, 0 of 1 with A"), (
+        "two runs of one name"
+    )
+    assert (
+        "converge with learning_rate 0.1, 0 of 1 with learning_rate 0.001"
+        in answer({}, {"learning_rate": 0.1}).headline
+    )
     groups = compare(
         [made("converged", init_seed=s) for s in (0, 1)],
         [made("converged", init_seed=s, learning_rate=0.1 * (s + 1)) for s in (0, 1)],
@@ -153,20 +168,38 @@ def test_fairness(made):
 
 
 def test_few_seeds_are_said_to_be_few(made):
-    """Unanimous is not yet significant; a single seed on one side is an anecdote; what is left out is counted."""
+    """Unanimous is not yet significant; a single seed on one side is an anecdote; what is left out is
+    counted.
+    """
     bad = [made("not_converged", init_seed=s) for s in range(3)]
     good = [made("converged", init="zeros", init_seed=s) for s in range(3)]
-    assert compare(bad, good).headline == "fixed: 3 of 3 converge with zeros, 0 of 3 with default (p = 0.1: too few seeds to rule out luck)"
-    assert compare(bad, good[:1]).headline == "fixed: 1 of 1 converge with zeros, 0 of 3 with default (p = 0.25; one seed with zeros: an anecdote)"
+    assert (
+        compare(bad, good).headline
+        == "fixed: 3 of 3 converge with zeros, 0 of 3 with default (p = 0.1: too few seeds to rule out luck)"
+    )
+    assert (
+        compare(bad, good[:1]).headline
+        == "fixed: 1 of 1 converge with zeros, 0 of 3 with default (p = 0.25; one seed with zeros: an "
+        "anecdote)"
+    )
     waiting = made("undecided", init_seed=7)
-    assert compare([*bad, waiting], good).headline.endswith("luck; 1 undecided, failed or unfinished not counted)")
+    assert compare([*bad, waiting], good).headline.endswith(
+        "luck; 1 undecided, failed or unfinished not counted)"
+    )
 
 
 def test_a_seed_that_ran_twice_counts_once(made, runs):
-    again = [made("not_converged", steps=()), made("not_converged", steps=(), stop_when_certain=True), made(None, steps=(), status=Status.FAILED)]
+    again = [
+        made("not_converged", steps=()),
+        made("not_converged", steps=(), stop_when_certain=True),
+        made(None, steps=(), status=Status.FAILED),
+    ]
     answer = compare(again, [made("converged", init="zeros", steps=())])
     assert answer.converged == {"a": [0, 1], "b": [1, 1]} and "anecdote" in answer.headline
-    mine = [runs.create({"init": "custom", "name": "mine"}, Status.FINISHED, outcome="converged") for _ in range(3)]
+    mine = [
+        runs.create({"init": "custom", "name": "mine"}, Status.FINISHED, outcome="converged")
+        for _ in range(3)
+    ]
     assert compare(mine, again).converged["a"] == [3, 3], "a loop of somebody's own tells no seed"
 
 
@@ -177,14 +210,28 @@ def test_a_run_on_both_sides_is_refused(made):
 
 
 def test_sides_that_mix_networks_unevenly_are_unfair(made):
-    """Default weights on five easy networks and a hard one, Kaiming's on one and five: the networks decide, not the weights."""
+    """Default weights on five easy networks and a hard one, Kaiming's on one and five: the networks decide,
+    not the weights.
+    """
 
     def side(outcome: str, init: str, **models: int) -> list[Run]:
-        return [made(outcome, init=init, model=m, init_seed=s, steps=()) for m, n in models.items() for s in range(n)]
+        return [
+            made(outcome, init=init, model=m, init_seed=s, steps=())
+            for m, n in models.items()
+            for s in range(n)
+        ]
 
-    uneven = compare(side("converged", "default", vgg11=3, vgg19=1), side("not_converged", "zeros", vgg11=1, vgg19=3))
-    assert not uneven.fair and "mix several values of model" in uneven.warning and "model" not in uneven.changed_fields
-    assert compare(side("converged", "default", vgg11=2, vgg19=2), side("not_converged", "zeros", vgg11=1, vgg19=1)).fair
+    uneven = compare(
+        side("converged", "default", vgg11=3, vgg19=1), side("not_converged", "zeros", vgg11=1, vgg19=3)
+    )
+    assert (
+        not uneven.fair
+        and "mix several values of model" in uneven.warning
+        and "model" not in uneven.changed_fields
+    )
+    assert compare(
+        side("converged", "default", vgg11=2, vgg19=2), side("not_converged", "zeros", vgg11=1, vgg19=1)
+    ).fair
 
 
 def test_gradients_that_have_no_logarithm(made):

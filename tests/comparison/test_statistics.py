@@ -47,7 +47,9 @@ counts = st.integers(0, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.ju
 def test_properties(a, b):
     low, high = newcombe(*a, *b)
     assert -1 <= low <= high <= 1
-    assert (-high, -low) == pytest.approx(newcombe(*b, *a), abs=1e-12), "swapping the sides mirrors the interval"
+    assert (-high, -low) == pytest.approx(newcombe(*b, *a), abs=1e-12), (
+        "swapping the sides mirrors the interval"
+    )
     p = fisher_exact(*a, *b)
     assert 0 < p <= 1 and p == fisher_exact(*b, *a)
     assert -math.pi <= cohens_h(*a, *b) <= math.pi and cohens_h(*a, *b) == -cohens_h(*b, *a)

@@ -1,4 +1,6 @@
-"""Sweeps as plans and tables: which runs there should be, which of them are there already, and what their outcomes say."""
+"""Sweeps as plans and tables: which runs there should be, which of them are there already, and what their
+outcomes say.
+"""
 
 import time
 from pathlib import Path
@@ -66,12 +68,20 @@ def test_more_seeds_of_the_same_command_are_the_same_sweep():
 
 
 def test_time_left_is_told_by_the_runs_of_this_launch(tmp_path: Path):
-    """An old sweep that was extended: what ended a day ago does not count. Two runs at once, one of them half way after 30 s."""
+    """An old sweep that was extended: what ended a day ago does not count. Two runs at once, one of them half
+    way after 30 s.
+    """
     runs, configs = Runs(tmp_path), planned(3)
     day = {"created": time.time() - 86_400, "seconds": 1.0}
-    infos = [runs.create(config, Status.FINISHED, outcome="converged", **day).info() for config in configs[:2]]
+    infos = [
+        runs.create(config, Status.FINISHED, outcome="converged", **day).info() for config in configs[:2]
+    ]
     for config, step, seconds in ((configs[2], 50, 30.0), (configs[3], 0, None)):
-        infos.append(runs.create(config, Status.RUNNING, step=step, total_steps=100, seconds=seconds, **own_process()).info())
+        infos.append(
+            runs.create(
+                config, Status.RUNNING, step=step, total_steps=100, seconds=seconds, **own_process()
+            ).info()
+        )
     infos += [runs.create(config, Status.QUEUED).info() for config in configs[4:]]
     share, left = sweep.underway(infos)
     assert share == pytest.approx(2.5 / 6) and left == pytest.approx(60 * 3.5 / 2)
@@ -87,14 +97,24 @@ def test_progress_never_goes_back(tmp_path: Path):
     for number, run in enumerate(made):
         for step in (25, 75, 100):
             status = Status.FINISHED if step == 100 else Status.RUNNING
-            set_status(run, status=str(status), step=step, total_steps=100, seconds=0.3 * step, outcome="converged" if step == 100 else None, **own_process())
+            set_status(
+                run,
+                status=str(status),
+                step=step,
+                total_steps=100,
+                seconds=0.3 * step,
+                outcome="converged" if step == 100 else None,
+                **own_process(),
+            )
             shares.append(sweep.underway([each.info() for each in made])[0])
         assert shares[-1] == pytest.approx((number + 1) / len(made))
     assert shares == sorted(shares)
 
 
 def test_another_design_is_another_sweep():
-    """Two seeds with gain=0.9 are no more seeds of the sweep that was there; more seeds or values of one design are."""
+    """Two seeds with gain=0.9 are no more seeds of the sweep that was there; more seeds or values of one
+    design are.
+    """
     base = quick()
     plain, gain = sweep.name_of(base), sweep.name_of(base, axes=[sweep.parse_axis("gain=0.9")])
     assert plain != gain == sweep.name_of(base.replace(gain=0.5), axes=[sweep.parse_axis("gain=1,2")])
@@ -110,7 +130,14 @@ def test_a_seed_counts_once_in_a_table(tmp_path: Path):
 
 def test_table_counts_decided_runs_and_the_others_beside_them(tmp_path: Path):
     runs, configs = Runs(tmp_path), planned(4, name="t")
-    outcomes = [Outcome.NOT_CONVERGED, Outcome.CONVERGED, Outcome.DIVERGED, Outcome.CONVERGED, Outcome.UNDECIDED, Outcome.CONVERGED]
+    outcomes = [
+        Outcome.NOT_CONVERGED,
+        Outcome.CONVERGED,
+        Outcome.DIVERGED,
+        Outcome.CONVERGED,
+        Outcome.UNDECIDED,
+        Outcome.CONVERGED,
+    ]
     for config, outcome in zip(configs, outcomes, strict=False):
         ended(runs, [config], outcome)
     runs.create(configs[6])
@@ -119,5 +146,10 @@ def test_table_counts_decided_runs_and_the_others_beside_them(tmp_path: Path):
     assert (worse["converged"], worse["runs"], worse["undecided"], worse["live"]) == (0, 2, 1, 1)
     assert (better["converged"], better["runs"]) == (3, 3)
     # Wilson's interval for 3 of 3, by its formula: n / (n + z^2) to 1.
-    assert better["low"] == pytest.approx(3 / (3 + 1.959964**2), rel=1e-4) and better["high"] == pytest.approx(1)
-    assert sweep.best_against_rest(list(rows.values())) == "Converged: 3 of 3 with kaiming_normal, 0 of 2 with default."
+    assert better["low"] == pytest.approx(3 / (3 + 1.959964**2), rel=1e-4) and better[
+        "high"
+    ] == pytest.approx(1)
+    assert (
+        sweep.best_against_rest(list(rows.values()))
+        == "Converged: 3 of 3 with kaiming_normal, 0 of 2 with default."
+    )

@@ -73,12 +73,19 @@ def test_every_field_is_declared_whole():
 
 def test_presets():
     made = {name: configs.preset(name) for name in PRESETS}
-    assert (made["quick"].data, made["quick"].width, made["quick"].image_size, made["quick"].epochs) == ("digits", 0.25, 32, 5)
+    assert (made["quick"].data, made["quick"].width, made["quick"].image_size, made["quick"].epochs) == (
+        "digits",
+        0.25,
+        32,
+        5,
+    )
     for kind, rate in (("tutorial", 1e-4), ("story", 1e-3)):
         for size, epochs in ((32, 5), (224, 20)):
             preset = made[f"{kind}_{size}"]
             assert (preset.data, preset.width, preset.image_size) == ("fashion_mnist", 1.0, size)
-            assert (preset.epochs, preset.learning_rate) == (epochs, rate), "at 1e-3 the fix itself fails in some seeds"
+            assert (preset.epochs, preset.learning_rate) == (epochs, rate), (
+                "at 1e-3 the fix itself fails in some seeds"
+            )
     for preset in made.values():
         assert (preset.model, preset.init, preset.optimizer) == ("vgg16", "default", "adam")
         assert not preset.batch_norm and not preset.dropout and round_trip(preset) == preset
@@ -226,7 +233,9 @@ def good_values(spec: Option) -> st.SearchStrategy:
     elif spec.kind is bool:
         values = st.booleans()
     elif spec.kind is tuple:
-        word = st.text(string.ascii_letters + "é实🎲=-._ ", min_size=1, max_size=40).map(str.strip).filter(bool)
+        word = (
+            st.text(string.ascii_letters + "é实🎲=-._ ", min_size=1, max_size=40).map(str.strip).filter(bool)
+        )
         values = st.lists(word, max_size=20, unique=True).map(tuple)
     else:
         values = st.text(string.printable[:95] + "é实🎲", max_size=100).map(str.strip)
@@ -255,7 +264,10 @@ def test_every_valid_config_survives_json_and_the_command_line(values):
 
 
 @settings(max_examples=500)
-@given(st.dictionaries(st.sampled_from(list(OPTIONS)) | st.text(max_size=5), anything | typed, max_size=3) | anything)
+@given(
+    st.dictionaries(st.sampled_from(list(OPTIONS)) | st.text(max_size=5), anything | typed, max_size=3)
+    | anything
+)
 def test_any_json_is_a_config_or_one_line(values):
     for make in (lambda: RunConfig.from_dict(values), lambda: RunConfig.from_json(json.dumps(values))):
         try:
@@ -323,9 +335,13 @@ def test_a_bad_config_file_is_one_line(tmp_path, written, said):
 
 def test_preset_file_and_flags_each_go_over_the_one_before(tmp_path):
     file = tmp_path / "config.json"
-    file.write_text(json.dumps({"config": {"init": "zeros", "epochs": 3}, "git": None}))  # a run's own config.json is welcome
+    file.write_text(
+        json.dumps({"config": {"init": "zeros", "epochs": 3}, "git": None})
+    )  # a run's own config.json is welcome
     config = config_from(
-        build_parser().parse_args(["train", "--preset", "quick", "--config", str(file), "--epochs", "2", "--batch-norm"])
+        build_parser().parse_args(
+            ["train", "--preset", "quick", "--config", str(file), "--epochs", "2", "--batch-norm"]
+        )
     )
     assert config == configs.quick().replace(init="zeros", epochs=2, batch_norm=True)
     for missing in (tmp_path / "no.json", tmp_path):

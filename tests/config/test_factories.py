@@ -1,4 +1,6 @@
-"""Networks and data sets from somebody's own files: what is passed, what is refused, and who may name which file."""
+"""Networks and data sets from somebody's own files: what is passed, what is refused, and who may name which
+file.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,7 @@ def wide(width, num_classes):
 
 alias = partial(wide)
 NUMBER = 3
-"""
+"""  # noqa: E501
 
 SETS = """
 import random
@@ -171,7 +173,7 @@ class Breaks(Pictures):
 
 def breaks():
     return Breaks(["L"], [(8, 8)]), tensors()[1]
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture
@@ -204,9 +206,15 @@ def test_a_factory_gets_by_name_what_it_asks_for(own):
     model = networks.build(config, in_channels=2, num_classes=6, sample=torch.rand(4, 2, 8, 8))
     seen = sys.modules[next(name for name in sys.modules if name.startswith("initscope_nets"))].SEEN
     assert {key: seen[key] for key in ("num_classes", "in_channels", "image_size", "dropout", "other")} == {
-        "num_classes": 6, "in_channels": 2, "image_size": 8, "dropout": 0.25, "other": 7,
-    }  # fmt: skip
-    assert seen["input_shape"] == (2, 8, 8) and model.training and model(torch.rand(3, 2, 8, 8)).shape == (3, 6)
+        "num_classes": 6,
+        "in_channels": 2,
+        "image_size": 8,
+        "dropout": 0.25,
+        "other": 7,
+    }
+    assert (
+        seen["input_shape"] == (2, 8, 8) and model.training and model(torch.rand(3, 2, 8, 8)).shape == (3, 6)
+    )
     with torch.random.fork_rng():  # the same seed gives the same weights, lazy layers included
         torch.manual_seed(99)
         again = networks.build(config, in_channels=2, num_classes=6, sample=torch.rand(4, 2, 8, 8))
@@ -219,7 +227,9 @@ def test_default_leaves_the_constructor_and_other_schemes_reach_every_layer(own)
         torch.manual_seed(4)
         untouched = torch.nn.Linear(64, 10)
     default = networks.build(of(own, init_seed=4), in_channels=1, num_classes=10, sample=sample)
-    assert torch.equal(default.answer.weight, untouched.weight) and torch.equal(default.answer.bias, untouched.bias)
+    assert torch.equal(default.answer.weight, untouched.weight) and torch.equal(
+        default.answer.bias, untouched.bias
+    )
     zeros = networks.build(of(own, init="zeros"), in_channels=1, num_classes=10, sample=sample)
     assert not any(p.any() for p in zeros.parameters())
 
@@ -233,8 +243,16 @@ def test_default_leaves_the_constructor_and_other_schemes_reach_every_layer(own)
         ("Tuple", ConfigError, "answers with tuple, not with a tensor of logits"),
         ("wants", ConfigError, "nets.py:wants needs depth; it may ask by name for num_classes, in_channels"),
         ("a_class", ConfigError, "must return an nn.Module, not the class Net; return Net()"),
-        ("weightless", ConfigError, "nothing to train in the network of nets.py:weightless: it has no layer with weights"),
-        ("frozen", ConfigError, "nothing to train in the network of nets.py:frozen: every parameter has requires_grad=False"),
+        (
+            "weightless",
+            ConfigError,
+            "nothing to train in the network of nets.py:weightless: it has no layer with weights",
+        ),
+        (
+            "frozen",
+            ConfigError,
+            "nothing to train in the network of nets.py:frozen: every parameter has requires_grad=False",
+        ),
         ("NUMBER", ConfigError, "is int, not a function or class"),
         ("torch", ConfigError, "is module, not a function or class"),
     ],
@@ -247,13 +265,24 @@ def test_a_network_that_cannot_be_built_says_why_and_where(own, name, error, why
 
 
 def test_a_width_reaches_only_the_factory_that_asks_for_it(own):
-    """A preset's width says nothing about a network of one's own; a stated one is refused where it cannot reach."""
+    """A preset's width says nothing about a network of one's own; a stated one is refused where it cannot
+    reach.
+    """
     quick = RunConfig(image_size=8, width=0.25, model=f"{own}/nets.py:Net")
     assert pin(quick).width == 1.0 and pin(quick.replace(model=f"{own}/nets.py:wide")).width == 0.25
-    with pytest.raises(ConfigError, match=r"width 0\.25 cannot reach nets\.py:Net: it takes num_classes; give it an argument named width"):
+    with pytest.raises(
+        ConfigError,
+        match=r"width 0\.25 cannot reach nets\.py:Net: it takes num_classes; give it an argument named width",
+    ):
         pin(quick, stated={"width"})
     dynamic = pin(quick.replace(model=f"{own}/nets.py:alias"), stated={"width"})  # its text does not tell
-    assert dynamic.width == 0.25 and networks.build(dynamic, in_channels=1, num_classes=4, sample=torch.rand(2, 1, 8, 8))[1].out_features == 25
+    assert (
+        dynamic.width == 0.25
+        and networks.build(dynamic, in_channels=1, num_classes=4, sample=torch.rand(2, 1, 8, 8))[
+            1
+        ].out_features
+        == 25
+    )
     with pytest.raises(ConfigError, match=r"dropout 0\.5 cannot reach"):
         networks.build(dynamic.replace(dropout=0.5), in_channels=1, num_classes=4)
 
@@ -264,7 +293,11 @@ def test_a_width_reaches_only_the_factory_that_asks_for_it(own):
         ("def make():\n    return (\n", "make", "broken.py:2: SyntaxError: '(' was never closed"),
         ("def make():\n  x\n y\n", "make", "broken.py:3: IndentationError"),
         ("a\0b", "make", "broken.py"),
-        ("def make(): ...\ndef _hidden(): ...\n", "mkae", "unknown factory in broken.py 'mkae'; did you mean \"make\"? available: make"),
+        (
+            "def make(): ...\ndef _hidden(): ...\n",
+            "mkae",
+            "unknown factory in broken.py 'mkae'; did you mean \"make\"? available: make",
+        ),
         (None, "make", "cannot read"),
     ],
 )
@@ -304,27 +337,42 @@ def test_kinds_of_data_sets(own, name, shape, dtype, classes):
 def test_own_data_as_the_model_gets_it(own):
     grey = loading.load(of(own, sets="grey", image_size=16, in_channels=3))
     images, labels = next(grey.epoch(0))
-    assert images.shape == (6, 3, 16, 16) and grey.classes == 5 and sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1]
-    assert images.max() == pytest.approx(1.0) and images.min() == pytest.approx(128 / 255), "a white bit is white, grey is grey"
+    assert (
+        images.shape == (6, 3, 16, 16) and grey.classes == 5 and sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1]
+    )
+    assert images.max() == pytest.approx(1.0) and images.min() == pytest.approx(128 / 255), (
+        "a white bit is white, grey is grey"
+    )
     arrays = loading.load(of(own, sets="arrays", image_size=8))
     assert arrays.sample(4)[3, :, 0, 0].tolist() == pytest.approx([3 / 255] * 3)
     as_given = loading.load(of(own, sets="transformed", image_size=8)).sample(1)
-    assert as_given[0, 0, 0, 0] == pytest.approx((128 / 255 - 0.5) / 0.5, rel=1e-3), "what the transform made is not scaled again"
+    assert as_given[0, 0, 0, 0] == pytest.approx((128 / 255 - 0.5) / 0.5, rel=1e-3), (
+        "what the transform made is not scaled again"
+    )
     vectors = loading.load(of(own, sets="vectors"))
     assert vectors.channels == 12 and next(vectors.epoch(0))[0].shape == (20, 12)
     first, second = (loading.raw(of(own, sets="drawn", data_seed=seed)) for seed in (0, 1))
-    assert torch.equal(first.train.images, second.train.images), "an unseeded factory gives every run the same data"
+    assert torch.equal(first.train.images, second.train.images), (
+        "an unseeded factory gives every run the same data"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("loaders", "returned a DataLoader; expected two data sets, (training, validation): batches are made here, return loader.dataset"),
+        (
+            "loaders",
+            "returned a DataLoader; expected two data sets, (training, validation): batches are made here, "
+            "return loader.dataset",
+        ),
         ("one", "returned TensorDataset; expected two data sets"),
         ("three", "returned tuple of 4; expected two data sets"),
         ("generator", "which has no length and no items"),
         ("empty", "the training set of sets.py:empty is empty"),
-        ("shapes", "sample 1 of the training set of sets.py:shapes has the shape (1, 8, 9), sample 0 (1, 8, 8)"),
+        (
+            "shapes",
+            "sample 1 of the training set of sets.py:shapes has the shape (1, 8, 9), sample 0 (1, 8, 8)",
+        ),
         ("unlike", "training and validation samples differ in shape: (1, 8, 8) and (3, 8, 8)"),
         ("floats", "expected a whole number from 0, its class"),
         ("negative", "has the label -1"),
@@ -342,8 +390,16 @@ def test_a_data_set_that_does_not_fit_says_what_was_expected(own, name, why):
 
 def test_registered_networks_take_images_only(own):
     loaded = loading.load(of(own, sets="vectors"))
-    with pytest.raises(ConfigError, match=r"vgg11 takes images \(channels, height, width\); .*sets.py:vectors has samples \(12,\)"):
-        networks.build(of(own, sets="vectors").replace(model="vgg11", image_size=32), in_channels=12, num_classes=4, sample=loaded.sample())
+    with pytest.raises(
+        ConfigError,
+        match=r"vgg11 takes images \(channels, height, width\); .*sets.py:vectors has samples \(12,\)",
+    ):
+        networks.build(
+            of(own, sets="vectors").replace(model="vgg11", image_size=32),
+            in_channels=12,
+            num_classes=4,
+            sample=loaded.sample(),
+        )
     with pytest.raises(ConfigError, match="in_channels 3 is for images"):
         loading.load(of(own, sets="vectors", in_channels=3))
 
@@ -355,16 +411,39 @@ def test_train_sweep_and_resume_with_files_of_ones_own(own, runs, cli, two_slots
     """The worker of another process finds the file by its absolute path, and runs no other bytes."""
     flags = ["--data", own / "sets.py:tensors", "--image-size", "8", "--batch-size", "4", "--epochs", "12"]
     relative = os.path.relpath(own / "nets.py", Path(__file__).resolve().parents[2])
-    done = cli("sweep", "--model", f"{relative}:small", *flags, "--inits", "default,kaiming_normal", "--seeds", "1", "--json")
-    assert done.status == 0 and [row["init"] for row in done.json["rows"]] == ["default", "kaiming_normal"], done.err
+    done = cli(
+        "sweep",
+        "--model",
+        f"{relative}:small",
+        *flags,
+        "--inits",
+        "default,kaiming_normal",
+        "--seeds",
+        "1",
+        "--json",
+    )
+    assert done.status == 0 and [row["init"] for row in done.json["rows"]] == ["default", "kaiming_normal"], (
+        done.err
+    )
     run = runs.get(runs.ids()[0])
     config = run.config()
-    assert config.model == f"{own}/nets.py:small" and config.model_sha256 == hashlib.sha256(NETS.encode()).hexdigest()
-    assert run.state()["step"] == 60 and set(run.read("layers")["layer"].to_pylist()) == {"0", "3", "4"} and config.width == 1.0
+    assert (
+        config.model == f"{own}/nets.py:small"
+        and config.model_sha256 == hashlib.sha256(NETS.encode()).hexdigest()
+    )
+    assert (
+        run.state()["step"] == 60
+        and set(run.read("layers")["layer"].to_pylist()) == {"0", "3", "4"}
+        and config.width == 1.0
+    )
 
     status = main(["train", "--model", f"{own}/nets.py:raises", *map(str, flags)])
     said = capsys.readouterr().err
-    assert status == 1 and said.splitlines()[-1] == f"error: nets.py:{line_of('raise ValueError', NETS)}: ValueError: no such thing"
+    assert (
+        status == 1
+        and said.splitlines()[-1]
+        == f"error: nets.py:{line_of('raise ValueError', NETS)}: ValueError: no such thing"
+    )
     last = runs.list()[0]
     assert last.status == "failed" and last.error.startswith("nets.py:") and "Traceback" not in said
     assert "in deeper" in runs.get(last.run).log_tail(60) and "Traceback" in runs.get(last.run).log_tail(60)
@@ -375,9 +454,15 @@ def test_train_sweep_and_resume_with_files_of_ones_own(own, runs, cli, two_slots
     (own / "nets.py").write_text(NETS + "# another network\n")
     with pytest.raises(ConfigError, match=r"nets.py has changed since this run was made \(SHA-256"):
         resume(runs, stopped)
-    assert main(["resume", stopped.id]) == 2 and "has changed since" in capsys.readouterr().err and stopped.state()["status"] == "stopped"
+    assert (
+        main(["resume", stopped.id]) == 2
+        and "has changed since" in capsys.readouterr().err
+        and stopped.state()["status"] == "stopped"
+    )
     changed = pin(config.replace(model_sha256=""))
-    assert list(changed_fields(config.to_dict(), changed.to_dict())) == ["model_sha256"], "a comparison says that the file differs"
+    assert list(changed_fields(config.to_dict(), changed.to_dict())) == ["model_sha256"], (
+        "a comparison says that the file differs"
+    )
     (own / "nets.py").unlink()
     with pytest.raises(ConfigError, match=r"cannot read .*nets\.py: No such file"):
         check_resumable(stopped)
@@ -402,7 +487,9 @@ def test_train_sweep_and_resume_with_files_of_ones_own(own, runs, cli, two_slots
 def test_mistakes_on_the_command_line_are_one_line(own, runs, capsys, arguments, why):
     status = main(arguments.format(own=own).split(" "))
     out, err = capsys.readouterr()
-    assert (status, out) == (2, "") and why in err and len(err.splitlines()) == 1 and err.startswith("error: "), err
+    assert (
+        (status, out) == (2, "") and why in err and len(err.splitlines()) == 1 and err.startswith("error: ")
+    ), err
     assert not runs.root.exists() or not runs.ids()
 
 
@@ -428,15 +515,25 @@ def test_a_process_that_serves_visitors_takes_no_path(untrusted, tmp_path, monke
     (untrusted / "below").mkdir()
     (untrusted / "below" / "deep.py").write_text("def make(): ...\n")
     for path in (
-        outside, untrusted / "link.py", untrusted / ".." / "outside.py", f"{untrusted}/../own/../outside.py",
-        untrusted / "below" / "deep.py", "own/nets.py", "nets.py", "~/nets.py", f"{untrusted}x/nets.py",
-    ):  # fmt: skip
+        outside,
+        untrusted / "link.py",
+        untrusted / ".." / "outside.py",
+        f"{untrusted}/../own/../outside.py",
+        untrusted / "below" / "deep.py",
+        "own/nets.py",
+        "nets.py",
+        "~/nets.py",
+        f"{untrusted}x/nets.py",
+    ):
         for field in ("model", "data"):
             with pytest.raises(ConfigError, match="is not a file of the folder in INITSCOPE_FACTORIES"):
                 RunConfig.from_dict({field: f"{path}:make"})
     with pytest.raises(ConfigError, match="is not a file of the folder"):
         parse_axis(f"depth=/../../../../..{outside}:make")
-    assert RunConfig(model=f"{untrusted}/nets.py:Net").model and RunConfig(data=f"{untrusted}/../own/sets.py:tensors").data
+    assert (
+        RunConfig(model=f"{untrusted}/nets.py:Net").model
+        and RunConfig(data=f"{untrusted}/../own/sets.py:tensors").data
+    )
     monkeypatch.setenv(factory.FOLDER, str(tmp_path / "no such folder"))
     with pytest.raises(ConfigError, match="is not a file of the folder"):
         RunConfig(model=f"{untrusted}/nets.py:Net")
@@ -448,14 +545,19 @@ def test_what_is_offered_is_told_without_running_a_line(untrusted, monkeypatch, 
     monkeypatch.setenv(factory.FOLDER, str(untrusted))
     (untrusted / "typed.py").write_text(
         "raise SystemExit\nclass Deep(nn.Module): ...\nclass Plain: ...\ndef net() -> nn.Module: ...\n"
-        "def sets() -> tuple[Dataset, Dataset]: ...\ndef either(): ...\ndef _no(): ...\nasync def later(): ...\n"
+        "def sets() -> tuple[Dataset, Dataset]: ...\ndef either(): ...\ndef _no(): ...\nasync def later(): "
+        "...\n"
     )
     (untrusted / "half.py").write_text("def (")
     (untrusted / "_private.py").write_text("def make(): ...")
     (untrusted / "link.py").symlink_to(tmp_path / "gone.py")
-    typed = [factory.title(spec) for role in factory.ROLES for spec in factory.offered(role) if "typed.py" in spec]
+    typed = [
+        factory.title(spec) for role in factory.ROLES for spec in factory.offered(role) if "typed.py" in spec
+    ]
     assert typed == ["typed.py:Deep", "typed.py:net", "typed.py:either", "typed.py:sets", "typed.py:either"]
-    assert all(RunConfig(model=spec).model == spec for spec in factory.offered("model")), "what is offered is taken"
+    assert all(RunConfig(model=spec).model == spec for spec in factory.offered("model")), (
+        "what is offered is taken"
+    )
     assert not any("half" in spec or "_private" in spec or "link" in spec for spec in factory.offered("data"))
 
 

@@ -1,4 +1,6 @@
-"""Charts: first the exact data (empty, partial, zero, NaN, normal), then that they draw, then what they send."""
+"""Charts: first the exact data (empty, partial, zero, NaN, normal), then that they draw, then what they
+send.
+"""
 
 from __future__ import annotations
 
@@ -46,16 +48,31 @@ LAYERS = ["conv1_1", "conv1_2", "conv2_1", "fc1"]
 
 def steps_frame(losses: list[float], per_epoch: int = 2) -> pd.DataFrame:
     n = len(losses)
-    return pd.DataFrame({"step": np.arange(n, dtype=np.int32), "epoch": np.arange(n) // per_epoch, "loss": losses, "accuracy": [0.1] * n})
+    return pd.DataFrame(
+        {
+            "step": np.arange(n, dtype=np.int32),
+            "epoch": np.arange(n) // per_epoch,
+            "loss": losses,
+            "accuracy": [0.1] * n,
+        }
+    )
 
 
 def epochs_frame(values: list[float]) -> pd.DataFrame:
     return pd.DataFrame({"epoch": range(len(values)), "val_loss": values, "val_accuracy": values})
 
 
-def layers_frame(value: Callable[[int, int], float], steps: int = 3, every: int = 1, layers: list[str] = LAYERS) -> pd.DataFrame:
+def layers_frame(
+    value: Callable[[int, int], float], steps: int = 3, every: int = 1, layers: list[str] = LAYERS
+) -> pd.DataFrame:
     rows = [
-        {"step": every * s, "layer": name, "depth": d, "grad_norm": np.float32(value(s, d)), "dead_fraction": np.float32(0.25)}
+        {
+            "step": every * s,
+            "layer": name,
+            "depth": d,
+            "grad_norm": np.float32(value(s, d)),
+            "dead_fraction": np.float32(0.25),
+        }
         for s in range(steps)
         for d, name in enumerate(layers)
     ]
@@ -69,7 +86,9 @@ POWERS = layers_frame(lambda s, d: 10.0 ** (d - s))
 
 
 def test_a_curve_holds_the_rows_and_the_validation_after_each_epoch():
-    [curve] = curves.curves_data([A], {"a": steps_frame([2.3, 2.2, 2.1, 2.0, 1.9])}, {"a": epochs_frame([2.25, 2.05])})
+    [curve] = curves.curves_data(
+        [A], {"a": steps_frame([2.3, 2.2, 2.1, 2.0, 1.9])}, {"a": epochs_frame([2.25, 2.05])}
+    )
     np.testing.assert_array_equal(curve.steps, [0, 1, 2, 3, 4])
     np.testing.assert_allclose(curve.values, [2.3, 2.2, 2.1, 2.0, 1.9], rtol=1e-6)
     np.testing.assert_array_equal(curve.validation_steps, [2, 4])
@@ -78,7 +97,9 @@ def test_a_curve_holds_the_rows_and_the_validation_after_each_epoch():
 
 
 def test_a_curve_names_the_step_at_which_the_loss_broke_and_has_a_gap_from_there():
-    [curve] = curves.curves_data([A], {"a": steps_frame([2.3, 9e9, math.inf, math.nan])}, {"a": epochs_frame([math.nan])})
+    [curve] = curves.curves_data(
+        [A], {"a": steps_frame([2.3, 9e9, math.inf, math.nan])}, {"a": epochs_frame([math.nan])}
+    )
     assert curve.broke_at == 2
     assert np.isnan(curve.values).tolist() == [False, False, True, True]
     assert len(curve.validation) == 0
@@ -117,7 +138,9 @@ def test_reference_lines_say_what_a_guess_is():
 
 
 def test_a_guess_is_claimed_only_where_the_loss_is_known(tmp_path):
-    """Of loops of one's own: four classes cost ln 4; a sum over the batch, a regression and a plain number have no such line."""
+    """Of loops of one's own: four classes cost ln 4; a sum over the batch, a regression and a plain number
+    have no such line.
+    """
     losses = {
         4: lambda outputs: F.cross_entropy(outputs, torch.arange(16) % 4),
         "sum": lambda outputs: F.cross_entropy(outputs, torch.arange(16) % 4, reduction="sum"),
@@ -132,13 +155,22 @@ def test_a_guess_is_claimed_only_where_the_loss_is_known(tmp_path):
             loss.backward()
             recorder.step(loss)
         infos[name] = recorder.run.info()
-        told = live_rows.progress({**infos[name].state, "status": "running"}, recorder.run.read("steps"), infos[name].config)
+        told = live_rows.progress(
+            {**infos[name].state, "status": "running"}, recorder.run.read("steps"), infos[name].config
+        )
         assert ("ln\u00a04" in told["says"]) == (name == 4), told["says"]
     assert [headlines.classes(info.state, info.config) for info in infos.values()] == [4, None, None]
-    assert headlines.common_classes([infos[4], infos[4]]) == 4 and headlines.common_classes(infos.values()) is None
+    assert (
+        headlines.common_classes([infos[4], infos[4]]) == 4
+        and headlines.common_classes(infos.values()) is None
+    )
     assert "tell the Recorder" in headlines.nothing_differs(infos.values())
-    unknown = [curves.curves([A], {"a": steps_frame([3.0, 1.0])}, {}, column) for column in ("loss", "accuracy")]
-    assert [len(drawn.layout.annotations) for drawn in unknown] == [0, 0] and unknown[0].layout.yaxis.title.text == "loss"
+    unknown = [
+        curves.curves([A], {"a": steps_frame([3.0, 1.0])}, {}, column) for column in ("loss", "accuracy")
+    ]
+    assert [len(drawn.layout.annotations) for drawn in unknown] == [0, 0] and unknown[
+        0
+    ].layout.yaxis.title.text == "loss"
 
 
 # -- maps
@@ -192,7 +224,12 @@ def test_one_nan_among_many_shows():
 
 
 def test_a_layer_that_joins_late_leaves_a_gap():
-    frame = pd.concat([layers_frame(lambda s, d: 1.0, 1, layers=LAYERS[:2]), layers_frame(lambda s, d: 1.0, 2).query("step == 1")])
+    frame = pd.concat(
+        [
+            layers_frame(lambda s, d: 1.0, 1, layers=LAYERS[:2]),
+            layers_frame(lambda s, d: 1.0, 2).query("step == 1"),
+        ]
+    )
     cells = heatmap.heatmap_data(frame)
     assert np.isnan(cells.z[2, 0])
     assert not cells.bad.any()
@@ -238,7 +275,9 @@ def test_the_ratio_marks_zeros_and_nan_of_either_side():
     assert data.bad.all(axis=1).tolist() == [False, True, False, False]
 
 
-@pytest.mark.parametrize("other", [None, layers_frame(lambda s, d: 1.0).iloc[:0], layers_frame(lambda s, d: 1.0, layers=["x"])])
+@pytest.mark.parametrize(
+    "other", [None, layers_frame(lambda s, d: 1.0).iloc[:0], layers_frame(lambda s, d: 1.0, layers=["x"])]
+)
 def test_runs_with_nothing_in_common_have_no_ratio(other):
     assert ratio.ratio_data(heatmap.heatmap_data(POWERS), heatmap.heatmap_data(other)) is None
 
@@ -285,7 +324,14 @@ def test_the_storys_network_has_134_300_362_parameters():
 
 
 @pytest.mark.parametrize("name", ["vgg11", "vgg13", "vgg16", "vgg19"])
-@pytest.mark.parametrize("changes", [{}, {"width": 0.25, "image_size": 32, "batch_norm": True}, {"data": "cifar10", "num_classes": 17, "width": 1.5}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"width": 0.25, "image_size": 32, "batch_norm": True},
+        {"data": "cifar10", "num_classes": 17, "width": 1.5},
+    ],
+)
 def test_shapes_and_counts_are_the_real_networks(name, changes):
     import torch
 
@@ -301,7 +347,9 @@ def test_shapes_and_counts_are_the_real_networks(name, changes):
     for layer, module in real.named_children():
         image = module(image)
         if layer in network:
-            assert tuple(image.shape[1:3]) == (network[layer].channels, network[layer].size)[: image.dim() - 1]
+            assert (
+                tuple(image.shape[1:3]) == (network[layer].channels, network[layer].size)[: image.dim() - 1]
+            )
             assert network[layer].weights == (module.weight.numel() if hasattr(module, "weight") else 0)
 
 
@@ -343,9 +391,19 @@ STATES = {
     "one row": ([A], {"a": steps_frame([2.3])}, {}, {"a": POWERS.query("step == 0")}),
     "broken": ([A], {"a": steps_frame([math.nan])}, {"a": epochs_frame([math.nan])}, {"a": BROKEN}),
     "all zero": ([A], {"a": steps_frame([0.0])}, {}, {"a": layers_frame(lambda s, d: 0.0)}),
-    "normal": ([A, B], {"a": steps_frame([2.3, 2.2]), "b": steps_frame([2.3])}, {"a": epochs_frame([2.2])}, {"a": POWERS, "b": POWERS}),
+    "normal": (
+        [A, B],
+        {"a": steps_frame([2.3, 2.2]), "b": steps_frame([2.3])},
+        {"a": epochs_frame([2.2])},
+        {"a": POWERS, "b": POWERS},
+    ),
     "nasty name": ([NASTY], {"n": steps_frame([2.3])}, {}, {"n": POWERS}),
-    "many runs": ([Subject(str(i), f"seed {i}", "default") for i in range(30)], {str(i): steps_frame([2.3]) for i in range(30)}, {}, {"0": POWERS}),
+    "many runs": (
+        [Subject(str(i), f"seed {i}", "default") for i in range(30)],
+        {str(i): steps_frame([2.3]) for i in range(30)},
+        {},
+        {"0": POWERS},
+    ),
 }
 
 
@@ -376,7 +434,9 @@ def test_figures_use_tokens_and_the_magnitude_scale_and_no_other_colour():
 
 
 def test_a_long_run_is_sent_in_little():
-    frame = layers_frame(lambda s, d: 1.0 + s, steps=5000, layers=[f"conv{b}_{i}" for b in range(1, 5) for i in range(1, 5)])
+    frame = layers_frame(
+        lambda s, d: 1.0 + s, steps=5000, layers=[f"conv{b}_{i}" for b in range(1, 5) for i in range(1, 5)]
+    )
     drawn = heatmap.heatmap(heatmap.heatmap_data(frame))
     drawn.layout.template = None
     assert len(json.dumps(plain(drawn.to_dict()))) < 75_000
@@ -410,7 +470,14 @@ def luminance(color: str) -> float:
 def test_colours_can_be_told_from_the_background(mode):
     colors = theme.tokens()[mode]
     paper = luminance(colors["paper"])
-    for name, least in [*((n, 3.0) for n in colors if n.startswith("init-")), ("good", 3), ("bad", 3), ("nonfinite", 3), ("ink", 7), ("muted", 4.5)]:
+    for name, least in [
+        *((n, 3.0) for n in colors if n.startswith("init-")),
+        ("good", 3),
+        ("bad", 3),
+        ("nonfinite", 3),
+        ("ink", 7),
+        ("muted", 4.5),
+    ]:
         bright, dark = max(paper, luminance(colors[name])), min(paper, luminance(colors[name]))
         assert (bright + 0.05) / (dark + 0.05) >= least, name
 
@@ -420,8 +487,20 @@ def test_colours_can_be_told_from_the_background(mode):
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(2.302585, "2.3"), (0.04321, "0.0432"), (134_300_362, "134,000,000"), (3.3e-8, "3.3 × 10⁻⁸"), (1e-13, "10⁻¹³"), (-0.5, "−0.5"),
-     (0, "0"), (math.nan, "NaN"), (math.inf, "∞"), (None, "–"), (999.6, "1,000"), (1e-310, "10⁻³¹⁰")],
+    [
+        (2.302585, "2.3"),
+        (0.04321, "0.0432"),
+        (134_300_362, "134,000,000"),
+        (3.3e-8, "3.3 × 10⁻⁸"),
+        (1e-13, "10⁻¹³"),
+        (-0.5, "−0.5"),
+        (0, "0"),
+        (math.nan, "NaN"),
+        (math.inf, "∞"),
+        (None, "–"),
+        (999.6, "1,000"),
+        (1e-310, "10⁻³¹⁰"),
+    ],
 )
 def test_numbers_have_three_digits(value, words):
     assert formatting.number(value) == words
@@ -432,7 +511,13 @@ def test_ratios_times_and_shares_in_words():
     assert formatting.decades(3) == "1,000 times larger"
     assert formatting.decades(-1.301) == "20 times smaller"
     assert formatting.percent(0.1) == "10\u00a0%"
-    assert [formatting.duration(s) for s in (0.2, 8, 125, 332 * 60, None)] == ["under 1 s", "8 s", "2 min 5 s", "5 h 32 min", "–"]
+    assert [formatting.duration(s) for s in (0.2, 8, 125, 332 * 60, None)] == [
+        "under 1 s",
+        "8 s",
+        "2 min 5 s",
+        "5 h 32 min",
+        "–",
+    ]
     assert formatting.fixed(2.3) == "2.30"
 
 
@@ -444,17 +529,27 @@ def test_names_are_shown_as_typed():
 
 def test_powers_of_ten_are_typeset():
     said = "differ by 6e-07 (1.5e-10), below epsilon (1e-8), of 3e+02 at fc2e-7 in v1.2e3"
-    assert formatting.typeset(said) == "differ by 6\u00a0×\u00a010⁻⁷ (1.5\u00a0×\u00a010⁻¹⁰), below epsilon (10⁻⁸), of 3\u00a0×\u00a010² at fc2e-7 in v1.2e3"
+    assert (
+        formatting.typeset(said)
+        == "differ by 6\u00a0×\u00a010⁻⁷ (1.5\u00a0×\u00a010⁻¹⁰), below epsilon (10⁻⁸), of "
+        "3\u00a0×\u00a010² at fc2e-7 in v1.2e3"
+    )
 
 
 def test_not_measured_is_not_called_not_a_number() -> None:
-    """The last layer has no ReLU after it: its dead share is missing, not NaN; a gradient that is NaN is one."""
+    """The last layer has no ReLU after it: its dead share is missing, not NaN; a gradient that is NaN is
+    one.
+    """
     rows = pd.DataFrame(
         {
-            "step": [0, 0, 0], "layer": ["conv1", "fc1", "fc2"], "depth": [0, 1, 2],
-            "dead_fraction": [0.5, 0.4, np.nan], "grad_norm": [1.0, np.nan, np.nan], "nonfinite": [0, 1, 0],
+            "step": [0, 0, 0],
+            "layer": ["conv1", "fc1", "fc2"],
+            "depth": [0, 1, 2],
+            "dead_fraction": [0.5, 0.4, np.nan],
+            "grad_norm": [1.0, np.nan, np.nan],
+            "nonfinite": [0, 1, 0],
         }
-    )  # fmt: skip
+    )
     assert heatmap.heatmap_data(rows, "dead_fraction").bad.sum() == 0
     assert heatmap.heatmap_data(rows, "grad_norm").bad[:, 0].tolist() == [False, True, False]
 
@@ -467,9 +562,18 @@ def cell(gain: float, model: str, converged: int, runs: int = 2) -> dict:
 
 
 def test_trainability_map_draws_rates_the_boundary_and_where_theory_was_wrong():
-    rows = [cell(0.1, "vgg11", 0), cell(1.0, "vgg11", 2), cell(10.0, "vgg11", 2), cell(0.1, "vgg19", 0), cell(1.0, "vgg19", 0), cell(10.0, "vgg19", 0, 0)]
-    theory = TheoryMap({(gain, model): gain > 0.5 for gain in (0.1, 1.0, 10.0) for model in ("vgg11", "vgg19")},
-                       (Edge(True, ((0.316, "vgg11"), (1.02, "vgg19"))),))  # fmt: skip
+    rows = [
+        cell(0.1, "vgg11", 0),
+        cell(1.0, "vgg11", 2),
+        cell(10.0, "vgg11", 2),
+        cell(0.1, "vgg19", 0),
+        cell(1.0, "vgg19", 0),
+        cell(10.0, "vgg19", 0, 0),
+    ]
+    theory = TheoryMap(
+        {(gain, model): gain > 0.5 for gain in (0.1, 1.0, 10.0) for model in ("vgg11", "vgg19")},
+        (Edge(True, ((0.316, "vgg11"), (1.02, "vgg19"))),),
+    )
     drawn = trainability.trainability(rows, "gain", "model", theory=theory)
     heat, _, line, numbers, wrong = drawn.data
     np.testing.assert_array_equal(heat.z, np.array([[0, 1, 1], [0, 0, np.nan]], np.float32))
@@ -477,20 +581,33 @@ def test_trainability_map_draws_rates_the_boundary_and_where_theory_was_wrong():
     np.testing.assert_allclose(line.x, [0.5, 0.5, 1.0, 1.0], atol=0.01)
     assert list(line.y) == [-0.5, 0.5, 0.5, 1.5]
     assert list(numbers.text) == ["0/2", "2/2", "2/2", "0/2", "0/2"]
-    assert all(abs(x - 1.0) > 0.2 for x, y in zip(numbers.x[3:], numbers.y[3:], strict=True)), "beside the line, not under it"
+    assert all(abs(x - 1.0) > 0.2 for x, y in zip(numbers.x[3:], numbers.y[3:], strict=True)), (
+        "beside the line, not under it"
+    )
     assert (len(wrong.x), round(wrong.x[0]), round(wrong.y[0])) == (1, 1, 1)
     assert list(drawn.layout.yaxis.ticktext) == ["VGG11", "VGG19"]
-    assert "Appears when" in trainability.trainability([cell(1.0, "vgg11", 0, 0)], "gain", "model").layout.meta["blank"]
+    assert (
+        "Appears when"
+        in trainability.trainability([cell(1.0, "vgg11", 0, 0)], "gain", "model").layout.meta["blank"]
+    )
 
 
 def probed(signal: list[float], correlation: list[float], band: bool = False) -> dict:
     """The JSON of a probe of ``LAYERS``: theory says half of what is measured."""
     rows = [
-        {"layer": name, "measured": {"signal_std": s, "correlation": c}, "predicted": {"signal_std": s / 2, "correlation": c}}
+        {
+            "layer": name,
+            "measured": {"signal_std": s, "correlation": c},
+            "predicted": {"signal_std": s / 2, "correlation": c},
+        }
         for name, s, c in zip(LAYERS, signal, correlation, strict=True)
     ]
     seeds = [
-        {"layer": name, "signal_std": {"min": s / 4, "median": s, "max": 4 * s}, "correlation": {"min": c - 0.05, "median": c, "max": c + 0.02}}
+        {
+            "layer": name,
+            "signal_std": {"min": s / 4, "median": s, "max": 4 * s},
+            "correlation": {"min": c - 0.05, "median": c, "max": c + 0.02},
+        }
         for name, s, c in zip(LAYERS, signal, correlation, strict=True)
     ]
     return {"layers": rows, **({"band": seeds} if band else {})}
@@ -499,25 +616,41 @@ def probed(signal: list[float], correlation: list[float], band: bool = False) ->
 def test_a_profile_lays_measured_dots_on_predicted_lines() -> None:
     drawn = profile.profile({"default": probed([1, 0.1, 0.01, 0], [0.5, 0.9, 0.95, 0.96], band=True)})
     line, dots = drawn.data
-    assert (line.mode, dots.mode) == ("lines", "markers") and line.line.color == dots.marker.color == theme.init_color("default")
+    assert (line.mode, dots.mode) == (
+        "lines",
+        "markers",
+    ) and line.line.color == dots.marker.color == theme.init_color("default")
     assert list(line.x) == list(dots.x) == LAYERS and np.allclose(line.y[:3], [0.5, 0.05, 0.005])
-    assert np.allclose(dots.y[:3], [1, 0.1, 0.01]) and dots.marker.symbol[3] != dots.marker.symbol[0], "an exact zero has a mark of its own"
-    assert np.allclose(dots.error_y.array[:3], [3, 0.3, 0.03]) and np.allclose(dots.error_y.arrayminus[:3], [0.75, 0.075, 0.0075])
+    assert np.allclose(dots.y[:3], [1, 0.1, 0.01]) and dots.marker.symbol[3] != dots.marker.symbol[0], (
+        "an exact zero has a mark of its own"
+    )
+    assert np.allclose(dots.error_y.array[:3], [3, 0.3, 0.03]) and np.allclose(
+        dots.error_y.arrayminus[:3], [0.75, 0.075, 0.0075]
+    )
 
 
 def test_a_profile_of_correlations_shows_what_is_left_to_one() -> None:
     drawn = profile.profile({"default": probed([1] * 4, [0.5, 0.9, 0.95, 0.96], band=True)}, "difference")
     line, dots = drawn.data
     assert np.allclose(line.y, [0.5, 0.1, 0.05, 0.04]) and np.allclose(dots.y, line.y)
-    assert np.allclose(dots.error_y.array, 0.05) and np.allclose(dots.error_y.arrayminus, 0.02), "the least alike seed is the upper end"
+    assert np.allclose(dots.error_y.array, 0.05) and np.allclose(dots.error_y.arrayminus, 0.02), (
+        "the least alike seed is the upper end"
+    )
 
 
 def test_bands_are_median_and_range_of_each_side() -> None:
     """Two sides that no initialization tells apart are not drawn in one colour."""
     losses = [[2.0, 1.0, 0.5], [2.2, 1.4, 0.1], [2.4, 1.2, math.nan]]
-    sides = {"learning_rate 0.1": [steps_frame(x) for x in losses], "learning_rate 0.001": [steps_frame([2.3, 2.3])]}
+    sides = {
+        "learning_rate 0.1": [steps_frame(x) for x in losses],
+        "learning_rate 0.001": [steps_frame([2.3, 2.3])],
+    }
     one, two = bands.bands_data(sides)
-    assert np.allclose(one.median, [2.2, 1.2, 0.3]) and np.allclose(one.low, [2.0, 1.0, 0.1]) and np.allclose(one.high, [2.4, 1.4, 0.5])
+    assert (
+        np.allclose(one.median, [2.2, 1.2, 0.3])
+        and np.allclose(one.low, [2.0, 1.0, 0.1])
+        and np.allclose(one.high, [2.4, 1.4, 0.5])
+    )
     assert (one.runs, two.runs) == (3, 1)
     colors = [trace.line.color for trace in bands.bands(sides).data if trace.name]
     assert len(set(colors)) == 2 and [theme.init_color("zeros")] == theme.group_colors(["zeros"])

@@ -14,9 +14,19 @@ from tests.conftest import ROOT
 
 
 def test_one_nan_does_not_take_the_curve(runs):
-    run = many_runs.one(runs, quick().replace(init="kaiming_normal"), Status.FINISHED, steps=115, layers=2, seed=13, created=0.0)
+    run = many_runs.one(
+        runs,
+        quick().replace(init="kaiming_normal"),
+        Status.FINISHED,
+        steps=115,
+        layers=2,
+        seed=13,
+        created=0.0,
+    )
     assert not all(map(math.isfinite, run.info().state["curve"])), "its last losses are NaN"
-    page = AppTest.from_file(str(ROOT / "dashboard/initscope_dashboard/screens/home.py"), default_timeout=60).run()
+    page = AppTest.from_file(
+        str(ROOT / "dashboard/initscope_dashboard/screens/home.py"), default_timeout=60
+    ).run()
     assert not page.exception
     row = page.dataframe[0].value.iloc[0]
     assert row["Outcome"] == "▲ diverged" and math.isnan(row["Loss"])
@@ -36,7 +46,9 @@ def test_numbers_are_numbers_and_all_runs_are_sorted_before_they_are_cut_into_pa
     """Losses 12.5 and 10.1 above 6.43 and NaN; a run of the last page is the first where it should be."""
     losses = [6.43, 3.40, 12.5, 10.1, math.nan, *[5.0] * 200]
     for number, loss in enumerate(losses):
-        runs.create(quick().replace(name=f"n{number}"), Status.FINISHED, outcome="undecided", loss=loss, accuracy=0.5)
+        runs.create(
+            quick().replace(name=f"n{number}"), Status.FINISHED, outcome="undecided", loss=loss, accuracy=0.5
+        )
     highest = table(order="Highest loss")
     assert list(highest["Loss"][:4]) == [12.5, 10.1, 6.43, 5.0] and len(highest) == 200
     assert highest["Loss"].dtype == "float64" and highest["Age"].dt.tz is not None

@@ -17,14 +17,24 @@ from initscope_dashboard.content import formatting
 from initscope_dashboard.figures import base, blocks, heatmap, ratio, rows
 from initscope_dashboard.widgets import plot
 
-TRANSFORMER = ["embed", *(f"encoder.layers.{i}.{part}" for i in range(84) for part in ("self_attn.in_proj", "self_attn.out_proj", "linear1", "linear2", "norm1", "norm2")), "head"]
+TRANSFORMER = [
+    "embed",
+    *(
+        f"encoder.layers.{i}.{part}"
+        for i in range(84)
+        for part in ("self_attn.in_proj", "self_attn.out_proj", "linear1", "linear2", "norm1", "norm2")
+    ),
+    "head",
+]
 VGG = ["conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv3_3", "fc1", "fc2", "fc3"]
 RESNET = ["conv1", *(f"layer{i}.{j}.conv{k}" for i in range(1, 5) for j in range(2) for k in (1, 2)), "fc"]
 FLAT = [str(2 * i) for i in range(500)]
 
 
 def write(run: Run, values: np.ndarray, layers: list[str], flush_every: int = 10**9) -> None:
-    """``values``: (steps, layers), every metric the same; NaN is written as it is, -1 as null (not measured)."""
+    """``values``: (steps, layers), every metric the same; NaN is written as it is, -1 as null (not
+    measured).
+    """
     writer = RunWriter(run)
     names = pa.DictionaryArray.from_arrays(pa.array(range(len(layers)), pa.int32()), pa.array(layers))
     kinds = pa.DictionaryArray.from_arrays(pa.array([0] * len(layers), pa.int32()), pa.array(["linear"]))
@@ -54,7 +64,17 @@ def cells_of(run: Run, metric: str = "grad_norm", columns: int | None = None) ->
         (VGG, ["conv1", "conv2", "conv3", "fc"]),
         (RESNET, ["conv1", "layer1", "layer2", "layer3", "layer4", "fc"]),
         (TRANSFORMER, ["embed", *(f"encoder.layers.{i}" for i in range(84)), "head"]),
-        (["embed.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0", "lstm.weight_ih_l1", "lstm.weight_hh_l1", "head"], ["embed.weight", "lstm", "head"]),
+        (
+            [
+                "embed.weight",
+                "lstm.weight_ih_l0",
+                "lstm.weight_hh_l0",
+                "lstm.weight_ih_l1",
+                "lstm.weight_hh_l1",
+                "head",
+            ],
+            ["embed.weight", "lstm", "head"],
+        ),
         (["a", "b", "c"], ["a", "b", "c"]),
         ([], []),
     ],
@@ -114,12 +134,17 @@ def test_a_block_becomes_its_worst_or_median_layer_and_opens():
     assert worst.notes[0] == "worst of 2 in conv1"
     opened = rows.choose([whole], rows.View(blocks="worst", opened=frozenset({"conv1"})))
     assert opened.layers == ["conv1_1", "conv1_2", "conv2_1", "fc1"]
-    median = rows.choose([made({"conv1_1": 1e-9, "conv1_2": 1e-3, "conv1_3": 1.0, "fc1": 1.0})], rows.View(blocks="median"))
+    median = rows.choose(
+        [made({"conv1_1": 1e-9, "conv1_2": 1e-3, "conv1_3": 1.0, "fc1": 1.0})], rows.View(blocks="median")
+    )
     assert median.layers == ["conv1_2", "fc1"]
     np.testing.assert_allclose(rows.arranged(whole, worst).z[:, 0], [-8, -5, -1], atol=1e-6)
 
 
-@pytest.mark.parametrize(("pattern", "count"), [("", 506), ("linear", 168), ("layers.3.*", 0), ("*layers.3.*", 6), ("embed, HEAD", 2), ("nothing", 0)])
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [("", 506), ("linear", 168), ("layers.3.*", 0), ("*layers.3.*", 6), ("embed, HEAD", 2), ("nothing", 0)],
+)
 def test_layers_are_found_by_parts_of_their_names_or_wildcards(pattern, count):
     assert len(rows.fits(TRANSFORMER, pattern)) == count
 
@@ -167,7 +192,10 @@ def test_a_map_read_in_pieces_is_the_map_of_the_whole(runs: Runs, monkeypatch: p
     run = runs.create(RunConfig())
     monkeypatch.setattr(parts, "ROW_GROUP", 1000)  # a step goes on in the next row group
     write(run, values, [*VGG, "x.1", "x.2"], flush_every=50)
-    whole = heatmap.heatmap_data(run.read("layers").to_pandas().assign(nonfinite=lambda f: (f["layer"] != VGG[3]).astype(int)), columns=100)
+    whole = heatmap.heatmap_data(
+        run.read("layers").to_pandas().assign(nonfinite=lambda f: (f["layer"] != VGG[3]).astype(int)),
+        columns=100,
+    )
     monkeypatch.setattr(grid, "PIECE_ROWS", 1)
     pieces = cells_of(run, columns=100)
     assert pieces.layers == whole.layers
@@ -176,7 +204,9 @@ def test_a_map_read_in_pieces_is_the_map_of_the_whole(runs: Runs, monkeypatch: p
         np.testing.assert_array_equal(getattr(pieces, name), getattr(whole, name), name)
     assert not pieces.bad[3].any()
     assert [step for step, _ in pieces.moments] == [0, 498, 996]
-    np.testing.assert_array_equal(pieces.moments[1][1], np.where(values[498] == -1, np.nan, values[498]).astype(np.float32))
+    np.testing.assert_array_equal(
+        pieces.moments[1][1], np.where(values[498] == -1, np.nan, values[498]).astype(np.float32)
+    )
 
 
 def test_layers_that_come_late_or_miss_steps_are_read_by_name(runs: Runs):
@@ -185,7 +215,9 @@ def test_layers_that_come_late_or_miss_steps_are_read_by_name(runs: Runs):
     for step, layers in enumerate((["a"], ["a", "b"], ["b"], ["a", "b", "c"])):
         names = pa.DictionaryArray.from_arrays(pa.array(range(len(layers)), pa.int32()), pa.array(layers))
         numbers = [[0 if metric == "nonfinite" else 10.0**step] * len(layers) for metric in LAYER_METRICS]
-        writer.layers(step, names, names, pa.array(["abc".index(name) for name in layers], pa.int32()), numbers)
+        writer.layers(
+            step, names, names, pa.array(["abc".index(name) for name in layers], pa.int32()), numbers
+        )
         writer.flush()
     found = cells_of(run)
     assert found.layers == ["a", "b", "c"]

@@ -12,11 +12,23 @@ from initscope_dashboard.content import snippets
 
 
 def transformer() -> nn.Module:
-    return nn.Sequential(nn.Embedding(20, 32), nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2), nn.Linear(32, 10))
+    return nn.Sequential(
+        nn.Embedding(20, 32),
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2),
+        nn.Linear(32, 10),
+    )
 
 
 def images() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.ConvTranspose2d(64, 64, 3), nn.Flatten(), nn.Linear(64 * 36, 128, bias=False), nn.ReLU(), nn.Linear(128, 10))
+    return nn.Sequential(
+        nn.Conv2d(1, 64, 3),
+        nn.ReLU(),
+        nn.ConvTranspose2d(64, 64, 3),
+        nn.Flatten(),
+        nn.Linear(64 * 36, 128, bias=False),
+        nn.ReLU(),
+        nn.Linear(128, 10),
+    )
 
 
 def recurrent() -> nn.Module:
@@ -32,7 +44,18 @@ def run(code: str, model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("make", [transformer, images, recurrent])
-@pytest.mark.parametrize("scheme", ["kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "orthogonal", "normal_0.01", "linear"])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        "kaiming_normal",
+        "kaiming_uniform",
+        "xavier_normal",
+        "xavier_uniform",
+        "orthogonal",
+        "normal_0.01",
+        "linear",
+    ],
+)
 def test_every_scheme_fills_every_kind_of_model(make, scheme):
     torch.manual_seed(0)
     model = make()
@@ -64,13 +87,23 @@ def test_a_learning_rate_and_an_optimizer():
     assert optimizer.param_groups[0]["lr"] == 1e-3
     found: dict = {"torch": torch, "model": model.requires_grad_(False)}
     exec(snippets.remedy(Cause.NOT_UPDATING, {}, set(), "SGD"), found)
-    assert isinstance(found["optimizer"], torch.optim.SGD) and all(p.requires_grad for p in model.parameters())
+    assert isinstance(found["optimizer"], torch.optim.SGD) and all(
+        p.requires_grad for p in model.parameters()
+    )
     given = {"inputs": torch.randn(50, 8) * 300 + 1000}
     exec(snippets.remedy(Cause.INPUT_SCALE, {}, set()), given)
     assert given["inputs"].mean().abs() < 1e-3 and given["inputs"].std().item() == pytest.approx(1, abs=0.05)
 
 
 def test_nothing_is_offered_where_no_few_lines_would_do_it():
-    assert snippets.remedy(Cause.LABELS_UNRELATED, {}, {"linear"}) == "" == snippets.remedy(Cause.HEALTHY, {}, {"linear"})
-    assert snippets.initialization("lsuv", {"linear"}) == "" == snippets.initialization("kaiming_normal", {"something"})
+    assert (
+        snippets.remedy(Cause.LABELS_UNRELATED, {}, {"linear"})
+        == ""
+        == snippets.remedy(Cause.HEALTHY, {}, {"linear"})
+    )
+    assert (
+        snippets.initialization("lsuv", {"linear"})
+        == ""
+        == snippets.initialization("kaiming_normal", {"something"})
+    )
     assert "import os" not in snippets.remedy(Cause.NOT_UPDATING, {}, set(), "SGD; import os")

@@ -65,8 +65,16 @@ def training(runs: Runs) -> Training:
 
 def parsed(lines: str) -> dict[str, Any]:
     """One event of the stream: {"id", "event", "data"}."""
-    fields = dict(line.split(": ", 1) for line in lines.strip().splitlines() if ": " in line and not line.startswith(":"))
-    return {"id": fields.get("id"), "event": fields.get("event", "message"), "data": json.loads(fields["data"]) if "data" in fields else None}
+    fields = dict(
+        line.split(": ", 1)
+        for line in lines.strip().splitlines()
+        if ": " in line and not line.startswith(":")
+    )
+    return {
+        "id": fields.get("id"),
+        "event": fields.get("event", "message"),
+        "data": json.loads(fields["data"]) if "data" in fields else None,
+    }
 
 
 class Listener:
@@ -185,7 +193,9 @@ def test_ten_viewers_share_one_reader_and_the_last_turns_off_the_light(runs, tra
         await asyncio.gather(*(listener.until(has("steps")) for listener in listeners))
         feeds, viewers = len(hub.feeds), hub.feeds[training.run.id].viewers
         training.rows(4)
-        await asyncio.gather(*(listener.until(lambda _, one=listener: len(one.steps()) == 7) for listener in listeners))
+        await asyncio.gather(
+            *(listener.until(lambda _, one=listener: len(one.steps()) == 7) for listener in listeners)
+        )
         for listener in listeners:
             await listener.events.aclose()
         assert hub.feeds == {}
@@ -272,14 +282,25 @@ def test_a_run_that_is_gone_already_is_said_to_be_and_the_others_go_on(runs, tra
 
     async def watch() -> Listener:
         listener = Listener(hub, **{training.run.id: event_stream.Position()})
-        listener.events = hub._events(hub._find([training.run.id, "gone"]), {training.run.id: event_stream.Position(), "gone": event_stream.Position()}, lambda: True)
+        listener.events = hub._events(
+            hub._find([training.run.id, "gone"]),
+            {training.run.id: event_stream.Position(), "gone": event_stream.Position()},
+            lambda: True,
+        )
         training.rows(2)
-        await listener.until(lambda got: any(event["data"] and event["data"].get("run") == "gone" for event in got) and has("steps")(got))
+        await listener.until(
+            lambda got: (
+                any(event["data"] and event["data"].get("run") == "gone" for event in got)
+                and has("steps")(got)
+            )
+        )
         return listener
 
     told = [event["data"] for event in asyncio.run(watch()).got if event["data"]]
     assert {event["state"]["status"] for event in told if event["run"] == "gone"} == {"unreadable"}
-    assert {event["state"]["status"] for event in told if event["run"] == training.run.id and "state" in event} == {"running"}
+    assert {
+        event["state"]["status"] for event in told if event["run"] == training.run.id and "state" in event
+    } == {"running"}
 
 
 def test_a_run_that_comes_or_goes_is_announced_and_a_row_is_not(runs, training):
@@ -344,7 +365,9 @@ def test_a_queued_run_waits_and_then_starts(runs):
     assert statuses[-1] == "running"
 
 
-@pytest.mark.parametrize("text", ["run:x", "run:1:2:3", "run:1.5", "run:-2", "run:2147483648", "run:1:" + "9" * 30])
+@pytest.mark.parametrize(
+    "text", ["run:x", "run:1:2:3", "run:1.5", "run:-2", "run:2147483648", "run:1:" + "9" * 30]
+)
 def test_a_position_that_makes_no_sense_is_refused(text):
     with pytest.raises(ValueError):
         event_stream.Position.parse(text)
@@ -362,7 +385,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Runs
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", "dashboard/Home.py", "--server.port", str(port)]
     environment = {**os.environ, "INITSCOPE_RUNS": str(root)}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -376,7 +401,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Runs
 
 def get(port: int, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    connection.request(
+        "GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()}
+    )
     answer = connection.getresponse()
     return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
 
@@ -385,7 +412,9 @@ def test_the_route_streams_and_ends(served):
     port, runs, _ = served
     training = Training(runs)
     training.rows(3)
-    answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/api/stream?run={training.run.id}:0", timeout=240)
+    answer = urllib.request.urlopen(
+        f"http://127.0.0.1:{port}/api/stream?run={training.run.id}:0", timeout=240
+    )
     assert answer.headers["content-type"].startswith("text/event-stream")
     text = ""
     while '"steps"' not in text:

@@ -1,4 +1,6 @@
-"""Data as the model gets it: the real file formats, the fixed split, the order, both ways of resizing, and no network."""
+"""Data as the model gets it: the real file formats, the fixed split, the order, both ways of resizing, and no
+network.
+"""
 
 from __future__ import annotations
 
@@ -45,15 +47,23 @@ def test_digits_are_scikit_learns_split_once_and_for_all():
     theirs = load_digits()
     raw = datasets.read("digits", 32)
     entry = catalog.DATA["digits"]
-    assert (len(raw.train), len(raw.validation), raw.classes) == (entry.train, entry.validation, entry.classes)
+    assert (len(raw.train), len(raw.validation), raw.classes) == (
+        entry.train,
+        entry.validation,
+        entry.classes,
+    )
     assert raw.train.images.shape[1:] == (entry.channels, 8, 8) and raw.white == theirs.images.max()
 
-    both = [(part.images.reshape(-1, 64).numpy(), part.labels.numpy()) for part in (raw.train, raw.validation)]
+    both = [
+        (part.images.reshape(-1, 64).numpy(), part.labels.numpy()) for part in (raw.train, raw.validation)
+    ]
     have = sorted(
         [
             *map(
                 bytes,
-                np.column_stack([np.vstack([both[0][0], both[1][0]]), np.concatenate([both[0][1], both[1][1]])]).astype("u1"),
+                np.column_stack(
+                    [np.vstack([both[0][0], both[1][0]]), np.concatenate([both[0][1], both[1][1]])]
+                ).astype("u1"),
             )
         ]
     )
@@ -61,7 +71,9 @@ def test_digits_are_scikit_learns_split_once_and_for_all():
         "every digit once, with its label"
     )
 
-    shares = torch.bincount(raw.validation.labels) / torch.bincount(torch.cat([raw.train.labels, raw.validation.labels]))
+    shares = torch.bincount(raw.validation.labels) / torch.bincount(
+        torch.cat([raw.train.labels, raw.validation.labels])
+    )
     assert ((shares - 0.2).abs() < 0.005).all(), "each class gives a fifth to validation"
     # The split of this day is the split of every other day.
     assert hashlib.sha256(raw.validation.labels.numpy().tobytes()).hexdigest()[:16] == "bd124ff3e0c77ef1"
@@ -85,9 +97,18 @@ def test_the_order_depends_on_data_seed_and_epoch_alone():
     first = loading.load(config(data_seed=3, init_seed=1))
     batches = list(first.epoch(0))
     torch.rand(7)
-    for again in (loading.load(config(data_seed=3, init_seed=2, init="zeros", dropout=0.5, learning_rate=1)), first):
-        assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(batches, again.epoch(0), strict=True))
-    assert len(batches) == first.steps_per_epoch == 90 and [len(y) for _, y in batches[-2:]] == [16, 1438 % 16]
+    for again in (
+        loading.load(config(data_seed=3, init_seed=2, init="zeros", dropout=0.5, learning_rate=1)),
+        first,
+    ):
+        assert all(
+            torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+            for a, b in zip(batches, again.epoch(0), strict=True)
+        )
+    assert len(batches) == first.steps_per_epoch == 90 and [len(y) for _, y in batches[-2:]] == [
+        16,
+        1438 % 16,
+    ]
     for other in (loading.load(config(data_seed=4)).epoch(0), first.epoch(1)):
         assert not torch.equal(next(other)[1], batches[0][1])
     torch.set_rng_state(before)
@@ -96,7 +117,9 @@ def test_the_order_depends_on_data_seed_and_epoch_alone():
 
     # From the middle on, as a resumed run goes.
     rest = list(first.epoch(0, first_batch=88))
-    assert len(rest) == 2 and torch.equal(rest[0][0], batches[88][0]) and torch.equal(rest[1][1], batches[89][1])
+    assert (
+        len(rest) == 2 and torch.equal(rest[0][0], batches[88][0]) and torch.equal(rest[1][1], batches[89][1])
+    )
     assert list(first.epoch(0, first_batch=90)) == []
     # Each epoch holds every sample once.
     assert torch.equal(everything(first, 7)[1].bincount(), first.train.labels.bincount())
@@ -109,7 +132,12 @@ def test_resizing_batch_by_batch_gives_the_batches_held_resized(monkeypatch, cha
     held = loading.load(asked)
     monkeypatch.setattr(loading, "HOLD_RESIZED_BYTES", 0)
     resized = loading.load(asked)
-    assert held.train_ready and held.validation_ready and not resized.train_ready and not resized.validation_ready
+    assert (
+        held.train_ready
+        and held.validation_ready
+        and not resized.train_ready
+        and not resized.validation_ready
+    )
     assert resized.train.images.shape[-1] == 8 and held.train.images.shape[-1] == 64
     for one, other in ((held.epoch(1), resized.epoch(1)), (held.validate(), resized.validate())):
         for (x, y), (x2, y2) in zip(one, other, strict=True):
@@ -141,9 +169,13 @@ def test_a_last_batch_of_one_sample_is_left_out_only_for_batch_norm():
 
 def test_chance_is_the_better_of_the_two_ways_to_guess():
     images = torch.zeros(10, 1, 8, 8)
-    raw = RawData(Split(images, torch.arange(10) % 2), Split(images, torch.tensor([0] * 9 + [1])), classes=2, white=1.0)
+    raw = RawData(
+        Split(images, torch.arange(10) % 2), Split(images, torch.tensor([0] * 9 + [1])), classes=2, white=1.0
+    )
     assert loading.Data(raw, config()).chance == pytest.approx(0.9)
-    assert loading.load(config()).chance == pytest.approx(max(datasets.read("digits", 32).validation.labels.bincount()) / 359)
+    assert loading.load(config()).chance == pytest.approx(
+        max(datasets.read("digits", 32).validation.labels.bincount()) / 359
+    )
 
 
 def test_channels_and_classes():
@@ -174,11 +206,23 @@ PACKAGE, FOLDER = datasets.PACKAGES["fashion_mnist"]
 @pytest.mark.real_package
 @pytest.mark.skipif(not FOLDER.is_dir(), reason=f"{PACKAGE} is not installed")
 def test_the_files_of_debians_package_are_found():
-    """The story's own data, as Zalando published it: 60,000 and 10,000 images, ten classes of the same size."""
+    """The story's own data, as Zalando published it: 60,000 and 10,000 images, ten classes of the same
+    size.
+    """
     raw = datasets.read("fashion_mnist", 28)
-    assert raw.train.images.shape == (60_000, 1, 28, 28) and raw.validation.images.shape == (10_000, 1, 28, 28)
-    assert raw.train.labels.bincount().tolist() == [6_000] * 10 and raw.validation.labels.bincount().tolist() == [1_000] * 10
-    assert raw.train.labels[:5].tolist() == [9, 0, 0, 3, 0] and raw.train.images[0].float().mean().item() == pytest.approx(97.25, abs=0.01)
+    assert raw.train.images.shape == (60_000, 1, 28, 28) and raw.validation.images.shape == (
+        10_000,
+        1,
+        28,
+        28,
+    )
+    assert (
+        raw.train.labels.bincount().tolist() == [6_000] * 10
+        and raw.validation.labels.bincount().tolist() == [1_000] * 10
+    )
+    assert raw.train.labels[:5].tolist() == [9, 0, 0, 3, 0] and raw.train.images[
+        0
+    ].float().mean().item() == pytest.approx(97.25, abs=0.01)
 
 
 def test_missing_data_names_debians_package(monkeypatch, unreachable, tmp_path):
@@ -192,7 +236,10 @@ def test_a_damaged_file_is_named(unreachable):
     folder = datasets.data_root() / "FashionMNIST" / "raw"
     folder.mkdir(parents=True)
     files, _ = mnist_files()
-    for name, content in {**files, "t10k-images-idx3-ubyte.gz": files["t10k-images-idx3-ubyte.gz"][:200]}.items():
+    for name, content in {
+        **files,
+        "t10k-images-idx3-ubyte.gz": files["t10k-images-idx3-ubyte.gz"][:200],
+    }.items():
         (folder / name).write_bytes(content)
     with pytest.raises(DataUnavailable, match="cannot be read") as caught:
         datasets.read("fashion_mnist", 32)
@@ -200,11 +247,15 @@ def test_a_damaged_file_is_named(unreachable):
 
 
 def idx(array: np.ndarray) -> bytes:
-    """The IDX format of http://yann.lecun.com/exdb/mnist: two zeros, type 8 (unsigned byte), dimensions, sizes, bytes."""
+    """The IDX format of http://yann.lecun.com/exdb/mnist: two zeros, type 8 (unsigned byte), dimensions,
+    sizes, bytes.
+    """
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype("u1").tobytes()
 
 
-def mnist_files(samples: tuple[int, int] = (60, 20)) -> tuple[dict[str, bytes], dict[str, tuple[np.ndarray, np.ndarray]]]:
+def mnist_files(
+    samples: tuple[int, int] = (60, 20),
+) -> tuple[dict[str, bytes], dict[str, tuple[np.ndarray, np.ndarray]]]:
     """({file name: gzipped IDX}, {"train" and "t10k": (images, labels)})."""
     random, files, arrays = np.random.default_rng(0), {}, {}
     for part, count in zip(("train", "t10k"), samples, strict=True):
@@ -217,7 +268,9 @@ def mnist_files(samples: tuple[int, int] = (60, 20)) -> tuple[dict[str, bytes], 
 
 def expect(monkeypatch, kind: type, files: dict[str, bytes]) -> None:
     """Let torchvision expect the checksums of our small files."""
-    monkeypatch.setattr(kind, "resources", [(name, hashlib.md5(files[name]).hexdigest()) for name, _ in kind.resources])
+    monkeypatch.setattr(
+        kind, "resources", [(name, hashlib.md5(files[name]).hexdigest()) for name, _ in kind.resources]
+    )
 
 
 def assert_holds(loaded: loading.Data, arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
@@ -225,7 +278,8 @@ def assert_holds(loaded: loading.Data, arrays: dict[str, tuple[np.ndarray, np.nd
         assert torch.equal(split.labels, torch.from_numpy(labels))
         padded = torch.from_numpy(images / 255).float().unsqueeze(1)
         torch.testing.assert_close(
-            split.images, padded if loaded.image_size == 28 else loaded.prepare(torch.from_numpy(images).unsqueeze(1))
+            split.images,
+            padded if loaded.image_size == 28 else loaded.prepare(torch.from_numpy(images).unsqueeze(1)),
         )
 
 
@@ -274,16 +328,24 @@ class Python2Pickler(pickle._Pickler):
 
 
 def cifar_files() -> tuple[dict[str, bytes], dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """The python version of https://www.cs.toronto.edu/~kriz/cifar.html: pickled dicts of rows of 3072 bytes, red first."""
+    """The python version of https://www.cs.toronto.edu/~kriz/cifar.html: pickled dicts of rows of 3072 bytes,
+    red first.
+    """
     random, files = np.random.default_rng(1), {}
     parts: dict[str, list] = {"train": [], "test": []}
     for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
         rows, labels = random.integers(0, 256, (10, 3072), dtype=np.uint8), random.permutation(10).tolist()
         names = [f"{name}_{i}.png".encode() for i in range(10)]
-        files[name] = Python2Pickler.dumps({b"batch_label": name.encode(), b"labels": labels, b"data": rows, b"filenames": names})
+        files[name] = Python2Pickler.dumps(
+            {b"batch_label": name.encode(), b"labels": labels, b"data": rows, b"filenames": names}
+        )
         parts["test" if name == "test_batch" else "train"].append((rows.reshape(-1, 3, 32, 32), labels))
-    files["batches.meta"] = Python2Pickler.dumps({b"label_names": [b"airplane", b"automobile"], b"num_vis": 3072})
-    return files, {k: (np.concatenate([x for x, _ in v]), np.concatenate([y for _, y in v])) for k, v in parts.items()}
+    files["batches.meta"] = Python2Pickler.dumps(
+        {b"label_names": [b"airplane", b"automobile"], b"num_vis": 3072}
+    )
+    return files, {
+        k: (np.concatenate([x for x, _ in v]), np.concatenate([y for _, y in v])) for k, v in parts.items()
+    }
 
 
 @pytest.mark.parametrize("how", ["by hand", "downloaded"])
@@ -313,7 +375,9 @@ def test_cifar_files(how, monkeypatch, tmp_path):
         assert torch.equal(split.labels, torch.from_numpy(labels))
         torch.testing.assert_close(split.images, torch.from_numpy(images / 255).float())
     grey = loading.load(config(data="cifar10", in_channels=1))
-    torch.testing.assert_close(grey.train.images, loading.adapt_channels(loaded.train.images, 1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        grey.train.images, loading.adapt_channels(loaded.train.images, 1), atol=1e-5, rtol=1e-5
+    )
 
 
 # ---------------------------------------------------------------- without a network
@@ -321,7 +385,12 @@ def test_cifar_files(how, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "folder"),
-    [("fashion_mnist", "FashionMNIST/raw"), ("mnist", "MNIST/raw"), ("cifar10", "."), ("cifar10", "cifar-10-batches-py")],
+    [
+        ("fashion_mnist", "FashionMNIST/raw"),
+        ("mnist", "MNIST/raw"),
+        ("cifar10", "."),
+        ("cifar10", "cifar-10-batches-py"),
+    ],
 )
 def test_offline_names_the_folder_and_a_way_out(name, folder, unreachable):
     with pytest.raises(DataUnavailable) as caught:
@@ -361,7 +430,9 @@ def test_files_that_are_something_else_are_unavailable_too(monkeypatch, unreacha
 
 @pytest.fixture
 def unreachable(monkeypatch):
-    """Every address of the data sets refuses the connection at once, whatever network the test machine has."""
+    """Every address of the data sets refuses the connection at once, whatever network the test machine
+    has.
+    """
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     for kind in (tv.MNIST, tv.FashionMNIST):
@@ -398,7 +469,9 @@ class serving:
 # ---------------------------------------------------------------- a folder of images
 
 
-def image_folder(folder: Path, classes: dict[str, int], size: tuple[int, int] = (40, 24), colour: bool = True) -> dict[str, int]:
+def image_folder(
+    folder: Path, classes: dict[str, int], size: tuple[int, int] = (40, 24), colour: bool = True
+) -> dict[str, int]:
     """Real PNG files; each image is of one colour, which tells its class."""
     for level, (name, count) in enumerate(classes.items()):
         (folder / name).mkdir(parents=True)
@@ -415,8 +488,12 @@ def test_image_folder(tmp_path):
     loaded = loading.load(config(data=f"image_folder:{folder}"))
     assert (loaded.channels, loaded.classes, len(loaded.train), len(loaded.validation)) == (3, 3, 13, 4)
     for split in (loaded.train, loaded.validation):
-        assert torch.equal((split.images[:, 0, 5, 5] * 255 / 40).round().long(), split.labels), "each image kept its label"
-    assert split.images.shape[1:] == (3, 32, 32) and torch.equal(split.images[:, 2], torch.ones_like(split.images[:, 2]))
+        assert torch.equal((split.images[:, 0, 5, 5] * 255 / 40).round().long(), split.labels), (
+            "each image kept its label"
+        )
+    assert split.images.shape[1:] == (3, 32, 32) and torch.equal(
+        split.images[:, 2], torch.ones_like(split.images[:, 2])
+    )
 
     again = loading.load(config(data=f"image_folder:{folder}", data_seed=7))
     assert torch.equal(again.validation.images, loaded.validation.images), "the split is fixed"

@@ -43,7 +43,9 @@ def record(
     order: Callable[[int], Tensor] | None = None,
     train: int | None = None,
 ) -> Run:
-    """The usual loop over digits; ``form`` shapes the inputs, ``before_backward(i)`` clears the gradients (default: each time)."""
+    """The usual loop over digits; ``form`` shapes the inputs, ``before_backward(i)`` clears the gradients
+    (default: each time).
+    """
     x, y, val_x, val_y = digits()
     x, y = x[:train], y[:train]
     optimizer = optimizer or torch.optim.Adam(model.parameters(), 3e-3)
@@ -65,9 +67,16 @@ def record(
                     model.eval()
                     with torch.no_grad():
                         out = model(form(val_x))
-                        scores = F.cross_entropy(out, val_y).item(), (out.argmax(1) == val_y).float().mean().item()
+                        scores = (
+                            F.cross_entropy(out, val_y).item(),
+                            (out.argmax(1) == val_y).float().mean().item(),
+                        )
                     model.train()
-                    recorder.epoch(i // epoch, *(sum(column) / len(losses) for column in zip(*losses, strict=True)), *scores)
+                    recorder.epoch(
+                        i // epoch,
+                        *(sum(column) / len(losses) for column in zip(*losses, strict=True)),
+                        *scores,
+                    )
                     losses.clear()
     return recorder.run
 
@@ -159,7 +168,9 @@ def a_teacher_in_a_list(runs: Path) -> Run:
 class Encoder(nn.Module):
     def __init__(self, **layout: bool):
         super().__init__()
-        self.body = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 32, dropout=0.0, **layout), 2, enable_nested_tensor=False)
+        self.body = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 32, dropout=0.0, **layout), 2, enable_nested_tensor=False
+        )
         self.head = nn.Linear(8, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -220,9 +231,16 @@ def time_first_from_outside(runs: Path) -> Run:
 
 def normalized(momentum: float = 0.1) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8, momentum=momentum), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1),
-        nn.BatchNorm2d(16, momentum=momentum), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10),
-    )  # fmt: skip
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.BatchNorm2d(8, momentum=momentum),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.BatchNorm2d(16, momentum=momentum),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(256, 10),
+    )
 
 
 @case("batchnorm_statistics")
@@ -239,10 +257,18 @@ def averages_without_momentum(runs: Path) -> Run:
 
 @case("batchnorm_statistics")
 def one_slow_average_of_many(runs: Path) -> Run:
-    """Keras's and TensorFlow's number (0.99, here 0.01 in torch's sense) in a deep net, and no validation in the loop: half of the batch gets other answers."""
+    """Keras's and TensorFlow's number (0.99, here 0.01 in torch's sense) in a deep net, and no validation in
+    the loop: half of the batch gets other answers.
+    """
     torch.manual_seed(2)
-    blocks = [m for _ in range(6) for m in (nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8, momentum=0.002), nn.ReLU())]
-    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), *blocks, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 10))
+    blocks = [
+        m
+        for _ in range(6)
+        for m in (nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8, momentum=0.002), nn.ReLU())
+    ]
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), *blocks, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 10)
+    )
     return record(runs, model, steps=120)
 
 
@@ -251,7 +277,13 @@ def batches_of_two_classes(runs: Path) -> Run:
     """Each batch holds two classes, and still the averages serve."""
     y = digits()[1]
     pairs = [torch.nonzero((y == k) | (y == (k + 1) % 10)).flatten() for k in range(10)]
-    return record(runs, normalized(0.5), order=lambda i: pairs[i % 10][torch.randint(len(pairs[i % 10]), (32,))], epoch=40, steps=160)
+    return record(
+        runs,
+        normalized(0.5),
+        order=lambda i: pairs[i % 10][torch.randint(len(pairs[i % 10]), (32,))],
+        epoch=40,
+        steps=160,
+    )
 
 
 @case("healthy")
@@ -271,20 +303,26 @@ def few_samples_by_heart(runs: Path) -> Run:
 @case("gradient_accumulates")
 def never_cleared_with_momentum(runs: Path) -> Run:
     model = mlp((64, 64, 10))
-    return record(runs, model, torch.optim.SGD(model.parameters(), 0.05, momentum=0.9), before_backward=lambda i: None)
+    return record(
+        runs, model, torch.optim.SGD(model.parameters(), 0.05, momentum=0.9), before_backward=lambda i: None
+    )
 
 
 @case("gradient_accumulates")
 def cleared_once_an_epoch(runs: Path) -> Run:
     model = mlp((64, 64, 64, 10))
     optimizer = torch.optim.SGD(model.parameters(), 0.3)
-    return record(runs, model, optimizer, before_backward=lambda i: optimizer.zero_grad() if i % 60 == 0 else None)
+    return record(
+        runs, model, optimizer, before_backward=lambda i: optimizer.zero_grad() if i % 60 == 0 else None
+    )
 
 
 @case("gradient_accumulates")
 def another_optimizers_gradients_cleared(runs: Path) -> Run:
     model, other = mlp((64, 64, 64, 10)), torch.optim.SGD(mlp().parameters(), 0.1)
-    return record(runs, model, torch.optim.Adam(model.parameters(), 0.02), before_backward=lambda i: other.zero_grad())
+    return record(
+        runs, model, torch.optim.Adam(model.parameters(), 0.02), before_backward=lambda i: other.zero_grad()
+    )
 
 
 @case("healthy")
@@ -334,12 +372,16 @@ def half_precision_epsilon(runs: Path) -> Run:
     def half(outputs: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(outputs.float(), y)
 
-    return record(runs, model, torch.optim.Adam(model.parameters(), 1e-3), form=lambda x: x.half(), loss_fn=half)
+    return record(
+        runs, model, torch.optim.Adam(model.parameters(), 1e-3), form=lambda x: x.half(), loss_fn=half
+    )
 
 
 @case("numeric_fault")
 def distances_to_oneself(runs: Path) -> Run:
-    """All pairwise distances as a penalty: a sample's distance to itself is the root of zero, whose slope is infinite."""
+    """All pairwise distances as a penalty: a sample's distance to itself is the root of zero, whose slope is
+    infinite.
+    """
 
     def loss_fn(outputs: Tensor, y: Tensor) -> Tensor:
         distances = (outputs[:, None] - outputs[None]).square().sum(2).sqrt()
@@ -367,7 +409,16 @@ def angle_at_the_edge(runs: Path) -> Run:
 
 @case("unknown", "healthy")
 def nearly_everything_dropped(runs: Path) -> Run:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.99), nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.99), nn.Linear(64, 10))
+    model = nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Dropout(0.99),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Dropout(0.99),
+        nn.Linear(64, 10),
+    )
     return record(runs, model, steps=150)
 
 

@@ -22,17 +22,36 @@ OPTIMIZERS = ("SGD", "Adam", "AdamW", "RMSprop", "Lion", "Adagrad")
 STEPS = 40
 
 
-def signals(rates: list[float], updates: list[float], optimizer: str, momentum: float, decay: float, config: dict[str, Any] | None = None) -> RunSignals:
+def signals(
+    rates: list[float],
+    updates: list[float],
+    optimizer: str,
+    momentum: float,
+    decay: float,
+    config: dict[str, Any] | None = None,
+) -> RunSignals:
     """A run of two layers at guessing with these learning rates and update ratios."""
     steps = np.arange(len(rates))
     curve = pd.DataFrame({"step": steps, "epoch": 0, "loss": 2.3, "learning_rate": rates})
     values = dict.fromkeys(LAYER_METRICS, 0.5)
     rows = [
-        {**values, "step": step, "layer": name, "depth": depth, "kind": "linear", "weight_norm": 5.0, "update_ratio": update, "nonfinite": 0}
+        {
+            **values,
+            "step": step,
+            "layer": name,
+            "depth": depth,
+            "kind": "linear",
+            "weight_norm": 5.0,
+            "update_ratio": update,
+            "nonfinite": 0,
+        }
         for step, update in zip(steps, updates, strict=True)
         for depth, name in enumerate(("fc1", "fc2"))
     ]
-    facts = {"optimizer": optimizer, "optimizer_settings": {"learning_rate": rates[0], "momentum": momentum, "weight_decay": decay}}
+    facts = {
+        "optimizer": optimizer,
+        "optimizer_settings": {"learning_rate": rates[0], "momentum": momentum, "weight_decay": decay},
+    }
     return read_signals(curve, pd.DataFrame(), pd.DataFrame(rows), {"facts": facts}, config or {})
 
 
@@ -46,7 +65,9 @@ schedules = st.one_of(
 runs = st.builds(
     signals,
     schedules,
-    st.lists(st.one_of(st.just(0.0), st.floats(1e-12, 1e6), st.just(float("inf"))), min_size=STEPS, max_size=STEPS),
+    st.lists(
+        st.one_of(st.just(0.0), st.floats(1e-12, 1e6), st.just(float("inf"))), min_size=STEPS, max_size=STEPS
+    ),
     st.sampled_from(OPTIMIZERS),
     st.sampled_from([0.0, 0.9, 0.99, 1.0]),
     st.floats(0, 10),
@@ -71,10 +92,19 @@ def test_every_remedy_moves_the_way_it_says(v: RunSignals, cause: Cause, ours: b
     if ours:
         force = rate_in_force(v)
         rate = min(1e3, force.highest) if force else 0.1
-        v = RunSignals(**{**vars_of(v), "config": {"learning_rate": rate, "warmup_steps": 5, "weight_decay": v.weight_decay}})
+        v = RunSignals(
+            **{
+                **vars_of(v),
+                "config": {"learning_rate": rate, "warmup_steps": 5, "weight_decay": v.weight_decay},
+            }
+        )
     text, changes = (advice := remedy(cause, v, found)).text, advice.changes
     assert text and text[0].isupper()
-    for verb, was, to in re.findall(r"(Lower|Raise) the (?:learning rate|weight decay) from (?:its highest, )?([\d.e+-]+),? to about ([\d.e+-]*\d)", text):
+    for verb, was, to in re.findall(
+        r"(Lower|Raise) the (?:learning rate|weight decay) from (?:its highest, )?([\d.e+-]+),? to about "
+        r"([\d.e+-]*\d)",
+        text,
+    ):
         assert float(to) < float(was) if verb == "Lower" else float(to) > float(was)
     if cause is Cause.LR_TOO_HIGH and "learning_rate" in changes:
         assert changes["learning_rate"] < rate_in_force(v).highest

@@ -1,4 +1,6 @@
-"""The diagnosis from plain frames: symptom, rules, replay with other thresholds, and runs that lack half of the facts."""
+"""The diagnosis from plain frames: symptom, rules, replay with other thresholds, and runs that lack half of
+the facts.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,10 @@ def layers(steps: int, **changes: Any) -> pd.DataFrame:
     rows = []
     for step in range(steps):
         for depth, name in enumerate(NAMES):
-            values = {key: value(step, depth) if callable(value) else value for key, value in {**SOUND, **changes}.items()}
+            values = {
+                key: value(step, depth) if callable(value) else value
+                for key, value in {**SOUND, **changes}.items()
+            }
             # The norm moves with every update, as a real one does.
             values["weight_norm"] = values["weight_norm"] * (1 + step * np.nan_to_num(values["update_ratio"]))
             rows.append({"step": step, "layer": name, "depth": depth, "kind": "linear", **values})
@@ -64,7 +69,9 @@ def layers(steps: int, **changes: Any) -> pd.DataFrame:
 def curve_of(loss: Any, rate: float = 1e-3) -> pd.DataFrame:
     loss = np.asarray(loss, float)
     steps = np.arange(len(loss))
-    return pd.DataFrame({"step": steps, "epoch": 0, "loss": loss, "accuracy": np.nan, "learning_rate": rate, "seconds": steps})
+    return pd.DataFrame(
+        {"step": steps, "epoch": 0, "loss": loss, "accuracy": np.nan, "learning_rate": rate, "seconds": steps}
+    )
 
 
 def epochs_of(*rows: tuple[float, float, float, float]) -> pd.DataFrame:
@@ -77,12 +84,22 @@ def noisy(start: float, end: float, count: int = 100, noise: float = 0.02) -> np
 
 
 def ask(
-    loss: Any, thresholds: Thresholds = DEFAULT, facts: dict | None = None, epochs: Any = None, rate: float = 1e-3, **rows: Any
+    loss: Any,
+    thresholds: Thresholds = DEFAULT,
+    facts: dict | None = None,
+    epochs: Any = None,
+    rate: float = 1e-3,
+    **rows: Any,
 ) -> Diagnosis:
     loss = np.asarray(loss, float)
     state = {"facts": {**FACTS, **(facts or {})}, "outcome": "undecided"}
     return diagnose_frames(
-        curve_of(loss, rate), epochs_of() if epochs is None else epochs, layers(len(loss), **rows), state, {}, thresholds
+        curve_of(loss, rate),
+        epochs_of() if epochs is None else epochs,
+        layers(len(loss), **rows),
+        state,
+        {},
+        thresholds,
     )
 
 
@@ -107,12 +124,16 @@ class TestCauses:
         assert next(f for f in found.findings if f.id == "signal_collapse").layers == ("conv2", "fc1")
 
     def test_signal_gone_but_learning_is_set_aside(self) -> None:
-        found = ask(noisy(2.3, 0.9), signal_std=lambda step, depth: 10.0 ** (-3 * depth) if step < 20 else 0.5)
+        found = ask(
+            noisy(2.3, 0.9), signal_std=lambda step, depth: 10.0 ** (-3 * depth) if step < 20 else 0.5
+        )
         assert found.cause is Cause.HEALTHY and not found.findings
         assert [finding.id for finding in found.set_aside] == ["signal_collapse"]
 
     def test_dead_from_the_start_is_not_the_learning_rate(self) -> None:
-        found = ask(noisy(2.3, 2.3), dead_fraction=0.98, signal_std=lambda step, depth: 1.0 if depth == 0 else 0.0)
+        found = ask(
+            noisy(2.3, 2.3), dead_fraction=0.98, signal_std=lambda step, depth: 1.0 if depth == 0 else 0.0
+        )
         assert found.cause is Cause.DEAD_RELU
 
     def test_dead_later_is_the_learning_rate(self) -> None:
@@ -172,7 +193,10 @@ class TestCauses:
         loss = {**FACTS["loss"], "chain": ["NllLoss", "LogSoftmax", "Softmax"]}
         found = ask(noisy(2.3, 1.6), facts={"loss": loss})
         assert found.cause is Cause.LOSS_MISUSE
-        assert f"{softmax_floor(10):.3g}" in next(f for f in found.findings if f.id == "outputs_are_probabilities").text
+        assert (
+            f"{softmax_floor(10):.3g}"
+            in next(f for f in found.findings if f.id == "outputs_are_probabilities").text
+        )
 
     def test_weights_that_never_move(self) -> None:
         found = ask(noisy(2.3, 2.3), update_ratio=0.0)
@@ -223,13 +247,17 @@ class TestLimitsOfKnowledge:
         assert found.cause is Cause.HEALTHY
 
     def test_not_finite_from_the_first_step(self) -> None:
-        found = ask(np.full(5, np.nan), activation_mean=np.nan, activation_std=np.nan, signal_std=np.nan, nonfinite=4)
+        found = ask(
+            np.full(5, np.nan), activation_mean=np.nan, activation_std=np.nan, signal_std=np.nan, nonfinite=4
+        )
         assert (found.cause, found.outcome) == (Cause.INIT_TOO_LARGE, Outcome.DIVERGED)
 
     def test_arrow_tables_give_the_same(self) -> None:
         steps, rows, state = curve_of(noisy(2.3, 2.3)), layers(100, **FADING), {"facts": FACTS}
         plain = diagnose_frames(steps, epochs_of(), rows, state, {})
-        arrow = diagnose_frames(*(pa.Table.from_pandas(frame) for frame in (steps, epochs_of(), rows)), state, {})
+        arrow = diagnose_frames(
+            *(pa.Table.from_pandas(frame) for frame in (steps, epochs_of(), rows)), state, {}
+        )
         assert plain == arrow
 
 
@@ -293,7 +321,12 @@ class TestAnswer:
 
     def test_needs_no_torch(self) -> None:
         code = "import initscope.diagnosis.diagnose, sys; sys.exit('torch' in sys.modules)"
-        assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+        assert (
+            subprocess.run(
+                [sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False
+            ).returncode
+            == 0
+        )
 
 
 class TestGuessing:
@@ -301,7 +334,11 @@ class TestGuessing:
 
     def price(self, losses: Any, state: dict | None = None, **facts: Any) -> Any:
         signals = read_signals(
-            curve_of(losses), epochs_of(), layers(len(losses)), {"facts": {**FACTS, **facts}, **(state or {})}, {}
+            curve_of(losses),
+            epochs_of(),
+            layers(len(losses)),
+            {"facts": {**FACTS, **facts}, **(state or {})},
+            {},
         )
         return guessing(signals, float(losses[0]))
 
@@ -315,7 +352,9 @@ class TestGuessing:
 
     def test_scaled_loss(self) -> None:
         guess = self.price(noisy(0.6, 0.5), loss=FACTS["loss"] | {"chain": ["Div", "NllLoss", "LogSoftmax"]})
-        assert guess.loss == pytest.approx(math.log(10))  # outputs of size one may cost that: nothing is claimed
+        assert guess.loss == pytest.approx(
+            math.log(10)
+        )  # outputs of size one may cost that: nothing is claimed
 
     def test_regression(self) -> None:
         loss = {"chain": ["MseLoss"], "constant_answer": 4.0, "constant_answer_error": 0.4}
@@ -333,6 +372,10 @@ class TestGuessing:
     def test_progress_needs_more_than_the_doubt(self) -> None:
         loss = {"chain": ["MseLoss"], "constant_answer": 4.0, "constant_answer_error": 1.2}
         signals = read_signals(
-            curve_of(noisy(3.5, 3.5)), epochs_of(), layers(100), {"facts": {**FACTS, "loss": loss, "outputs": 1}}, {}
+            curve_of(noisy(3.5, 3.5)),
+            epochs_of(),
+            layers(100),
+            {"facts": {**FACTS, "loss": loss, "outputs": 1}},
+            {},
         )
         assert not read_curve(signals, DEFAULT).learning

@@ -1,4 +1,5 @@
-"""Faults that the rules met for the first time after they were settled (tests/benchmarks/LOG.md): other networks, losses and loops.
+"""Faults that the rules met for the first time after they were settled (tests/benchmarks/LOG.md): other
+networks, losses and loops.
 
 The first twelve were missed then.
 """
@@ -73,47 +74,85 @@ def nan_in_a_later_batch(runs: Path) -> Run:
 @case("cnn", "labels_unrelated")
 def few_shuffled_labels_learned_by_heart(runs: Path) -> Run:
     x, y, val_x, val_y = first(200)
-    return record(runs, cnn(), (x, shuffled(y), val_x, val_y), optimizer=adam(3e-3), steps=160, batch=50, validate=True)
+    return record(
+        runs, cnn(), (x, shuffled(y), val_x, val_y), optimizer=adam(3e-3), steps=160, batch=50, validate=True
+    )
 
 
 @case("mlp", "labels_unrelated")
 def shuffled_labels_of_a_hundred_classes(runs: Path) -> Run:
-    return record(runs, mlp((32, 256, 100), init="default"), relabelled(clusters(100, 32, 6000)), optimizer=adam(2e-3), steps=120)
+    return record(
+        runs,
+        mlp((32, 256, 100), init="default"),
+        relabelled(clusters(100, 32, 6000)),
+        optimizer=adam(2e-3),
+        steps=120,
+    )
 
 
 @case("mlp", "loss_misuse")
 def softmax_of_a_single_output(runs: Path) -> Run:
-    return record(runs, nn.Sequential(mlp((8, 32, 32, 1)), nn.Softmax(1)), yes_or_no(), loss_fn=F.binary_cross_entropy)
+    return record(
+        runs, nn.Sequential(mlp((8, 32, 32, 1)), nn.Softmax(1)), yes_or_no(), loss_fn=F.binary_cross_entropy
+    )
 
 
 @case("resnet", "labels_unrelated")
 def creeping_loss_and_validation_at_guessing(runs: Path) -> Run:
     x, y, val_x, val_y = digits()
-    return record(runs, resnet(2, 12), (x, shuffled(y, seed=9), val_x, val_y), optimizer=adam(2e-3), steps=100, validate=True)
+    return record(
+        runs,
+        resnet(2, 12),
+        (x, shuffled(y, seed=9), val_x, val_y),
+        optimizer=adam(2e-3),
+        steps=100,
+        validate=True,
+    )
 
 
 @case("mlp", "loss_misuse")
 def likelihood_without_its_minus_sign(runs: Path) -> Run:
-    return record(runs, mlp(), loss_fn=lambda outputs, y: F.log_softmax(outputs, 1).gather(1, y.unsqueeze(1)).mean())
+    return record(
+        runs, mlp(), loss_fn=lambda outputs, y: F.log_softmax(outputs, 1).gather(1, y.unsqueeze(1)).mean()
+    )
 
 
 @case("mlp", "overfitting")
 def a_regression_has_no_accuracies(runs: Path) -> Run:
     samples = first(60, waves())
-    return record(runs, mlp((8, 256, 256, 1)), samples, adam(3e-3), F.mse_loss, steps=150, batch=30, validate=True)
+    return record(
+        runs, mlp((8, 256, 256, 1)), samples, adam(3e-3), F.mse_loss, steps=150, batch=30, validate=True
+    )
 
 
 @case("mlp", "labels_unrelated")
 def guesses_that_agree_by_chance(runs: Path) -> Run:
-    """A class is guessed as one, so 360 guesses are no more than ten: the validation loss, never below guessing, tells."""
+    """A class is guessed as one, so 360 guesses are no more than ten: the validation loss, never below
+    guessing, tells.
+    """
     x, y, val_x, val_y = digits()
-    return record(runs, mlp((64, 128, 128, 10), seed=1), (x, shuffled(y, seed=4), val_x, val_y), adam(3e-3), steps=250, validate=True)
+    return record(
+        runs,
+        mlp((64, 128, 128, 10), seed=1),
+        (x, shuffled(y, seed=4), val_x, val_y),
+        adam(3e-3),
+        steps=250,
+        validate=True,
+    )
 
 
 @case("mlp", "labels_unrelated")
 def learned_by_heart_after_a_spike(runs: Path) -> Run:
     x, y, val_x, val_y = first(300, clusters(4, 20, 2000, 1.0))
-    return record(runs, mlp((20, 256, 256, 4)), (x, shuffled(y), val_x, val_y), adam(2e-2), steps=250, batch=50, validate=True)
+    return record(
+        runs,
+        mlp((20, 256, 256, 4)),
+        (x, shuffled(y), val_x, val_y),
+        adam(2e-2),
+        steps=250,
+        batch=50,
+        validate=True,
+    )
 
 
 @case("mlp", "healthy")
@@ -123,7 +162,9 @@ def a_sum_over_the_batch(runs: Path) -> Run:
 
 @case("resnet", "healthy")
 def running_statistics_that_lag_behind(runs: Path) -> Run:
-    """After one pass the validation is far behind, for batch norm's averages are; it catches up in the second."""
+    """After one pass the validation is far behind, for batch norm's averages are; it catches up in the
+    second.
+    """
     return record(runs, resnet(3), optimizer=sgd(0.05), steps=60, batch=32, validate=True)
 
 
@@ -186,7 +227,13 @@ def units_killed_by_one_large_step(runs: Path) -> Run:
 
 @case("deep mlp", "init_too_small")
 def small_yes_or_no(runs: Path) -> Run:
-    return record(runs, mlp([8] + [32] * 12 + [1], gain=0.3), yes_or_no(), optimizer=sgd(0.1), loss_fn=F.binary_cross_entropy_with_logits)
+    return record(
+        runs,
+        mlp([8] + [32] * 12 + [1], gain=0.3),
+        yes_or_no(),
+        optimizer=sgd(0.1),
+        loss_fn=F.binary_cross_entropy_with_logits,
+    )
 
 
 @case("mlp", "dead_relu")

@@ -103,7 +103,12 @@ def healthy_rare_class(runs: Path) -> Run:
 
 @case("cnn", "healthy")
 def healthy_accumulated_loss(runs: Path) -> Run:
-    return record(runs, cnn("default", activation=F.gelu), loss_fn=lambda outputs, y: F.cross_entropy(outputs, y) / 4, steps=100)
+    return record(
+        runs,
+        cnn("default", activation=F.gelu),
+        loss_fn=lambda outputs, y: F.cross_entropy(outputs, y) / 4,
+        steps=100,
+    )
 
 
 @case("mlp", "healthy")

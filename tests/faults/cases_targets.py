@@ -1,4 +1,6 @@
-"""Faults of targets and of the optimizer's settings: unequal and sorted classes, targets out of reach, weight decay, and odd healthy runs."""
+"""Faults of targets and of the optimizer's settings: unequal and sorted classes, targets out of reach, weight
+decay, and odd healthy runs.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from tests.faults.registry import case
 def imbalanced(share: float, classes: int = 2, spread: float = 4.0) -> tuple:
     """Overlapping clusters of which the first class makes up ``share``."""
     x, y, val_x, val_y = clusters(classes, 20, 6000, spread)
-    keep = (y > 0) & (torch.rand(len(y), generator=torch.Generator().manual_seed(5)) < (1 - share) / share / (classes - 1))
+    keep = (y > 0) & (
+        torch.rand(len(y), generator=torch.Generator().manual_seed(5)) < (1 - share) / share / (classes - 1)
+    )
     chosen = keep | (y == 0)
     return x[chosen] / spread, y[chosen], val_x / spread, val_y
 
@@ -28,7 +32,15 @@ def yes(samples: tuple) -> tuple:
     return x, y.float().unsqueeze(1), val_x, val_y.float().unsqueeze(1)
 
 
-def in_order(runs: Path, model: nn.Module, x: Tensor, y: Tensor, loss_fn: object = F.cross_entropy, rate: float = 0.05, steps: int = 120) -> Run:
+def in_order(
+    runs: Path,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    loss_fn: object = F.cross_entropy,
+    rate: float = 0.05,
+    steps: int = 120,
+) -> Run:
     """Train on batches in the order of the targets."""
     order = y.flatten().argsort(stable=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
@@ -52,13 +64,24 @@ def one_percent_of_two_classes(runs: Path) -> Run:
 
 @case("mlp", "class_collapse")
 def rare_yes_of_one_output(runs: Path) -> Run:
-    return record(runs, mlp((20, 32, 1)), yes(imbalanced(0.97, spread=8.0)), adam(3e-3), F.binary_cross_entropy_with_logits, steps=150)
+    return record(
+        runs,
+        mlp((20, 32, 1)),
+        yes(imbalanced(0.97, spread=8.0)),
+        adam(3e-3),
+        F.binary_cross_entropy_with_logits,
+        steps=150,
+    )
 
 
 @case("cnn", "class_collapse")
 def background_of_every_pixel(runs: Path) -> Run:
     x = digits()[0]
-    y = ((x > 0.9) & (torch.rand(x.shape, generator=torch.Generator().manual_seed(4)) < 0.2)).long().squeeze(1)
+    y = (
+        ((x > 0.9) & (torch.rand(x.shape, generator=torch.Generator().manual_seed(4)) < 0.2))
+        .long()
+        .squeeze(1)
+    )
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
     return record(runs, model, (x, y, x, y), adam(3e-3), steps=150)
@@ -114,7 +137,12 @@ def absolute_error_of_far_targets(runs: Path) -> Run:
 
 @case("cnn", "weight_decay_too_high")
 def decay_of_sgd(runs: Path) -> Run:
-    return record(runs, cnn(), optimizer=lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=0.5), steps=150)
+    return record(
+        runs,
+        cnn(),
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=0.5),
+        steps=150,
+    )
 
 
 @case("mlp", "weight_decay_too_high")
@@ -124,7 +152,9 @@ def decay_of_adam(runs: Path) -> Run:
 
 @case("mlp", "weight_decay_too_high")
 def decoupled_decay(runs: Path) -> Run:
-    return record(runs, mlp(), optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=50.0), steps=150)
+    return record(
+        runs, mlp(), optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=50.0), steps=150
+    )
 
 
 # ---------------------------------------------------------------- rate, outputs and loss
@@ -163,7 +193,14 @@ def shared_embedding_as_output(runs: Path) -> Run:
     torch.manual_seed(0)
     x = torch.randint(100, (1000, 6), generator=torch.Generator().manual_seed(1))
     y = (x * 7 + 3) % 100
-    return record(runs, Tied(), (x, y, x, y), adam(1e-3), lambda o, t: F.cross_entropy(o.flatten(0, 1), t.flatten()), steps=80)
+    return record(
+        runs,
+        Tied(),
+        (x, y, x, y),
+        adam(1e-3),
+        lambda o, t: F.cross_entropy(o.flatten(0, 1), t.flatten()),
+        steps=80,
+    )
 
 
 @case("mlp", "loss_misuse")
@@ -180,13 +217,27 @@ def ten_classes_on_one_sigmoid(runs: Path) -> Run:
 def noise_is_most_of_the_targets(runs: Path) -> Run:
     x, y, val_x, val_y = waves(3000)
     noise = torch.Generator().manual_seed(6)
-    return record(runs, mlp((8, 32, 1)), (x, y + 4 * torch.randn(y.shape, generator=noise), val_x, val_y), adam(3e-3), F.mse_loss, steps=250)
+    return record(
+        runs,
+        mlp((8, 32, 1)),
+        (x, y + 4 * torch.randn(y.shape, generator=noise), val_x, val_y),
+        adam(3e-3),
+        F.mse_loss,
+        steps=250,
+    )
 
 
 @case("mlp", "healthy")
 def rare_class_with_weights(runs: Path) -> Run:
     weight = torch.tensor([0.05, 0.95])
-    return record(runs, mlp((20, 32, 2)), imbalanced(0.95, spread=2.0), adam(3e-3), lambda o, y: F.cross_entropy(o, y, weight), steps=150)
+    return record(
+        runs,
+        mlp((20, 32, 2)),
+        imbalanced(0.95, spread=2.0),
+        adam(3e-3),
+        lambda o, y: F.cross_entropy(o, y, weight),
+        steps=150,
+    )
 
 
 @case("mlp", "healthy")
@@ -197,7 +248,12 @@ def smoothed_labels(runs: Path) -> Run:
 @case("mlp", "healthy")
 def a_small_penalty_in_the_loss(runs: Path) -> Run:
     model = mlp()
-    return record(runs, model, loss_fn=lambda o, y: F.cross_entropy(o, y) + 1e-4 * sum(p.square().sum() for p in model.parameters()), steps=100)
+    return record(
+        runs,
+        model,
+        loss_fn=lambda o, y: F.cross_entropy(o, y) + 1e-4 * sum(p.square().sum() for p in model.parameters()),
+        steps=100,
+    )
 
 
 @case("mlp", "healthy")

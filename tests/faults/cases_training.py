@@ -144,7 +144,9 @@ def saturated_tanh(runs: Path) -> Run:
 
 @case("sigmoid mlp", "saturated_activation")
 def saturated_sigmoid(runs: Path) -> Run:
-    return record(runs, mlp([64] + [64] * 5 + [10], nn.Sigmoid, "xavier_normal", gain=40), optimizer=sgd(0.02))
+    return record(
+        runs, mlp([64] + [64] * 5 + [10], nn.Sigmoid, "xavier_normal", gain=40), optimizer=sgd(0.02)
+    )
 
 
 # ---------------------------------------------------------------- data and loss
@@ -168,7 +170,9 @@ def tiny_inputs(runs: Path) -> Run:
 @case("vgg", "input_scale")
 def pixels_to_255_vgg(runs: Path) -> Run:
     x, y, val_x, val_y = digits(32)
-    return record(runs, small_vgg(), (x * 255, y, val_x * 255, val_y), optimizer=sgd(0.01), steps=50, batch=32)
+    return record(
+        runs, small_vgg(), (x * 255, y, val_x * 255, val_y), optimizer=sgd(0.01), steps=50, batch=32
+    )
 
 
 @case("cnn", "input_scale")
@@ -189,7 +193,15 @@ def shuffled_clusters(runs: Path) -> Run:
 
 @case("resnet", "labels_unrelated")
 def memorised_noise(runs: Path) -> Run:
-    return record(runs, resnet(2, 32), first(128, relabelled(digits())), optimizer=adam(3e-3), steps=120, batch=32, validate=True)
+    return record(
+        runs,
+        resnet(2, 32),
+        first(128, relabelled(digits())),
+        optimizer=adam(3e-3),
+        steps=120,
+        batch=32,
+        validate=True,
+    )
 
 
 @case("cnn", "loss_misuse")

@@ -1,7 +1,9 @@
-"""Follows the remedies: ``python -m tests.faults.follow [NAME ...]`` trains every fault, does what its diagnosis advises, and trains it again.
+"""Follows the remedies: ``python -m tests.faults.follow [NAME ...]`` trains every fault, does what its
+diagnosis advises, and trains it again.
 
-A remedy is carried out from its numbers (the suggested rate, initialization, weight decay, scales of inputs and targets) or, where it is a sentence
-about the loop (call ``step``, take the softmax away), by doing what it says. Cases that no such rule can mend are counted as not followed.
+A remedy is carried out from its numbers (the suggested rate, initialization, weight decay, scales of inputs
+and targets) or, where it is a sentence about the loop (call ``step``, take the softmax away), by doing what
+it says. Cases that no such rule can mend are counted as not followed.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class NotFollowed(Exception):
 
 
 def follow(case: str, found: Diagnosis, v: RunSignals, runs: Path) -> Diagnosis:
-    """Train ``case`` again with its remedy carried out, and diagnose that. Raises NotFollowed where it cannot be."""
+    """Train ``case`` again with its remedy carried out, and diagnose that. Raises NotFollowed where it cannot
+    be.
+    """
     if found.cause in (Cause.HEALTHY, Cause.UNKNOWN, Cause.LABELS_UNRELATED, Cause.OVERFITTING):
         raise NotFollowed(f"{found.cause}: nothing that a loop can be told")
     used: list[Loop] = []
@@ -55,7 +59,11 @@ def follow(case: str, found: Diagnosis, v: RunSignals, runs: Path) -> Diagnosis:
 
 def carry_out(loop: Loop, found: Diagnosis, v: RunSignals) -> None:
     """Change ``loop`` as the remedy of ``found`` says."""
-    changes, text, cause = suggested_changes(found.cause, v, {finding.id: finding for finding in found.findings}), found.remedy.text, found.cause
+    changes, text, cause = (
+        suggested_changes(found.cause, v, {finding.id: finding for finding in found.findings}),
+        found.remedy.text,
+        found.cause,
+    )
     if "init" in changes:
         initialize(loop.model, str(changes["init"]), gain=float(changes.get("gain", 1.0)), seed=0)
     elif cause is Cause.INIT_TOO_LARGE and "embedding" in text:
@@ -68,16 +76,26 @@ def carry_out(loop: Loop, found: Diagnosis, v: RunSignals) -> None:
         mean, std = x.mean(dims, keepdim=True), x.std(dims, keepdim=True).clamp(min=1e-12)
         loop.samples = (x - mean) / std, y, (val_x - mean) / std, val_y
     if cause is Cause.TARGET_SCALE:
-        mean, std = (float(number) for number in re.search(r"\(target - ([\d.e+-]+)\) / ([\d.e+-]+\d)", text).groups())
+        mean, std = (
+            float(number) for number in re.search(r"\(target - ([\d.e+-]+)\) / ([\d.e+-]+\d)", text).groups()
+        )
         x, y, val_x, val_y = loop.samples
         loop.samples = x, (y - mean) / std, val_x, (val_y - mean) / std
     for group in loop.optimizer.param_groups:
-        group.update({name: changes[key] for key, name in (("learning_rate", "lr"), ("weight_decay", "weight_decay")) if key in changes})
+        group.update(
+            {
+                name: changes[key]
+                for key, name in (("learning_rate", "lr"), ("weight_decay", "weight_decay"))
+                if key in changes
+            }
+        )
     if "learning_rate" in changes or "schedule" in text or "clipping" in text:
         loop.per_step = lambda model, optimizer: None
     if cause is Cause.NOT_UPDATING:
         loop.model.requires_grad_(True)
-        loop.optimizer = type(loop.optimizer)(loop.model.parameters(), lr=loop.optimizer.param_groups[0]["lr"])
+        loop.optimizer = type(loop.optimizer)(
+            loop.model.parameters(), lr=loop.optimizer.param_groups[0]["lr"]
+        )
         loop.update, loop.per_step = True, lambda model, optimizer: None
     if cause is Cause.LOSS_MISUSE:
         _mend_loss(loop, text)
@@ -92,9 +110,15 @@ def carry_out(loop: Loop, found: Diagnosis, v: RunSignals) -> None:
 
 
 def _mend_loss(loop: Loop, text: str) -> None:
-    if isinstance(loop.model, nn.Sequential) and isinstance(loop.model[-1], SQUASHERS) and "raw outputs" in text:
+    if (
+        isinstance(loop.model, nn.Sequential)
+        and isinstance(loop.model[-1], SQUASHERS)
+        and "raw outputs" in text
+    ):
         loop.model = loop.model[:-1]
-        loop.optimizer = type(loop.optimizer)(loop.model.parameters(), lr=loop.optimizer.param_groups[0]["lr"])
+        loop.optimizer = type(loop.optimizer)(
+            loop.model.parameters(), lr=loop.optimizer.param_groups[0]["lr"]
+        )
     x, y, val_x, val_y = loop.samples
     if "shape" in text:
         loop.samples = x, y.unsqueeze(1), val_x, val_y.unsqueeze(1)
@@ -112,7 +136,9 @@ def signals_of(run: Run) -> RunSignals:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.faults.follow", description="Follow the remedy of every planted fault.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults.follow", description="Follow the remedy of every planted fault."
+    )
     parser.add_argument("names", nargs="*", help="cases whose name contains one of these")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -125,14 +151,22 @@ def main() -> None:
             if found.cause is Cause.HEALTHY:
                 continue
             try:
-                again = _trained_again(run, found) if found.remedy.changes else follow(name, found, signals_of(run), Path(folder))
+                again = (
+                    _trained_again(run, found)
+                    if found.remedy.changes
+                    else follow(name, found, signals_of(run), Path(folder))
+                )
             except NotFollowed as why:
                 counts["not followed"] += 1
                 print(f"{'not followed':12} {name:44} {found.cause}: {why}", flush=True)
                 continue
             word = "healthy" if again.cause is Cause.HEALTHY else "still ill"
             counts[word] += 1
-            print(f"{word:12} {name:44} {found.cause} -> {again.cause} {again.confidence} ({again.outcome}); {found.remedy.text[:90]}", flush=True)
+            print(
+                f"{word:12} {name:44} {found.cause} -> {again.cause} {again.confidence} ({again.outcome}); "
+                f"{found.remedy.text[:90]}",
+                flush=True,
+            )
     print(counts)
 
 

@@ -1,4 +1,6 @@
-"""What the bench of planted faults is built from: small data, small networks, and a plain loop with the two-line Recorder."""
+"""What the bench of planted faults is built from: small data, small networks, and a plain loop with the
+two-line Recorder.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ LossFn = Callable[[Tensor, Tensor], Tensor]
 
 @cache
 def digits(size: int = 8) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(train images, train labels, validation images, validation labels): digits in [0, 1] at ``size`` x ``size``."""
+    """(train images, train labels, validation images, validation labels): digits in [0, 1] at ``size`` x
+    ``size``.
+    """
     raw = datasets.read("digits", size)
     parts = []
     for split in (raw.train, raw.validation):
@@ -44,7 +48,9 @@ def digits(size: int = 8) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def clusters(
     classes: int = 10, features: int = 20, samples: int = 1000, spread: float = 0.5
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gaussian clusters round random centres: (train x, train y, validation x, validation y), x about unit variance."""
+    """Gaussian clusters round random centres: (train x, train y, validation x, validation y), x about unit
+    variance.
+    """
     generator = torch.Generator().manual_seed(7)
     centres = torch.randn(classes, features, generator=generator)
     y = torch.randint(classes, (samples,), generator=generator)
@@ -64,7 +70,9 @@ def waves(samples: int = 800, features: int = 8) -> tuple[Tensor, Tensor, Tensor
 
 
 def shuffled(y: Tensor, share: float = 1.0, seed: int = 3) -> Tensor:
-    """``y`` with ``share`` of its entries permuted among themselves: those labels no longer belong to their inputs."""
+    """``y`` with ``share`` of its entries permuted among themselves: those labels no longer belong to their
+    inputs.
+    """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(y), generator=generator)[: round(share * len(y))]
     y = y.clone()
@@ -100,7 +108,14 @@ def mlp(
 class PlainCNN(nn.Module):
     """Four 3x3 convolutions, two poolings and two linear layers; its nonlinearity is called as a function."""
 
-    def __init__(self, channels: int = 16, classes: int = 10, size: int = 8, in_channels: int = 1, activation: Callable = F.relu):
+    def __init__(
+        self,
+        channels: int = 16,
+        classes: int = 10,
+        size: int = 8,
+        in_channels: int = 1,
+        activation: Callable = F.relu,
+    ):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
@@ -127,8 +142,14 @@ class Block(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
-        self.conv2, self.bn2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        self.conv1, self.bn1 = (
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.conv2, self.bn2 = (
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,17 +157,28 @@ class Block(nn.Module):
 
 
 def resnet(
-    blocks: int = 3, channels: int = 16, init: str = "default", gain: float = 1.0, classes: int = 10, seed: int = 0
+    blocks: int = 3,
+    channels: int = 16,
+    init: str = "default",
+    gain: float = 1.0,
+    classes: int = 10,
+    seed: int = 0,
 ) -> nn.Sequential:
     """A residual network with batch norm for 8x8 images."""
     torch.manual_seed(seed)
     stem = [nn.Conv2d(1, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
-    return initialize(nn.Sequential(*stem, *(Block(channels) for _ in range(blocks)), *head), init, gain=gain, seed=seed)
+    return initialize(
+        nn.Sequential(*stem, *(Block(channels) for _ in range(blocks)), *head), init, gain=gain, seed=seed
+    )
 
 
 def small_vgg(
-    name: str = "vgg11", init: str = "kaiming_normal", gain: float = 1.0, width: float = 0.125, batch_norm: bool = False
+    name: str = "vgg11",
+    init: str = "kaiming_normal",
+    gain: float = 1.0,
+    width: float = 0.125,
+    batch_norm: bool = False,
 ) -> nn.Module:
     """The story's family on 32x32 images, an eighth as wide."""
     torch.manual_seed(0)
@@ -214,8 +246,9 @@ def record(
 ) -> Run:
     """Train ``model`` in a plain loop with the two-line Recorder and return the run.
 
-    ``update=False`` leaves ``optimizer.step()`` out; ``per_step`` is called between ``backward`` and ``step``; ``validate``
-    also writes a row of accuracies an epoch; ``floats`` hands the recorder a number in place of the loss tensor.
+    ``update=False`` leaves ``optimizer.step()`` out; ``per_step`` is called between ``backward`` and
+    ``step``; ``validate`` also writes a row of accuracies an epoch; ``floats`` hands the recorder a number in
+    place of the loss tensor.
     """
     torch.manual_seed(0)
     x, y, val_x, val_y = samples if samples is not None else digits()
@@ -234,7 +267,9 @@ def record(
             index = next(order, None)
             if index is None:
                 if validate and epoch >= 0:
-                    recorder.epoch(epoch, losses / seen, correct / seen, *_evaluate(model, val_x, val_y, loss_fn))
+                    recorder.epoch(
+                        epoch, losses / seen, correct / seen, *_evaluate(model, val_x, val_y, loss_fn)
+                    )
                 epoch, losses, correct, seen = epoch + 1, 0.0, 0.0, 0
                 order = iter(torch.randperm(len(x), generator=generator).split(batch))
                 index = next(order)
@@ -264,7 +299,9 @@ def _evaluate(model: nn.Module, x: Tensor, y: Tensor, loss_fn: LossFn) -> tuple[
 
 def trained(runs: Path, **changes: object) -> Run:
     """A run of the project's own trainer: the quick preset at an eighth of the width, with ``changes``."""
-    config: RunConfig = quick().replace(**{"width": 0.125, "epochs": 3, "model": "vgg11", "device": "cpu", **changes})
+    config: RunConfig = quick().replace(
+        **{"width": 0.125, "epochs": 3, "model": "vgg11", "device": "cpu", **changes}
+    )
     run = Runs(runs).create(config)
     train(run)
     return run

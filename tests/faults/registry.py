@@ -1,7 +1,8 @@
-"""The bench of planted faults: each case trains a small network with one thing wrong (or nothing), and names the cause.
+"""The bench of planted faults: each case trains a small network with one thing wrong (or nothing), and names
+the cause.
 
-A case lists more than one cause only where physics allows more than one name. Every case is first of all a recipe that
-trains when the fault is left out.
+A case lists more than one cause only where physics allows more than one name. Every case is first of all a
+recipe that trains when the fault is left out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from tests.faults.kit import digits, shuffled
 
 @dataclass(frozen=True)
 class Case:
-    """One planted fault: where, what it is called, how to make its run, and findings that must be among its evidence."""
+    """One planted fault: where, what it is called, how to make its run, and findings that must be among its
+    evidence.
+    """
 
     name: str
     architecture: str
@@ -28,8 +31,12 @@ class Case:
 CASES: dict[str, Case] = {}
 
 
-def case(architecture: str, *causes: str, finds: Iterable[str] = ()) -> Callable[[Callable[[Path], Run]], Callable[[Path], Run]]:
-    """Register a function of the runs folder as a case on ``architecture`` that is called by one of ``causes``, with ``finds`` among its findings."""
+def case(
+    architecture: str, *causes: str, finds: Iterable[str] = ()
+) -> Callable[[Callable[[Path], Run]], Callable[[Path], Run]]:
+    """Register a function of the runs folder as a case on ``architecture`` that is called by one of
+    ``causes``, with ``finds`` among its findings.
+    """
 
     def register(make: Callable[[Path], Run]) -> Callable[[Path], Run]:
         CASES[make.__name__] = Case(make.__name__, architecture, frozenset(causes), make, frozenset(finds))

@@ -56,8 +56,12 @@ def test_bench_is_wide_enough() -> None:
     assert expected.count("healthy") >= 8
     structural = [cause for causes, _ in STRUCTURE_CASES.values() for cause in causes]
     assert {cause for cause in Cause if (expected + structural).count(cause) < 2} <= {Cause.UNKNOWN}
-    assert frozenset().union(*(case.finds for case in CASES.values())) >= SYMPTOMS, "each of the contract's, from a real fault"
-    assert sum(len(case.causes) > 1 for case in CASES.values()) == 0, "a case with two names proves half as much"
+    assert frozenset().union(*(case.finds for case in CASES.values())) >= SYMPTOMS, (
+        "each of the contract's, from a real fault"
+    )
+    assert sum(len(case.causes) > 1 for case in CASES.values()) == 0, (
+        "a case with two names proves half as much"
+    )
 
 
 @pytest.mark.parametrize(

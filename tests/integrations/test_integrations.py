@@ -20,7 +20,9 @@ transformers = pytest.importorskip("transformers")
 
 def samples(count: int = 48) -> TensorDataset:
     generator = torch.Generator().manual_seed(0)
-    return TensorDataset(torch.rand(count, 6, generator=generator), torch.randint(3, (count,), generator=generator))
+    return TensorDataset(
+        torch.rand(count, 6, generator=generator), torch.randint(3, (count,), generator=generator)
+    )
 
 
 def network() -> nn.Sequential:
@@ -28,8 +30,12 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
 
 
-def by_hand(accumulate: int, batches: int, clip: float | None = None, rates: list[float] | None = None) -> tuple[list, list, list]:
-    """Losses, first layer's gradient norms (before clipping) and update ratios of a plain loop over the same data."""
+def by_hand(
+    accumulate: int, batches: int, clip: float | None = None, rates: list[float] | None = None
+) -> tuple[list, list, list]:
+    """Losses, first layer's gradient norms (before clipping) and update ratios of a plain loop over the same
+    data.
+    """
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     inputs, targets = samples().tensors
@@ -56,7 +62,11 @@ def by_hand(accumulate: int, batches: int, clip: float | None = None, rates: lis
 
 def recorded(run) -> tuple[list, list, list]:
     rows = [row for row in run.read("layers").to_pylist() if row["depth"] == 0]
-    return run.read("steps")["loss"].to_pylist(), [row["grad_norm"] for row in rows], [row["update_ratio"] for row in rows]
+    return (
+        run.read("steps")["loss"].to_pylist(),
+        [row["grad_norm"] for row in rows],
+        [row["update_ratio"] for row in rows],
+    )
 
 
 class Module(lightning.LightningModule):
@@ -96,9 +106,15 @@ def fit(module, tmp_path, checkpoint=None, **options):
 
     callback = InitScopeCallback(name="my fit", runs=tmp_path, tags=("mine",))
     trainer = lightning.Trainer(
-        max_epochs=options.pop("max_epochs", 1), accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, callbacks=[callback], **options,
-    )  # fmt: skip
+        max_epochs=options.pop("max_epochs", 1),
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        callbacks=[callback],
+        **options,
+    )
     loader = DataLoader(samples(), batch_size=8)
     try:
         trainer.fit(module, loader, loader, ckpt_path=checkpoint)
@@ -115,21 +131,29 @@ def test_a_lightning_fit_is_what_autograd_says(tmp_path, accumulate, clip):
     rates = [0.5 * 0.5**k for k in range(steps)]
     assert run.read("steps")["learning_rate"].to_pylist() == pytest.approx(rates)
     for found, expected in zip(recorded(run), by_hand(accumulate, 12, clip, rates), strict=True):
-        assert found == pytest.approx(expected, rel=1e-4), "no pass of the sanity check or of validation is among them"
+        assert found == pytest.approx(expected, rel=1e-4), (
+            "no pass of the sanity check or of validation is among them"
+        )
     assert run.read("steps")["epoch"].to_pylist() == [0] * (steps // 2) + [1] * (steps // 2)
     info = Runs(tmp_path).list()[0]
-    assert (info.status, info.name, info.tags) == ("finished", "my fit", ("mine",)) and set(run.read("layers")["layer"].to_pylist()) == {"net.0", "net.2"}
+    assert (info.status, info.name, info.tags) == ("finished", "my fit", ("mine",)) and set(
+        run.read("layers")["layer"].to_pylist()
+    ) == {"net.0", "net.2"}
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
     assert not trainer.optimizers[0]._optimizer_step_post_hooks
 
 
-@pytest.mark.parametrize(("error", "status"), [(ZeroDivisionError("mine"), "failed"), (KeyboardInterrupt(), "stopped")])
+@pytest.mark.parametrize(
+    ("error", "status"), [(ZeroDivisionError("mine"), "failed"), (KeyboardInterrupt(), "stopped")]
+)
 def test_a_fit_that_is_left_ends_its_run(tmp_path, error, status):
     module = Module(break_at=3, error=error)
     with pytest.raises((ZeroDivisionError, KeyboardInterrupt, SystemExit)):
         fit(module, tmp_path)
     info = Runs(tmp_path).list()[0]
-    assert info.status == status and (info.error or "").startswith("ZeroDivisionError: mine" if status == "failed" else "")
+    assert info.status == status and (info.error or "").startswith(
+        "ZeroDivisionError: mine" if status == "failed" else ""
+    )
     assert info.state["step"] == 3 and not any(m._forward_hooks for m in module.modules())
 
 
@@ -173,16 +197,29 @@ class Rows(torch.utils.data.Dataset):
 
 def trainer_of(model, callback, tmp_path, accumulate=1, **options):
     arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path / "out"), per_device_train_batch_size=8, gradient_accumulation_steps=accumulate, num_train_epochs=1, use_cpu=True,
-        report_to=[], save_strategy="no", disable_tqdm=True, optim="sgd", learning_rate=0.5, lr_scheduler_type="linear", max_grad_norm=0.01,
-        logging_steps=1, **options,
-    )  # fmt: skip
+        output_dir=str(tmp_path / "out"),
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=accumulate,
+        num_train_epochs=1,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        optim="sgd",
+        learning_rate=0.5,
+        lr_scheduler_type="linear",
+        max_grad_norm=0.01,
+        logging_steps=1,
+        **options,
+    )
 
     class InOrder(transformers.Trainer):
         def _get_train_sampler(self, *_, **__):
             return torch.utils.data.SequentialSampler(Rows())
 
-    return InOrder(model=model, args=arguments, train_dataset=Rows(), eval_dataset=Rows(), callbacks=[callback])
+    return InOrder(
+        model=model, args=arguments, train_dataset=Rows(), eval_dataset=Rows(), callbacks=[callback]
+    )
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -202,7 +239,9 @@ def test_a_hugging_face_training_is_what_autograd_says(tmp_path, accumulate):
     assert run.state()["status"] == "finished" and not any(m._forward_hooks for m in model.modules())
 
 
-@pytest.mark.parametrize(("error", "status"), [(ZeroDivisionError("mine"), "failed"), (KeyboardInterrupt(), "stopped")])
+@pytest.mark.parametrize(
+    ("error", "status"), [(ZeroDivisionError("mine"), "failed"), (KeyboardInterrupt(), "stopped")]
+)
 def test_a_training_that_is_left_ends_its_run(tmp_path, error, status):
     from initscope.integrations.huggingface import InitScopeCallback
 
@@ -211,7 +250,11 @@ def test_a_training_that_is_left_ends_its_run(tmp_path, error, status):
         trainer_of(model, callback, tmp_path).train()
     assert caught.value is error
     info = Runs(tmp_path / "runs").list()[0]
-    assert info.status == status and info.state["step"] == 3 and not any(m._forward_hooks for m in model.modules())
+    assert (
+        info.status == status
+        and info.state["step"] == 3
+        and not any(m._forward_hooks for m in model.modules())
+    )
 
 
 def test_a_training_that_was_left_outside_a_block_ends_when_the_next_begins(tmp_path):
@@ -229,21 +272,36 @@ def test_a_transformers_model_made_from_a_config(tmp_path):
     from initscope.integrations.huggingface import InitScopeCallback
 
     config = transformers.BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=12, num_labels=3
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=12,
+        num_labels=3,
     )
     model = transformers.BertForSequenceClassification(config)
     rows = [{"input_ids": torch.arange(10) + i, "labels": torch.tensor(i % 3)} for i in range(16)]
     arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path / "out"), per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=2, use_cpu=True, report_to=[],
-        save_strategy="no", disable_tqdm=True, logging_steps=1,
-    )  # fmt: skip
+        output_dir=str(tmp_path / "out"),
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        max_steps=2,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        logging_steps=1,
+    )
     callback = InitScopeCallback(runs=tmp_path / "runs", every=2)
     trainer = transformers.Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[callback])
     with warnings.catch_warnings():
         trainer.train()
     steps = callback.recorder.run.read("steps")
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert steps["step"].to_pylist() == [0] and steps["loss"].to_pylist() == pytest.approx(logged[:1], rel=1e-3)
+    assert steps["step"].to_pylist() == [0] and steps["loss"].to_pylist() == pytest.approx(
+        logged[:1], rel=1e-3
+    )
     layers = set(callback.recorder.run.read("layers")["layer"].to_pylist())
     assert {"bert.encoder.layer.0.attention.self.query", "classifier"} <= layers
     assert np.isfinite(callback.recorder.run.read("layers")["grad_norm"].to_numpy(zero_copy_only=False)).all()
@@ -283,7 +341,16 @@ class Bare(Classifier):
         (OwnLoss, Classifier, {}, {}),
         (OwnLoss, Classifier, {"gradient_accumulation_steps": 2}, {}),
         (NoLabels, Bare, {}, {}),
-        (transformers.Trainer, Bare, {}, {"compute_loss_func": lambda outputs, labels, num_items_in_batch=None: outputs["logits"].square().mean()}),
+        (
+            transformers.Trainer,
+            Bare,
+            {},
+            {
+                "compute_loss_func": lambda outputs, labels, num_items_in_batch=None: (
+                    outputs["logits"].square().mean()
+                )
+            },
+        ),
     ],
     ids=["changed", "changed and accumulated", "own", "function"],
 )
@@ -292,16 +359,27 @@ def test_the_trainers_own_loss_whatever_made_it(tmp_path, trainer, model, given,
 
     callback = InitScopeCallback(runs=tmp_path / "runs", quiet=True, config={"mine": 1})
     arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path / "out"), per_device_train_batch_size=8, num_train_epochs=1, use_cpu=True, report_to=[], save_strategy="no",
-        disable_tqdm=True, logging_steps=1, label_names=["labels"], remove_unused_columns=False, **given,
-    )  # fmt: skip
+        output_dir=str(tmp_path / "out"),
+        per_device_train_batch_size=8,
+        num_train_epochs=1,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        logging_steps=1,
+        label_names=["labels"],
+        remove_unused_columns=False,
+        **given,
+    )
     made = trainer(model=model(), args=arguments, train_dataset=Rows(), callbacks=[callback], **options)
     made.train()
     run = callback.recorder.run
     logged = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
     assert run.read("steps")["loss"].to_pylist() == pytest.approx(logged, rel=2e-3, abs=1e-4)
     assert run.state()["status"] == "finished" and run.info().config["own"] == {"mine": 1}
-    assert run.state()["facts"]["loss"]["chain"] and not {"compute_loss", "training_step"} & set(vars(made)), "nothing is left on the Trainer"
+    assert run.state()["facts"]["loss"]["chain"] and not {"compute_loss", "training_step"} & set(
+        vars(made)
+    ), "nothing is left on the Trainer"
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -309,20 +387,40 @@ def test_smoothed_labels(tmp_path, accumulate):
     from initscope.integrations.huggingface import InitScopeCallback
 
     config = transformers.BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=12, num_labels=3
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=12,
+        num_labels=3,
     )
     rows = [{"input_ids": torch.arange(10) + i, "labels": torch.tensor(i % 3)} for i in range(16)]
     arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path / "out"), per_device_train_batch_size=4, gradient_accumulation_steps=accumulate, num_train_epochs=1, use_cpu=True,
-        report_to=[], save_strategy="no", disable_tqdm=True, logging_steps=1, label_smoothing_factor=0.2,
-    )  # fmt: skip
+        output_dir=str(tmp_path / "out"),
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=accumulate,
+        num_train_epochs=1,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        logging_steps=1,
+        label_smoothing_factor=0.2,
+    )
     callback = InitScopeCallback(runs=tmp_path / "runs", quiet=True)
     trainer = transformers.Trainer(
-        model=transformers.BertForSequenceClassification(config), args=arguments, train_dataset=rows, callbacks=[callback]
+        model=transformers.BertForSequenceClassification(config),
+        args=arguments,
+        train_dataset=rows,
+        callbacks=[callback],
     )
     trainer.train()
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert callback.recorder.run.read("steps")["loss"].to_pylist() == pytest.approx(logged, rel=1e-3) and len(logged) == 4 // accumulate
+    assert (
+        callback.recorder.run.read("steps")["loss"].to_pylist() == pytest.approx(logged, rel=1e-3)
+        and len(logged) == 4 // accumulate
+    )
 
 
 def test_a_stop_ends_a_training_of_either_framework(tmp_path):
@@ -360,7 +458,11 @@ class Corner(Module):
     def configure_optimizers(self):
         if self.kind == "no optimizer":
             return None
-        return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3) if self.kind == "lbfgs" else torch.optim.SGD(self.parameters(), lr=0.5)
+        return (
+            torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
+            if self.kind == "lbfgs"
+            else torch.optim.SGD(self.parameters(), lr=0.5)
+        )
 
 
 def test_lbfgs_records_the_loss_before_its_step(tmp_path):
@@ -368,12 +470,18 @@ def test_lbfgs_records_the_loss_before_its_step(tmp_path):
     run = fit(module, tmp_path).run
     found = run.read("steps")["loss"].to_pylist()
     assert len(found) == 6 and len(module.seen) > 12, "the closure was evaluated again and again"
-    assert found[0] == pytest.approx(module.seen[0]) and set(np.round(found, 5)) <= set(np.round(module.seen, 5))
+    assert found[0] == pytest.approx(module.seen[0]) and set(np.round(found, 5)) <= set(
+        np.round(module.seen, 5)
+    )
 
 
 def test_a_batch_without_a_loss_has_a_row_that_says_so(tmp_path):
     run = fit(Corner("skips"), tmp_path).run
-    assert [loss is None for loss in run.read("steps")["loss"].to_pylist()] == [False, True, False] * 1 + [False, True, False]
+    assert [loss is None for loss in run.read("steps")["loss"].to_pylist()] == [False, True, False] * 1 + [
+        False,
+        True,
+        False,
+    ]
     rows = [row for row in run.read("layers").to_pylist() if row["depth"] == 0]
     assert len(rows) == 6 and [row["grad_norm"] is None for row in rows] == [False, True, False] * 2
     assert run.state()["outcome"] == "undecided"

@@ -1,5 +1,6 @@
-"""The other networks of the story, exactly: parameters, names and functions against torchvision's and the papers', every initialization,
-training, probing and forecasting with each of them."""
+"""The other networks of the story, exactly: parameters, names and functions against torchvision's and the
+papers', every initialization, training, probing and forecasting with each of them.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ def parameters(model: nn.Module) -> int:
     ],
 )
 def test_they_are_torchvisions(name, changes, count):
-    """The published counts; and with torchvision's weights the same logits (in the names' order, for AlexNet's flat chain)."""
+    """The published counts; and with torchvision's weights the same logits (in the names' order, for
+    AlexNet's flat chain).
+    """
     options = {"init_weights": False, "aux_logits": True} if name == "googlenet" else {}
     theirs = getattr(torchvision.models, name)(**options).eval()
     assert parameters(theirs) == parameters(built(name, meta=True, **changes)) == count
@@ -58,19 +61,30 @@ def test_they_are_torchvisions(name, changes, count):
 
 
 def test_lenet_is_the_papers():
-    """LeCun et al. 1998, section II.B, with a full C3 (2,416 parameters), a linear output (850) and no weights in S2 and S4."""
+    """LeCun et al. 1998, section II.B, with a full C3 (2,416 parameters), a linear output (850) and no
+    weights in S2 and S4.
+    """
     lenet = built("lenet", channels=1, classes=10, image_size=32)
     counts = {name: parameters(layer) for name, layer in lenet.named_children() if parameters(layer)}
     assert counts == {"c1": 156, "c3": 2416, "c5": 48_120, "f6": 10_164, "output": 850}
     shapes, x = {}, torch.zeros(1, 1, 32, 32)
     for name, layer in lenet.named_children():
         shapes[name] = tuple((x := layer(x)).shape[1:])
-    assert [shapes[name] for name in ("c1", "s2", "c3", "s4", "c5", "f6")] == [(6, 28, 28), (6, 14, 14), (16, 10, 10), (16, 5, 5), (120, 1, 1), (84,)]
+    assert [shapes[name] for name in ("c1", "s2", "c3", "s4", "c5", "f6")] == [
+        (6, 28, 28),
+        (6, 14, 14),
+        (16, 10, 10),
+        (16, 5, 5),
+        (120, 1, 1),
+        (84,),
+    ]
 
 
 def test_plain34_is_resnet34_without_shortcuts():
     residual, plain = built("resnet34", image_size=32, width=0.1), built("plain34", image_size=32, width=0.1)
-    assert set(residual.state_dict()) - set(plain.state_dict()) == {key for key in residual.state_dict() if "downsample" in key}
+    assert set(residual.state_dict()) - set(plain.state_dict()) == {
+        key for key in residual.state_dict() if "downsample" in key
+    }
     x = torch.rand(2, 6, 8, 8)
     block, other = plain.layer1[1], residual.layer1[1]
     other.load_state_dict(block.state_dict())
@@ -87,12 +101,20 @@ def test_batch_norm_is_the_papers_unless_somebody_says():
         for on in (False, True):
             model = built(name, meta=True, batch_norm=on, image_size=32)
             convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
-            assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == (convolutions if on else 0), (name, on)
+            assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == (
+                convolutions if on else 0
+            ), (name, on)
     config = RunConfig()
-    assert config.replace(model="resnet18").batch_norm and not config.replace(model="resnet18", batch_norm=False).batch_norm
+    assert (
+        config.replace(model="resnet18").batch_norm
+        and not config.replace(model="resnet18", batch_norm=False).batch_norm
+    )
     assert config.replace(batch_norm=True).replace(model="lenet").batch_norm, "what was asked for stays"
     assert not config.replace(model="resnet18").replace(model="lenet").batch_norm
-    assert RunConfig.from_dict(dataclasses.asdict(config.replace(model="resnet18", batch_norm=False))).batch_norm is False
+    assert (
+        RunConfig.from_dict(dataclasses.asdict(config.replace(model="resnet18", batch_norm=False))).batch_norm
+        is False
+    )
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -100,7 +122,9 @@ def test_shapes_widths_and_options(name):
     for size in (32, 64, 96, 160):
         model = built(name, channels=2, classes=7, image_size=size, width=0.04).eval()
         assert model(torch.rand(1, 2, size, size)).shape == (1, 7), size
-    counts = [parameters(built(name, meta=True, width=width, image_size=32)) for width in (0.01, 0.1, 0.5, 1.5)]
+    counts = [
+        parameters(built(name, meta=True, width=width, image_size=32)) for width in (0.01, 0.1, 0.5, 1.5)
+    ]
     assert counts == sorted(set(counts)), "every width another network"
     if catalog.MODELS[name].dropout:
         dropped = [m for m in built(name, meta=True, dropout=0.3).modules() if isinstance(m, nn.Dropout)]
@@ -127,7 +151,9 @@ def test_googlenet_trains_with_its_auxiliary_classifiers():
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_every_initialization_fills_every_layer(name):
-    """Measured standard deviations against the formulas, weight by weight pooled over all layers of a network."""
+    """Measured standard deviations against the formulas, weight by weight pooled over all layers of a
+    network.
+    """
     x = torch.rand(4, 1, 32, 32)
     for init in catalog.INITS:
         config = RunConfig(model=name, init=init, image_size=32, width=0.1)
@@ -148,28 +174,54 @@ def test_every_initialization_fills_every_layer(name):
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_each_trains_and_is_recorded(name, tiny, trained):
-    """A real training: every layer has a gradient at the first step, and the loss that is told begins at ln 10."""
-    config = tiny(model=name, width=0.5 if name == "lenet" else 0.0625, init="kaiming_normal", max_steps=3, epochs=1)
+    """A real training: every layer has a gradient at the first step, and the loss that is told begins at ln
+    10.
+    """
+    config = tiny(
+        model=name, width=0.5 if name == "lenet" else 0.0625, init="kaiming_normal", max_steps=3, epochs=1
+    )
     run = trained(config)
     info = run.info()
     assert info.status == "finished", info.error
     rows = run.read("layers").to_pandas()
     first = rows[rows["step"] == 0]
     model = networks.build(config, in_channels=1, num_classes=10)
-    assert set(first["layer"].astype(str)) == {n for n, m in model.named_modules() if isinstance(m, inits.LAYERS)}
-    assert first["grad_norm"].gt(0).all() and first["update_ratio"].gt(0).all() and first["signal_std"].gt(0).all()
+    assert set(first["layer"].astype(str)) == {
+        n for n, m in model.named_modules() if isinstance(m, inits.LAYERS)
+    }
+    assert (
+        first["grad_norm"].gt(0).all()
+        and first["update_ratio"].gt(0).all()
+        and first["signal_std"].gt(0).all()
+    )
     assert first.sort_values("depth")["layer"].astype(str).iloc[-1] in ("output", "fc8", "fc")
-    assert run.read("steps")["loss"][0].as_py() < 2 * math.log(10), "auxiliary losses are not added to what is told"
+    assert run.read("steps")["loss"][0].as_py() < 2 * math.log(10), (
+        "auxiliary losses are not added to what is told"
+    )
 
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_each_is_probed_and_forecast(name):
-    """One row a layer and a forecast for all; theory's values where the network is a chain, else one sentence that says so."""
-    result = probe.report(RunConfig(model=name, image_size=32, width=0.25, init="kaiming_normal", data="digits", batch_size=16, threads=1))
+    """One row a layer and a forecast for all; theory's values where the network is a chain, else one sentence
+    that says so.
+    """
+    result = probe.report(
+        RunConfig(
+            model=name,
+            image_size=32,
+            width=0.25,
+            init="kaiming_normal",
+            data="digits",
+            batch_size=16,
+            threads=1,
+        )
+    )
     assert result["forecast"]["outcome"] == "converged", result["forecast"]
     predicted = [row["predicted"]["signal_std"] for row in result["layers"]]
     if name in ("lenet", "alexnet", "plain34"):
-        ratios = [p / row["measured"]["signal_std"] for p, row in zip(predicted, result["layers"], strict=True)]
+        ratios = [
+            p / row["measured"]["signal_std"] for p, row in zip(predicted, result["layers"], strict=True)
+        ]
         assert all(1 / 2.5 < ratio < 2.5 for ratio in ratios), ratios
     else:
         assert set(predicted) == {None} and "branches" in result["theory"] and "\n" not in result["theory"]
@@ -177,4 +229,6 @@ def test_each_is_probed_and_forecast(name):
 
 def test_torchinfo_counts_auxiliary_classifiers_too():
     total = parameters(GoogLeNet(image_size=32, width=0.25))
-    assert f"Total params: {total:,}" in summary.summary(RunConfig(model="googlenet", image_size=32, width=0.25))
+    assert f"Total params: {total:,}" in summary.summary(
+        RunConfig(model="googlenet", image_size=32, width=0.25)
+    )

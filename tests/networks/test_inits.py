@@ -1,4 +1,6 @@
-"""Every initialization against its own formula, against torch's implementation, and against its promise for a deep network."""
+"""Every initialization against its own formula, against torch's implementation, and against its promise for a
+deep network.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def test_measured_spread_is_the_formulas(layer, scheme):
             assert module.bias.std().item() == pytest.approx(
                 inits.bias_std(scheme, module), rel=5 / math.sqrt(2 * len(module.bias))
             )
-            assert inits.bias_std(scheme, module) == pytest.approx(expected / 1.7), "gain multiplies weights, not biases"
+            assert inits.bias_std(scheme, module) == pytest.approx(expected / 1.7), (
+                "gain multiplies weights, not biases"
+            )
         else:
             assert not module.bias.any() and inits.bias_std(scheme, module) == 0
 
@@ -71,13 +75,22 @@ def test_measured_spread_is_the_formulas(layer, scheme):
 @pytest.mark.parametrize(
     ("scheme", "theirs"),
     [
-        ("kaiming_normal", lambda w, g: nn.init.kaiming_normal_(w, mode="fan_in", nonlinearity="relu", generator=g)),
-        ("kaiming_uniform", lambda w, g: nn.init.kaiming_uniform_(w, mode="fan_in", nonlinearity="relu", generator=g)),
+        (
+            "kaiming_normal",
+            lambda w, g: nn.init.kaiming_normal_(w, mode="fan_in", nonlinearity="relu", generator=g),
+        ),
+        (
+            "kaiming_uniform",
+            lambda w, g: nn.init.kaiming_uniform_(w, mode="fan_in", nonlinearity="relu", generator=g),
+        ),
         ("xavier_normal", lambda w, g: nn.init.xavier_normal_(w, generator=g)),
         ("xavier_uniform", lambda w, g: nn.init.xavier_uniform_(w, generator=g)),
         ("orthogonal", lambda w, g: nn.init.orthogonal_(w, generator=g)),
         ("normal_0.01", lambda w, g: nn.init.normal_(w, 0, 0.01, generator=g)),
-        ("tutorial", lambda w, g: nn.init.kaiming_normal_(w, mode="fan_out", nonlinearity="relu", generator=g)),
+        (
+            "tutorial",
+            lambda w, g: nn.init.kaiming_normal_(w, mode="fan_out", nonlinearity="relu", generator=g),
+        ),
     ],
 )
 def test_the_same_numbers_as_torch(scheme, theirs):
@@ -90,14 +103,20 @@ def test_the_same_numbers_as_torch(scheme, theirs):
 def test_orthogonal_is_orthonormal(layer):
     flat = made(layer, "orthogonal", gain=0.5).weight.detach().double().flatten(1)
     short = flat if flat.shape[0] <= flat.shape[1] else flat.t()
-    torch.testing.assert_close(short @ short.t(), 0.25 * torch.eye(len(short), dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        short @ short.t(), 0.25 * torch.eye(len(short), dtype=torch.float64), atol=1e-6, rtol=0
+    )
 
 
 def test_gain_multiplies_and_seeds_decide():
     for scheme in FORMULAS:
         torch.manual_seed(7)
         before = torch.get_rng_state()
-        plain, loud, other = made("conv", scheme), made("conv", scheme, gain=3.0), made("conv", scheme, seed=1)
+        plain, loud, other = (
+            made("conv", scheme),
+            made("conv", scheme, gain=3.0),
+            made("conv", scheme, seed=1),
+        )
         assert torch.equal(loud.weight, plain.weight * 3.0), scheme
         assert torch.equal(plain.bias, loud.bias)
         assert scheme == "zeros" or not torch.equal(plain.weight, other.weight)
@@ -118,16 +137,22 @@ def test_default_is_what_the_constructors_draw():
 
 
 def test_tutorial_is_torchvisions_own_for_vgg():
-    """torchvision: kaiming_normal_(fan_out, relu) for convolutions, normal_(0, 0.01) for linear layers, zero biases."""
+    """torchvision: kaiming_normal_(fan_out, relu) for convolutions, normal_(0, 0.01) for linear layers, zero
+    biases.
+    """
     model = inits.initialize(vgg(width=0.25, image_size=32), "tutorial")
-    assert model.conv4_2.weight.std().item() == pytest.approx(math.sqrt(2 / (model.conv4_2.out_channels * 9)), rel=0.03)
+    assert model.conv4_2.weight.std().item() == pytest.approx(
+        math.sqrt(2 / (model.conv4_2.out_channels * 9)), rel=0.03
+    )
     assert model.fc1.weight.std().item() == pytest.approx(0.01, rel=0.03)
     assert not any(m.bias.any() for m in model if isinstance(m, inits.LAYERS))
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_lsuv_gives_every_layer_unit_variance(batch_norm):
-    """Mishkin and Matas 2015: measured layer by layer, here by hand; the directions are those of `orthogonal`."""
+    """Mishkin and Matas 2015: measured layer by layer, here by hand; the directions are those of
+    `orthogonal`.
+    """
     x = torch.rand(32, 1, 32, 32, generator=torch.Generator().manual_seed(0))
 
     def model(scheme: str, gain: float = 1.0, seed: int = 3) -> nn.Sequential:
@@ -145,7 +170,9 @@ def test_lsuv_gives_every_layer_unit_variance(batch_norm):
         for name, module in net.eval().named_children():
             values = module(values)
             if isinstance(module, inits.LAYERS):
-                assert values.var(correction=0).item() == pytest.approx(1, abs=inits.LSUV_TOLERANCE + 1e-3), name
+                assert values.var(correction=0).item() == pytest.approx(1, abs=inits.LSUV_TOLERANCE + 1e-3), (
+                    name
+                )
                 ratio = module.weight / orthogonal.get_submodule(name).weight
                 torch.testing.assert_close(ratio, ratio.flatten()[0].expand_as(ratio), rtol=1e-3, atol=0)
                 torch.testing.assert_close(loud.get_submodule(name).weight, 2 * module.weight)
@@ -162,7 +189,9 @@ def test_lsuv_leaves_a_silent_layer_alone():
 
 
 def test_the_point_of_it_all():
-    """Through thirteen convolutions: `default` and `xavier_normal` lose the signal, `kaiming` and orthogonal with gain √2 keep it."""
+    """Through thirteen convolutions: `default` and `xavier_normal` lose the signal, `kaiming` and orthogonal
+    with gain √2 keep it.
+    """
     x = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
     def signal(scheme: str, gain: float = 1.0) -> float:

@@ -41,7 +41,11 @@ def test_vgg16_is_the_network_of_the_story():
     model = on_meta()
     assert parameters(model) == 134_300_362
     blocks = {1: (2, 64), 2: (2, 128), 3: (3, 256), 4: (3, 512), 5: (3, 512)}
-    names = [f"conv{b}_{i}" for b, (count, _) in blocks.items() for i in range(1, count + 1)] + ["fc1", "fc2", "fc3"]
+    names = [f"conv{b}_{i}" for b, (count, _) in blocks.items() for i in range(1, count + 1)] + [
+        "fc1",
+        "fc2",
+        "fc3",
+    ]
     assert list(weighted(model)) == names
     assert not any(isinstance(m, (nn.Dropout, nn.BatchNorm2d)) for m in model.modules())
 
@@ -104,7 +108,9 @@ def test_options():
         assert out["pool5"] == (512, size // 32, size // 32) and out["fc3"] == (3,)
     for width in (0.001, 0.0625, 0.25, 1.5):
         out = shapes(on_meta(image_size=32, width=width), 1, 32)
-        assert out["conv1_1"][0] == max(1, round(64 * width)) and out["conv5_3"][0] == max(1, round(512 * width))
+        assert out["conv1_1"][0] == max(1, round(64 * width)) and out["conv5_3"][0] == max(
+            1, round(512 * width)
+        )
         assert out["fc1"] == out["fc2"] == (max(1, round(4096 * width)),)
         assert out["fc3"] == (10,), "the classes are not scaled"
 
@@ -115,7 +121,9 @@ def test_options():
 
 @pytest.mark.parametrize("name", list(catalog.MODELS))
 def test_every_model_of_the_catalog_builds_and_runs(name):
-    config = RunConfig(model=name, width=0.03, image_size=64, dropout=0.5 * catalog.MODELS[name].dropout, batch_norm=True)
+    config = RunConfig(
+        model=name, width=0.03, image_size=64, dropout=0.5 * catalog.MODELS[name].dropout, batch_norm=True
+    )
     before = torch.get_rng_state()
     model = networks.build(config, in_channels=3, num_classes=5)
     assert torch.equal(torch.get_rng_state(), before), "building a model drew from the global random state"

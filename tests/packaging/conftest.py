@@ -1,4 +1,6 @@
-"""A wheel of this checkout, and environments in which it and an editable install are the only InitScope there is."""
+"""A wheel of this checkout, and environments in which it and an editable install are the only InitScope there
+is.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-LOOP = '''
+LOOP = """
 import torch
 from initscope import Recorder
 
@@ -35,35 +37,68 @@ for name, module in list(sys.modules.items()):
         files.setdefault(module.__file__, []).append(name)
 assert all(len(names) == 1 for names in files.values()), "a module is loaded under two names"
 print(recorder.run.id)
-'''
+"""
 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "-q", "-w", str(folder)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        str(ROOT),
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        str(folder),
+    ]
     subprocess.run(build, check=True, timeout=600)
     [made] = folder.glob("initscope-*.whl")
     return made
 
 
 class Environment:
-    """A Python environment with the dependencies of the suite's and, of InitScope, only what ``requirement`` installs."""
+    """A Python environment with the dependencies of the suite's and, of InitScope, only what ``requirement``
+    installs.
+    """
 
     def __init__(self, folder: Path, requirement: list[str]):
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=600)
         self.bin = folder / "bin"
         [packages] = folder.glob("lib/python3*/site-packages")
-        # A path in a .pth file is searched, its own .pth files are not read: the suite's editable install stays out.
+        # A path in a .pth file is searched, its own .pth files are not read: the suite's editable install
+        # stays out.
         (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        install = [sys.executable, "-m", "pip", "--python", str(self.bin / "python"), "install", "-q", "--no-deps", "--no-build-isolation"]
+        install = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            str(self.bin / "python"),
+            "install",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+        ]
         subprocess.run([*install, *requirement], check=True, timeout=600)
 
-    def run(self, *command: object, cwd: Path, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess:
+    def run(
+        self, *command: object, cwd: Path, timeout: float = 600, **environment: str
+    ) -> subprocess.CompletedProcess:
         program, *arguments = map(str, command)
-        environ = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "INITSCOPE_RUNS")}
+        environ = {
+            key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "INITSCOPE_RUNS")
+        }
         return subprocess.run(
-            [str(self.bin / program), *arguments], cwd=cwd, env=environ | environment, capture_output=True, text=True, timeout=timeout
+            [str(self.bin / program), *arguments],
+            cwd=cwd,
+            env=environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
 
 
@@ -88,9 +123,13 @@ def project(tmp_path: Path) -> Path:
     folder = tmp_path / "project"
     for package in ("core", "tests", "runs_of_mine"):
         (folder / package).mkdir(parents=True)
-        (folder / package / "__init__.py").write_text("raise RuntimeError('this is my own package, not to be imported')\n")
+        (folder / package / "__init__.py").write_text(
+            "raise RuntimeError('this is my own package, not to be imported')\n"
+        )
     for module in ("dashboard", "queue", "Home"):  # one shadows the standard library
-        (folder / f"{module}.py").write_text("raise RuntimeError('this is my own module, not to be imported')\n")
+        (folder / f"{module}.py").write_text(
+            "raise RuntimeError('this is my own module, not to be imported')\n"
+        )
     (folder / "loop").mkdir()
     (folder / "loop" / "train.py").write_text(LOOP)
     return folder

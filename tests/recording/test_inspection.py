@@ -16,8 +16,9 @@ from initscope.recording.recorder import Recorder
 
 
 class Stateful(nn.Module):
-    """Dropout, batch norm, a kept hidden state, a counter, an auxiliary loss, Python's and NumPy's random numbers, and a function that
-    holds on to the original's layers."""
+    """Dropout, batch norm, a kept hidden state, a counter, an auxiliary loss, Python's and NumPy's random
+    numbers, and a function that holds on to the original's layers.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +69,9 @@ def losses(recorded: Path | None) -> tuple[list[float], Stateful]:
 def test_trying_changes_nothing(tmp_path: Path) -> None:
     plain, recorded = losses(None), losses(tmp_path)
     assert plain[0] == recorded[0]
-    for (name, a), (_, b) in zip(plain[1].state_dict().items(), recorded[1].state_dict().items(), strict=True):
+    for (name, a), (_, b) in zip(
+        plain[1].state_dict().items(), recorded[1].state_dict().items(), strict=True
+    ):
         assert torch.equal(a, b), name
     assert plain[1].seen == recorded[1].seen and torch.equal(plain[1].hidden, recorded[1].hidden)
     assert not any(p._backward_hooks for p in recorded[1].parameters()), "hooks are taken off"
@@ -86,7 +89,9 @@ def test_a_twin_shares_weights_and_nothing_else() -> None:
 
 @pytest.mark.parametrize(("wrong", "least", "most"), [(True, 0.1, 1.0), (False, 0.0, 1e-6)])
 def test_leak(wrong: bool, least: float, most: float) -> None:
-    """A recurrent layer that takes the batch for time leaks from sample to sample; the same layer, laid out rightly, does not."""
+    """A recurrent layer that takes the batch for time leaks from sample to sample; the same layer, laid out
+    rightly, does not.
+    """
     torch.manual_seed(0)
 
     class Net(nn.Module):

@@ -1,4 +1,6 @@
-"""Which rows a model has, and every kind of layer against autograd: one row a weight, sensible columns, in the order of first use."""
+"""Which rows a model has, and every kind of layer against autograd: one row a weight, sensible columns, in
+the order of first use.
+"""
 
 from __future__ import annotations
 
@@ -86,31 +88,61 @@ CASES = {
     "embedding": (lambda: nn.Embedding(9, 5), "tokens", {"0": ("weight", True)}),
     "embedding, sparse": (lambda: nn.Embedding(9, 5, sparse=True), "tokens", {"0": ("weight", True)}),
     "embeddingbag": (lambda: nn.EmbeddingBag(9, 5), "tokens", {"0": ("weight", True)}),
-    "rnn": (lambda: nn.RNN(6, 5, batch_first=True), SEQUENCE, {"0.weight_ih_l0": ("weight_ih_l0", False), "0.weight_hh_l0": ("weight_hh_l0", True)}),
+    "rnn": (
+        lambda: nn.RNN(6, 5, batch_first=True),
+        SEQUENCE,
+        {"0.weight_ih_l0": ("weight_ih_l0", False), "0.weight_hh_l0": ("weight_hh_l0", True)},
+    ),
     "lstm": (
         lambda: nn.LSTM(6, 5, num_layers=2),
         SEQUENCE,
-        {f"0.weight_{part}_l{k}": (f"weight_{part}_l{k}", (part, k) == ("hh", 1)) for k in range(2) for part in ("ih", "hh")},
+        {
+            f"0.weight_{part}_l{k}": (f"weight_{part}_l{k}", (part, k) == ("hh", 1))
+            for k in range(2)
+            for part in ("ih", "hh")
+        },
     ),
-    "gru": (lambda: nn.GRU(6, 5), SEQUENCE, {"0.weight_ih_l0": ("weight_ih_l0", False), "0.weight_hh_l0": ("weight_hh_l0", True)}),
-    "rnncell": (lambda: Cells(nn.RNNCell), SEQUENCE, {"0.cell.weight_ih": ("cell.weight_ih", False), "0.cell.weight_hh": ("cell.weight_hh", True)}),
-    "lstmcell": (lambda: Cells(nn.LSTMCell), SEQUENCE, {"0.cell.weight_ih": ("cell.weight_ih", False), "0.cell.weight_hh": ("cell.weight_hh", True)}),
+    "gru": (
+        lambda: nn.GRU(6, 5),
+        SEQUENCE,
+        {"0.weight_ih_l0": ("weight_ih_l0", False), "0.weight_hh_l0": ("weight_hh_l0", True)},
+    ),
+    "rnncell": (
+        lambda: Cells(nn.RNNCell),
+        SEQUENCE,
+        {"0.cell.weight_ih": ("cell.weight_ih", False), "0.cell.weight_hh": ("cell.weight_hh", True)},
+    ),
+    "lstmcell": (
+        lambda: Cells(nn.LSTMCell),
+        SEQUENCE,
+        {"0.cell.weight_ih": ("cell.weight_ih", False), "0.cell.weight_hh": ("cell.weight_hh", True)},
+    ),
     "multiheadattention": (
         lambda: Attends(True),
         SEQUENCE,
-        {"0.attention.in_proj_weight": ("attention.in_proj_weight", False), "0.attention.out_proj": ("attention.out_proj.weight", True)},
+        {
+            "0.attention.in_proj_weight": ("attention.in_proj_weight", False),
+            "0.attention.out_proj": ("attention.out_proj.weight", True),
+        },
     ),
     "multiheadattention, time first": (
         lambda: Attends(False),
         SEQUENCE,
-        {"0.attention.in_proj_weight": ("attention.in_proj_weight", False), "0.attention.out_proj": ("attention.out_proj.weight", True)},
+        {
+            "0.attention.in_proj_weight": ("attention.in_proj_weight", False),
+            "0.attention.out_proj": ("attention.out_proj.weight", True),
+        },
     ),
     "layernorm": (lambda: nn.LayerNorm(6), VECTOR, {"0": ("weight", True)}),
     "batchnorm2d": (lambda: nn.BatchNorm2d(3), PIXELS, {"0": ("weight", True)}),
     "groupnorm": (lambda: nn.GroupNorm(1, 3), PIXELS, {"0": ("weight", True)}),
     "rmsnorm": (lambda: nn.RMSNorm(6), VECTOR, {"0": ("weight", True)}),
     "prelu": (lambda: nn.PReLU(), VECTOR, {"0": ("weight", True)}),
-    "own": (lambda: Own(), VECTOR, {"0.token": ("token", False), "0.mix": ("mix.matrix", True), "0.head": ("head.weight", True)}),
+    "own": (
+        lambda: Own(),
+        VECTOR,
+        {"0.token": ("token", False), "0.mix": ("mix.matrix", True), "0.head": ("head.weight", True)},
+    ),
 }
 
 
@@ -120,8 +152,16 @@ def test_every_kind_of_layer(tmp_path, case):
     torch.manual_seed(0)
     module, x = make(), torch.randint(9, (4, 7)) if shape == "tokens" else torch.randn(shape)
     model, outputs = nn.Sequential(module), []
-    # The reference: every output that a row shows, kept and retained by a hook of the test's own; a loss that no symmetry cancels.
-    caller = next((m for m in module.modules() if isinstance(m, (nn.MultiheadAttention, Mix, nn.RNNCellBase, nn.Bilinear))), module)
+    # The reference: every output that a row shows, kept and retained by a hook of the test's own; a loss that
+    # no symmetry cancels.
+    caller = next(
+        (
+            m
+            for m in module.modules()
+            if isinstance(m, (nn.MultiheadAttention, Mix, nn.RNNCellBase, nn.Bilinear))
+        ),
+        module,
+    )
     handle = caller.register_forward_hook(lambda m, i, o: outputs.append(o[0] if isinstance(o, tuple) else o))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = {row: module.get_parameter(key).detach().double().clone() for row, (key, _) in expected.items()}
@@ -148,10 +188,14 @@ def test_every_kind_of_layer(tmp_path, case):
             "update_ratio": moved.norm() / before[name].norm(),
         }
         if shows_output and (case != "own" or name == "0.mix"):
-            swap = isinstance(caller, (nn.RNNBase, nn.MultiheadAttention)) and not caller.batch_first  # samples are the second dimension
+            swap = (
+                isinstance(caller, (nn.RNNBase, nn.MultiheadAttention)) and not caller.batch_first
+            )  # samples are the second dimension
             seen = [o.transpose(0, 1) if swap else o for o in outputs]
             every = torch.cat([o.detach().double().flatten() for o in seen])
-            errors = torch.cat([(o.grad.transpose(0, 1) if swap else o.grad).double().flatten() for o in outputs])
+            errors = torch.cat(
+                [(o.grad.transpose(0, 1) if swap else o.grad).double().flatten() for o in outputs]
+            )
             spread = torch.stack([o.detach().double().var(0, correction=0).mean() for o in seen])
             values |= {
                 "activation_mean": every.mean(),
@@ -166,11 +210,16 @@ def test_every_kind_of_layer(tmp_path, case):
         assert missing == (set() if shows_output else OUTPUT), name
     kind = case.split(",")[0]
     kinds = [row["kind"] for row in rows.values()]
-    assert kinds == {"own": ["own", "mix", "linear"], "multiheadattention": ["multiheadattention", "linear"]}.get(kind, [kind] * len(rows))
+    assert kinds == {
+        "own": ["own", "mix", "linear"],
+        "multiheadattention": ["multiheadattention", "linear"],
+    }.get(kind, [kind] * len(rows))
 
 
 def test_diagnosis_reads_every_kind(tmp_path):
-    """A transformer encoder over token ids, all kinds recorded: rows of new kinds are nothing that the rules trip over."""
+    """A transformer encoder over token ids, all kinds recorded: rows of new kinds are nothing that the rules
+    trip over.
+    """
     torch.manual_seed(0)
 
     class Reader(nn.Module):
@@ -211,7 +260,9 @@ def test_the_choice_of_layers():
     assert len(names(model)) == 16, "norms only when asked for"
     assert len(names(model, None, ("conv", "norm"))) == 26 and len(names(model, None, "batchnorm2d")) == 13
     assert names(model, "fc*") == ["fc1", "fc2", "fc3"]
-    assert names(model, ["conv1_*", "bn1_?"]) == ["conv1_1", "bn1_1", "conv1_2", "bn1_2"], "a pattern may name any kind"
+    assert names(model, ["conv1_*", "bn1_?"]) == ["conv1_1", "bn1_1", "conv1_2", "bn1_2"], (
+        "a pattern may name any kind"
+    )
     assert names(model, ["*1_1"], ("conv",)) == ["conv1_1"]
     nested = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Linear(2, 2))
     assert names(nested, "0") == ["0.0", "0.1"], "the name of a module chooses what is in it"
@@ -222,7 +273,11 @@ def test_the_choice_of_layers():
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        (("conv9_*",), r"no layer's name matches 'conv9_\*'; there are conv1_1, conv1_2, .*fc.* and 4 more|no layer's name matches 'conv9_\*'; there are"),
+        (
+            ("conv9_*",),
+            r"no layer's name matches 'conv9_\*'; there are conv1_1, conv1_2, .*fc.* and 4 more|no layer's "
+            r"name matches 'conv9_\*'; there are",
+        ),
         ((["fc1", "typo"],), r"no layer's name matches 'typo'"),
         ((None, "conv3d"), r"no layer of kind conv3d; it has conv, linear: choose them with kinds="),
         ((None, ("conv", "convolution")), r"unknown kind of layer 'convolution';.* available: conv, linear"),

@@ -1,5 +1,6 @@
-"""Every column of ``layers`` against a computation that shares no line with the meter: plain forward, ``torch.autograd.grad``,
-the formulas of the contract in float64."""
+"""Every column of ``layers`` against a computation that shares no line with the meter: plain forward,
+``torch.autograd.grad``, the formulas of the contract in float64.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True, params=["host", "device"])
 def side(request, monkeypatch):
-    """Everything twice: as on a CPU, and the way a GPU's tensors go, by their own reductions and through one transfer a step."""
+    """Everything twice: as on a CPU, and the way a GPU's tensors go, by their own reductions and through one
+    transfer a step.
+    """
     if request.param == "device":
         monkeypatch.setattr(reductions, "on_cpu", lambda x: False)
         monkeypatch.setattr(calls_module, "on_cpu", lambda x: False)
@@ -54,7 +57,12 @@ def side(request, monkeypatch):
 def columns_of(output: Tensor, off: bool = False) -> dict:
     found = forward_statistics(output, off)
     asked = {"off": found.pop("off")} if off else {}
-    return finalize({name: value.item() if isinstance(value, Tensor) else value for name, value in found.items()}) | asked
+    return (
+        finalize(
+            {name: value.item() if isinstance(value, Tensor) else value for name, value in found.items()}
+        )
+        | asked
+    )
 
 
 def small_vgg(**options) -> nn.Sequential:
@@ -64,12 +72,16 @@ def small_vgg(**options) -> nn.Sequential:
 
 def mlp() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(1024, 30), nn.ReLU(), nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 10))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(1024, 30), nn.ReLU(), nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 10)
+    )
 
 
 def batch(samples: int = 6) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(2)
-    return torch.rand(samples, 1, 32, 32, generator=generator), torch.randint(10, (samples,), generator=generator)
+    return torch.rand(samples, 1, 32, 32, generator=generator), torch.randint(
+        10, (samples,), generator=generator
+    )
 
 
 def measure(
@@ -91,7 +103,9 @@ def read(meter: LayerMeter) -> dict[str, dict]:
     rows = zip([meter.names[i] for i in reading.order], reading.table(numbers).T.tolist(), strict=True)
     found = {name: dict(zip(LAYER_METRICS, values, strict=False)) for name, values in rows}
     missing = torch.tensor(MISSING).item()
-    return {name: {metric: v for metric, v in values.items() if v != missing} for name, values in found.items()}
+    return {
+        name: {metric: v for metric, v in values.items() if v != missing} for name, values in found.items()
+    }
 
 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor, autocast: bool = False) -> Tensor:
@@ -99,8 +113,12 @@ def loss_of(model: nn.Module, x: Tensor, y: Tensor, autocast: bool = False) -> T
         return F.cross_entropy(model(x).float(), y)
 
 
-def expected(model: nn.Sequential, x: Tensor, y: Tensor, learning_rate: float = 0.1, autocast: bool = False) -> dict[str, dict]:
-    """The same, by walking through the layers and asking autograd for each gradient; sums in float64. Plain SGD's update."""
+def expected(
+    model: nn.Sequential, x: Tensor, y: Tensor, learning_rate: float = 0.1, autocast: bool = False
+) -> dict[str, dict]:
+    """The same, by walking through the layers and asking autograd for each gradient; sums in float64. Plain
+    SGD's update.
+    """
     model = copy.deepcopy(model)
     outputs, alive, latest = {}, {}, None
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
@@ -139,7 +157,9 @@ def assert_same(measured: dict[str, dict], reference: dict[str, dict], rel: floa
     for name, row in reference.items():
         assert set(measured[name]) == set(row), name
         for metric, value in row.items():
-            tolerance = {"activation_mean": rel * row["activation_std"], "dead_fraction": 1e-6}.get(metric, 1e-12)
+            tolerance = {"activation_mean": rel * row["activation_std"], "dead_fraction": 1e-6}.get(
+                metric, 1e-12
+            )
             assert measured[name][metric] == pytest.approx(value, rel=rel, abs=tolerance), (name, metric)
 
 
@@ -167,14 +187,18 @@ def test_an_mlp_with_adam():
     for name, p in model.named_parameters():
         if name.endswith("weight"):
             layer = name.removesuffix(".weight")
-            reference[layer]["update_ratio"] = ((p.detach().double() - before[name]).norm() / before[name].norm()).item()
+            reference[layer]["update_ratio"] = (
+                (p.detach().double() - before[name]).norm() / before[name].norm()
+            ).item()
     assert_same(measured, reference)
 
 
 def test_float64():
     model, (x, y) = mlp().double(), batch()
     with torch.no_grad():
-        model[1].weight.mul_(1e-12)  # a signal of 1e-12 on biases of 1e-2: beyond float32, well within float64
+        model[1].weight.mul_(
+            1e-12
+        )  # a signal of 1e-12 on biases of 1e-2: beyond float32, well within float64
     reference = expected(model, x.double(), y)
     assert_same(measure(model, x.double(), y), reference)
 
@@ -182,20 +206,27 @@ def test_float64():
 def test_bfloat16():
     model, (x, y) = small_vgg().to(memory_format=torch.channels_last), batch()
     x = x.to(memory_format=torch.channels_last)
-    assert_same(measure(copy.deepcopy(model), x, y, autocast=True), expected(model, x, y, autocast=True), rel=1e-3)
+    assert_same(
+        measure(copy.deepcopy(model), x, y, autocast=True), expected(model, x, y, autocast=True), rel=1e-3
+    )
 
 
 def test_the_collapse_of_the_story_in_float32():
-    """Default VGG16: the signal falls to a billionth of the activations, and both are right to one percent."""
+    """Default VGG16: the signal falls to a billionth of the activations, and both are right to one
+    percent.
+    """
     torch.manual_seed(0)
     model, (x, y) = vgg(image_size=32, width=0.125), batch(16)
     measured, reference = measure(copy.deepcopy(model), x, y), expected(model.double(), x.double(), y)
     for name, row in reference.items():
         assert measured[name]["activation_std"] == pytest.approx(row["activation_std"], rel=1e-3), name
-        # The network itself rounds in float32: what is beyond 1e-7 of the values is lost before anybody measures.
+        # The network itself rounds in float32: what is beyond 1e-7 of the values is lost before anybody
+        # measures.
         if row["signal_std"] > 1e-5 * row["activation_std"]:
             assert measured[name]["signal_std"] == pytest.approx(row["signal_std"], rel=0.01), name
-        assert measured[name]["activation_grad_rms"] == pytest.approx(row["activation_grad_rms"], rel=0.01), name
+        assert measured[name]["activation_grad_rms"] == pytest.approx(row["activation_grad_rms"], rel=0.01), (
+            name
+        )
     assert measured["fc2"]["signal_std"] < 1e-3 * measured["fc2"]["activation_std"]
 
 
@@ -230,13 +261,17 @@ def test_forward_statistics(shape, level, between_units, signal):
     generator = torch.Generator().manual_seed(0)
     size = SHAPES[shape]
     units = torch.randn(1, *size[1:], generator=generator, dtype=torch.float64)
-    x = (level + between_units * units + signal * torch.randn(size, generator=generator, dtype=torch.float64)).float()
+    x = (
+        level + between_units * units + signal * torch.randn(size, generator=generator, dtype=torch.float64)
+    ).float()
     if shape == "channels last":
         x = x.to(memory_format=torch.channels_last)
     exact = x.double().reshape(len(x), -1)
     found = columns_of(x)
     std = exact.std(correction=0).item()
-    assert found["signal_std"] == pytest.approx(exact.std(0, correction=0).square().mean().sqrt().item(), rel=0.01)
+    assert found["signal_std"] == pytest.approx(
+        exact.std(0, correction=0).square().mean().sqrt().item(), rel=0.01
+    )
     assert found["activation_std"] == pytest.approx(std, rel=0.01)
     assert found["activation_mean"] == pytest.approx(exact.mean().item(), rel=1e-5, abs=1e-3 * std)
 
@@ -257,20 +292,28 @@ def test_forward_statistics_at_the_ends():
         x[1, 2] = bad
         assert not any(map(math.isfinite, columns_of(x).values()))
     half = torch.randn(50, 20).to(torch.bfloat16)
-    assert columns_of(half)["signal_std"] == pytest.approx(half.double().std(0, correction=0).square().mean().sqrt().item(), rel=1e-3)
+    assert columns_of(half)["signal_std"] == pytest.approx(
+        half.double().std(0, correction=0).square().mean().sqrt().item(), rel=1e-3
+    )
     # The first sample, from which the others are subtracted, may be the odd one.
     odd = torch.randn(100, 30) * 1e-3
     odd[0] += 1e3
-    assert columns_of(odd)["signal_std"] == pytest.approx(odd.double().std(0, correction=0).square().mean().sqrt().item(), rel=0.01)
+    assert columns_of(odd)["signal_std"] == pytest.approx(
+        odd.double().std(0, correction=0).square().mean().sqrt().item(), rel=0.01
+    )
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 200_000), (3, 131_072), (4, 300_000), (5, 40_000), (64, 5_000)])
 @pytest.mark.parametrize("level", [0.0, 1.0])
 def test_forward_statistics_in_pieces(kind, shape, level, monkeypatch):
-    """Outputs that are looked at a few samples or units at a time, or one: what is converted may lie in memory that the next piece overwrites."""
+    """Outputs that are looked at a few samples or units at a time, or one: what is converted may lie in
+    memory that the next piece overwrites.
+    """
     monkeypatch.setattr(gpu, "PIECE_BYTES", 2**19)
-    x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * (1e-2 if level else 1.0) + level).to(kind)
+    x = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(0)) * (1e-2 if level else 1.0) + level
+    ).to(kind)
     exact = x.double()
     for asked in (False, True):
         found = columns_of(x, off=asked)
@@ -308,7 +351,14 @@ def test_tiny_gradients_keep_their_size():
     measured = measure(model, x, y)
     assert reference["1"]["grad_norm"] < 1e-19
     for name in ("1", "3", "5"):
-        for metric in ("grad_norm", "grad_rms", "weight_norm", "activation_grad_rms", "signal_std", "activation_std"):
+        for metric in (
+            "grad_norm",
+            "grad_rms",
+            "weight_norm",
+            "activation_grad_rms",
+            "signal_std",
+            "activation_std",
+        ):
             assert measured[name][metric] == pytest.approx(reference[name][metric], rel=0.01), (name, metric)
 
 
@@ -332,7 +382,8 @@ def test_dead_fraction_is_exact():
     x[0, 0, 0] = torch.tensor([0.0, 0.4, 0.6, 0.1])
     x[1, 0, 0] = torch.tensor([0.7, 0.5, 0.0, 0.2])
     model = nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
-    # Unit 0 (x - 0.5 > 0) lives at places 0 and 2; unit 1 (-x) nowhere; unit 2 everywhere; unit 3 (zero) nowhere.
+    # Unit 0 (x - 0.5 > 0) lives at places 0 and 2; unit 1 (-x) nowhere; unit 2 everywhere; unit 3 (zero)
+    # nowhere.
     assert measure(model, x, torch.tensor([0, 1]))["0"]["dead_fraction"] == 10 / 16
 
 
@@ -360,7 +411,9 @@ class Shifted(nn.Module):
 @pytest.mark.parametrize("kind", ["straight", "in place", "apart"])
 @pytest.mark.parametrize("rectifier", [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6()])
 def test_dead_units_of_a_rectifier_that_is_known_by_now(rectifier, kind):
-    """From the second step on they are counted with the layer's other statistics, if nothing came between layer and rectifier."""
+    """From the second step on they are counted with the layer's other statistics, if nothing came between
+    layer and rectifier.
+    """
     torch.manual_seed(0)
     model, (x, y) = Shifted(rectifier, kind), batch()
     with torch.no_grad():
@@ -378,7 +431,12 @@ class Branches(nn.Module):
 
     def __init__(self, rectifier):
         super().__init__()
-        self.stem, self.left, self.right, self.end = nn.Linear(8, 64), nn.Linear(64, 32), nn.Linear(64, 4), nn.Linear(32, 4)
+        self.stem, self.left, self.right, self.end = (
+            nn.Linear(8, 64),
+            nn.Linear(64, 32),
+            nn.Linear(64, 4),
+            nn.Linear(32, 4),
+        )
         self.rectifier = rectifier
 
     def forward(self, x: Tensor) -> Tensor:
@@ -398,7 +456,10 @@ def test_dead_units_are_of_the_layer_that_the_rectifier_stands_behind(rectifier)
         loss_of(model, x, y).backward()
         rows = read(meter)
     dead = {name: row["dead_fraction"] for name, row in rows.items() if "dead_fraction" in row}
-    exact = {name: (output == 0).all(0).double().mean().item() for name, output in (("stem", model.shared), ("left", model.own))}
+    exact = {
+        name: (output == 0).all(0).double().mean().item()
+        for name, output in (("stem", model.shared), ("left", model.own))
+    }
     assert dead == pytest.approx(exact) and 0.02 < min(exact.values()) < max(exact.values()) < 0.98
     assert meter.activations == {"stem": "ReLU", "left": "ReLU"}
 
@@ -409,7 +470,10 @@ class _Made(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         result = function(*arguments, **(keywords or {}))
         if not function.is_view:
-            self.bytes = [*getattr(self, "bytes", []), *(x.nbytes for x in tree_leaves(result) if isinstance(x, Tensor))]
+            self.bytes = [
+                *getattr(self, "bytes", []),
+                *(x.nbytes for x in tree_leaves(result) if isinstance(x, Tensor)),
+            ]
         return result
 
 
@@ -423,22 +487,44 @@ def test_an_output_on_a_device_is_never_copied_whole(kind, monkeypatch):
 
 
 def test_norms_on_a_device():
-    tensors = [torch.randn(30).to(kind) * 1e-12 for kind in (torch.complex64, torch.bfloat16, torch.float32, torch.float64)]
-    assert [float(x) for x in gpu.norms(tensors)] == pytest.approx([x.to(torch.complex128).norm().item() for x in tensors], rel=1e-12)
+    tensors = [
+        torch.randn(30).to(kind) * 1e-12
+        for kind in (torch.complex64, torch.bfloat16, torch.float32, torch.float64)
+    ]
+    assert [float(x) for x in gpu.norms(tensors)] == pytest.approx(
+        [x.to(torch.complex128).norm().item() for x in tensors], rel=1e-12
+    )
     assert float(gpu.norms([torch.full((4,), 1e-25)])[0]) == pytest.approx(2e-25, rel=1e-6)
 
 
 def test_nothing_on_a_gpu_is_waited_for():
-    """Fake CUDA tensors refuse to be looked at, so whatever a step makes of a layer stays on the device until the one transfer."""
+    """Fake CUDA tensors refuse to be looked at, so whatever a step makes of a layer stays on the device until
+    the one transfer.
+    """
     with FakeTensorMode():
         with torch.device("cuda"):
-            output, weight, gradient = torch.randn(4, 3, 5, 5), torch.randn(8, 3), torch.randn(4, 3, 5, 5).to(torch.bfloat16)
+            output, weight, gradient = (
+                torch.randn(4, 3, 5, 5),
+                torch.randn(8, 3),
+                torch.randn(4, 3, 5, 5).to(torch.bfloat16),
+            )
         with pytest.raises(DataDependentOutputException):
             output.sum().item()
         before = [torch.empty_like(weight)]
         found = forward_statistics(output, off=True)
-        (length,), (moved,), (norms_of,) = copy_norms(before, [weight]), change_norms(before, [weight]), norms([weight])
-        call = LayerCall(output.numel(), found, (0, 0), below=found.pop("off"), gradients=[norm(gradient)], off=dead_units(output.relu()))
+        (length,), (moved,), (norms_of,) = (
+            copy_norms(before, [weight]),
+            change_norms(before, [weight]),
+            norms([weight]),
+        )
+        call = LayerCall(
+            output.numel(),
+            found,
+            (0, 0),
+            below=found.pop("off"),
+            gradients=[norm(gradient)],
+            off=dead_units(output.relu()),
+        )
         weights = WeightNumbers([0], weight.numel(), {"weight": length, "moved": moved, "gradient": norms_of})
         waiting = StepMeasurements([[call]], [weights], [0]).waiting
         assert torch.stack(waiting).device.type == "cuda" and len(waiting) == 9
@@ -451,7 +537,10 @@ def test_the_norm_is_taken_before_clipping():
             k: {m: v for m, v in row.items() if m != "update_ratio"}
             for k, row in measure(copy.deepcopy(model), x, y, clip=1e-4).items()
         },
-        {k: {m: v for m, v in row.items() if m != "update_ratio"} for k, row in expected(model, x, y).items()},
+        {
+            k: {m: v for m, v in row.items() if m != "update_ratio"}
+            for k, row in expected(model, x, y).items()
+        },
     )
 
 
@@ -485,7 +574,9 @@ def test_a_frozen_layer_and_one_that_never_runs():
     assert list(measured) == ["frozen", "last", "spare"], "what never ran comes last"
     assert {"grad_norm", "grad_rms"}.isdisjoint(measured["frozen"])
     assert measured["frozen"]["update_ratio"] == 0 and measured["frozen"]["signal_std"] > 0
-    assert set(measured["spare"]) == {"weight_norm", "update_ratio"} and measured["spare"]["update_ratio"] == 0
+    assert (
+        set(measured["spare"]) == {"weight_norm", "update_ratio"} and measured["spare"]["update_ratio"] == 0
+    )
     assert "grad_norm" in measured["last"]
 
 
@@ -548,12 +639,16 @@ def test_inplace_relu_and_a_function_call_are_measured_alike():
 
 
 def test_shared_and_parametrized_weights():
-    """A layer used twice, two layers with one weight, and a weight that is computed: measured or left out, never wrong, never an error."""
+    """A layer used twice, two layers with one weight, and a weight that is computed: measured or left out,
+    never wrong, never an error.
+    """
     shared = nn.Linear(12, 12)
     tied = nn.Linear(12, 12, bias=False)
     tied.weight = shared.weight
     normed = nn.utils.parametrizations.weight_norm(nn.Linear(12, 12))
-    model = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), tied, nn.ReLU(), normed, nn.ReLU(), nn.Linear(12, 3))
+    model = nn.Sequential(
+        shared, nn.ReLU(), shared, nn.ReLU(), tied, nn.ReLU(), normed, nn.ReLU(), nn.Linear(12, 3)
+    )
     x, y = torch.randn(6, 12), torch.tensor([0, 1, 2] * 2)
     weights = [shared.weight, model[8].weight]
     gradients = torch.autograd.grad(loss_of(model, x, y), weights)
@@ -566,13 +661,17 @@ def test_shared_and_parametrized_weights():
         assert measured[name]["update_ratio"] == pytest.approx(
             ((module.weight - before[name]).norm() / before[name].norm()).item(), rel=1e-3
         )
-    assert {"activation_grad_rms", "dead_fraction"} <= set(measured["6.original1"]), "the output goes with the last of a layer's weights"
+    assert {"activation_grad_rms", "dead_fraction"} <= set(measured["6.original1"]), (
+        "the output goes with the last of a layer's weights"
+    )
     assert set(measured["6.original0"]) == {"grad_norm", "grad_rms", "weight_norm", "update_ratio"}
 
 
 def test_spectral_norm_is_not_turned_by_looking():
     """StepMeasurements such a layer's weight in training mode moves its buffers."""
-    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(12, 12)), nn.ReLU(), nn.Linear(12, 3))
+    model = nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Linear(12, 12)), nn.ReLU(), nn.Linear(12, 3)
+    )
     twin, (x, y) = copy.deepcopy(model), (torch.randn(6, 12), torch.tensor([0, 1, 2] * 2))
     measure(model, x, y)
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
@@ -585,19 +684,30 @@ def test_spectral_norm_is_not_turned_by_looking():
 
 
 def hooks(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[object]:
-    """Everything that hangs on any hook dictionary of the model, its parameters, the optimizer and torch itself."""
+    """Everything that hangs on any hook dictionary of the model, its parameters, the optimizer and torch
+    itself.
+    """
     everywhere = nn.modules.module
-    found: list[object] = [h for name in vars(everywhere) if name.startswith("_global") for h in (getattr(everywhere, name) or {}).values()]
+    found: list[object] = [
+        h
+        for name in vars(everywhere)
+        if name.startswith("_global")
+        for h in (getattr(everywhere, name) or {}).values()
+    ]
     found += _global_optimizer_pre_hooks.values()
     found += [torch.amp.GradScaler.scale] if hasattr(torch.amp.GradScaler.scale, "__wrapped__") else []
     for owner in (*model.modules(), *model.parameters(), optimizer):
         names = [
-            name for name in dir(type(owner)) + list(vars(owner) if hasattr(owner, "__dict__") else ()) if "hook" in name.lower()
+            name
+            for name in dir(type(owner)) + list(vars(owner) if hasattr(owner, "__dict__") else ())
+            if "hook" in name.lower()
         ]
         for name in names:
             value = getattr(owner, name, None)
             if isinstance(value, dict):
-                found += [hook for _, hook in value.items()] + ([value] if type(value) not in (dict, OrderedDict) else [])
+                found += [hook for _, hook in value.items()] + (
+                    [value] if type(value) not in (dict, OrderedDict) else []
+                )
     return found
 
 
@@ -606,7 +716,9 @@ def test_hooks_are_seen_by_the_test_itself():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     assert not hooks(model, optimizer)
     with LayerMeter(model, optimizer):
-        assert len(hooks(model, optimizer)) >= 6 + 2 * (4 + 6) + 2 + 1 + 1, "parameters, modules, optimizer, all optimizers, loss scale"
+        assert len(hooks(model, optimizer)) >= 6 + 2 * (4 + 6) + 2 + 1 + 1, (
+            "parameters, modules, optimizer, all optimizers, loss scale"
+        )
 
 
 @pytest.mark.parametrize("where", ["in the block", "in forward", "in backward", "nowhere"])

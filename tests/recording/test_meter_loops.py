@@ -1,5 +1,7 @@
-"""Loops in which the network, its tensors or its optimizers are of unusual kinds, or change: what is measured is right, what cannot be
-measured is null, and nothing outside the model is touched. Expected numbers come from torch alone."""
+"""Loops in which the network, its tensors or its optimizers are of unusual kinds, or change: what is measured
+is right, what cannot be measured is null, and nothing outside the model is touched. Expected numbers come
+from torch alone.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +47,16 @@ def one_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tu
     x, y = batch()
     optimizer.zero_grad()
     F.cross_entropy(model(x), y).backward()
-    named = {name.removesuffix(".weight"): p for name, p in model.named_parameters() if "bias" not in name and p.requires_grad}
+    named = {
+        name.removesuffix(".weight"): p
+        for name, p in model.named_parameters()
+        if "bias" not in name and p.requires_grad
+    }
     before = {name: (p.grad.norm().item(), p.detach().clone()) for name, p in named.items()}
     optimizer.step()
-    return {name: (g, ((named[name].detach() - b).norm() / b.norm()).item()) for name, (g, b) in before.items()}
+    return {
+        name: (g, ((named[name].detach() - b).norm() / b.norm()).item()) for name, (g, b) in before.items()
+    }
 
 
 # ---------------------------------------------------------------- kinds of tensors
@@ -96,7 +104,9 @@ def test_weights_that_cannot_be_read_are_skipped(tmp_path, kind):
             super().__init__()
             self.base, self.head = nn.Linear(6, 8, bias=False), nn.Linear(6, 3)
             if kind == "float8":
-                self.base.weight = nn.Parameter(torch.randn(8, 6).to(torch.float8_e4m3fn), requires_grad=False)
+                self.base.weight = nn.Parameter(
+                    torch.randn(8, 6).to(torch.float8_e4m3fn), requires_grad=False
+                )
             elif kind == "quantized":
                 whole = torch.randint(-8, 8, (8, 6), dtype=torch.int8)
                 self.base.weight = nn.Parameter(Quantized(whole, 0.1), requires_grad=False)
@@ -181,7 +191,9 @@ def test_gradients_that_are_freed_in_the_backward_pass(tmp_path, kind):
                     p.grad = None
 
     for p in model.parameters():
-        p.register_hook(lambda gradient: free()) if kind == "before accumulation" else p.register_post_accumulate_grad_hook(free)
+        p.register_hook(
+            lambda gradient: free()
+        ) if kind == "before accumulation" else p.register_post_accumulate_grad_hook(free)
     with Recorder(model, runs=tmp_path) as recorder:
         expected = []
         for _ in range(2):
@@ -194,7 +206,9 @@ def test_gradients_that_are_freed_in_the_backward_pass(tmp_path, kind):
             free()
             recorder.step(loss)
     for step, gradients in enumerate(expected):
-        assert {name: rows(recorder, step)[name]["grad_norm"] for name in "024"} == pytest.approx(gradients, rel=1e-5)
+        assert {name: rows(recorder, step)[name]["grad_norm"] for name in "024"} == pytest.approx(
+            gradients, rel=1e-5
+        )
 
 
 def test_gradients_put_there_by_hand(tmp_path):
@@ -208,7 +222,9 @@ def test_gradients_put_there_by_hand(tmp_path):
 
     with Recorder(model, optimizer, runs=tmp_path) as recorder:
         for _ in range(2):
-            each = torch.func.vmap(torch.func.grad(loss_of), (None, 0, 0))({k: p.detach() for k, p in parameters.items()}, x, y)
+            each = torch.func.vmap(torch.func.grad(loss_of), (None, 0, 0))(
+                {k: p.detach() for k, p in parameters.items()}, x, y
+            )
             for name, p in parameters.items():
                 p.grad = each[name].mean(0)
             norms = {name: parameters[f"{name}.weight"].grad.norm().item() for name in "024"}
@@ -270,9 +286,13 @@ def other_hooks(model, optimizer):
     return optimizer
 
 
-@pytest.mark.parametrize("change", [new_optimizer, new_head, new_parameter, assigned, grown, wrapped_in_lora, other_hooks])
+@pytest.mark.parametrize(
+    "change", [new_optimizer, new_head, new_parameter, assigned, grown, wrapped_in_lora, other_hooks]
+)
 def test_changes_in_the_middle_are_followed(tmp_path, change):
-    """From the very step on that comes after the change: gradients, updates, outputs, the learning rate and the order of layers."""
+    """From the very step on that comes after the change: gradients, updates, outputs, the learning rate and
+    the order of layers.
+    """
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recorder(model, optimizer, runs=tmp_path) as recorder:
@@ -288,10 +308,18 @@ def test_changes_in_the_middle_are_followed(tmp_path, change):
             for layer, (gradient, ratio) in expected.items():
                 assert found[layer]["grad_norm"] == pytest.approx(gradient, rel=1e-4), (step, layer)
                 assert found[layer]["update_ratio"] == pytest.approx(ratio, rel=1e-3), (step, layer)
-            assert all(row["activation_std"] is not None for layer, row in found.items() if layer not in ("2.A", "2.B"))
+            assert all(
+                row["activation_std"] is not None
+                for layer, row in found.items()
+                if layer not in ("2.A", "2.B")
+            )
             in_order = [layer for layer, _ in sorted(found.items(), key=lambda item: item[1]["depth"])]
-            assert [layer.split(".")[0] for layer in in_order] == sorted(layer.split(".")[0] for layer in in_order)
-    assert recorder.run.read("steps")["learning_rate"].to_pylist()[-1] == pytest.approx(optimizer.param_groups[0]["lr"])
+            assert [layer.split(".")[0] for layer in in_order] == sorted(
+                layer.split(".")[0] for layer in in_order
+            )
+    assert recorder.run.read("steps")["learning_rate"].to_pylist()[-1] == pytest.approx(
+        optimizer.param_groups[0]["lr"]
+    )
     assert all(type(m._forward_hooks) is OrderedDict and not m._forward_hooks for m in model.modules())
 
 
@@ -398,28 +426,43 @@ def test_a_function_before_global_pooling():
             return self.head(self.pool(self.after).flatten(1))
 
     x, y = torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
-    for pool in (lambda x: F.adaptive_avg_pool2d(x, 1), lambda x: F.adaptive_max_pool2d(x, 1), nn.AdaptiveAvgPool2d(1)):
+    for pool in (
+        lambda x: F.adaptive_avg_pool2d(x, 1),
+        lambda x: F.adaptive_max_pool2d(x, 1),
+        nn.AdaptiveAvgPool2d(1),
+    ):
         model = Net(pool)
         with LayerMeter(model, optimizer := torch.optim.SGD(model.parameters(), lr=0.1)) as meter:
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
             dead = read(meter)["conv"]["dead_fraction"]
-        assert dead == pytest.approx((model.after == 0).all(dim=(0, 2, 3)).double().mean().item()) and 0 < dead < 1
+        assert (
+            dead == pytest.approx((model.after == 0).all(dim=(0, 2, 3)).double().mean().item())
+            and 0 < dead < 1
+        )
 
 
 def test_training_in_evaluation_mode_is_measured_and_said(tmp_path):
     model, (x, y) = mlp(), batch()
     model[0].requires_grad_(False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Recorder(model.eval(), optimizer, runs=tmp_path) as recorder, pytest.warns(UserWarning, match=r"model.train\(\)"):
+    with (
+        Recorder(model.eval(), optimizer, runs=tmp_path) as recorder,
+        pytest.warns(UserWarning, match=r"model.train\(\)"),
+    ):
         for _ in range(2):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(x), y)
             loss.backward()
             optimizer.step()
             recorder.step(loss)
-    assert all(row["activation_std"] > 0 for row in rows(recorder, 1).values()), "also of the layer that is frozen"
-    assert recorder.run.state()["facts"]["trained_in_evaluation"] is True and "batch_size" in recorder.run.state()["facts"]
+    assert all(row["activation_std"] > 0 for row in rows(recorder, 1).values()), (
+        "also of the layer that is frozen"
+    )
+    assert (
+        recorder.run.state()["facts"]["trained_in_evaluation"] is True
+        and "batch_size" in recorder.run.state()["facts"]
+    )
 
 
 def test_evaluation_with_gradients_that_nobody_asks_for_is_not_measured():
@@ -442,7 +485,9 @@ def test_evaluation_with_gradients_that_nobody_asks_for_is_not_measured():
 
 
 class Restless(nn.Module):
-    """Everything a second pass could disturb: dropout, running statistics, attributes, lists, other random states."""
+    """Everything a second pass could disturb: dropout, running statistics, attributes, lists, other random
+    states.
+    """
 
     def __init__(self):
         super().__init__()
@@ -468,7 +513,9 @@ def test_a_second_pass_leaves_a_compiled_network_as_it_was(tmp_path):
         random.seed(3)
         np.random.seed(3)
         losses = []
-        with Recorder(compiled, optimizer, runs=tmp_path) if watched else warnings.catch_warnings() as recorder:
+        with (
+            Recorder(compiled, optimizer, runs=tmp_path) if watched else warnings.catch_warnings() as recorder
+        ):
             for _ in range(3):
                 optimizer.zero_grad()
                 loss = F.cross_entropy(compiled(x), y)
@@ -479,7 +526,12 @@ def test_a_second_pass_leaves_a_compiled_network_as_it_was(tmp_path):
                     recorder.step(loss)
         state = [v.clone() for v in model.state_dict().values()]
         ends.append(
-            [*losses, *state, torch.get_rng_state(), torch.tensor([random.random(), np.random.rand()], dtype=torch.float64)]
+            [
+                *losses,
+                *state,
+                torch.get_rng_state(),
+                torch.tensor([random.random(), np.random.rand()], dtype=torch.float64),
+            ]
         )
     assert all(map(torch.equal, *ends))
     found, facts = rows(recorder, 0), recorder.run.state()["facts"]

@@ -44,12 +44,18 @@ def test_softmax_across_the_batch_and_broadcast_targets() -> None:
     with pytest.warns(UserWarning, match="target size"):
         assert loss_facts(F.mse_loss(outputs, torch.randn(6)))["broadcast"]
     assert not loss_facts(F.mse_loss(outputs, torch.randn(6, 1)))["broadcast"]
-    assert loss_facts(F.nll_loss(F.log_softmax(nn.Linear(4, 3)(torch.randn(6, 4)), 0), torch.randint(3, (6,))))["across_batch"]
+    assert loss_facts(
+        F.nll_loss(F.log_softmax(nn.Linear(4, 3)(torch.randn(6, 4)), 0), torch.randint(3, (6,)))
+    )["across_batch"]
 
 
 def test_identical_units_up_to_rounding() -> None:
     weight = torch.full((5, 7), 0.1)
-    assert units_identical(weight) and units_identical(weight + 1e-7 * torch.randn(5, 7)) and units_identical(torch.zeros(5, 7))
+    assert (
+        units_identical(weight)
+        and units_identical(weight + 1e-7 * torch.randn(5, 7))
+        and units_identical(torch.zeros(5, 7))
+    )
     assert not units_identical(torch.randn(5, 7)) and not units_identical(torch.full((1, 7), 0.1))
 
 
@@ -126,11 +132,15 @@ def _one_step(model: nn.Module, loss_of: Any, runs: Path) -> dict[str, Any]:
 def test_a_loss_of_another_network_is_known(tmp_path: Path) -> None:
     generator, discriminator = nn.Linear(4, 3), nn.Linear(3, 1)
     bce = F.binary_cross_entropy_with_logits
-    facts = _one_step(generator, lambda g: bce(discriminator(g(torch.randn(8, 4))), torch.ones(8, 1)), tmp_path)
+    facts = _one_step(
+        generator, lambda g: bce(discriminator(g(torch.randn(8, 4))), torch.ones(8, 1)), tmp_path
+    )
     assert facts["loss"]["other_network"]
     facts = _one_step(nn.Linear(4, 1), lambda m: bce(m(torch.randn(8, 4)), torch.ones(8, 1)), tmp_path)
     assert not facts["loss"]["other_network"]
-    facts = _one_step(generator, lambda g: F.mse_loss(g(torch.randn(8, 4)) @ torch.eye(3), torch.ones(8, 3)), tmp_path)
+    facts = _one_step(
+        generator, lambda g: F.mse_loss(g(torch.randn(8, 4)) @ torch.eye(3), torch.ones(8, 3)), tmp_path
+    )
     assert facts["optimizer_settings"] == {"learning_rate": 0.1, "weight_decay": 0.0, "momentum": 0.0}
 
 

@@ -22,16 +22,18 @@ def hooks():
 def train(steps):
     for _ in range(steps):
         optimizer.zero_grad(); loss = F.cross_entropy(model(x), y); loss.backward(); optimizer.step(); recorder.step(loss)
-"""
+"""  # noqa: E501
 NEW_MODEL = """
 model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)); optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-"""
+"""  # noqa: E501
 OPEN = "recorder = Recorder(model, optimizer, name='again', quiet=True).__enter__(); train(3)\nrecorder"
 
 
 def run_cells(tmp_path: Path, sources: list[str]) -> list:
     """Execute cells in order, the same source as the same cell, and give each execution's outputs."""
-    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})
+    notebook = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    )
     client = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3")
     notebook.cells = [nbformat.v4.new_code_cell(source) for source in sources]
     with client.setup_kernel():
@@ -49,9 +51,26 @@ def html(outputs: list) -> str:
 
 
 def test_a_cell_that_runs_again_closes_what_it_left_open(tmp_path, runs):
-    """The model in a cell of its own, so that the same one is recorded again; the output cache holds every Recorder."""
-    outputs = run_cells(tmp_path, [SETUP, NEW_MODEL, OPEN, OPEN, OPEN, "print(hooks())", NEW_MODEL + OPEN, NEW_MODEL + OPEN, "print(hooks())"])
-    assert text(outputs[5]) == text(outputs[8]) == f"{outputs[5][0]['text']}", "as many hooks after three executions"
+    """The model in a cell of its own, so that the same one is recorded again; the output cache holds every
+    Recorder.
+    """
+    outputs = run_cells(
+        tmp_path,
+        [
+            SETUP,
+            NEW_MODEL,
+            OPEN,
+            OPEN,
+            OPEN,
+            "print(hooks())",
+            NEW_MODEL + OPEN,
+            NEW_MODEL + OPEN,
+            "print(hooks())",
+        ],
+    )
+    assert text(outputs[5]) == text(outputs[8]) == f"{outputs[5][0]['text']}", (
+        "as many hooks after three executions"
+    )
     assert int(text(outputs[5])) == 4, "one a parameter"
     infos = Runs(runs.root).list()
     assert len(infos) == 5 and sorted(info.state["facts"].get("left_open", "") for info in infos)[-1]
@@ -62,7 +81,12 @@ def test_a_cell_that_runs_again_closes_what_it_left_open(tmp_path, runs):
 
 def test_a_card_follows_the_training(tmp_path, runs):
     """Shown before the first step, it has the last one at the end, drawn by other cells' steps."""
-    cells = [SETUP + NEW_MODEL, "recorder = Recorder(model, optimizer, quiet=True).__enter__()\nrecorder", "train(5)", "recorder.__exit__(None, None, None)"]
+    cells = [
+        SETUP + NEW_MODEL,
+        "recorder = Recorder(model, optimizer, quiet=True).__enter__()\nrecorder",
+        "train(5)",
+        "recorder.__exit__(None, None, None)",
+    ]
     outputs = run_cells(tmp_path, cells)
     assert "finished after 5 steps" in html(outputs[1]), html(outputs[1])
     assert [info.status for info in Runs(runs.root).list()] == ["finished"]

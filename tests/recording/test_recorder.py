@@ -1,4 +1,6 @@
-"""The two lines in anybody's loop: what they write, what they leave alone, and what happens when the loop breaks."""
+"""The two lines in anybody's loop: what they write, what they leave alone, and what happens when the loop
+breaks.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,17 @@ pytestmark = pytest.mark.filterwarnings("error")  # a warning in somebody's loop
 
 def net(**options) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(4 * 36, 5, **options))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(4 * 36, 5, **options)
+    )
 
 
 def loader(batches: int = 6) -> list[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
-    return [(torch.rand(8, 1, 8, 8, generator=generator), torch.randint(5, (8,), generator=generator)) for _ in range(batches)]
+    return [
+        (torch.rand(8, 1, 8, 8, generator=generator), torch.randint(5, (8,), generator=generator))
+        for _ in range(batches)
+    ]
 
 
 loss_fn = nn.CrossEntropyLoss()
@@ -65,7 +72,8 @@ def hooks_of(model: nn.Module, optimizer) -> int:
         for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
     )
     count += sum(
-        len(p._backward_hooks or ()) + len(getattr(p, "_post_accumulate_grad_hooks", None) or ()) for p in model.parameters()
+        len(p._backward_hooks or ()) + len(getattr(p, "_post_accumulate_grad_hooks", None) or ())
+        for p in model.parameters()
     )
     return count + len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
 
@@ -79,7 +87,11 @@ def test_two_lines_write_a_whole_run(tmp_path):
         frame = pd.read_parquet(run.path / f"{table}.parquet")
         assert list(frame.columns) == [column.name for column in columns]
     steps, layers = pd.read_parquet(run.path / "steps.parquet"), frame
-    assert list(steps["step"]) == list(range(6)) and steps["accuracy"].isna().all() and set(steps["learning_rate"]) == {0.1}
+    assert (
+        list(steps["step"]) == list(range(6))
+        and steps["accuracy"].isna().all()
+        and set(steps["learning_rate"]) == {0.1}
+    )
     assert (
         list(layers["layer"]) == ["0", "4"] * 6
         and list(layers["depth"]) == [0, 1] * 6
@@ -88,7 +100,13 @@ def test_two_lines_write_a_whole_run(tmp_path):
     assert not layers.drop(columns="dead_fraction").isna().any().any()
 
     info = Runs(tmp_path / "my runs").info(run.id)
-    assert (info.name, info.status, info.outcome, info.init, info.error) == ("my net", "finished", "undecided", "custom", None)
+    assert (info.name, info.status, info.outcome, info.init, info.error) == (
+        "my net",
+        "finished",
+        "undecided",
+        "custom",
+        None,
+    )
     assert info.loss == pytest.approx(steps["loss"].iloc[-1]) and info.accuracy is None
     assert info.state["step"] == 6 and len(info.state["curve"]) == 6
 
@@ -100,7 +118,9 @@ def test_recording_changes_no_bit_and_leaves_nothing(tmp_path):
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         torch.manual_seed(7)
         curves.append(
-            the_contract(model, optimizer, tmp_path).run.read("steps")["loss"].to_pylist() if watched else plain(model, optimizer)
+            the_contract(model, optimizer, tmp_path).run.read("steps")["loss"].to_pylist()
+            if watched
+            else plain(model, optimizer)
         )
         ends.append([*model.state_dict().values(), torch.get_rng_state()])
         assert hooks_of(model, optimizer) == 0 and model.training
@@ -139,7 +159,11 @@ def test_every_so_many_steps(tmp_path):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     recorder = the_contract(model, optimizer, tmp_path, every=4)
-    assert recorder.run.read("steps")["step"].to_pylist() == [0, 4] == recorder.run.read("layers")["step"].unique().to_pylist()
+    assert (
+        recorder.run.read("steps")["step"].to_pylist()
+        == [0, 4]
+        == recorder.run.read("layers")["step"].unique().to_pylist()
+    )
     assert recorder.run.state()["step"] == 6, "progress is told at every step"
 
 
@@ -172,7 +196,9 @@ def test_a_full_disk_does_not_hide_the_loops_own_error(tmp_path, monkeypatch):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ZeroDivisionError), Recorder(model, optimizer, runs=tmp_path) as recorder:
-        monkeypatch.setattr(recorder.writer, "compact", lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        monkeypatch.setattr(
+            recorder.writer, "compact", lambda: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
         raise ZeroDivisionError
     assert hooks_of(model, optimizer) == 0
 
@@ -212,7 +238,9 @@ def test_a_non_finite_loss_is_an_outcome(tmp_path):
 
 
 def test_odd_loops(tmp_path):
-    """No optimizer, a loss that is a plain number, float64 weights, a network of no name, nothing recorded at all."""
+    """No optimizer, a loss that is a plain number, float64 weights, a network of no name, nothing recorded at
+    all.
+    """
     model = nn.Linear(3, 2).double()
     with Recorder(model, runs=tmp_path) as recorder:
         F.cross_entropy(model(torch.rand(4, 3).double()), torch.tensor([0, 1, 0, 1])).backward()
@@ -224,7 +252,9 @@ def test_odd_loops(tmp_path):
     with Recorder(net(), runs=tmp_path) as recorder:
         pass
     assert recorder.run.state()["status"] == Status.FINISHED and len(recorder.run.read("layers")) == 0
-    assert list(pd.read_parquet(recorder.run.path / "layers.parquet").columns) == [column.name for column in LAYERS]
+    assert list(pd.read_parquet(recorder.run.path / "layers.parquet").columns) == [
+        column.name for column in LAYERS
+    ]
 
 
 def test_names_of_layers_and_runs_are_kept_as_they_are(tmp_path):

@@ -1,4 +1,6 @@
-"""Mistakes in the two lines: each is met with one clear line that says what to do, and nothing half-written is left."""
+"""Mistakes in the two lines: each is met with one clear line that says what to do, and nothing half-written
+is left.
+"""
 
 from __future__ import annotations
 
@@ -49,27 +51,63 @@ def refused(tmp_path, kind: type, message: str, make) -> None:
 
 def test_models_that_cannot_be_recorded(tmp_path):
     frozen = net().requires_grad_(False)
-    refused(tmp_path, ConfigError, "nothing to train: every parameter .* requires_grad=False", lambda: Recorder(frozen, runs=tmp_path))
-    refused(tmp_path, ConfigError, "no layer with weights, only ReLU", lambda: Recorder(nn.ReLU(), runs=tmp_path))
+    refused(
+        tmp_path,
+        ConfigError,
+        "nothing to train: every parameter .* requires_grad=False",
+        lambda: Recorder(frozen, runs=tmp_path),
+    )
+    refused(
+        tmp_path, ConfigError, "no layer with weights, only ReLU", lambda: Recorder(nn.ReLU(), runs=tmp_path)
+    )
     meta = net().to("meta")
-    refused(tmp_path, RecordingError, "weights of 0 are on device meta.* move the model", lambda: Recorder(meta, runs=tmp_path))
-    refused(tmp_path, ConfigError, "watches a torch.nn.Module, not list", lambda: Recorder([net()], runs=tmp_path))
+    refused(
+        tmp_path,
+        RecordingError,
+        "weights of 0 are on device meta.* move the model",
+        lambda: Recorder(meta, runs=tmp_path),
+    )
+    refused(
+        tmp_path, ConfigError, "watches a torch.nn.Module, not list", lambda: Recorder([net()], runs=tmp_path)
+    )
     model = net()
-    refused(tmp_path, ConfigError, "optimizer must be .* not generator", lambda: Recorder(model, model.parameters(), runs=tmp_path))
-    refused(tmp_path, ConfigError, "no layer's name matches 'conv.'; there are 0, 2", lambda: Recorder(model, runs=tmp_path, layers="conv*"))
+    refused(
+        tmp_path,
+        ConfigError,
+        "optimizer must be .* not generator",
+        lambda: Recorder(model, model.parameters(), runs=tmp_path),
+    )
+    refused(
+        tmp_path,
+        ConfigError,
+        "no layer's name matches 'conv.'; there are 0, 2",
+        lambda: Recorder(model, runs=tmp_path, layers="conv*"),
+    )
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.jit's own
 def test_models_whose_weights_cannot_be_followed(tmp_path):
-    """What would be wrong or fatal in the loop is refused before it: scripted modules, weights spread over processes."""
+    """What would be wrong or fatal in the loop is refused before it: scripted modules, weights spread over
+    processes.
+    """
     scripted = nn.Sequential(nn.Linear(2, 2), torch.jit.script(net()))
-    refused(tmp_path, ConfigError, r"^1 was made by torch.jit.script .* record the model it was made from", lambda: Recorder(scripted, runs=tmp_path))
+    refused(
+        tmp_path,
+        ConfigError,
+        r"^1 was made by torch.jit.script .* record the model it was made from",
+        lambda: Recorder(scripted, runs=tmp_path),
+    )
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         from torch.distributed.fsdp import FullyShardedDataParallel
 
         spread = FullyShardedDataParallel(net(), use_orig_params=True, device_id=torch.device("cpu"))
-        refused(tmp_path, RecordingError, "spread over processes .* DistributedDataParallel", lambda: Recorder(spread, runs=tmp_path))
+        refused(
+            tmp_path,
+            RecordingError,
+            "spread over processes .* DistributedDataParallel",
+            lambda: Recorder(spread, runs=tmp_path),
+        )
     finally:
         torch.distributed.destroy_process_group()
 
@@ -81,10 +119,16 @@ def test_losses_that_are_no_number(tmp_path):
         (torch.tensor(1j), "not a torch.complex64 tensor"),
         (None, "or a tensor of one, not NoneType"),
     ):
-        with pytest.raises(RecordingError, match=why) as caught, Recorder(model, sgd(model), runs=tmp_path) as recorder:
+        with (
+            pytest.raises(RecordingError, match=why) as caught,
+            Recorder(model, sgd(model), runs=tmp_path) as recorder,
+        ):
             recorder.step(loss)
         assert one_line(caught.value) and recorder.run.state()["status"] == "failed"
-    with pytest.raises(RecordingError, match="takes the accuracy as one real number"), Recorder(model, runs=tmp_path) as recorder:
+    with (
+        pytest.raises(RecordingError, match="takes the accuracy as one real number"),
+        Recorder(model, runs=tmp_path) as recorder,
+    ):
         recorder.step(1.0, "90 %")
 
 
@@ -93,7 +137,9 @@ def test_a_loop_that_leaves_no_gradient_is_told_once(tmp_path):
     with warnings.catch_warnings(record=True) as told, Recorder(model, runs=tmp_path) as recorder:
         warnings.simplefilter("always")
         for _ in range(2):
-            torch.func.grad(lambda w: F.cross_entropy(torch.func.functional_call(model, w, (X,)), Y))(dict(model.named_parameters()))
+            torch.func.grad(lambda w: F.cross_entropy(torch.func.functional_call(model, w, (X,)), Y))(
+                dict(model.named_parameters())
+            )
             recorder.step(1.0)
     (only,) = told
     assert "finds no gradient" in str(only.message) and only.filename == __file__
@@ -102,7 +148,9 @@ def test_a_loop_that_leaves_no_gradient_is_told_once(tmp_path):
 def test_an_optimizer_of_another_model_is_told_and_diagnosed(tmp_path):
     """A warning, not an error: the loop is left as it is, and the run's diagnosis will say the same."""
     model = net()
-    with pytest.warns(UserWarning, match="optimizer holds none of the model's parameters, so nothing will be learned"):
+    with pytest.warns(
+        UserWarning, match="optimizer holds none of the model's parameters, so nothing will be learned"
+    ):
         recorder = Recorder(model, sgd(copy.deepcopy(model)), runs=tmp_path)
     with recorder:
         train(recorder, model, recorder.meter.optimizers[0])
@@ -118,10 +166,17 @@ def test_step_before_backward(tmp_path):
     model = net()
     optimizer = sgd(model)
     recorder = Recorder(model, optimizer, runs=tmp_path)
-    with pytest.raises(RecordingError, match=r"called before loss.backward\(\).* call it after optimizer.step\(\)") as caught, recorder:
+    with (
+        pytest.raises(
+            RecordingError, match=r"called before loss.backward\(\).* call it after optimizer.step\(\)"
+        ) as caught,
+        recorder,
+    ):
         recorder.step(F.cross_entropy(model(X), Y))
     assert one_line(caught.value)
-    assert recorder.run.state()["status"] == "failed" and "before loss.backward" in recorder.run.state()["error"]
+    assert (
+        recorder.run.state()["status"] == "failed" and "before loss.backward" in recorder.run.state()["error"]
+    )
 
 
 def test_step_before_the_update(tmp_path):
@@ -139,7 +194,9 @@ def test_step_before_the_update(tmp_path):
             optimizer.step()
     rows = [row for row in recorder.run.read("layers").to_pylist() if row["layer"] == "0"]
     assert [row["update_ratio"] for row in rows] == [None] * 4
-    assert rows[-1]["grad_norm"] == pytest.approx(expected) and rows[-1]["weight_norm"] == pytest.approx(before)
+    assert rows[-1]["grad_norm"] == pytest.approx(expected) and rows[-1]["weight_norm"] == pytest.approx(
+        before
+    )
     (only,) = [str(w.message) for w in told]
     assert "before optimizer.step()" in only and told[0].filename == __file__
 
@@ -147,7 +204,9 @@ def test_step_before_the_update(tmp_path):
 def test_step_outside_of_the_block(tmp_path):
     model = net()
     recorder = Recorder(model, sgd(model), runs=tmp_path)
-    with pytest.raises(RecordingError, match=r"before the `with Recorder.* block began; call it inside") as caught:
+    with pytest.raises(
+        RecordingError, match=r"before the `with Recorder.* block began; call it inside"
+    ) as caught:
         recorder.step(1.0)
     assert one_line(caught.value)
     with recorder:

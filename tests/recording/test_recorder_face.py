@@ -1,4 +1,6 @@
-"""What the Recorder offers beside the two lines: validation, numbers of one's own, a stop that is heard, facts, and a card."""
+"""What the Recorder offers beside the two lines: validation, numbers of one's own, a stop that is heard,
+facts, and a card.
+"""
 
 from __future__ import annotations
 
@@ -51,9 +53,13 @@ def test_validation_with_the_training_since_the_last_one(tmp_path):
                 means[-1].append(loop.loss)
             recorder.validate(loss=torch.tensor(1.5 - k), accuracy=(0.1, 0.5, None)[k])
     found = recorder.run.read("epochs").to_pylist()
-    assert [row["epoch"] for row in found] == [0, 1, 2] and [row["train_accuracy"] for row in found] == [0.375] * 3
+    assert [row["epoch"] for row in found] == [0, 1, 2] and [row["train_accuracy"] for row in found] == [
+        0.375
+    ] * 3
     assert [row["train_loss"] for row in found] == pytest.approx([sum(part) / 4 for part in means])
-    assert [row["val_loss"] for row in found] == [1.5, 0.5, -0.5] and [row["val_accuracy"] for row in found[:2]] == [0.1, 0.5]
+    assert [row["val_loss"] for row in found] == [1.5, 0.5, -0.5] and [
+        row["val_accuracy"] for row in found[:2]
+    ] == [0.1, 0.5]
     assert math.isnan(found[2]["val_accuracy"])
     state = Runs(tmp_path).list()[0].state
     assert state["val_loss"] == -0.5 and state["train_loss"] == pytest.approx(found[2]["train_loss"])
@@ -71,16 +77,31 @@ def test_validation_follows_the_loops_own_epochs(tmp_path):
 
 def test_an_epochs_row_of_what_is_known(tmp_path):
     loop = Loop(tmp_path)
-    with loop.recorder as recorder, pytest.warns(UserWarning, match="an accuracy of 90 is taken for a percentage") as told:
+    with (
+        loop.recorder as recorder,
+        pytest.warns(UserWarning, match="an accuracy of 90 is taken for a percentage") as told,
+    ):
         loop.step()
         recorder.epoch(0.0, 1.0, 90.0, 2.0, torch.tensor(80.0))
         loop.step()
         recorder.epoch(None, val_loss=1.0)
     first, second = recorder.run.read("epochs").to_pylist()
-    assert len(told) == 1 and (first["epoch"], first["train_accuracy"], first["val_accuracy"], first["val_loss"]) == (0, 0.9, 0.8, 2.0)
-    assert second["epoch"] == 1 and second["train_loss"] == pytest.approx(loop.loss) and math.isnan(second["val_accuracy"])
+    assert len(told) == 1 and (
+        first["epoch"],
+        first["train_accuracy"],
+        first["val_accuracy"],
+        first["val_loss"],
+    ) == (0, 0.9, 0.8, 2.0)
+    assert (
+        second["epoch"] == 1
+        and second["train_loss"] == pytest.approx(loop.loss)
+        and math.isnan(second["val_accuracy"])
+    )
     assert Runs(tmp_path).list()[0].error is None
-    with pytest.raises(RecordingError, match=r"recorder.validate\(\) takes the val_loss as one real number"), Loop(tmp_path).recorder as other:
+    with (
+        pytest.raises(RecordingError, match=r"recorder.validate\(\) takes the val_loss as one real number"),
+        Loop(tmp_path).recorder as other,
+    ):
         other.validate(loss="low")
     with pytest.raises(RecordingError, match=r"recorder.validate\(\) was called after the `with"):
         other.validate(loss=1.0)
@@ -95,10 +116,19 @@ def test_numbers_of_ones_own(tmp_path):
             recorder.log({"my f1": torch.tensor(i / 4), "grad clip": i})
         with pytest.warns(UserWarning, match="reading what recorder.log"):
             recorder.log({"text": "x"})
-    table = pd.read_parquet(recorder.run.path / "metrics.parquet").pivot_table(index="step", columns="name", values="value")
-    assert table["my f1"].tolist() == [0.0, 0.25, 0.5] and table["grad clip"].tolist() == [0, 1, 2] and table["before"].dropna().tolist() == [1]
+    table = pd.read_parquet(recorder.run.path / "metrics.parquet").pivot_table(
+        index="step", columns="name", values="value"
+    )
+    assert (
+        table["my f1"].tolist() == [0.0, 0.25, 0.5]
+        and table["grad clip"].tolist() == [0, 1, 2]
+        and table["before"].dropna().tolist() == [1]
+    )
     assert recorder.run.count("metrics") == 7
-    with pytest.raises(RecordingError, match=r"recorder.log\(\) takes a mapping"), Loop(tmp_path).recorder as other:
+    with (
+        pytest.raises(RecordingError, match=r"recorder.log\(\) takes a mapping"),
+        Loop(tmp_path).recorder as other,
+    ):
         other.log([1.0])
 
 
@@ -126,12 +156,20 @@ def test_a_stop_as_an_exception(tmp_path):
 
 def test_a_loop_that_does_not_listen_is_told_so_and_whoever_looks(tmp_path):
     loop = Loop(tmp_path)
-    with pytest.warns(UserWarning, match="asked this run to stop, and the loop goes on: write `if not recorder.step"), loop.recorder as recorder:
+    with (
+        pytest.warns(
+            UserWarning, match="asked this run to stop, and the loop goes on: write `if not recorder.step"
+        ),
+        loop.recorder as recorder,
+    ):
         recorder.run.request_stop()
         for _ in range(IGNORED_AFTER + 1):
             assert loop.step() is False
         on_disk = json.loads((recorder.run.path / "status.json").read_text())
-        assert on_disk["facts"]["stop_ignored"] == {"asked_at_step": 1} and recorder.run.state()["status"] == "stopping"
+        assert (
+            on_disk["facts"]["stop_ignored"] == {"asked_at_step": 1}
+            and recorder.run.state()["status"] == "stopping"
+        )
     assert recorder.run.state()["status"] == "finished", "it went on to its own end"
 
 
@@ -140,14 +178,24 @@ def test_the_line_that_says_where_the_run_is(tmp_path, capsys, monkeypatch):
     with Recorder(net(), runs="my runs") as recorder:
         pass
     out, err = capsys.readouterr()
-    assert out == "" and err == f"initscope: recording into {tmp_path}/my runs/{recorder.run.id}; to see it: initscope ui --runs '{tmp_path}/my runs'\n"
+    assert (
+        out == ""
+        and err
+        == f"initscope: recording into {tmp_path}/my runs/{recorder.run.id}; to see it: initscope ui "
+        f"--runs '{tmp_path}/my runs'\n"
+    )
     with Recorder(net(), runs="my runs", quiet=True):
         pass
     assert capsys.readouterr().err == ""
 
 
 def test_where_a_nan_came_from(tmp_path):
-    for poison, tensor, layer in (("weight", "weight", "2"), ("input", "output", "0"), ("loss", "loss", None), ("gradient", "gradient", "2")):
+    for poison, tensor, layer in (
+        ("weight", "weight", "2"),
+        ("input", "output", "0"),
+        ("loss", "loss", None),
+        ("gradient", "gradient", "2"),
+    ):
         loop = Loop(tmp_path)
         with loop.recorder as recorder:
             loop.step()
@@ -182,7 +230,10 @@ def test_a_gradient_that_overflows_and_recovers_is_no_finding(tmp_path):
             if i != 1:
                 loop.optimizer.step()
             recorder.step(loss)
-    assert recorder.run.state()["facts"]["first_nonfinite"] is None and recorder.run.state()["outcome"] == "undecided"
+    assert (
+        recorder.run.state()["facts"]["first_nonfinite"] is None
+        and recorder.run.state()["outcome"] == "undecided"
+    )
 
 
 def test_facts_by_which_runs_are_told_apart(tmp_path):
@@ -191,11 +242,19 @@ def test_facts_by_which_runs_are_told_apart(tmp_path):
         loop.step()
     facts = recorder.run.state()["facts"]
     (settings,) = facts["optimizers"]
-    assert settings["class"] == "AdamW" and settings["lr"] == 0.01 and settings["betas"] == [0.8, 0.9] and settings["weight_decay"] == 0.1
+    assert (
+        settings["class"] == "AdamW"
+        and settings["lr"] == 0.01
+        and settings["betas"] == [0.8, 0.9]
+        and settings["weight_decay"] == 0.1
+    )
     assert "params" not in settings and facts["loss"]["function"] == "NllLoss"
     assert (facts["batch_size"], facts["input_shape"], facts["parameters"]) == (12, [4], 43)
     model = net()
-    groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters(), "lr": torch.tensor(0.25)}]
+    groups = [
+        {"params": model[0].parameters(), "lr": 0.1},
+        {"params": model[2].parameters(), "lr": torch.tensor(0.25)},
+    ]
     with Recorder(model, torch.optim.SGD(groups, momentum=0.9), runs=tmp_path, quiet=True) as recorder:
         pass
     (settings,) = recorder.run.state()["facts"]["optimizers"]
@@ -212,8 +271,24 @@ def test_the_card(tmp_path):
             loop.step()
         recorder.sync()
         card = recorder._repr_html_()
-        assert "running, step 4" in card and "&lt;my&gt; net" in card and "<polyline" in card and f"Loss {loop.loss:.4g}" in card
-        assert "Weakest layer: 0, RMS gradient" in card and f"diagnosis?run={recorder.run.id}" in card and f"initscope ui --runs {tmp_path}" in card
+        assert (
+            "running, step 4" in card
+            and "&lt;my&gt; net" in card
+            and "<polyline" in card
+            and f"Loss {loop.loss:.4g}" in card
+        )
+        assert (
+            "Weakest layer: 0, RMS gradient" in card
+            and f"diagnosis?run={recorder.run.id}" in card
+            and f"initscope ui --runs {tmp_path}" in card
+        )
     assert "finished after 4 steps: undecided" in recorder._repr_html_()
-    assert "not finite" in weakest_line((["a"], recorder.measured[1][:, :1] * math.nan)) and weakest_line(None) == ""
-    assert sparkline([3.0, 2.0, math.nan]).count("<path") == 1 and sparkline([3.0, 2.0]).count("<path") == 0 and sparkline([math.nan] * 3) == ""
+    assert (
+        "not finite" in weakest_line((["a"], recorder.measured[1][:, :1] * math.nan))
+        and weakest_line(None) == ""
+    )
+    assert (
+        sparkline([3.0, 2.0, math.nan]).count("<path") == 1
+        and sparkline([3.0, 2.0]).count("<path") == 0
+        and sparkline([math.nan] * 3) == ""
+    )

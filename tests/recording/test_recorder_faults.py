@@ -1,4 +1,6 @@
-"""The Recorder never ends or spoils a training: what goes wrong inside of it is one warning, a null, and a loop that goes on."""
+"""The Recorder never ends or spoils a training: what goes wrong inside of it is one warning, a null, and a
+loop that goes on.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def losses(steps: int) -> list[float]:
     return [one(model, optimizer).item() for _ in range(steps)]
 
 
-def record(runs: Path, steps: int = 3, between=lambda recorder, i: None, loss=lambda x: x, **told) -> Recorder:
+def record(
+    runs: Path, steps: int = 3, between=lambda recorder, i: None, loss=lambda x: x, **told
+) -> Recorder:
     """A recorded training; ``told`` are functions of the step's number."""
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -69,7 +73,15 @@ def rows(recorder: Recorder) -> list[dict]:
 
 @pytest.mark.parametrize(
     ("given", "kept"),
-    [(np.int64(3), 3), (2.7, 2), (torch.tensor(4), 4), (None, 0), (np.float32(1.5), 1), (True, 1), (fractions.Fraction(7, 2), 3)],
+    [
+        (np.int64(3), 3),
+        (2.7, 2),
+        (torch.tensor(4), 4),
+        (None, 0),
+        (np.float32(1.5), 1),
+        (True, 1),
+        (fractions.Fraction(7, 2), 3),
+    ],
     ids=str,
 )
 def test_epochs_of_every_kind(tmp_path, given, kept):
@@ -82,7 +94,9 @@ def test_a_negative_epoch_is_the_first_and_told(tmp_path):
     assert len(told) == 1 and [row["epoch"] for row in rows(recorder)] == [0, 0, 1]
 
 
-@pytest.mark.parametrize("given", [2**40, "1", math.nan, [1], 10**400], ids=["huge", "text", "nan", "list", "longer"])
+@pytest.mark.parametrize(
+    "given", [2**40, "1", math.nan, [1], 10**400], ids=["huge", "text", "nan", "list", "longer"]
+)
 def test_epochs_that_are_none_are_refused_at_the_first_step(tmp_path, given):
     with pytest.raises(RecordingError, match=r"takes the epoch as a whole number from 0 to \d+, not "):
         record(tmp_path, epoch=lambda i: given)
@@ -92,14 +106,25 @@ def test_epochs_that_are_none_are_refused_at_the_first_step(tmp_path, given):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda x: np.float32(x.item()), lambda x: x.detach().numpy(), lambda x: np.mean([x.detach().numpy()]), lambda x: x.double(),
-     lambda x: x.detach().numpy().reshape(1), lambda x: fractions.Fraction(x.item()), lambda x: x.reshape(1)],
-)  # fmt: skip
+    [
+        lambda x: np.float32(x.item()),
+        lambda x: x.detach().numpy(),
+        lambda x: np.mean([x.detach().numpy()]),
+        lambda x: x.double(),
+        lambda x: x.detach().numpy().reshape(1),
+        lambda x: fractions.Fraction(x.item()),
+        lambda x: x.reshape(1),
+    ],
+)
 def test_losses_of_every_kind_of_number(tmp_path, make):
     assert [row["loss"] for row in rows(record(tmp_path, loss=make))] == pytest.approx(losses(3))
 
 
-@pytest.mark.parametrize("given", [True, torch.tensor(True), None, [1.0], "1.5", 10**400, {"loss": 1.0}, torch.ones(2), 1j], ids=str)
+@pytest.mark.parametrize(
+    "given",
+    [True, torch.tensor(True), None, [1.0], "1.5", 10**400, {"loss": 1.0}, torch.ones(2), 1j],
+    ids=str,
+)
 def test_losses_that_are_none_are_refused_at_the_first_step(tmp_path, given):
     with pytest.raises(RecordingError, match=r"takes the loss as (one real|a) number"):
         record(tmp_path, loss=lambda x: given)
@@ -109,15 +134,27 @@ def test_losses_that_are_none_are_refused_at_the_first_step(tmp_path, given):
 def test_at_a_later_step_the_same_is_one_warning_and_a_null(tmp_path):
     """The loop has trained for a while by then: it goes on to its end."""
     wrong = iter([1, 1, 0, 0, 1])
-    with pytest.warns(UserWarning, match=r"at step 2, while reading the loss it was given: .*not NoneType; the training goes on") as told:
+    with pytest.warns(
+        UserWarning,
+        match=r"at step 2, while reading the loss it was given: .*not NoneType; the training goes on",
+    ) as told:
         recorder = record(tmp_path, 5, loss=lambda x: x if next(wrong) else None, epoch=lambda i: i)
     assert len(told) == 1
     found = rows(recorder)
-    assert [row["loss"] is None for row in found] == [False, False, True, True, False] and [row["epoch"] for row in found] == [0, 1, 2, 3, 4]
-    assert [row["grad_norm"] is None for row in recorder.run.read("layers").to_pylist()] == [False] * 10, "the network was measured"
+    assert [row["loss"] is None for row in found] == [False, False, True, True, False] and [
+        row["epoch"] for row in found
+    ] == [0, 1, 2, 3, 4]
+    assert [row["grad_norm"] is None for row in recorder.run.read("layers").to_pylist()] == [False] * 10, (
+        "the network was measured"
+    )
     state = recorder.run.state()
-    assert "at step 2, while reading the loss" in state["facts"]["recording_error"] and "2 faults in all" in state["facts"]["recording_error"]
-    assert "Traceback" in recorder.run.log_tail() and state["outcome"] == "undecided", "a loss that was not told has not diverged"
+    assert (
+        "at step 2, while reading the loss" in state["facts"]["recording_error"]
+        and "2 faults in all" in state["facts"]["recording_error"]
+    )
+    assert "Traceback" in recorder.run.log_tail() and state["outcome"] == "undecided", (
+        "a loss that was not told has not diverged"
+    )
 
 
 def test_accuracies_in_percent(tmp_path):
@@ -135,15 +172,21 @@ def test_accuracies_that_are_none(tmp_path, given):
 
 @pytest.mark.parametrize("given", [torch.tensor(9), 9, np.int64(9)])
 def test_a_count_of_correct_samples_is_no_accuracy(tmp_path, given):
-    with pytest.raises(RecordingError, match=r"takes the accuracy as a share from 0 to 1, not .*; divide a count by the size of the batch"):
+    with pytest.raises(
+        RecordingError,
+        match=r"takes the accuracy as a share from 0 to 1, not .*; divide a count by the size of the batch",
+    ):
         record(tmp_path, accuracy=lambda i: given)
 
 
 def test_names_and_tags_of_every_kind(tmp_path):
     for name, tags, kept in (
-        (3, (1, 2), ("3", ("1", "2"))), (None, None, ("Sequential", ())), (b"x", "abc", ("x", ("abc",))),
-        ("long" * 100, [None], (("long" * 100)[:119] + "…", ("",))), (Path("a/b"), {"one"}, ("a/b", ("one",))),
-    ):  # fmt: skip
+        (3, (1, 2), ("3", ("1", "2"))),
+        (None, None, ("Sequential", ())),
+        (b"x", "abc", ("x", ("abc",))),
+        ("long" * 100, [None], (("long" * 100)[:119] + "…", ("",))),
+        (Path("a/b"), {"one"}, ("a/b", ("one",))),
+    ):
         with Recorder(net(), name=name, tags=tags, runs=tmp_path, quiet=True) as recorder:
             pass
         info = Runs(tmp_path).info(recorder.run.id)
@@ -166,7 +209,10 @@ def test_a_run_beyond_the_last_step_that_a_file_can_hold(tmp_path):
     """Rows that are none are dropped once, not tried again for ever."""
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.warns(UserWarning, match="while writing rows") as told, Recorder(model, optimizer, runs=tmp_path, step=2**31 - 2) as recorder:
+    with (
+        pytest.warns(UserWarning, match="while writing rows") as told,
+        Recorder(model, optimizer, runs=tmp_path, step=2**31 - 2) as recorder,
+    ):
         for _ in range(5):
             recorder.step(one(model, optimizer))
             recorder.sync()
@@ -189,7 +235,11 @@ def test_a_folder_below_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     recorder = record("~/x")
-    assert recorder.run.path.parent == tmp_path / "home" / "x" and not (tmp_path / "~").exists() and len(rows(recorder)) == 3
+    assert (
+        recorder.run.path.parent == tmp_path / "home" / "x"
+        and not (tmp_path / "~").exists()
+        and len(rows(recorder)) == 3
+    )
 
 
 # -- a disk that takes nothing
@@ -221,7 +271,10 @@ def test_a_disk_that_is_full_for_a_while(tmp_path, monkeypatch):
     found = rows(recorder)
     assert [row["step"] for row in found] == list(range(30)) and [row["loss"] for row in found] == losses(30)
     assert len(recorder.run.read("layers")) == 60
-    assert "while writing rows" in recorder.run.state()["facts"]["recording_error"] and "Traceback" in (recorder.run.path / "log.txt").read_text()
+    assert (
+        "while writing rows" in recorder.run.state()["facts"]["recording_error"]
+        and "Traceback" in (recorder.run.path / "log.txt").read_text()
+    )
 
 
 def test_a_disk_that_stays_full_keeps_memory_bounded(tmp_path, monkeypatch):
@@ -247,7 +300,10 @@ def test_a_folder_that_is_deleted_stays_deleted(tmp_path, monkeypatch):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     seen = []
-    with pytest.warns(UserWarning, match="while writing rows"), Recorder(model, optimizer, runs=tmp_path, quiet=True) as recorder:
+    with (
+        pytest.warns(UserWarning, match="while writing rows"),
+        Recorder(model, optimizer, runs=tmp_path, quiet=True) as recorder,
+    ):
         for i in range(6):
             if i == 2:
                 shutil.rmtree(recorder.run.path)
@@ -272,7 +328,9 @@ def test_another_run_in_the_place_of_the_folder_is_left_alone(tmp_path, monkeypa
     with pytest.warns(UserWarning):
         recorder = record(tmp_path, 8, between)
     kept = {path.name: path.read_bytes() for path in recorder.run.path.iterdir() if path.is_file()}
-    assert {name: kept[name] for name in before if name.endswith("parquet")} == {name: before[name] for name in before if name.endswith("parquet")}
+    assert {name: kept[name] for name in before if name.endswith("parquet")} == {
+        name: before[name] for name in before if name.endswith("parquet")
+    }
 
 
 # -- inputs and outputs that cannot be looked at
@@ -299,7 +357,9 @@ def test_nested_tensors(tmp_path, layout):
             loss.backward()
             optimizer.step()
             recorder.step(loss)
-    assert len(rows(recorder)) == 2 and all(row["grad_norm"] > 0 for row in recorder.run.read("layers").to_pylist())
+    assert len(rows(recorder)) == 2 and all(
+        row["grad_norm"] > 0 for row in recorder.run.read("layers").to_pylist()
+    )
     assert "recording_error" not in recorder.run.state()["facts"]
 
 
@@ -321,14 +381,19 @@ class Unreadable(nn.Module):
 def test_a_hook_that_fails_is_one_warning(tmp_path):
     model = Unreadable()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.warns(UserWarning, match="measuring the network: ZeroDivisionError: looked at") as told, Recorder(model, optimizer, runs=tmp_path, quiet=True) as recorder:
+    with (
+        pytest.warns(UserWarning, match="measuring the network: ZeroDivisionError: looked at") as told,
+        Recorder(model, optimizer, runs=tmp_path, quiet=True) as recorder,
+    ):
         for _ in range(4):
             loss = F.cross_entropy(model(X)["y"], Y)
             loss.backward()
             optimizer.step()
             recorder.step(loss)
     assert len(told) == 1 and told[0].filename == __file__
-    assert len(rows(recorder)) == 4 and all(row["grad_norm"] > 0 for row in recorder.run.read("layers").to_pylist())
+    assert len(rows(recorder)) == 4 and all(
+        row["grad_norm"] > 0 for row in recorder.run.read("layers").to_pylist()
+    )
 
 
 def test_a_fault_never_hides_the_loops_own_exception(tmp_path):
@@ -336,12 +401,19 @@ def test_a_fault_never_hides_the_loops_own_exception(tmp_path):
     model = Unreadable()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     error = ZeroDivisionError("mine")
-    with pytest.raises(ZeroDivisionError) as caught, Recorder(model, optimizer, runs=tmp_path, quiet=True) as recorder:
+    with (
+        pytest.raises(ZeroDivisionError) as caught,
+        Recorder(model, optimizer, runs=tmp_path, quiet=True) as recorder,
+    ):
         recorder.meter.__exit__ = recorder.meter.collect = recorder.writer.compact = lambda *_: 1 / 0
         raise error
     assert caught.value is error and error.__context__ is None
     state = recorder.run.state()
-    assert state["status"] == "failed" and state["error"] == "ZeroDivisionError: mine" and "recording_error" in state["facts"]
+    assert (
+        state["status"] == "failed"
+        and state["error"] == "ZeroDivisionError: mine"
+        and "recording_error" in state["facts"]
+    )
 
 
 # -- processes
@@ -391,7 +463,9 @@ dist.destroy_process_group()
 
 @pytest.mark.timeout(600)
 def test_a_recorder_made_before_the_process_group(tmp_path, python):
-    """Two processes that meet after the Recorder was made are one run; nothing in their environment says so."""
+    """Two processes that meet after the Recorder was made are one run; nothing in their environment says
+    so.
+    """
     both = [python(RANK, rank, tmp_path / "runs", tmp_path / "meet") for rank in (0, 1)]
     for process in both:
         _, err = process.communicate(timeout=500)
@@ -485,7 +559,7 @@ with initscope.Recorder(model, runs=sys.argv[1], quiet=True, config={"width": 2}
     recorder.validate(loss=2.0)
 info = initscope.runs(sys.argv[1]).list()[0]
 print(info.status, info.error, recorder.run.read("layers").num_rows, recorder.run.log_tail() == "", initscope.diagnose(recorder.run).cause)
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.timeout(300)
@@ -521,18 +595,40 @@ def test_settings_as_json_can_hold_them(tmp_path):
         betas: tuple = (0.9, np.float64(0.99))
 
     for given, kept in (
-        ({"lr": np.float32(0.5), "n": np.int64(3), 4: Path("a"), "f": F.relu, "t": torch.tensor([1, 2]), "nan": math.nan, "d": torch.float32},
-         {"lr": 0.5, "n": 3, "4": "a", "f": "torch.nn.functional.relu", "t": [1, 2], "nan": "nan", "d": "torch.float32"}),
+        (
+            {
+                "lr": np.float32(0.5),
+                "n": np.int64(3),
+                4: Path("a"),
+                "f": F.relu,
+                "t": torch.tensor([1, 2]),
+                "nan": math.nan,
+                "d": torch.float32,
+            },
+            {
+                "lr": 0.5,
+                "n": 3,
+                "4": "a",
+                "f": "torch.nn.functional.relu",
+                "t": [1, 2],
+                "nan": "nan",
+                "d": "torch.float32",
+            },
+        ),
         (Settings(), {"lr": 0.1, "betas": [0.9, 0.99]}),
         (argparse.Namespace(a=None, b=[True, {"c": "x"}]), {"a": None, "b": [True, {"c": "x"}]}),
-    ):  # fmt: skip
+    ):
         with Recorder(net(), runs=tmp_path, quiet=True, config=given) as recorder:
             pass
         assert Runs(tmp_path).info(recorder.run.id).config["own"] == kept
         assert json.loads((recorder.run.path / "config.json").read_text())["config"]["own"] == kept
     circle: dict = {}
     circle["self"] = circle
-    for given, why in (([1], "must be a mapping"), ({"x": object()}, r"config\['x'\] must be a number.*not object"), (circle, "nested at most")):
+    for given, why in (
+        ([1], "must be a mapping"),
+        ({"x": object()}, r"config\['x'\] must be a number.*not object"),
+        (circle, "nested at most"),
+    ):
         with pytest.raises(ConfigError, match=why):
             Recorder(net(), config=given)
 
@@ -549,8 +645,27 @@ def test_a_loss_that_was_not_told_is_no_divergence_to_readers(tmp_path):
     from initscope_dashboard.live import live_rows
 
     with pytest.warns(UserWarning, match="reading the loss"):
-        recorder = record(tmp_path, 60, loss=lambda x, left=iter(range(60)): x if next(left) % 3 == 0 else None)
+        recorder = record(
+            tmp_path, 60, loss=lambda x, left=iter(range(60)): x if next(left) % 3 == 0 else None
+        )
     diagnosis, run = diagnose(recorder.run), recorder.run
-    assert diagnosis.outcome != "diverged" and "loss_diverged" not in {finding.id for finding in diagnosis.findings}
+    assert diagnosis.outcome != "diverged" and "loss_diverged" not in {
+        finding.id for finding in diagnosis.findings
+    }
     shown = live_rows.progress(run.state(), run.read("steps"), run.info().config)
-    assert shown["broken"] is False and shown["loss"] is not None and live_rows.step_rows(run.read("steps"))["loss"][1] is None
+    assert (
+        shown["broken"] is False
+        and shown["loss"] is not None
+        and live_rows.step_rows(run.read("steps"))["loss"][1] is None
+    )
+
+
+def test_a_recorder_that_was_dropped_unclosed_watches_no_scaler(tmp_path):
+    before = torch.amp.GradScaler.scale
+    model = nn.Linear(2, 2)
+    recorder = Recorder(model, torch.optim.SGD(model.parameters(), lr=0.1), runs=tmp_path, quiet=True)
+    recorder.__enter__()
+    assert torch.amp.GradScaler.scale is not before
+    del recorder, model
+    gc.collect()
+    assert torch.amp.GradScaler.scale is before

@@ -1,5 +1,7 @@
-"""Every way of looping that people use, each against the same loop without the meter: a twin model, outputs kept with
-``retain_grad``, gradients read from ``.grad`` before clipping, and the contract's formulas in float64. No code is shared."""
+"""Every way of looping that people use, each against the same loop without the meter: a twin model, outputs
+kept with ``retain_grad``, gradients read from ``.grad`` before clipping, and the contract's formulas in
+float64. No code is shared.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,20 @@ OUTPUT = {"activation_mean", "activation_std", "signal_std", "activation_grad_rm
 
 
 class Plain:
-    """Watches a twin with hooks of its own. ``layers``: {row: module or (module, parameter)}, in the expected order."""
+    """Watches a twin with hooks of its own. ``layers``: {row: module or (module, parameter)}, in the expected
+    order.
+    """
 
     def __init__(self, model: nn.Module, layers: dict[str, str | tuple[str, str]]):
         self.model = model
-        self.layers = {row: where if isinstance(where, tuple) else (where, "weight") for row, where in layers.items()}
+        self.layers = {
+            row: where if isinstance(where, tuple) else (where, "weight") for row, where in layers.items()
+        }
         self.outputs: dict[str, list[Tensor]] = {}
         for module in {module for module, _ in self.layers.values()}:
-            model.get_submodule(module).register_forward_hook(lambda m, i, o, module=module: self._keep(module, o))
+            model.get_submodule(module).register_forward_hook(
+                lambda m, i, o, module=module: self._keep(module, o)
+            )
         self.begin()
 
     def _keep(self, module: str, output: Tensor) -> None:
@@ -77,8 +85,14 @@ class Plain:
             outputs = [o for o in outputs if o.grad is not None] or outputs[-1:]
             if outputs:
                 every = torch.cat([o.detach().double().flatten() for o in outputs])
-                spread = torch.cat([o.detach().double().var(0, correction=0).flatten().repeat(len(o)) for o in outputs])
-                values |= {"activation_mean": every.mean(), "activation_std": every.std(correction=0), "signal_std": spread.mean().sqrt()}
+                spread = torch.cat(
+                    [o.detach().double().var(0, correction=0).flatten().repeat(len(o)) for o in outputs]
+                )
+                values |= {
+                    "activation_mean": every.mean(),
+                    "activation_std": every.std(correction=0),
+                    "signal_std": spread.mean().sqrt(),
+                }
                 if outputs[0].grad is not None:
                     errors = torch.cat([o.grad.double().flatten() for o in outputs]) * grad_factor
                     values["activation_grad_rms"] = errors.square().mean().sqrt()
@@ -91,10 +105,16 @@ def recorded(recorder: Recorder, step: int = -1) -> dict[str, dict[str, float]]:
     table = recorder.run.read("layers").to_pylist()
     step = table[-1]["step"] if step == -1 else step
     skipped = ("step", "layer", "depth", "kind", "nonfinite")
-    return {r["layer"]: {k: v for k, v in r.items() if v is not None and k not in skipped} for r in table if r["step"] == step}
+    return {
+        r["layer"]: {k: v for k, v in r.items() if v is not None and k not in skipped}
+        for r in table
+        if r["step"] == step
+    }
 
 
-def assert_same(found: dict[str, dict], expected: dict[str, dict], rel: float = 1e-4, only: set[str] | None = None) -> None:
+def assert_same(
+    found: dict[str, dict], expected: dict[str, dict], rel: float = 1e-4, only: set[str] | None = None
+) -> None:
     assert list(found) == list(expected)
     for layer, row in expected.items():
         measured = {k for k in found[layer] if k != "dead_fraction"}
@@ -131,9 +151,11 @@ def follow(
     only: set[str] | None = None,
     **options,
 ) -> Recorder:
-    """Train ``model`` under a Recorder and its twin under ``Plain``: rows of every step alike, losses and weights the same to the bit.
+    """Train ``model`` under a Recorder and its twin under ``Plain``: rows of every step alike, losses and
+    weights the same to the bit.
 
-    ``step(model, optimizer, look)`` is one round of the loop; it calls ``look()`` where the gradients stand as they should be recorded.
+    ``step(model, optimizer, look)`` is one round of the loop; it calls ``look()`` where the gradients stand
+    as they should be recorded.
     """
     twin = copy.deepcopy(model)
     expected, losses, plain, other = [], [], Plain(twin, layers), optimizer(twin)
@@ -226,13 +248,22 @@ def test_a_closure_that_is_called_again_and_again(tmp_path):
 
         return optimizer.step(closure)
 
-    follow(tmp_path, mlp(), MLP, step, steps=1, optimizer=lambda m: torch.optim.LBFGS(m.parameters(), max_iter=6, line_search_fn="strong_wolfe"))
+    follow(
+        tmp_path,
+        mlp(),
+        MLP,
+        step,
+        steps=1,
+        optimizer=lambda m: torch.optim.LBFGS(m.parameters(), max_iter=6, line_search_fn="strong_wolfe"),
+    )
 
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("clip", [False, True])
 def test_loss_scaling(tmp_path, fused, clip):
-    """Gradients are those of the loss, not of the scaled loss; also where a step is skipped because some overflowed."""
+    """Gradients are those of the loss, not of the scaled loss; also where a step is skipped because some
+    overflowed.
+    """
     model, plain = mlp(), Plain(twin := mlp(), MLP)
     mine, other = sgd(model, fused=fused), sgd(twin)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
@@ -263,7 +294,9 @@ def test_loss_scaling(tmp_path, fused, clip):
 
 
 def test_an_overflow_under_loss_scaling(tmp_path):
-    """At the first steps a scaler's factor is often too large: what did not overflow is right, and nothing was updated."""
+    """At the first steps a scaler's factor is often too large: what did not overflow is right, and nothing
+    was updated.
+    """
     model = mlp()
     with torch.no_grad():
         model[4].weight.mul_(1e3)
@@ -385,14 +418,18 @@ def test_an_optimizer_for_each_parameter_stepped_in_the_backward_pass(tmp_path):
 
 
 def test_fast_weights(tmp_path):
-    """Meta-learning: the loss of weights that are a function of the model's, called through ``functional_call``."""
+    """Meta-learning: the loss of weights that are a function of the model's, called through
+    ``functional_call``.
+    """
 
     def step(model, optimizer, look):
         x, y = batch()
         slow = dict(model.named_parameters())
         loss = F.cross_entropy(torch.func.functional_call(model, slow, (x,)), y)
         slopes = torch.autograd.grad(loss, list(slow.values()), create_graph=True)
-        fast = {name: weight - 0.1 * slope for (name, weight), slope in zip(slow.items(), slopes, strict=True)}
+        fast = {
+            name: weight - 0.1 * slope for (name, weight), slope in zip(slow.items(), slopes, strict=True)
+        }
         loss = F.cross_entropy(torch.func.functional_call(model, fast, (x,)), y)
         loss.backward()
         look()
@@ -457,7 +494,9 @@ def test_frozen_layers_and_one_that_thaws(tmp_path):
 
     recorder = follow(tmp_path, model, MLP, step)
     assert "grad_norm" not in recorded(recorder, 0)["2"] and recorded(recorder, 0)["2"]["update_ratio"] == 0
-    assert "grad_norm" in recorded(recorder, 2)["2"] and "activation_grad_rms" not in recorded(recorder, 2)["0"]
+    assert (
+        "grad_norm" in recorded(recorder, 2)["2"] and "activation_grad_rms" not in recorded(recorder, 2)["0"]
+    )
 
 
 class Language(nn.Module):
@@ -471,7 +510,11 @@ class Language(nn.Module):
     def forward(self, tokens: Tensor, labels: Tensor) -> dict:
         x = torch.relu(self.block(torch.relu(self.block(self.embed(tokens)))))
         logits = self.head(x)
-        return {"loss": F.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits, "hidden": (x, [x])}
+        return {
+            "loss": F.cross_entropy(logits.flatten(0, 1), labels.flatten()),
+            "logits": logits,
+            "hidden": (x, [x]),
+        }
 
 
 def test_shared_weights_and_repeated_modules(tmp_path):
@@ -488,7 +531,9 @@ def test_shared_weights_and_repeated_modules(tmp_path):
 
     recorder = follow(tmp_path, Language(), {"embed": "embed", "block": "block", "head": "head"}, step)
     rows = recorded(recorder)
-    assert {m: rows["embed"][m] for m in WEIGHT} == {m: rows["head"][m] for m in WEIGHT}, "one weight, one gradient"
+    assert {m: rows["embed"][m] for m in WEIGHT} == {m: rows["head"][m] for m in WEIGHT}, (
+        "one weight, one gradient"
+    )
     assert recorder.run.state()["facts"]["batch_size"] == 5
 
 
@@ -528,11 +573,17 @@ def test_outputs_of_every_shape(tmp_path):
 
         recorder = follow(tmp_path / name, Net(form), {"a": "a", "b": "b"}, step)
         facts = recorder.run.state()["facts"]
-        assert facts["outputs"] == 4 and facts["loss"]["chain"] == ["NllLoss", "LogSoftmax"] and facts["targets"]["price"] > 0
+        assert (
+            facts["outputs"] == 4
+            and facts["loss"]["chain"] == ["NllLoss", "LogSoftmax"]
+            and facts["targets"]["price"] > 0
+        )
 
 
 def test_a_gan(tmp_path):
-    """Two optimizers: each weight's gradient is the one its own optimizer saw, whatever passed through it afterwards."""
+    """Two optimizers: each weight's gradient is the one its own optimizer saw, whatever passed through it
+    afterwards.
+    """
 
     class Gan(nn.Module):
         def __init__(self):
@@ -542,13 +593,18 @@ def test_a_gan(tmp_path):
             self.critic = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
 
     def optimizers(model):
-        return [torch.optim.SGD(model.generator.parameters(), lr=0.1), torch.optim.Adam(model.critic.parameters(), lr=0.01)]
+        return [
+            torch.optim.SGD(model.generator.parameters(), lr=0.1),
+            torch.optim.Adam(model.critic.parameters(), lr=0.01),
+        ]
 
     def step(model, optimizers, look):
         generator, critic = optimizers
         fake = model.generator(torch.randn(12, 3))
         critic.zero_grad()
-        (F.softplus(model.critic(fake.detach())).mean() + F.softplus(-model.critic(batch()[0])).mean()).backward()
+        (
+            F.softplus(model.critic(fake.detach())).mean() + F.softplus(-model.critic(batch()[0])).mean()
+        ).backward()
         look("critic")
         critic.step()
         generator.zero_grad()
@@ -580,7 +636,10 @@ def test_a_gan(tmp_path):
             recorder.step(step(model, mine, lambda part: None))
     for k, rows in enumerate(expected):
         assert_same(recorded(recorder, k), rows)
-    assert recorder.run.state()["facts"]["optimizer"] == "SGD, Adam" and recorder.run.state()["facts"]["unoptimized"] == []
+    assert (
+        recorder.run.state()["facts"]["optimizer"] == "SGD, Adam"
+        and recorder.run.state()["facts"]["unoptimized"] == []
+    )
 
     # One update a recorded step, by turns: a network whose turn it is not has no gradient to show.
     with Recorder(model, mine, runs=tmp_path) as recorder:
@@ -599,7 +658,12 @@ def test_activation_checkpointing(tmp_path, reentrant):
         def __init__(self):
             super().__init__()
             torch.manual_seed(0)
-            self.stem, self.a, self.b, self.head = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+            self.stem, self.a, self.b, self.head = (
+                nn.Linear(8, 16),
+                nn.Linear(16, 16),
+                nn.Linear(16, 16),
+                nn.Linear(16, 4),
+            )
             self.checkpointing = True
 
         def block(self, x):
@@ -623,7 +687,9 @@ def test_activation_checkpointing(tmp_path, reentrant):
 
 
 def test_parametrizations(tmp_path):
-    """The weight that is computed is never read (that turns spectral_norm's vectors); its parameters are followed."""
+    """The weight that is computed is never read (that turns spectral_norm's vectors); its parameters are
+    followed.
+    """
     torch.manual_seed(0)
     spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 16))
     weighted = nn.utils.parametrizations.weight_norm(nn.Linear(16, 12))
@@ -639,7 +705,9 @@ def test_parametrizations(tmp_path):
     optimizer = sgd(model)
     with Recorder(model, optimizer, runs=tmp_path) as recorder:
         recorder.step(simple(model, optimizer, lambda: None))
-    assert all(map(torch.equal, model.state_dict().values(), plain.model.state_dict().values())), "buffers too"
+    assert all(map(torch.equal, model.state_dict().values(), plain.model.state_dict().values())), (
+        "buffers too"
+    )
     expected = plain.rows()
     expected["2.original0"] = {m: v for m, v in expected["2.original0"].items() if m in WEIGHT}
     assert_same(recorded(recorder), expected)
@@ -670,7 +738,9 @@ def test_lazy_modules(tmp_path):
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("when", ["before", "inside", "in place"])
 def test_compiled(tmp_path, when):
-    """Outputs are measured by a second pass, here of the whole small batch; what only the compiled graph would tell of them is null."""
+    """Outputs are measured by a second pass, here of the whole small batch; what only the compiled graph
+    would tell of them is null.
+    """
     plain = Plain(twin := mlp(), MLP)
     other, expected = sgd(twin), []
     for _ in range(2):
@@ -696,7 +766,9 @@ def test_compiled(tmp_path, when):
         assert "dead_fraction" in recorded(recorder, k)["0"]
     assert recorder.run.state()["facts"]["shadow_pass"] == {"samples": 12, "batch": 12}
     compiled(batch()[0])
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= (0 if when == "before" else 1), "compiled no second time"
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= (0 if when == "before" else 1), (
+        "compiled no second time"
+    )
     assert recorder.run.state()["facts"]["outputs"] == 4
 
 
@@ -712,7 +784,9 @@ def test_data_parallel_and_copies(tmp_path):
 
 
 def test_copies_and_pickles_in_the_middle(tmp_path):
-    """A moving average, a checkpoint of the whole module: free of the recorder, and training a copy records nothing."""
+    """A moving average, a checkpoint of the whole module: free of the recorder, and training a copy records
+    nothing.
+    """
     model = mlp()
     optimizer = sgd(model)
     with Recorder(model, optimizer, runs=tmp_path) as recorder:
@@ -771,7 +845,10 @@ def test_distributed_data_parallel(tmp_path):
     torch.save((x, y), tmp_path / "batch.pt")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     script = textwrap.dedent(WORKER)
-    workers = [subprocess.Popen([sys.executable, "-c", script, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
+    workers = [
+        subprocess.Popen([sys.executable, "-c", script, str(rank), str(tmp_path)], env=environment)
+        for rank in range(2)
+    ]
     assert [worker.wait(timeout=600) for worker in workers] == [0, 0]
     from initscope.store import Runs
 

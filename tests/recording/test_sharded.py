@@ -1,4 +1,6 @@
-"""Weights that are spread over processes: real processes with gloo, their rows against the same training in this process."""
+"""Weights that are spread over processes: real processes with gloo, their rows against the same training in
+this process.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,7 @@ WORKER = """
     dist.destroy_process_group()
     sys.stdout.flush()
     os._exit(0)  # gloo's threads may outlive the interpreter, and abort it
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.parametrize(("how", "world"), [("fully_shard", 2), ("fully_shard", 4), ("tensor", 2)])
@@ -101,7 +103,9 @@ def test_parts_add_up_to_the_whole(tmp_path, how, world):
             recorder.step(loss)
     (info,) = Runs(tmp_path / "runs").list()
     assert info.status == "finished"
-    found, expected = (run.read("layers").to_pylist() for run in (Runs(tmp_path / "runs").get(info.run), recorder.run))
+    found, expected = (
+        run.read("layers").to_pylist() for run in (Runs(tmp_path / "runs").get(info.run), recorder.run)
+    )
     assert len(found) == len(expected) == 6
     for row, one in zip(found, expected, strict=True):
         assert (row["step"], row["layer"]) == (one["step"], one["layer"])

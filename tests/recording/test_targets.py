@@ -15,9 +15,17 @@ from initscope.recording.model_facts import loss_facts
 from initscope.recording.targets import Observed, TargetLog, agreed, is_discriminator, observe
 
 
-def seen(loss_fn: Callable[[Tensor, Tensor], Tensor], output: Tensor, target: Tensor, told: bool = True) -> Observed | None:
-    """What ``observe`` makes of one batch; the output is that of a linear layer, so that the chain is a real one."""
-    result = (output.detach().clone().requires_grad_() @ torch.eye(output.shape[-1])) if output.dim() > 1 else output.requires_grad_()
+def seen(
+    loss_fn: Callable[[Tensor, Tensor], Tensor], output: Tensor, target: Tensor, told: bool = True
+) -> Observed | None:
+    """What ``observe`` makes of one batch; the output is that of a linear layer, so that the chain is a real
+    one.
+    """
+    result = (
+        (output.detach().clone().requires_grad_() @ torch.eye(output.shape[-1]))
+        if output.dim() > 1
+        else output.requires_grad_()
+    )
     result.retain_grad()
     loss = loss_fn(result, target)
     chain = loss_facts(loss)["chain"] if told else []
@@ -69,7 +77,10 @@ def test_ignored_targets_are_left_out() -> None:
     output, y = torch.randn(40, 4), torch.randint(4, (40,))
     y[::3] = -100
     found = seen(F.cross_entropy, output, y)
-    assert found.samples == int((y >= 0).sum()) and found.true.tolist() == torch.bincount(y[y >= 0], minlength=4).tolist()
+    assert (
+        found.samples == int((y >= 0).sum())
+        and found.true.tolist() == torch.bincount(y[y >= 0], minlength=4).tolist()
+    )
 
 
 def test_without_the_chain_the_numbers_decide() -> None:
@@ -77,7 +88,10 @@ def test_without_the_chain_the_numbers_decide() -> None:
     output, y = torch.randn(32, 6), torch.randint(6, (32,))
     assert seen(F.cross_entropy, output, y, told=False).kind == "classes"
     assert seen(F.mse_loss, output, torch.randn(32, 6), told=False).kind == "numbers"
-    assert seen(F.binary_cross_entropy_with_logits, output, torch.rand(32, 6).round(), told=False).kind == "binary"
+    assert (
+        seen(F.binary_cross_entropy_with_logits, output, torch.rand(32, 6).round(), told=False).kind
+        == "binary"
+    )
     assert seen(lambda o, t: (o * t).mean(), output, torch.randn(32, 6), told=False) is None
     assert seen(F.l1_loss, output, torch.randn(32, 6), told=False) is None
 
@@ -95,7 +109,9 @@ def test_likelihoods(outputs: str) -> None:
 
 def test_smoothed_labels_leave_a_floor() -> None:
     torch.manual_seed(5)
-    found = seen(lambda o, y: F.cross_entropy(o, y, label_smoothing=0.2), torch.randn(64, 5), torch.randint(5, (64,)))
+    found = seen(
+        lambda o, y: F.cross_entropy(o, y, label_smoothing=0.2), torch.randn(64, 5), torch.randint(5, (64,))
+    )
     hard = 0.8 + 0.04
     assert found.floor == pytest.approx(-(hard * math.log(hard) + 4 * 0.04 * math.log(0.04)), rel=1e-3)
 
@@ -103,13 +119,20 @@ def test_smoothed_labels_leave_a_floor() -> None:
 def test_targets_outside_of_zero_and_one() -> None:
     torch.manual_seed(6)
     found = seen(F.binary_cross_entropy_with_logits, torch.randn(64, 1), torch.randint(10, (64, 1)).float())
-    assert (found.low, found.high) == (pytest.approx(0, abs=1e-3), pytest.approx(9, abs=1e-3)) and found.mass is None
+    assert (found.low, found.high) == (
+        pytest.approx(0, abs=1e-3),
+        pytest.approx(9, abs=1e-3),
+    ) and found.mass is None
 
 
 def test_positive_weights_are_no_targets_outside() -> None:
     torch.manual_seed(7)
     y = (torch.rand(200, 2) < 0.1).float()
-    found = seen(lambda o, t: F.binary_cross_entropy_with_logits(o, t, pos_weight=torch.tensor([9.0, 9.0])), torch.randn(200, 2), y)
+    found = seen(
+        lambda o, t: F.binary_cross_entropy_with_logits(o, t, pos_weight=torch.tensor([9.0, 9.0])),
+        torch.randn(200, 2),
+        y,
+    )
     assert found.high == 1 and found.true.tolist() == [int((y == 0).sum()), int(y.sum())]
     rate = y.mean(0)
     assert found.mass[:, 1].tolist() == pytest.approx((9 * rate / (9 * rate + 1 - rate)).tolist(), rel=1e-3)
@@ -138,7 +161,9 @@ def test_the_price_of_guessing_is_pooled_over_batches() -> None:
     facts = pooled(F.cross_entropy, [(torch.randn(50, 2), row) for row in y])
     assert facts["price"] == pytest.approx(entropy(y, 2), rel=0.01)
     assert 0 < facts["price_error"] < 0.1 * facts["price"]
-    assert facts["largest"] == pytest.approx(1 - y.double().mean().item()) and facts["scale"] == pytest.approx(1, rel=0.01)
+    assert facts["largest"] == pytest.approx(1 - y.double().mean().item()) and facts[
+        "scale"
+    ] == pytest.approx(1, rel=0.01)
 
 
 def test_the_price_of_a_regression_is_the_targets_variance() -> None:
@@ -146,7 +171,9 @@ def test_the_price_of_a_regression_is_the_targets_variance() -> None:
     target = 3 * torch.randn(30, 40, 2) + 7
     facts = pooled(F.mse_loss, [(torch.randn(40, 2), row) for row in target])
     assert facts["price"] == pytest.approx(target.reshape(-1, 2).var(0).mean().item(), rel=1e-3)
-    assert facts["mean"] == pytest.approx(7, abs=0.2) and facts["rms"] == pytest.approx(math.hypot(7, 3), rel=0.02)
+    assert facts["mean"] == pytest.approx(7, abs=0.2) and facts["rms"] == pytest.approx(
+        math.hypot(7, 3), rel=0.02
+    )
 
 
 def test_sorted_labels_are_told_from_shuffled_ones() -> None:
@@ -166,7 +193,10 @@ def test_sorted_labels_are_told_from_shuffled_ones() -> None:
 def test_a_penalty_has_no_one_scale() -> None:
     torch.manual_seed(12)
     penalty = iter([0.5, 0.7, 0.9, 1.1])
-    facts = pooled(lambda o, y: F.cross_entropy(o, y) + next(penalty), [(torch.randn(40, 3), torch.randint(3, (40,))) for _ in range(4)])
+    facts = pooled(
+        lambda o, y: F.cross_entropy(o, y) + next(penalty),
+        [(torch.randn(40, 3), torch.randint(3, (40,))) for _ in range(4)],
+    )
     assert facts["scale"] is None and facts["first"]["penalty"] == pytest.approx(0.8, rel=1e-3)
 
 

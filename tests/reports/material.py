@@ -34,7 +34,9 @@ def digits() -> Split:
 
 @cache
 def table(samples: int = 1200, features: int = 10, noise: float = 0.0) -> Split:
-    """A smooth function of standard normal columns, variance about 1, (N, 1), plus ``noise`` times a normal."""
+    """A smooth function of standard normal columns, variance about 1, (N, 1), plus ``noise`` times a
+    normal.
+    """
     generator = torch.Generator().manual_seed(17)
     x = torch.randn(samples, features, generator=generator)
     w = torch.randn(features, generator=generator) / features**0.5
@@ -121,7 +123,9 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def class_skill(outputs: Tensor, y: Tensor, classes: int | None = None) -> float:
-    """Balanced accuracy of the largest output (or of a single one's sign), from guessing (0) to perfect (1)."""
+    """Balanced accuracy of the largest output (or of a single one's sign), from guessing (0) to perfect
+    (1).
+    """
     answers = (
         outputs.argmax(1) if outputs.dim() > 1 and outputs.shape[1] > 1 else (outputs.flatten() > 0).long()
     )
@@ -160,7 +164,9 @@ def supervised(
     after_step: Callable[[int], object] = lambda i: None,
     epoch: int | None = None,
 ) -> Loop:
-    """The usual loop over random batches, or those of ``indices(i)``; validates after every ``epoch`` steps."""
+    """The usual loop over random batches, or those of ``indices(i)``; validates after every ``epoch``
+    steps.
+    """
     x, y, held_x, held_y = data
 
     def step(i: int) -> Tensor | tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """What a report is, and the list of all of them.
 
-A report is a public complaint about a network that does not train (or that looks as if it did not), re-created
-in our own words and small. Its function takes ``fixed`` and returns the loop as its author wrote it, broken or
-mended; the runner trains it under a Recorder and asks the diagnosis.
+A report is a public complaint about a network that does not train (or that looks as if it did not),
+re-created in our own words and small. Its function takes ``fixed`` and returns the loop as its author wrote
+it, broken or mended; the runner trains it under a Recorder and asks the diagnosis.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ UNKNOWN = "unknown"
 
 @dataclass
 class Loop:
-    """A training loop: ``step(i)`` trains once and returns the loss, or (loss, accuracy) if the author has both.
+    """A training loop: ``step(i)`` trains once and returns the loss, or (loss, accuracy) if the author has
+    both.
 
-    ``score()`` is what the author wanted, measured at the end and on held-out data where there are such: 0 is the
-    best constant answer, 1 is perfect. No recorder sees it; it proves that the broken loop fails and that the
-    mended one does not. ``epoch`` steps make an epoch; after each, ``validate()`` gives the validation loss and
-    accuracy (NaN in a regression) for ``recorder.epoch``.
+    ``score()`` is what the author wanted, measured at the end and on held-out data where there are such: 0 is
+    the best constant answer, 1 is perfect. No recorder sees it; it proves that the broken loop fails and that
+    the mended one does not. ``epoch`` steps make an epoch; after each, ``validate()`` gives the validation
+    loss and accuracy (NaN in a regression) for ``recorder.epoch``.
     """
 
     model: nn.Module
@@ -43,10 +44,10 @@ class Loop:
 class Report:
     """``cause``: the true one, by the words of the verdict; ``also``: other words that are as true of it.
 
-    ``evidence``: ids of findings, or words in their text, that lead to the cause: with one of them ``unknown`` is a
-    fair answer. ``source``: where the report stands. ``held_out``: kept for judging; who mends the diagnosis looks
-    at the others.
-    A report whose cause is healthy looks odd and is not to be alarmed about: it has no mended form.
+    ``evidence``: ids of findings, or words in their text, that lead to the cause: with one of them
+    ``unknown`` is a fair answer. ``source``: where the report stands. ``held_out``: kept for judging; who
+    mends the diagnosis looks at the others. A report whose cause is healthy looks odd and is not to be
+    alarmed about: it has no mended form.
     """
 
     name: str

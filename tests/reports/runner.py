@@ -33,10 +33,10 @@ RIGHT, FAIR, UNHELPFUL, MISLEADING, FALSE_ALARM, REFUSED = (
 VERDICTS = (RIGHT, FAIR, UNHELPFUL, MISLEADING, FALSE_ALARM, REFUSED)
 """From best to worst.
 
-right: the true cause by name, or ``healthy`` for what trains. fair: ``unknown`` with a finding that leads to the
-cause, or ``unknown`` for what trains. unhelpful: ``unknown`` without one. misleading: another cause, or ``healthy``
-for what is broken. false alarm: a cause for what trains.
-refused: the Recorder or the diagnosis raised an error over a loop that runs without it.
+right: the true cause by name, or ``healthy`` for what trains. fair: ``unknown`` with a finding that leads to
+the cause, or ``unknown`` for what trains. unhelpful: ``unknown`` without one. misleading: another cause, or
+``healthy`` for what is broken. false alarm: a cause for what trains. refused: the Recorder or the diagnosis
+raised an error over a loop that runs without it.
 """
 
 
@@ -68,7 +68,9 @@ def load() -> dict[str, Report]:
 
 
 def answer(name: str, fixed: bool, seed: int, runs: Path | None = None) -> Answer:
-    """Train report ``name`` once with ``seed`` on one thread and judge its diagnosis; keep the run in ``runs``."""
+    """Train report ``name`` once with ``seed`` on one thread and judge its diagnosis; keep the run in
+    ``runs``.
+    """
     case = load()[name]
     torch.set_num_threads(1)
     began = time.process_time()
@@ -147,7 +149,9 @@ def verdict(case: Report, fixed: bool, cause: str, findings: Iterable[str]) -> s
 
 
 def run_all(names: Iterable[str], seeds: int, jobs: int, runs: Path | None = None) -> Iterator[Answer]:
-    """Every form of every named report with ``seeds`` seeds, ``jobs`` at a time; answers in order, as they come."""
+    """Every form of every named report with ``seeds`` seeds, ``jobs`` at a time; answers in order, as they
+    come.
+    """
     tasks = [
         (name, fixed, seed, runs) for name in names for fixed in load()[name].forms for seed in range(seeds)
     ]

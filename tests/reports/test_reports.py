@@ -1,7 +1,7 @@
 """A fast part of the bench of public reports: no answer that misleads, no alarm over what trains.
 
-The whole bench is ``python -m tests.reports``. Reports that are answered wrong today stand in ``NOT_YET`` and are
-expected to fail, strictly: whoever mends the diagnosis takes them out.
+The whole bench is ``python -m tests.reports``. Reports that are answered wrong today stand in ``NOT_YET`` and
+are expected to fail, strictly: whoever mends the diagnosis takes them out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Run folders damaged at random, and what every reader makes of them: shared by the suite and the benchmark."""
+"""Run folders damaged at random, and what every reader makes of them: shared by the suite and the
+benchmark.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,47 @@ from initscope_dashboard.browser import theme
 from initscope_dashboard.content import formatting
 from initscope_dashboard.live import live_rows
 
-ODD = [None, True, -1, 0, 3.7, 10**400, -(10**30), 1e308, float("nan"), float("inf"), "", "abc", "\ud800", "\u202e\u0000", "x" * 10_000, [], [[]], {}, {"a": {}},
-       ["\ud800", 1, None], "<img src=x onerror=alert(1)>", "nan", "running", "finished", [float("nan")] * 50, "../..", "2026-13-45"]  # fmt: skip
+ODD = [
+    None,
+    True,
+    -1,
+    0,
+    3.7,
+    10**400,
+    -(10**30),
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "abc",
+    "\ud800",
+    "\u202e\u0000",
+    "x" * 10_000,
+    [],
+    [[]],
+    {},
+    {"a": {}},
+    ["\ud800", 1, None],
+    "<img src=x onerror=alert(1)>",
+    "nan",
+    "running",
+    "finished",
+    [float("nan")] * 50,
+    "../..",
+    "2026-13-45",
+]
 
 
 def template(runs: Runs, live: bool = False, sweep: str = "") -> Run:
     """A small run with all files: two hundred steps, five epochs, three layers; live: rows still in parts."""
-    run = runs.create(RunConfig(name="a run", tags=("one", "two"), epochs=5, sweep=sweep), "running", total_steps=200, num_classes=10, chance=0.1, pid=0)
+    run = runs.create(
+        RunConfig(name="a run", tags=("one", "two"), epochs=5, sweep=sweep),
+        "running",
+        total_steps=200,
+        num_classes=10,
+        chance=0.1,
+        pid=0,
+    )
     writer = RunWriter(run)
     names = pa.DictionaryArray.from_arrays(pa.array(range(3), pa.int32()), ["conv1_1", "conv1_2", "fc1"])
     kinds = pa.DictionaryArray.from_arrays(pa.array([0, 0, 1], pa.int32()), ["conv2d", "linear"])
@@ -46,7 +82,16 @@ def template(runs: Runs, live: bool = False, sweep: str = "") -> Run:
     if not live:
         writer.compact()
     end = {"status": "stopped"} if live else {"status": "finished", "outcome": "converged"}
-    writer.update(**end, step=200, loss=0.3, accuracy=0.9, val_accuracy=0.6, validation_samples=359, curve=[2.3, 1.0, 0.3], ended=time.time())
+    writer.update(
+        **end,
+        step=200,
+        loss=0.3,
+        accuracy=0.9,
+        val_accuracy=0.6,
+        validation_samples=359,
+        curve=[2.3, 1.0, 0.3],
+        ended=time.time(),
+    )
     return run
 
 
@@ -54,7 +99,24 @@ def mutate(folder: Path, chance: random.Random) -> str:
     """Damage one file of a run folder; returns what was done."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     path = chance.choice(files)
-    kind = chance.choice(["truncate", "flip", "flip", "delete", "garbage", "folder", "link", "grow", "json", "json", "json", "json", "swap", "foreign"])
+    kind = chance.choice(
+        [
+            "truncate",
+            "flip",
+            "flip",
+            "delete",
+            "garbage",
+            "folder",
+            "link",
+            "grow",
+            "json",
+            "json",
+            "json",
+            "json",
+            "swap",
+            "foreign",
+        ]
+    )
     data = path.read_bytes()
     if kind == "truncate":
         path.write_bytes(data[: chance.randrange(len(data) + 1)])
@@ -83,7 +145,18 @@ def mutate(folder: Path, chance: random.Random) -> str:
         path.write_bytes(other)
     elif kind == "foreign":
         (folder / "parts").mkdir(exist_ok=True)
-        (folder / chance.choice(["x.parquet", "steps.parquet~", "parts/steps-1-2.parquet", "parts/steps-99999999-99999999.parquet", "\u202e.json"])).write_bytes(b"PAR1")
+        (
+            folder
+            / chance.choice(
+                [
+                    "x.parquet",
+                    "steps.parquet~",
+                    "parts/steps-1-2.parquet",
+                    "parts/steps-99999999-99999999.parquet",
+                    "\u202e.json",
+                ]
+            )
+        ).write_bytes(b"PAR1")
     else:
         path = folder / chance.choice(["status.json", "config.json", "meta.json"])
         try:
@@ -92,20 +165,36 @@ def mutate(folder: Path, chance: random.Random) -> str:
             return "nothing"
         if not isinstance(value, dict):
             return "nothing"
-        inner = value["config"] if path.name == "config.json" and isinstance(value.get("config"), dict) and chance.random() < 0.9 else value
-        inner[chance.choice([*inner, "facts", "error", "phase", "source", "host", "device"])] = chance.choice(ODD)
+        inner = (
+            value["config"]
+            if path.name == "config.json" and isinstance(value.get("config"), dict) and chance.random() < 0.9
+            else value
+        )
+        inner[chance.choice([*inner, "facts", "error", "phase", "source", "host", "device"])] = chance.choice(
+            ODD
+        )
         path.write_bytes(json.dumps(value).encode("utf-8", "surrogatepass"))
     return f"{kind} {path.name}"
 
 
 def read_everything(runs: Runs, run_id: str, other: Run) -> str:
-    """All that lists, pages and commands do with a run, beside an ``other`` one that is whole; returns its status, or "refused" where a reader said why. Anything else is raised."""
+    """All that lists, pages and commands do with a run, beside an ``other`` one that is whole; returns its
+    status, or "refused" where a reader said why. Anything else is raised.
+    """
     info = runs.info(run_id)
     assert info.status in [*Status, "unreadable"], info.status
-    assert all(isinstance(value, str) for value in (info.run, info.name, info.status, info.init, *info.tags)), info
-    json.dumps([info.name, info.error, *info.tags], ensure_ascii=False).encode("utf-8")  # what a browser can be sent
+    assert all(
+        isinstance(value, str) for value in (info.run, info.name, info.status, info.init, *info.tags)
+    ), info
+    json.dumps([info.name, info.error, *info.tags], ensure_ascii=False).encode(
+        "utf-8"
+    )  # what a browser can be sent
     theme.outcome_mark(info.outcome, info.status)
-    formatting.ago(info.created, time.time()), formatting.fixed(info.loss), formatting.percent(info.state.get("val_accuracy") or info.accuracy)
+    (
+        formatting.ago(info.created, time.time()),
+        formatting.fixed(info.loss),
+        formatting.percent(info.state.get("val_accuracy") or info.accuracy),
+    )
     formatting.shorten(info.name, 24), info.progress
     if info.status == "unreadable":
         assert info.error
@@ -119,7 +208,9 @@ def read_everything(runs: Runs, run_id: str, other: Run) -> str:
             assert rows.schema.names == [column.name for column in TABLES[table]]
             rows.to_pandas()
             run.tail(table)
-        live_rows.progress({**info.state, "status": info.status}, steps.slice(max(0, steps.num_rows - 50)), info.config)
+        live_rows.progress(
+            {**info.state, "status": info.status}, steps.slice(max(0, steps.num_rows - 50)), info.config
+        )
         live_rows.epoch_rows(run, run.read("epochs"))
     except InitScopeError as error:
         assert str(error) and "\n" not in str(error)
@@ -158,7 +249,10 @@ def fuzz(folder: Path, count: int, seed: int) -> tuple[Counter, list[str]]:
         except Exception as error:  # a finding: told with how to make it again
             wrong.append(f"{i}: {', '.join(done)}: {type(error).__name__}: {error}"[:300])
         if i % 50 == 49:
-            if {info.run for info in runs.list()} != set(runs.ids()) or runs.info(healthy.id).status not in ("finished", *LIVE):
+            if {info.run for info in runs.list()} != set(runs.ids()) or runs.info(healthy.id).status not in (
+                "finished",
+                *LIVE,
+            ):
                 wrong.append(f"{i}: the list lost a run")
             for path in runs.root.glob("damaged-*"):
                 shutil.rmtree(path)

@@ -1,4 +1,6 @@
-"""Kill a training process at a chosen moment, and say what the run folder lost: shared by the suite and the benchmark."""
+"""Kill a training process at a chosen moment, and say what the run folder lost: shared by the suite and the
+benchmark.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ MOMENTS = {
 
 
 class Kill(NamedTuple):
-    """What one kill did: when (words), seconds of rows lost, steps done and kept, seconds until readers saw ``crashed``."""
+    """What one kill did: when (words), seconds of rows lost, steps done and kept, seconds until readers saw
+    ``crashed``.
+    """
 
     moment: str
     lost_seconds: float
@@ -38,7 +42,9 @@ class Kill(NamedTuple):
 
 
 def start(run: Run, notes: Path, largest: int = 0) -> int:
-    """Fork a process that trains ``run`` and notes the moment of every step; returns its pid. ``largest``: bytes a file may have."""
+    """Fork a process that trains ``run`` and notes the moment of every step; returns its pid. ``largest``:
+    bytes a file may have.
+    """
     notes.unlink(missing_ok=True)
     pid = os.fork()
     if pid:
@@ -64,7 +70,9 @@ def steps_done(notes: Path, until: float) -> int:
         data = notes.read_bytes()
     except FileNotFoundError:
         return 0
-    done = [step for when, step in NOTE.iter_unpack(data[: len(data) // NOTE.size * NOTE.size]) if when <= until]
+    done = [
+        step for when, step in NOTE.iter_unpack(data[: len(data) // NOTE.size * NOTE.size]) if when <= until
+    ]
     return done[-1] if done else 0
 
 
@@ -78,7 +86,9 @@ def temporaries(run: Run) -> list[str]:
 
 
 def kill(run: Run, pid: int, notes: Path, *, after: float | None = None, at: str = "") -> Kill | None:
-    """Kill ``pid`` after so many seconds, or at one of ``MOMENTS``; None if it ended by itself before. Checks what is left."""
+    """Kill ``pid`` after so many seconds, or at one of ``MOMENTS``; None if it ended by itself before. Checks
+    what is left.
+    """
     pattern = re.compile(MOMENTS[at]) if at else None
     old = set(temporaries(run))  # of an earlier kill
     began = time.monotonic()
@@ -94,7 +104,9 @@ def kill(run: Run, pid: int, notes: Path, *, after: float | None = None, at: str
     os.kill(pid, signal.SIGKILL)
     killed = time.monotonic()
     was = run.json_file("status.json")["status"]
-    while was == Status.RUNNING and run.state()["status"] != Status.CRASHED:  # nobody has collected it yet: a zombie is dead
+    while (
+        was == Status.RUNNING and run.state()["status"] != Status.CRASHED
+    ):  # nobody has collected it yet: a zombie is dead
         assert time.monotonic() - killed < 60, "never shown as crashed"
         time.sleep(0.005)
     seen = time.monotonic() - killed
@@ -105,7 +117,11 @@ def kill(run: Run, pid: int, notes: Path, *, after: float | None = None, at: str
     assert run.info().status in (Status.CRASHED, Status.QUEUED, Status.FINISHED), run.info()
     done = steps_done(notes, killed)
     sure = steps_done(notes, killed - 1.0)
-    first_lost = next((when for when, step in NOTE.iter_unpack(notes.read_bytes()) if step > kept), killed) if notes.exists() and done > kept else killed
+    first_lost = (
+        next((when for when, step in NOTE.iter_unpack(notes.read_bytes()) if step > kept), killed)
+        if notes.exists() and done > kept
+        else killed
+    )
     assert kept >= sure, f"killed {at or after}: {sure} steps were older than a second, {kept} are on disk"
     return Kill(at or f"after {after:.2f} s", killed - first_lost, done, kept, seen)
 
@@ -115,6 +131,8 @@ def same_curve(one: Run, other: Run) -> bool:
 
     def measured(run: Run) -> list:
         tables = [run.read(table) for table in TABLES]
-        return [table.drop_columns("seconds") if "seconds" in table.column_names else table for table in tables]
+        return [
+            table.drop_columns("seconds") if "seconds" in table.column_names else table for table in tables
+        ]
 
     return all(a.equals(b) for a, b in zip(measured(one), measured(other), strict=True))

@@ -1,4 +1,6 @@
-"""Many visitors at once, and hundreds of launches, stops and deletions in a row: shared by the suite and the benchmark."""
+"""Many visitors at once, and hundreds of launches, stops and deletions in a row: shared by the suite and the
+benchmark.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +59,11 @@ async def pace(runs: list[Run], seconds: float) -> float:
     return (sum(map(step, runs)) - first) / (time.monotonic() - began)
 
 
-async def crowd(server: Server, visitors: int, seconds: float, beside: Callable[[list[Run]], object] | None = None) -> Crowd:
-    """Two runs train; so many sessions look at them for so long, each with its event stream, and open the page again and again.
+async def crowd(
+    server: Server, visitors: int, seconds: float, beside: Callable[[list[Run]], object] | None = None
+) -> Crowd:
+    """Two runs train; so many sessions look at them for so long, each with its event stream, and open the
+    page again and again.
 
     ``beside(runs)`` may give something more to await meanwhile.
     """
@@ -85,7 +90,10 @@ async def crowd(server: Server, visitors: int, seconds: float, beside: Callable[
         while True:
             began = time.monotonic()
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            writer.write(f"GET /_stcore/health HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nConnection: close\r\n\r\n".encode())
+            writer.write(
+                b"GET /_stcore/health HTTP/1.1\r\n"
+                b"Host: 127.0.0.1:%d\r\nConnection: close\r\n\r\n" % server.port
+            )
             assert (await reader.read()).endswith(b"ok")
             writer.close()
             found.health.append(time.monotonic() - began)
@@ -99,7 +107,9 @@ async def crowd(server: Server, visitors: int, seconds: float, beside: Callable[
     found.during = upkeep(server.process.pid)
     await asyncio.gather(*looking, *([more] if more else []))
     knocking.cancel()
-    found.gaps = [later - earlier for moments in streams for earlier, later in zip(moments, moments[1:], strict=False)]
+    found.gaps = [
+        later - earlier for moments in streams for earlier, later in zip(moments, moments[1:], strict=False)
+    ]
     found.after = upkeep(server.process.pid)
     for run in live:
         run.request_stop()
@@ -108,7 +118,8 @@ async def crowd(server: Server, visitors: int, seconds: float, beside: Callable[
 
 
 async def turnover(server: Server, rounds: int, note: Callable[[int, Upkeep, Upkeep], None]) -> int:
-    """Each round a new visitor launches two runs and stops them, by the page's buttons, and they are deleted; returns how many runs that made.
+    """Each round a new visitor launches two runs and stops them, by the page's buttons, and they are deleted;
+    returns how many runs that made.
 
     After every round ``note(round, of the dashboard, of the supervisor)``.
     """

@@ -1,4 +1,6 @@
-"""Run folders that arrive from elsewhere: nothing in them is executed, and what this installation queued is asked about once more when it begins."""
+"""Run folders that arrive from elsewhere: nothing in them is executed, and what this installation queued is
+asked about once more when it begins.
+"""
 
 from __future__ import annotations
 
@@ -35,16 +37,27 @@ def evil(tmp_path) -> tuple[Path, Path]:
     """(a file of code, the file that it writes when it is run)."""
     code, proof = tmp_path / "elsewhere" / "evil.py", tmp_path / "executed"
     code.parent.mkdir()
-    code.write_text(f"from torch import nn\nopen({str(proof)!r}, 'w').close()\ndef go():\n    return nn.Linear(64, 10)\n")
+    code.write_text(
+        f"from torch import nn\nopen({str(proof)!r}, 'w').close()\ndef go():\n    return nn.Linear(64, 10)\n"
+    )
     return code, proof
 
 
 def arrive(runs: Runs, tiny, run_id: str, status: str, marked: bool = False, **changes: object) -> Run:
-    """A folder as another installation, or somebody with an editor, made it: every file of a run's, none of it by our code."""
+    """A folder as another installation, or somebody with an editor, made it: every file of a run's, none of
+    it by our code.
+    """
     run = Run(runs.root / run_id)
     (run.path / "parts").mkdir(parents=True)
     write_json(run.path / "config.json", {"config": tiny().to_dict() | changes})
-    state = {"status": status, "outcome": None, "step": 0, "heartbeat": time.time(), "created": time.time(), "made_by": "0123456789abcdef:" + "0" * 64}
+    state = {
+        "status": status,
+        "outcome": None,
+        "step": 0,
+        "heartbeat": time.time(),
+        "created": time.time(),
+        "made_by": "0123456789abcdef:" + "0" * 64,
+    }
     write_json(run.path / "status.json", state)
     (run.path / "log.txt").touch()
     if marked:
@@ -53,7 +66,9 @@ def arrive(runs: Runs, tiny, run_id: str, status: str, marked: bool = False, **c
 
 
 def test_what_arrives_queued_is_not_begun(runs, tiny, two_slots, until, evil):
-    """With and without a marker, with code of its own or a network of ours; what we queue beside it is trained."""
+    """With and without a marker, with code of its own or a network of ours; what we queue beside it is
+    trained.
+    """
     code, proof = evil
     digest = hashlib.sha256(code.read_bytes()).hexdigest()
     arrived = [
@@ -63,7 +78,10 @@ def test_what_arrives_queued_is_not_begun(runs, tiny, two_slots, until, evil):
     ]
     forged = arrive(runs, tiny, "d-forged", "queued", marked=True, model=f"{code}:go", model_sha256=digest)
     [own] = launcher.submit(runs, [tiny(max_steps=2)])
-    write_json(forged.path / "status.json", forged.json_file("status.json") | {"made_by": own.json_file("status.json")["made_by"]})
+    write_json(
+        forged.path / "status.json",
+        forged.json_file("status.json") | {"made_by": own.json_file("status.json")["made_by"]},
+    )
     until(lambda: own.state()["status"] == "finished" and forged.state()["status"] == "failed")
     assert forged.state()["error"].startswith("config.json has changed since this run was queued")
     assert [run.state()["status"] for run in arrived] == ["queued"] * 3 and not proof.exists()
@@ -83,12 +101,17 @@ def test_what_arrives_queued_is_not_begun(runs, tiny, two_slots, until, evil):
 
 
 def test_resume_runs_no_code_of_a_folder_from_elsewhere(runs, tiny, evil, monkeypatch, capsys):
-    """Neither on the command line nor for a visitor, with a digest or without; a file that the operator offers may be run."""
+    """Neither on the command line nor for a visitor, with a digest or without; a file that the operator
+    offers may be run.
+    """
     code, proof = evil
     digest = hashlib.sha256(code.read_bytes()).hexdigest()
     bare = arrive(runs, tiny, "bare", "stopped", model=f"{code}:go", model_sha256="")
     pinned = arrive(runs, tiny, "pinned", "stopped", model=f"{code}:go", model_sha256=digest)
-    for run, said in ((bare, "without the SHA-256"), (pinned, "was not made by this installation, and it names code to be run")):
+    for run, said in (
+        (bare, "without the SHA-256"),
+        (pinned, "was not made by this installation, and it names code to be run"),
+    ):
         assert main(["resume", run.id]) == 2
         told = capsys.readouterr().err
         assert said in told and len(told.splitlines()) == 1
@@ -106,7 +129,9 @@ def test_a_mark_belongs_to_one_run_with_one_configuration(runs, tiny, monkeypatc
     run = runs.create(tiny())
     config, state = run.json_file("config.json")["config"], run.json_file("status.json")
     assert origin.made_here(run.id, config, state)
-    assert not origin.made_here("another", config, state) and not origin.made_here(run.id, config | {"epochs": 3}, state)
+    assert not origin.made_here("another", config, state) and not origin.made_here(
+        run.id, config | {"epochs": 3}, state
+    )
     assert not origin.made_here(run.id, config, {}) and not origin.made_here(run.id, config, {"made_by": 3})
     monkeypatch.setenv(origin.STATE, str(tmp_path / "another"))
     assert not origin.made_here(run.id, config, state) and not origin.named_here(state)
@@ -119,21 +144,31 @@ def test_a_mark_belongs_to_one_run_with_one_configuration(runs, tiny, monkeypatc
         origin.name()
 
 
-def test_without_a_place_for_the_key_a_loop_is_recorded_and_a_launch_is_refused(runs, tiny, monkeypatch, tmp_path):
+def test_without_a_place_for_the_key_a_loop_is_recorded_and_a_launch_is_refused(
+    runs, tiny, monkeypatch, tmp_path
+):
     (tmp_path / "file").touch()
     monkeypatch.setenv(origin.STATE, str(tmp_path / "file" / "state"))
     assert runs.create(tiny(), "running").state()["status"] in ("running", "crashed")
-    with pytest.raises(RunFolderError, match=r"cannot keep this installation's key in .*; name a folder of your own in INITSCOPE_STATE"):
+    with pytest.raises(
+        RunFolderError,
+        match=r"cannot keep this installation's key in .*; name a folder of your own in INITSCOPE_STATE",
+    ):
         launcher.submit(runs, [tiny()])
     assert len(runs.ids()) == 1
 
 
 @pytest.mark.parametrize(
     ("setting", "value", "said"),
-    [("INITSCOPE_MAX_EPOCHS", "1", "2 epochs are over INITSCOPE_MAX_EPOCHS=1"), ("INITSCOPE_MAX_PARAMETERS", "10", "over INITSCOPE_MAX_PARAMETERS=10")],
+    [
+        ("INITSCOPE_MAX_EPOCHS", "1", "2 epochs are over INITSCOPE_MAX_EPOCHS=1"),
+        ("INITSCOPE_MAX_PARAMETERS", "10", "over INITSCOPE_MAX_PARAMETERS=10"),
+    ],
 )
 def test_limits_are_asked_again_when_a_run_begins(runs, tiny, monkeypatch, setting, value, said):
-    """A run that was queued when more was allowed, or by hand, is not begun; one that waits for space goes on waiting."""
+    """A run that was queued when more was allowed, or by hand, is not begun; one that waits for space goes on
+    waiting.
+    """
     run = runs.create(tiny())
     queue.enqueue(runs, [run])
     monkeypatch.setenv(setting, value)
@@ -162,7 +197,12 @@ def shared() -> Iterator[Path]:
     if os.getuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("only root may start processes of other users, and with setpriv")
     folder = Path("/var/tmp") / f"initscope-shared-{os.getpid()}"
-    for path, mode in ((folder, 0o755), (folder / "runs", 0o2775), (folder / "one", 0o700), (folder / "two", 0o700)):
+    for path, mode in (
+        (folder, 0o755),
+        (folder / "runs", 0o2775),
+        (folder / "one", 0o700),
+        (folder / "two", 0o700),
+    ):
         path.mkdir()
         path.chmod(mode)
     os.chown(folder / "runs", 0, GROUP)
@@ -178,16 +218,40 @@ def shared() -> Iterator[Path]:
 
 
 GROUP = 60_100
-TINY = ("--preset", "quick", "--model", "vgg11", "--width", "0.0625", "--train-samples", "96", "--batch-size", "16", "--max-steps", "2", "--json")
+TINY = (
+    "--preset",
+    "quick",
+    "--model",
+    "vgg11",
+    "--width",
+    "0.0625",
+    "--train-samples",
+    "96",
+    "--batch-size",
+    "16",
+    "--max-steps",
+    "2",
+    "--json",
+)
 
 
 def python(shared: Path, user: str, umask: int, *arguments: str) -> subprocess.CompletedProcess:
-    """Python as another user. It may read everything, for this one may be installed in root's home; write it may what any user may."""
+    """Python as another user. It may read everything, for this one may be installed in root's home; write it
+    may what any user may.
+    """
     number = str({"one": 60_001, "two": 60_002}[user])
-    kept = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "core"), "HOME": str(shared / user), "INITSCOPE_RUNS": str(shared / "runs"), "OMP_NUM_THREADS": "1"}
+    kept = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT / "core"),
+        "HOME": str(shared / user),
+        "INITSCOPE_RUNS": str(shared / "runs"),
+        "OMP_NUM_THREADS": "1",
+    }
     reads = ("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search")
     who = ("setpriv", "--reuid", number, "--regid", number, "--groups", str(GROUP), *reads, sys.executable)
-    return subprocess.run([*who, *arguments], cwd=shared, env=kept, umask=umask, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [*who, *arguments], cwd=shared, env=kept, umask=umask, capture_output=True, text=True, timeout=300
+    )
 
 
 def command(shared: Path, user: str, umask: int, *arguments: str) -> subprocess.CompletedProcess:
@@ -196,7 +260,9 @@ def command(shared: Path, user: str, umask: int, *arguments: str) -> subprocess.
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002], ids=["022", "077", "002"])
 def test_two_users_of_one_folder_each_have_their_own_trained(shared, until, umask):
-    """Whoever is first; each one's runs by a process of their own, with their own rights, one supervisor at a time."""
+    """Whoever is first; each one's runs by a process of their own, with their own rights, one supervisor at a
+    time.
+    """
     made = []
     for user, seed in (("one", "0"), ("two", "1"), ("one", "2")):
         done = command(shared, user, umask, "train", "--detach", "--init-seed", seed, *TINY)
@@ -214,11 +280,18 @@ def test_a_queue_that_cannot_be_written_leaves_nothing_behind(shared):
     run = Run(shared / "runs" / json.loads(done.stdout.splitlines()[-1])["run"])
     (shared / "runs" / ".queue").mkdir(mode=0o755)
     refused = command(shared, "two", 0o022, "train", "--detach", *TINY)
-    assert refused.returncode == 2 and refused.stderr.startswith("error: cannot write into .queue of ") and len(refused.stderr.splitlines()) == 1
+    assert (
+        refused.returncode == 2
+        and refused.stderr.startswith("error: cannot write into .queue of ")
+        and len(refused.stderr.splitlines()) == 1
+    )
     assert Runs(shared / "runs").ids() == [run.id]
     write_json(run.path / "status.json", run.json_file("status.json") | {"status": "stopped"})
     os.chown(run.path / "status.json", 60_002, 60_002)
-    code = f"from initscope.store import Runs; from initscope.scheduling import launcher; runs = Runs(); launcher.resume(runs, runs.get('{run.id}'))"
+    code = (
+        "from initscope.store import Runs; from initscope.scheduling import launcher; runs = Runs(); "
+        f"launcher.resume(runs, runs.get('{run.id}'))"
+    )
     resumed = python(shared, "two", 0o022, "-c", code)
     assert "RunFolderError: cannot write into .queue of " in resumed.stderr, resumed.stderr
     assert run.json_file("status.json")["status"] == "stopped"

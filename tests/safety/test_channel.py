@@ -1,4 +1,6 @@
-"""What comes over a page's own channel: forged values, wrong kinds, messages that are none; it harms nobody but its sender."""
+"""What comes over a page's own channel: forged values, wrong kinds, messages that are none; it harms nobody
+but its sender.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def asking(**request: object) -> bytes:
 
 
 def test_messages_that_no_page_sends(served):
-    """What cannot be read ends its connection, without a word in the log; what no page asks for is not done. Everybody else goes on."""
+    """What cannot be read ends its connection, without a word in the log; what no page asks for is not done.
+    Everybody else goes on.
+    """
     server, run = served
     before = server.log.read_text()
 
@@ -50,7 +54,10 @@ def test_messages_that_no_page_sends(served):
         async with Visitor(server.port) as visitor:
             await visitor.open("gradients", run=[run.id])
             await visitor.socket.send(data(visitor) if callable(data) else data)
-            closed, again = asyncio.create_task(visitor.socket.wait_closed()), asyncio.create_task(visitor.open("gradients", run=[run.id]))
+            closed, again = (
+                asyncio.create_task(visitor.socket.wait_closed()),
+                asyncio.create_task(visitor.open("gradients", run=[run.id])),
+            )
             await asyncio.wait({closed, again}, return_when=asyncio.FIRST_COMPLETED, timeout=60)
             for task in (closed, again):
                 task.cancel()
@@ -58,13 +65,26 @@ def test_messages_that_no_page_sends(served):
             return visitor.socket.close_code
 
     async def all_of_it() -> None:
-        unreadable = ["text", b"\xff" * 10, b"", b"x" * 2_000_000, *(
-            lambda visitor, text=text: rerun(visitor, visitor.widgets["gradients-map"], json_value=text) for text in ("{", "1", '"x"', "[" * 20_000, "1" * 5_000, "")
-        )]  # fmt: skip
+        unreadable = [
+            "text",
+            b"\xff" * 10,
+            b"",
+            b"x" * 2_000_000,
+            *(
+                lambda visitor, text=text: rerun(visitor, visitor.widgets["gradients-map"], json_value=text)
+                for text in ("{", "1", '"x"', "[" * 20_000, "1" * 5_000, "")
+            ),
+        ]
         async with Visitor(server.port) as bystander:
             await bystander.open("gradients", run=[run.id])
             assert [await send(data) for data in unreadable] == [1008] * len(unreadable)
-            for request in ({"load_git_info": True}, {"clear_cache": True}, {"debug_shutdown_runtime": True}, {"set_run_on_save": True}, {"debug_disconnect_websocket": True}):
+            for request in (
+                {"load_git_info": True},
+                {"clear_cache": True},
+                {"debug_shutdown_runtime": True},
+                {"set_run_on_save": True},
+                {"debug_disconnect_websocket": True},
+            ):
                 assert await send(asking(**request)) is None, request
             await bystander.open("live", run=[run.id])
             assert bystander.failures == []
@@ -74,18 +94,40 @@ def test_messages_that_no_page_sends(served):
 
 
 def test_forged_values_stay_with_who_forged_them(served):
-    """Clicks that are no points are no clicks; a widget's value of another kind is an error on that page alone, and in the log once."""
+    """Clicks that are no points are no clicks; a widget's value of another kind is an error on that page
+    alone, and in the log once.
+    """
     server, run = served
 
     async def forge() -> tuple[list[str], list[str]]:
-        async with Visitor(server.port) as clicker, Visitor(server.port) as forger, Visitor(server.port) as bystander:
+        async with (
+            Visitor(server.port) as clicker,
+            Visitor(server.port) as forger,
+            Visitor(server.port) as bystander,
+        ):
             for visitor in (clicker, bystander):
                 await visitor.open("gradients", run=[run.id])
             events = _make_trigger_id(clicker.widgets["gradients-map"], "events")
             point = {"x": 1, "y": "conv1_1", "run": None, "trace": 0}
-            for value in (5, "x", [], {}, {"y": []}, {"x": 1, "y": "fc1"}, point | {"y": {"a": 1}}, point | {"y": "<img src=x>"}, point | {"y": "../.."}, point | {"trace": 1e99}, point):
+            for value in (
+                5,
+                "x",
+                [],
+                {},
+                {"y": []},
+                {"x": 1, "y": "fc1"},
+                point | {"y": {"a": 1}},
+                point | {"y": "<img src=x>"},
+                point | {"y": "../.."},
+                point | {"trace": 1e99},
+                point,
+            ):
                 clicker._finished.clear()
-                await clicker.socket.send(rerun(clicker, events, json_trigger_value=json.dumps([{"event": "click", "value": value}])))
+                await clicker.socket.send(
+                    rerun(
+                        clicker, events, json_trigger_value=json.dumps([{"event": "click", "value": value}])
+                    )
+                )
                 await asyncio.wait_for(clicker._finished.wait(), 60)
             await forger.open()
             for i in range(30):
@@ -103,5 +145,9 @@ def test_forged_values_stay_with_who_forged_them(served):
 
 
 def test_what_pages_do_send_is_let_through():
-    for message, asked in (({"rerun_script": {}}, "rerun_script"), ({"stop_script": True}, "stop_script"), ({"app_heartbeat": True}, "app_heartbeat")):
+    for message, asked in (
+        ({"rerun_script": {}}, "rerun_script"),
+        ({"stop_script": True}, "stop_script"),
+        ({"app_heartbeat": True}, "app_heartbeat"),
+    ):
         assert websocket_filter.request(asking(**message)) == asked in websocket_filter.ASKED

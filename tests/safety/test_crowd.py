@@ -1,4 +1,6 @@
-"""Strangers who keep the doors busy: unfinished requests, more connections than handles, streams nobody reads, a flood of passwords."""
+"""Strangers who keep the doors busy: unfinished requests, more connections than handles, streams nobody
+reads, a flood of passwords.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,17 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     started.close()
 
 
-BEGUN = [b"", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: ", b"POST /sign-in HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99\r\n\r\npass"]
+BEGUN = [
+    b"",
+    b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: ",
+    b"POST /sign-in HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99\r\n\r\npass",
+]
 
 
 def test_unfinished_requests_keep_nobody_out(small, until):
-    """More than there are handles, never finished: soon others are answered again, and the log stays short."""
+    """More than there are handles, never finished: soon others are answered again, and the log stays
+    short.
+    """
     strangers = []
     for i in range(HANDLES + 64):
         strangers.append(socket.create_connection(("127.0.0.1", small.port), timeout=10))
@@ -60,16 +68,23 @@ def test_unfinished_requests_keep_nobody_out(small, until):
 
 
 def test_streams_that_nobody_reads_leave_room_for_pages(small, until):
-    """Half of all connections may be streams; the next one is told so, and pages are answered. Those that end make room."""
+    """Half of all connections may be streams; the next one is told so, and pages are answered. Those that end
+    make room.
+    """
     live = Runs(small.runs).create(RunConfig(), "running", **own_process())
     cookie = signed_in(small, PASSWORD)
-    question = f"GET /api/stream?run={live.id} HTTP/1.1\r\nHost: 127.0.0.1:{small.port}\r\nCookie: {cookie}\r\n\r\n"
+    question = (
+        f"GET /api/stream?run={live.id} HTTP/1.1\r\nHost: 127.0.0.1:{small.port}\r\nCookie: {cookie}\r\n\r\n"
+    )
     streams, most = [], (HANDLES - connection_limits.HANDLES_APART) // connection_limits.HANDLES_EACH // 2
     for _ in range(most):
         streams.append(socket.create_connection(("127.0.0.1", small.port), timeout=60))
         streams[-1].sendall(question.encode())
         assert streams[-1].recv(12).endswith(b"200")
-    assert ask(small, f"/api/stream?run={live.id}", Cookie=cookie)[::2] == (503, "too many pages follow runs at this moment; close some, then reload this one")
+    assert ask(small, f"/api/stream?run={live.id}", Cookie=cookie)[::2] == (
+        503,
+        "too many pages follow runs at this moment; close some, then reload this one",
+    )
     assert ask(small, "/live", Cookie=cookie)[0] == 200 and signed_in(small, PASSWORD)
     for stream in streams:
         stream.close()

@@ -1,4 +1,6 @@
-"""What a disk can do: full, read-only, files gone, cut, flipped, foreign; each is told for that run alone, the others work."""
+"""What a disk can do: full, read-only, files gone, cut, flipped, foreign; each is told for that run alone,
+the others work.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,13 @@ ROOT = Path(__file__).resolve().parents[2]
 def mounted(folder: Path, size: str) -> bool:
     """Whether a small file system could be mounted on ``folder``: only root may."""
     folder.mkdir()
-    return os.geteuid() == 0 and subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode == 0
+    return (
+        os.geteuid() == 0
+        and subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
+        ).returncode
+        == 0
+    )
 
 
 @pytest.fixture
@@ -36,10 +44,16 @@ def small(tmp_path: Path) -> Iterator[Path | None]:
 
 
 def test_a_full_disk_ends_a_run_with_the_reason(small, runs, tmp_path):
-    """Failed, not crashed: the status is written over itself where there is no room for a second one. With room, it resumes."""
+    """Failed, not crashed: the status is written over itself where there is no room for a second one. With
+    room, it resumes.
+    """
     load_training()
     there = Runs(small / "runs") if small else runs
-    run = there.create(RunConfig(model="vgg11", width=0.0625, image_size=32, batch_size=16, epochs=2, train_samples=480, threads=1))
+    run = there.create(
+        RunConfig(
+            model="vgg11", width=0.0625, image_size=32, batch_size=16, epochs=2, train_samples=480, threads=1
+        )
+    )
     if small:  # leave 60 kB: the rows fit for a while, the checkpoint does not
         free = os.statvfs(small).f_bavail * os.statvfs(small).f_frsize
         (small / "ballast").write_bytes(b"x" * (free - 60_000))
@@ -68,7 +82,11 @@ def test_a_read_only_disk_is_said_in_one_line(tmp_path, cli):
         subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
         for command in (["train", "--detach"], ["delete", run.id]):
             answer = cli(*command, "--runs", runs.root)
-            assert answer.status == 2 and "Read-only file system" in answer.err and len(answer.err.strip().splitlines()) == 1, answer.err
+            assert (
+                answer.status == 2
+                and "Read-only file system" in answer.err
+                and len(answer.err.strip().splitlines()) == 1
+            ), answer.err
         for act in (lambda: runs.create(RunConfig()), lambda: run.edit(name="x"), run.delete):
             with pytest.raises(RunFolderError, match=r"Read-only file system.*check who may"):
                 act()
@@ -79,7 +97,16 @@ def test_a_read_only_disk_is_said_in_one_line(tmp_path, cli):
 
 def test_a_file_removed_under_the_reader(runs):
     """Whatever is gone, the run is listed with what is missing, its neighbour is untouched."""
-    for name in ("status.json", "config.json", "steps.parquet", "layers.parquet", "epochs.parquet", "log.txt", "meta.json", "parts"):
+    for name in (
+        "status.json",
+        "config.json",
+        "steps.parquet",
+        "layers.parquet",
+        "epochs.parquet",
+        "log.txt",
+        "meta.json",
+        "parts",
+    ):
         gone, other = template(runs), template(runs)
         path = gone.path / name
         path.rmdir() if path.is_dir() else path.unlink()
@@ -104,7 +131,9 @@ def test_every_flipped_bit_is_noticed(runs, table):
         path.write_bytes(data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :])
         try:
             rows = Run(run.path).read(table)
-            assert all(rows[name].equals(good[name]) for name in rows.column_names if name != "kind"), f"byte {at} of {len(data)} changed a value unnoticed"
+            assert all(rows[name].equals(good[name]) for name in rows.column_names if name != "kind"), (
+                f"byte {at} of {len(data)} changed a value unnoticed"
+            )
         except RunFolderError:
             noticed += 1
     assert noticed > 50
@@ -149,12 +178,16 @@ def test_the_command_line_names_the_damaged_run_and_lists_the_others(runs, cli):
     assert rows[cut.id]["status"] == "unreadable" and "status.json is not valid JSON" in rows[cut.id]["error"]
     for run, said in ((cut, "status.json is not valid JSON"), (flipped, "steps cannot be read")):
         answer = cli("diagnose", run.id)
-        assert answer.status == 2 and said in answer.err and len(answer.err.strip().splitlines()) == 1, answer.err
+        assert answer.status == 2 and said in answer.err and len(answer.err.strip().splitlines()) == 1, (
+            answer.err
+        )
     assert json.loads((good.path / "status.json").read_text())["status"] == "finished"
 
 
 def test_nothing_is_loaded_that_could_run():
-    """``torch.load`` with weights only; nowhere pickle, marshal, shelve, eval or exec on what comes from a file."""
+    """``torch.load`` with weights only; nowhere pickle, marshal, shelve, eval or exec on what comes from a
+    file.
+    """
     import ast
 
     found = []
@@ -163,7 +196,11 @@ def test_nothing_is_loaded_that_could_run():
             where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
-                found += [where for name in names if name.split(".")[0] in ("pickle", "marshal", "shelve", "dill", "joblib", "yaml")]
+                found += [
+                    where
+                    for name in names
+                    if name.split(".")[0] in ("pickle", "marshal", "shelve", "dill", "joblib", "yaml")
+                ]
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}

@@ -1,4 +1,6 @@
-"""Killed in the middle of every kind of write, and resumed to the same curve. 200 kills: ``python -m tests.benchmarks.kill``."""
+"""Killed in the middle of every kind of write, and resumed to the same curve. 200 kills: ``python -m
+tests.benchmarks.kill``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ from initscope.store.files import own_process, process_alive
 from tests.safety.kills import kill, same_curve, start, temporaries
 
 pytestmark = pytest.mark.timeout(900)
-CONFIG = RunConfig(model="vgg11", width=0.0625, image_size=32, train_samples=320, batch_size=16, epochs=12, threads=1, dropout=0.3)
+CONFIG = RunConfig(
+    model="vgg11",
+    width=0.0625,
+    image_size=32,
+    train_samples=320,
+    batch_size=16,
+    epochs=12,
+    threads=1,
+    dropout=0.3,
+)
 
 
 def test_killed_anywhere_and_resumed_to_the_same_curve(runs, tmp_path):
@@ -22,7 +33,13 @@ def test_killed_anywhere_and_resumed_to_the_same_curve(runs, tmp_path):
     load_training()
     run, whole, notes = runs.create(CONFIG), runs.create(CONFIG), tmp_path / "notes"
     kills = []
-    for how in ({"after": 0.05}, {"at": "writing the checkpoint"}, {"at": "writing a part"}, {"after": 0.6}, {"at": "compacting"}):
+    for how in (
+        {"after": 0.05},
+        {"at": "writing the checkpoint"},
+        {"at": "writing a part"},
+        {"after": 0.6},
+        {"at": "compacting"},
+    ):
         happened = kill(run, start(run, notes), notes, **{"after": 60, **how})
         if happened is None:
             break
@@ -37,16 +54,25 @@ def test_killed_anywhere_and_resumed_to_the_same_curve(runs, tmp_path):
 
 
 def test_a_damaged_checkpoint_is_named(runs, trained):
-    """Truncated, empty, a pickle that would run a command, or another network's: failed, with the file and what to do; without the file it begins anew."""
+    """Truncated, empty, a pickle that would run a command, or another network's: failed, with the file and
+    what to do; without the file it begins anew.
+    """
     from initscope.schema import CHECKPOINT
     from initscope.training.trainer import train
 
     run = trained(CONFIG.replace(epochs=1, checkpoint="keep"))
     good = (run.path / CHECKPOINT).read_bytes()
     other = trained(CONFIG.replace(epochs=1, width=0.125, checkpoint="keep"))
-    for bad in (good[: len(good) // 2], b"", b"cos\nsystem\n(S'touch owned'\ntR.", (other.path / CHECKPOINT).read_bytes()):
+    for bad in (
+        good[: len(good) // 2],
+        b"",
+        b"cos\nsystem\n(S'touch owned'\ntR.",
+        (other.path / CHECKPOINT).read_bytes(),
+    ):
         (run.path / CHECKPOINT).write_bytes(bad)
-        with pytest.raises(RunFolderError, match=r"checkpoint\.pt cannot be used .*delete that file and resume"):
+        with pytest.raises(
+            RunFolderError, match=r"checkpoint\.pt cannot be used .*delete that file and resume"
+        ):
             train(run)
         state = run.state()
         assert state["status"] == "failed" and "checkpoint.pt" in state["error"]
@@ -56,7 +82,9 @@ def test_a_damaged_checkpoint_is_named(runs, trained):
 
 
 def test_no_code_is_taken_from_the_folder_of_runs(runs, tmp_path):
-    """A run folder from elsewhere that names its own Python file: refused, whoever resumes it, and the file is never run."""
+    """A run folder from elsewhere that names its own Python file: refused, whoever resumes it, and the file
+    is never run.
+    """
     import hashlib
     import json
 
@@ -65,11 +93,16 @@ def test_no_code_is_taken_from_the_folder_of_runs(runs, tmp_path):
 
     run = runs.create(CONFIG, "stopped")
     evil = run.path / "evil.py"
-    evil.write_text(f"open({str(tmp_path / 'owned')!r}, 'w')\nimport torch\ndef net() -> torch.nn.Module: ...\n")
+    evil.write_text(
+        f"open({str(tmp_path / 'owned')!r}, 'w')\nimport torch\ndef net() -> torch.nn.Module: ...\n"
+    )
     saved = json.loads((run.path / "config.json").read_text())
     saved["config"] |= {"model": f"{evil}:net", "model_sha256": hashlib.sha256(evil.read_bytes()).hexdigest()}
     (run.path / "config.json").write_text(json.dumps(saved))
-    with factory.trusted(), pytest.raises(ConfigError, match=r"evil\.py lies in the folder of runs"):  # as a worker trusts
+    with (
+        factory.trusted(),
+        pytest.raises(ConfigError, match=r"evil\.py lies in the folder of runs"),
+    ):  # as a worker trusts
         train(run)
     assert not (tmp_path / "owned").exists() and run.state()["status"] == "failed"
 
@@ -79,8 +112,12 @@ def test_a_clock_that_jumps_kills_nobody():
     own = own_process()
     for jump in (-3600, -1.5, 0, 1.5, 86_400):
         assert process_alive(own["pid"], own["pid_created"] + jump, own["pid_birth"])
-    assert not process_alive(own["pid"], own["pid_created"], own["pid_birth"] + "0"), "the same number, another process"
-    assert not process_alive(own["pid"], own["pid_created"] + 3600) and process_alive(own["pid"], own["pid_created"])
+    assert not process_alive(own["pid"], own["pid_created"], own["pid_birth"] + "0"), (
+        "the same number, another process"
+    )
+    assert not process_alive(own["pid"], own["pid_created"] + 3600) and process_alive(
+        own["pid"], own["pid_created"]
+    )
     for odd in (None, "1", -1, 0, True, 2**31, 2**70, 1.0):
         assert not process_alive(odd, None) or odd is True
 

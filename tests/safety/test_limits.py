@@ -1,4 +1,6 @@
-"""What an operator allows: a clear refusal with the figure, before anything starts; and the estimate against real networks."""
+"""What an operator allows: a clear refusal with the figure, before anything starts; and the estimate against
+real networks.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,43 @@ from initscope.scheduling.supervisor import Supervisor
     ("setting", "value", "changes", "said"),
     [
         ("INITSCOPE_MAX_EPOCHS", "5", {"epochs": 6}, r"6 epochs are over INITSCOPE_MAX_EPOCHS=5"),
-        ("INITSCOPE_MAX_PARAMETERS", "3M", {"width": 1.0}, r"33,6\d\d,\d\d\d parameters, over INITSCOPE_MAX_PARAMETERS=3,000,000"),
-        ("INITSCOPE_MAX_PARAMETERS", "3M", {"model": "resnet50", "width": 1.0}, r"23,\d\d\d,\d\d\d parameters, over INITSCOPE_MAX_PARAMETERS=3,000,000"),
-        ("INITSCOPE_MEMORY", "2GiB", {"model": "resnet34", "batch_norm": True, "batch_size": 4096, "width": 1.0, "device": "cpu"}, r"needs about .* GB of memory"),
+        (
+            "INITSCOPE_MAX_PARAMETERS",
+            "3M",
+            {"width": 1.0},
+            r"33,6\d\d,\d\d\d parameters, over INITSCOPE_MAX_PARAMETERS=3,000,000",
+        ),
+        (
+            "INITSCOPE_MAX_PARAMETERS",
+            "3M",
+            {"model": "resnet50", "width": 1.0},
+            r"23,\d\d\d,\d\d\d parameters, over INITSCOPE_MAX_PARAMETERS=3,000,000",
+        ),
+        (
+            "INITSCOPE_MEMORY",
+            "2GiB",
+            {"model": "resnet34", "batch_norm": True, "batch_size": 4096, "width": 1.0, "device": "cpu"},
+            r"needs about .* GB of memory",
+        ),
         ("INITSCOPE_MAX_QUEUE", "1", {}, r"0 runs wait and 2 more would be over INITSCOPE_MAX_QUEUE=1"),
-        ("INITSCOPE_DISK_QUOTA", "10kB", {}, r"runs take .* of the 10 kB that INITSCOPE_DISK_QUOTA allows; delete some"),
-        ("INITSCOPE_MEMORY", "2GiB", {"width": 1.0, "batch_size": 1024, "device": "cpu"}, r"needs about [2-9].* GB of memory .* there are 2.15 GB; a smaller"),
-        ("INITSCOPE_MAX_EPOCHS", "many", {}, r"INITSCOPE_MAX_EPOCHS must be a number such as 10 or 20GB, not 'many'"),
+        (
+            "INITSCOPE_DISK_QUOTA",
+            "10kB",
+            {},
+            r"runs take .* of the 10 kB that INITSCOPE_DISK_QUOTA allows; delete some",
+        ),
+        (
+            "INITSCOPE_MEMORY",
+            "2GiB",
+            {"width": 1.0, "batch_size": 1024, "device": "cpu"},
+            r"needs about [2-9].* GB of memory .* there are 2.15 GB; a smaller",
+        ),
+        (
+            "INITSCOPE_MAX_EPOCHS",
+            "many",
+            {},
+            r"INITSCOPE_MAX_EPOCHS must be a number such as 10 or 20GB, not 'many'",
+        ),
     ],
 )
 def test_over_a_limit_nothing_starts(runs, monkeypatch, setting, value, changes, said):
@@ -40,7 +72,11 @@ def test_the_command_line_says_it_in_one_line(runs, monkeypatch, capsys):
     monkeypatch.setenv("INITSCOPE_MEMORY", "16GB")
     monkeypatch.setenv("INITSCOPE_MAX_EPOCHS", "8")
     huge = ["--batch-size", "60000", "--image-size", "224", "--width", "1", "--device", "cpu"]
-    for command, said in ((["train", *huge], " TB of memory"), (["probe", *huge], " TB of memory"), (["train", "--epochs", "9"], "9 epochs are over")):
+    for command, said in (
+        (["train", *huge], " TB of memory"),
+        (["probe", *huge], " TB of memory"),
+        (["train", "--epochs", "9"], "9 epochs are over"),
+    ):
         assert main(command) == 2
         told = capsys.readouterr().err
         assert len(told.splitlines()) == 1 and said in told
@@ -49,11 +85,23 @@ def test_the_command_line_says_it_in_one_line(runs, monkeypatch, capsys):
 
 def test_a_network_of_ones_own_is_looked_at_once_it_is_built(runs, monkeypatch, tmp_path, capsys):
     """Nobody can tell before what it needs; no step is made."""
-    (tmp_path / "nets.py").write_text("from torch import nn\n\n\ndef wide():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 40_000), nn.Linear(40_000, 10))\n")
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n\n\ndef wide():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, "
+        "40_000), nn.Linear(40_000, 10))\n"
+    )
     command = ["train", "--model", f"{tmp_path}/nets.py:wide", "--image-size", "8", "--device", "cpu"]
     for setting, value, said in (
-        ("INITSCOPE_MEMORY", "720MB", "needs about 760 MB of memory (weights 36 MB, optimizer 24 MB, what a batch takes not counted), and there are 720 MB"),
-        ("INITSCOPE_MAX_PARAMETERS", "1M", "the network has 3,000,010 parameters, over INITSCOPE_MAX_PARAMETERS=1,000,000"),
+        (
+            "INITSCOPE_MEMORY",
+            "720MB",
+            "needs about 760 MB of memory (weights 36 MB, optimizer 24 MB, what a batch takes not counted), "
+            "and there are 720 MB",
+        ),
+        (
+            "INITSCOPE_MAX_PARAMETERS",
+            "1M",
+            "the network has 3,000,010 parameters, over INITSCOPE_MAX_PARAMETERS=1,000,000",
+        ),
     ):
         with monkeypatch.context() as at:
             at.setenv(setting, value)
@@ -79,10 +127,14 @@ def test_concurrent_runs(runs, monkeypatch):
 
 NETWORKS = [
     *({"model": model} for model in MODELS),
-    {"batch_norm": True}, {"dropout": 0.5, "model": "vgg11", "in_channels": 3}, {"image_size": 64, "num_classes": 12},
-    {"model": "resnet34", "batch_norm": False, "image_size": 96}, {"model": "googlenet", "batch_norm": True, "image_size": 96},
-    {"model": "alexnet", "batch_norm": True, "image_size": 96}, {"model": "lenet", "batch_norm": True, "image_size": 96},
-]  # fmt: skip
+    {"batch_norm": True},
+    {"dropout": 0.5, "model": "vgg11", "in_channels": 3},
+    {"image_size": 64, "num_classes": 12},
+    {"model": "resnet34", "batch_norm": False, "image_size": 96},
+    {"model": "googlenet", "batch_norm": True, "image_size": 96},
+    {"model": "alexnet", "batch_norm": True, "image_size": 96},
+    {"model": "lenet", "batch_norm": True, "image_size": 96},
+]
 
 
 @pytest.mark.parametrize("changes", NETWORKS, ids=str)
@@ -106,14 +158,19 @@ def test_the_estimate_counts_the_network_that_is_built(changes):
 
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = training_loss(model(torch.rand(4, config.in_channels or 1, config.image_size, config.image_size)), torch.zeros(4, dtype=torch.long))
+        out = training_loss(
+            model(torch.rand(4, config.in_channels or 1, config.image_size, config.image_size)),
+            torch.zeros(4, dtype=torch.long),
+        )
     saved = sum(nbytes for key, nbytes in kept.items() if key not in weights)
     del out
     assert 0.7 < told.activations / saved < 2.0, (told.activations, saved)
 
 
 def test_the_storys_own_size():
-    """VGG16 at 224 pixels, batch 64, Adam: 134,300,362 parameters; what a GPU of 8 GB holds and one of 4 GB does not."""
+    """VGG16 at 224 pixels, batch 64, Adam: 134,300,362 parameters; what a GPU of 8 GB holds and one of 4 GB
+    does not.
+    """
     told = estimate(tutorial_224())
     assert told.parameters == 134_300_362 and 4e9 < told.total < 10e9, size(told.total)
     assert limits.memory() > 0

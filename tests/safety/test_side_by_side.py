@@ -1,4 +1,6 @@
-"""Two dashboards on one folder of runs: each sees what the other launches, one supervisor serves both, and nothing runs twice, whoever is killed."""
+"""Two dashboards on one folder of runs: each sees what the other launches, one supervisor serves both, and
+nothing runs twice, whoever is killed.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +42,16 @@ async def press(first: Server, second: Server, runs: Runs) -> list[str]:
 
 
 async def kill(first: Server, runs: Runs) -> None:
-    """A dashboard and the supervisor killed: training goes on, the queue too once another dashboard looks, and nothing runs twice."""
+    """A dashboard and the supervisor killed: training goes on, the queue too once another dashboard looks,
+    and nothing runs twice.
+    """
     made = submit(runs, [LONG] * 3)
     await until(lambda: all(run.state().get("step") for run in made[:2]))
     own = {run.state().get("pid") for run in made[:2]}
-    for process in [psutil.Process(first.process.pid), *(process for process in supervisors(runs.root) if process.pid not in own)]:
+    for process in [
+        psutil.Process(first.process.pid),
+        *(process for process in supervisors(runs.root) if process.pid not in own),
+    ]:
         process.kill()
     done = made[0].state()["step"]
     await until(lambda: made[0].state()["step"] > done)
@@ -71,10 +78,18 @@ def test_two_dashboards_on_one_folder_and_a_clock_that_jumps(tmp_path):
             begun = [line for line in (run.path / "log.txt").read_text().splitlines() if " start " in line]
             steps = run.read("steps")["step"].to_pylist()
             assert len(begun) <= 1 and steps == list(range(len(steps))), "nothing ran twice"
-        for run, jump in zip(map(runs.get, made), (-10 * 365 * 86_400, 86_400, 50 * 365 * 86_400, 0), strict=True):  # as a clock set wrong would have written
+        for run, jump in zip(
+            map(runs.get, made), (-10 * 365 * 86_400, 86_400, 50 * 365 * 86_400, 0), strict=True
+        ):  # as a clock set wrong would have written
             state = run.json_file("status.json")
-            moved = {name: state[name] + jump for name in ("created", "started", "ended", "heartbeat") if state.get(name)}
-            (run.path / "status.json").write_text(json.dumps(state | moved | {"created": max(0.0, time.time() + jump)}))
+            moved = {
+                name: state[name] + jump
+                for name in ("created", "started", "ended", "heartbeat")
+                if state.get(name)
+            }
+            (run.path / "status.json").write_text(
+                json.dumps(state | moved | {"created": max(0.0, time.time() + jump)})
+            )
 
         async def look() -> list[str]:
             async with Visitor(second.port) as visitor:

@@ -1,4 +1,6 @@
-"""Whatever starts the server, and from wherever: its protections are on, or it refuses in one line. Real processes, real sockets."""
+"""Whatever starts the server, and from wherever: its protections are on, or it refuses in one line. Real
+processes, real sockets.
+"""
 
 from __future__ import annotations
 
@@ -50,12 +52,23 @@ class Started:
     """A server process of whatever command, and what it said."""
 
     def __init__(self, command: list[object], cwd: Path, log: Path, environment: dict[str, str]):
-        given = {key: value for key, value in os.environ.items() if not key.startswith(("STREAMLIT_", "INITSCOPE_PASS", "INITSCOPE_READ", "INITSCOPE_ED"))}
+        given = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("STREAMLIT_", "INITSCOPE_PASS", "INITSCOPE_READ", "INITSCOPE_ED"))
+        }
         # A test runs the modules of this checkout, wherever the folder is that it starts from.
         given["PYTHONPATH"] = os.pathsep.join([str(ROOT / "core"), str(ROOT / "dashboard")])
         self.log, self.port = log, 0
         with open(log, "wb") as output:
-            self.process = subprocess.Popen([*map(str, command)], cwd=cwd, env=given | environment, stdout=output, stderr=output, start_new_session=True)
+            self.process = subprocess.Popen(
+                [*map(str, command)],
+                cwd=cwd,
+                env=given | environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
 
     def answers(self) -> bool:
         """Whether it listens; False once it has ended instead."""
@@ -97,11 +110,18 @@ class Started:
 def start(tmp_path: Path) -> Iterator[Callable[..., Started]]:
     """Starts a command in a folder, with an empty home unless one is given."""
     begun: list[Started] = []
-    Runs(tmp_path / "runs").create(RunConfig(name="a secret run"), "finished", outcome="converged", run_id="the-secret-run")
+    Runs(tmp_path / "runs").create(
+        RunConfig(name="a secret run"), "finished", outcome="converged", run_id="the-secret-run"
+    )
 
     def call(*command: object, cwd: Path, **environment: str) -> Started:
         (tmp_path / "empty").mkdir(exist_ok=True)
-        given = {"HOME": str(tmp_path / "empty"), "INITSCOPE_RUNS": str(tmp_path / "runs"), "INITSCOPE_READ_ONLY": "", **environment}
+        given = {
+            "HOME": str(tmp_path / "empty"),
+            "INITSCOPE_RUNS": str(tmp_path / "runs"),
+            "INITSCOPE_READ_ONLY": "",
+            **environment,
+        }
         begun.append(Started(list(command), cwd, tmp_path / f"log-{len(begun)}", given))
         return begun[-1]
 
@@ -114,7 +134,16 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Started]]:
 
 def streamlit(script: object, *flags: str) -> list[object]:
     """``streamlit run``, on a port that nobody uses."""
-    return [sys.executable, "-m", "streamlit", "run", script, f"--server.port={free_port()}", "--server.headless=true", *flags]
+    return [
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        script,
+        f"--server.port={free_port()}",
+        "--server.headless=true",
+        *flags,
+    ]
 
 
 def hostile(folder: Path) -> Path:
@@ -127,7 +156,9 @@ def protected(server: Started) -> None:
     """This machine alone, no other name, no other site, nothing served from disk, every header."""
     assert server.answers(), server.log.read_text()[-2000:]
     assert set(server.listens()) == {"127.0.0.1"}
-    assert server.ask("/", Host="evil.example") == 400 and server.ask("/", Origin="http://evil.example") == 403
+    assert (
+        server.ask("/", Host="evil.example") == 400 and server.ask("/", Origin="http://evil.example") == 403
+    )
     assert server.ask("/api/stream?run=nobody") == 404
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/", timeout=60) as page:
         assert "default-src 'self'" in page.headers["content-security-policy"]
@@ -173,33 +204,85 @@ def test_the_command_serves_the_folder_one_stands_in(start, tmp_path):
     port = free_port()
     # A module of the project must not be loaded in place of one of ours, nor its settings be taken.
     for name in ("queue.py", "server.py", "core.py"):
-        (hostile(folder) if not (folder / ".streamlit").exists() else folder).joinpath(name).write_text("raise RuntimeError('mine')\n")
-    server = start(sys.executable, "-P", "-m", "initscope", "ui", "--port", port, cwd=folder, INITSCOPE_RUNS="")
+        (hostile(folder) if not (folder / ".streamlit").exists() else folder).joinpath(name).write_text(
+            "raise RuntimeError('mine')\n"
+        )
+    server = start(
+        sys.executable, "-P", "-m", "initscope", "ui", "--port", port, cwd=folder, INITSCOPE_RUNS=""
+    )
     protected(server)
-    assert server.log.read_text().strip() == f"InitScope: http://127.0.0.1:{port} shows the runs in {folder / 'runs'} (Ctrl-C ends it)"
+    assert (
+        server.log.read_text().strip()
+        == f"InitScope: http://127.0.0.1:{port} shows the runs in {folder / 'runs'} (Ctrl-C ends it)"
+    )
     assert server.ask("/api/stream?run=the-secret-run") == 404 and server.ask("/api/stream?run=mine") == 200
     again = subprocess.run(
-        [sys.executable, "-P", "-m", "initscope", "ui", "--port", str(port)], cwd=folder, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-P", "-m", "initscope", "ui", "--port", str(port)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
         env={**os.environ, "PYTHONPATH": f"{ROOT / 'core'}:{ROOT / 'dashboard'}"},
-    )  # fmt: skip
-    assert again.returncode == 2 and again.stderr.startswith(f"error: cannot listen on port {port}") and len(again.stderr.splitlines()) == 1
+    )
+    assert (
+        again.returncode == 2
+        and again.stderr.startswith(f"error: cannot listen on port {port}")
+        and len(again.stderr.splitlines()) == 1
+    )
     server.close()
-    as_json = start(sys.executable, "-m", "initscope", "ui", "--runs", tmp_path / "runs", "--json", cwd=Path("/"), INITSCOPE_RUNS="")
+    as_json = start(
+        sys.executable,
+        "-m",
+        "initscope",
+        "ui",
+        "--runs",
+        tmp_path / "runs",
+        "--json",
+        cwd=Path("/"),
+        INITSCOPE_RUNS="",
+    )
     protected(as_json)
-    assert json.loads(as_json.log.read_text()) == {"url": f"http://127.0.0.1:{as_json.port}", "runs": str(tmp_path / "runs")}
+    assert json.loads(as_json.log.read_text()) == {
+        "url": f"http://127.0.0.1:{as_json.port}",
+        "runs": str(tmp_path / "runs"),
+    }
     assert as_json.ask("/api/stream?run=the-secret-run") == 200
 
 
 def test_the_command_works_from_a_checkout_that_nobody_installed(start, tmp_path):
     """Only ``core`` is on the path, as in ``PYTHONPATH=core python -m initscope``."""
-    protected(start(sys.executable, "-m", "initscope", "ui", "--port", free_port(), cwd=tmp_path, PYTHONPATH=str(ROOT / "core")))
+    protected(
+        start(
+            sys.executable,
+            "-m",
+            "initscope",
+            "ui",
+            "--port",
+            free_port(),
+            cwd=tmp_path,
+            PYTHONPATH=str(ROOT / "core"),
+        )
+    )
 
 
 def test_without_the_dashboards_packages_the_command_says_what_to_install(tmp_path):
-    code = "import sys; sys.modules['streamlit'] = None; from initscope.__main__ import main; sys.exit(main(['ui']))"
+    code = (
+        "import sys; sys.modules['streamlit'] = None; from initscope.__main__ import main; "
+        "sys.exit(main(['ui']))"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "core")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (2, "error: the dashboard needs streamlit, not installed here: pip install 'initscope[dashboard]'\n")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: the dashboard needs streamlit, not installed here: pip install 'initscope[dashboard]'\n",
+    )
 
 
 # -- or refused
@@ -244,7 +327,11 @@ def test_secrets_that_cannot_work_refuse(start, tmp_path, text, words):
 def test_secrets_of_the_working_folder_are_neither_read_nor_ignored(start, tmp_path):
     (tmp_path / ".streamlit").mkdir()
     (tmp_path / ".streamlit" / "secrets.toml").write_text(AUTH)
-    refused(start(*streamlit(HOME), cwd=tmp_path), "[auth]", f"INITSCOPE_SECRETS={tmp_path}/.streamlit/secrets.toml")
+    refused(
+        start(*streamlit(HOME), cwd=tmp_path),
+        "[auth]",
+        f"INITSCOPE_SECRETS={tmp_path}/.streamlit/secrets.toml",
+    )
 
 
 # -- the policy is found
@@ -256,22 +343,37 @@ def asks_to_sign_in(server: Started) -> None:
 
 
 def test_the_projects_own_sign_in_is_found_from_any_folder(start, tmp_path):
-    """In a copy of the checkout with secrets of its own; once more by an explicit path, for an entry that has none."""
+    """In a copy of the checkout with secrets of its own; once more by an explicit path, for an entry that has
+    none.
+    """
     project = tmp_path / "checkout"
     for name in ("core", "dashboard", ".streamlit"):
-        shutil.copytree(ROOT / name, project / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / name, project / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
     shutil.copy(ROOT / "pyproject.toml", project)
     (project / ".streamlit" / "secrets.toml").write_text(AUTH)
     own = os.pathsep.join([str(project / "core"), str(project / "dashboard")])
-    asks_to_sign_in(start(*streamlit(project / "dashboard" / "Home.py"), cwd=Path("/"), PYTHONPATH=own, INITSCOPE_EDITORS="ada@example.org"))
-    asks_to_sign_in(start(sys.executable, "-m", "initscope", "ui", "--port", free_port(), cwd=tmp_path, PYTHONPATH=own))
+    asks_to_sign_in(
+        start(
+            *streamlit(project / "dashboard" / "Home.py"),
+            cwd=Path("/"),
+            PYTHONPATH=own,
+            INITSCOPE_EDITORS="ada@example.org",
+        )
+    )
+    asks_to_sign_in(
+        start(sys.executable, "-m", "initscope", "ui", "--port", free_port(), cwd=tmp_path, PYTHONPATH=own)
+    )
     (tmp_path / "mine.toml").write_text(AUTH)
     asks_to_sign_in(start(*streamlit(HOME), cwd=Path("/"), INITSCOPE_SECRETS=str(tmp_path / "mine.toml")))
 
 
 def test_with_a_password_it_may_answer_others_and_its_environment_does_not_hold_it(start):
     password = "a long password"
-    server = start(*streamlit(HOME), cwd=Path("/"), STREAMLIT_SERVER_ADDRESS="0.0.0.0", INITSCOPE_PASSWORD=password)
+    server = start(
+        *streamlit(HOME), cwd=Path("/"), STREAMLIT_SERVER_ADDRESS="0.0.0.0", INITSCOPE_PASSWORD=password
+    )
     assert server.answers(), server.log.read_text()[-2000:]
     assert set(server.listens()) == {"0.0.0.0"} and server.ask("/live") == 401
     shown = Path(f"/proc/{server.process.pid}/environ").read_bytes()
@@ -279,10 +381,29 @@ def test_with_a_password_it_may_answer_others_and_its_environment_does_not_hold_
 
 
 def test_another_server_than_streamlits_answers_this_machine_only(start, tmp_path):
-    """``uvicorn`` listens where it is told, whatever Streamlit's settings say: whoever comes in by another address is refused."""
-    others = [a.address for name in psutil.net_if_addrs().values() for a in name if a.family.name == "AF_INET" and not a.address.startswith("127.")]
+    """``uvicorn`` listens where it is told, whatever Streamlit's settings say: whoever comes in by another
+    address is refused.
+    """
+    others = [
+        a.address
+        for name in psutil.net_if_addrs().values()
+        for a in name
+        if a.family.name == "AF_INET" and not a.address.startswith("127.")
+    ]
     port = free_port()
-    server = start(sys.executable, "-m", "uvicorn", "Home:app", "--app-dir", HOME.parent, "--host", "0.0.0.0", "--port", port, cwd=HOME.parent)
+    server = start(
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "Home:app",
+        "--app-dir",
+        HOME.parent,
+        "--host",
+        "0.0.0.0",
+        "--port",
+        port,
+        cwd=HOME.parent,
+    )
     assert server.answers(), server.log.read_text()[-2000:]
     assert server.ask("/") == 200
     if not others:

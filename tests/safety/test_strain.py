@@ -1,4 +1,6 @@
-"""Many visitors, many launches: nobody meets an error, nothing is left behind. At length: ``python -m tests.benchmarks.soak``."""
+"""Many visitors, many launches: nobody meets an error, nothing is left behind. At length: ``python -m
+tests.benchmarks.soak``.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +31,26 @@ def test_ten_visitors_of_two_live_runs(server, monkeypatch, until):
     found = asyncio.run(crowd(server, visitors=10, seconds=6))
     assert found.failures == [] and len(found.opened) == 10 and len(found.again) >= 10
     assert found.watched > 0 and len(found.gaps) > 10, "the runs went on, and everybody saw it"
-    until(lambda: upkeep(server.process.pid).handles <= found.before.handles + 11 * HANDLES_KEPT, what="connections are given back")
+    until(
+        lambda: upkeep(server.process.pid).handles <= found.before.handles + 11 * HANDLES_KEPT,
+        what="connections are given back",
+    )
 
 
 def test_launched_stopped_and_deleted_again_and_again(server):
     """The first rounds fill caches and pools; after them nothing may grow."""
     notes: list[tuple[Upkeep, Upkeep]] = []
-    made = asyncio.run(turnover(server, 8, lambda turn, dashboard, supervisor: notes.append((dashboard, supervisor))))
+    made = asyncio.run(
+        turnover(server, 8, lambda turn, dashboard, supervisor: notes.append((dashboard, supervisor)))
+    )
     assert made == 16 and [info for info in Runs(server.runs).list() if info.live] == []
     for dashboard, supervisor in notes:
         assert dashboard.zombies == supervisor.zombies == 0
     (dashboard, supervisor), (dashboard_then, supervisor_then) = notes[-1], notes[2]
     assert supervisor.handles == supervisor_then.handles and supervisor.children <= 2
     assert dashboard.handles <= dashboard_then.handles + 4 + 5 * HANDLES_KEPT and dashboard.children <= 3
-    assert supervisor.megabytes < supervisor_then.megabytes + 10 and dashboard.megabytes < dashboard_then.megabytes + 30
+    assert (
+        supervisor.megabytes < supervisor_then.megabytes + 10
+        and dashboard.megabytes < dashboard_then.megabytes + 30
+    )
     assert sum(process.status() == psutil.STATUS_ZOMBIE for process in supervisors(server.runs)) == 0

@@ -50,16 +50,24 @@ for turn in range(60):
         key = f"{act} {type(error).__name__}"
     told[key] = told.get(key, 0) + 1
 print(json.dumps(told))
-"""
+"""  # noqa: E501
 
 
 def test_many_people_on_the_same_runs(runs):
-    """Four processes stop, resume, rename, delete and create the same twelve runs: every refusal is one of ours, nothing is torn."""
+    """Four processes stop, resume, rename, delete and create the same twelve runs: every refusal is one of
+    ours, nothing is torn.
+    """
     people = [
-        subprocess.Popen([sys.executable, "-c", PERSON, str(runs.root), str(i)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                         stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", PERSON, str(runs.root), str(i)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for i in range(4)
-    ]  # fmt: skip
+    ]
     for person in people:
         assert person.stdout.readline() == "ready\n", person.communicate()
     told: dict[str, int] = {}
@@ -73,7 +81,9 @@ def test_many_people_on_the_same_runs(runs):
             told[key] = told.get(key, 0) + count
     assert {"stop done", "resume done", "rename done", "delete done", "create done"} <= set(told), told
     assert [info for info in runs.list() if info.status == "unreadable"] == []
-    assert [name for name in os.listdir(runs.root) if name.startswith((".new-", ".deleted-"))] == [], "no rest of a deletion"
+    assert [name for name in os.listdir(runs.root) if name.startswith((".new-", ".deleted-"))] == [], (
+        "no rest of a deletion"
+    )
 
 
 def all_at_once(*acts) -> list[object]:
@@ -98,7 +108,14 @@ def all_at_once(*acts) -> list[object]:
 def test_two_edits_are_both_kept(runs):
     for _ in range(20):
         run = runs.create(RunConfig(), "finished")
-        assert all_at_once(lambda run=run: run.edit(name="A"), lambda run=run: run.edit(tags="b"), lambda run=run: run.edit(notes="c")) == [None] * 3
+        assert (
+            all_at_once(
+                lambda run=run: run.edit(name="A"),
+                lambda run=run: run.edit(tags="b"),
+                lambda run=run: run.edit(notes="c"),
+            )
+            == [None] * 3
+        )
         assert run.meta() == {"name": "A", "tags": ["b"], "notes": "c"}
 
 
@@ -107,9 +124,13 @@ def test_one_of_two_deletes_and_one_of_two_resumes(runs, monkeypatch):
     for _ in range(10):
         run = runs.create(RunConfig(), "stopped")
         results = all_at_once(run.delete, run.delete, run.delete)
-        assert results.count(None) == 1 and all(isinstance(r, (RunNotFound, type(None))) for r in results), results
+        assert results.count(None) == 1 and all(isinstance(r, (RunNotFound, type(None))) for r in results), (
+            results
+        )
         run = runs.create(RunConfig(), "stopped")
-        results = all_at_once(lambda run=run: launcher.resume(runs, run), lambda run=run: launcher.resume(runs, run))
+        results = all_at_once(
+            lambda run=run: launcher.resume(runs, run), lambda run=run: launcher.resume(runs, run)
+        )
         assert results.count(None) == 1 and launcher.queued(runs).count(run.id) == 1, results
         launcher.stop(runs, run)
         results = all_at_once(run.delete, lambda run=run: launcher.resume(runs, run))
@@ -117,8 +138,34 @@ def test_one_of_two_deletes_and_one_of_two_resumes(runs, monkeypatch):
         assert run.path.exists() == (run.id in launcher.queued(runs)), "deleted, or waiting: never both"
 
 
-NAMES = ["..", ".", "", "../outside", "../../etc", "/etc", "/", "a/../../outside", "a\\..\\..", "x" * 10_000, "a\0b", "\u202egnp", "．．", "‥", "a\n", "~",
-         "%2e%2e", "ｒｕｎ", "é", "e\u0301", "\ud800", "CON", "-rf", ".queue", ".supervisor.lock", "outside"]  # fmt: skip
+NAMES = [
+    "..",
+    ".",
+    "",
+    "../outside",
+    "../../etc",
+    "/etc",
+    "/",
+    "a/../../outside",
+    "a\\..\\..",
+    "x" * 10_000,
+    "a\0b",
+    "\u202egnp",
+    "．．",
+    "‥",
+    "a\n",
+    "~",
+    "%2e%2e",
+    "ｒｕｎ",
+    "é",
+    "e\u0301",
+    "\ud800",
+    "CON",
+    "-rf",
+    ".queue",
+    ".supervisor.lock",
+    "outside",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -128,7 +175,11 @@ def test_nothing_outside_can_be_named(runs, tmp_path, name):
     (outside / "status.json").write_text('{"status": "finished"}')
     runs.create(RunConfig(), "finished")
     before = sorted(tmp_path.rglob("*"))
-    for act in (lambda: runs.get(name).delete(), lambda: runs.select(name)[0].delete(), lambda: runs.create(RunConfig(), run_id=name or "..")):
+    for act in (
+        lambda: runs.get(name).delete(),
+        lambda: runs.select(name)[0].delete(),
+        lambda: runs.create(RunConfig(), run_id=name or ".."),
+    ):
         with pytest.raises(InitScopeError) as refused:
             act()
             assert name in ("CON", "outside"), "a plain name may be a run's"
@@ -142,15 +193,34 @@ def census(folder: Path) -> dict[str, tuple]:
     found = {}
     for path in sorted(folder.rglob("*")):
         seen = path.lstat()
-        found[str(path)] = seen.st_mode, seen.st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() and not path.is_symlink() else ""
+        found[str(path)] = (
+            seen.st_mode,
+            seen.st_mtime_ns,
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() and not path.is_symlink() else "",
+        )
     return found
 
 
-ODD = ["..", "", "../../etc", "/etc/passwd", "x" * 10_000, "\u202egnp", "\u200b", "a\u0301" * 60, "．．", "-rf", ".queue", "init=default,sweep=" + "y" * 9_000]
+ODD = [
+    "..",
+    "",
+    "../../etc",
+    "/etc/passwd",
+    "x" * 10_000,
+    "\u202egnp",
+    "\u200b",
+    "a\u0301" * 60,
+    "．．",
+    "-rf",
+    ".queue",
+    "init=default,sweep=" + "y" * 9_000,
+]
 
 
 def test_no_command_reaches_outside(runs, tmp_path, monkeypatch, capsys):
-    """Every word that a command takes, odd: done inside the folder of runs, or refused in one line that can be read; outside it nothing changes."""
+    """Every word that a command takes, odd: done inside the folder of runs, or refused in one line that can
+    be read; outside it nothing changes.
+    """
     outside = tmp_path / "outside"
     (outside / "deep").mkdir(parents=True)
     (outside / "status.json").write_text('{"status": "finished"}')
@@ -158,24 +228,52 @@ def test_no_command_reaches_outside(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(launcher, "ensure_supervisor", lambda runs: None)
     run, before = template(runs), census(outside)
     for name in ODD:
-        for command in (["delete"], ["stop"], ["resume"], ["compare", run.id], ["report", "--output", "r.html"], ["export", "--format", "csv", "--output", "e"], ["query"],
-                        *(["train", "--detach", flag] for flag in ("--name", "--tags", "--sweep", "--model", "--data", "--config"))):  # fmt: skip
+        for command in (
+            ["delete"],
+            ["stop"],
+            ["resume"],
+            ["compare", run.id],
+            ["report", "--output", "r.html"],
+            ["export", "--format", "csv", "--output", "e"],
+            ["query"],
+            *(
+                ["train", "--detach", flag]
+                for flag in ("--name", "--tags", "--sweep", "--model", "--data", "--config")
+            ),
+        ):
             status = main([*command, name])
             said = capsys.readouterr().err.strip()
-            assert status == 0 or (status == 2 and len(said.splitlines()) == 1 and len(said) < 1_100), (command, name[:40], status, said[:300])
+            assert status == 0 or (status == 2 and len(said.splitlines()) == 1 and len(said) < 1_100), (
+                command,
+                name[:40],
+                status,
+                said[:300],
+            )
     assert main(["query", "\udcff"]) == 2, "a byte that is no text, as a shell passes it on"
     assert census(outside) == before
-    assert all(RUN_ID.fullmatch(name) for name in os.listdir(runs.root) if name[0] != "."), "what was made is a run"
+    assert all(RUN_ID.fullmatch(name) for name in os.listdir(runs.root) if name[0] != "."), (
+        "what was made is a run"
+    )
     assert [info.error for info in runs.list() if info.status == "unreadable"] == []
 
 
 def test_links_and_pipes_in_place_of_our_files(runs, tmp_path, monkeypatch):
-    """Nothing is written, touched or shown through them, neither in a run nor beside it; nobody waits for ever."""
+    """Nothing is written, touched or shown through them, neither in a run nor beside it; nobody waits for
+    ever.
+    """
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret").write_text("the owner's own")
     before = census(outside)
-    for name in ("log.txt", "meta.json", "config.json", "status.json", "parts", "checkpoint.pt", "worker.lock"):
+    for name in (
+        "log.txt",
+        "meta.json",
+        "config.json",
+        "status.json",
+        "parts",
+        "checkpoint.pt",
+        "worker.lock",
+    ):
         run = runs.create(RunConfig(), "stopped", error=None)
         (run.path / name).unlink(missing_ok=True) if name != "parts" else (run.path / name).rmdir()
         (run.path / name).symlink_to(outside / ("." if name == "parts" else "secret"))
@@ -197,8 +295,14 @@ def test_links_and_pipes_in_place_of_our_files(runs, tmp_path, monkeypatch):
         for put in (lambda path: path.symlink_to(outside), os.mkfifo):
             shutil.rmtree(runs.root / ".queue", ignore_errors=True)
             put(runs.root / name)
-            for act in (lambda: launcher.submit(runs, [RunConfig()]), lambda: launcher.stop(runs, live), lambda: launcher.prepare(runs)):
-                with pytest.raises(RunFolderError, match=rf"\{name} in .* is a (link|pipe); nothing is written through it"):
+            for act in (
+                lambda: launcher.submit(runs, [RunConfig()]),
+                lambda: launcher.stop(runs, live),
+                lambda: launcher.prepare(runs),
+            ):
+                with pytest.raises(
+                    RunFolderError, match=rf"\{name} in .* is a (link|pipe); nothing is written through it"
+                ):
                     act()
             launcher.ensure_served(runs)
             (runs.root / name).unlink()
@@ -221,7 +325,11 @@ def test_links_lead_a_deletion_nowhere(runs, tmp_path):
     (run.path / "inner").symlink_to(outside)
     (run.path / "parts" / "up").symlink_to("/")
     run.delete()
-    assert not run.path.exists() and (outside / "deep" / "file").read_text() == "precious" and (runs.root / "linked").is_symlink()
+    assert (
+        not run.path.exists()
+        and (outside / "deep" / "file").read_text() == "precious"
+        and (runs.root / "linked").is_symlink()
+    )
     # A whole folder of runs that is a link is somebody's choice, and works.
     (tmp_path / "alias").symlink_to(runs.root)
     alias = Runs(tmp_path / "alias")
@@ -238,7 +346,11 @@ def test_a_live_run_is_not_deleted(runs, python, until):
     with pytest.raises(InitScopeError, match="stop it first"):
         live.delete()
     quiet = runs.create(RunConfig(), "stopped")
-    holder = python("import sys, time\nfrom initscope.store import Run, claimed\nwith claimed(Run(sys.argv[1])):\n print('held', flush=True)\n time.sleep(60)", quiet.path)
+    holder = python(
+        "import sys, time\nfrom initscope.store import Run, claimed\nwith claimed(Run(sys.argv[1])):\n "
+        "print('held', flush=True)\n time.sleep(60)",
+        quiet.path,
+    )
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(InitScopeError, match="another process is working"), claimed(quiet):
         raise AssertionError("two at once")

@@ -1,4 +1,6 @@
-"""Visitors without a browser: Streamlit's own protocol over a real websocket, and the event stream beside it; and a process's upkeep."""
+"""Visitors without a browser: Streamlit's own protocol over a real websocket, and the event stream beside it;
+and a process's upkeep.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ ANSWER_SECONDS = 180
 
 
 class Visitor:
-    """One browser session. Sends what Streamlit's page sends, the timers of fragments too, and keeps what it needs of the answers."""
+    """One browser session. Sends what Streamlit's page sends, the timers of fragments too, and keeps what it
+    needs of the answers.
+    """
 
     def __init__(self, port: int, cookie: str = ""):
         self.port, self.cookie = port, cookie
@@ -33,9 +37,14 @@ class Visitor:
     async def __aenter__(self) -> Visitor:
         address = f"ws://127.0.0.1:{self.port}/_stcore/stream"
         self.socket = await websockets.connect(
-            address, subprotocols=["streamlit"], proxy=None, max_size=None, ping_interval=None, open_timeout=ANSWER_SECONDS,
+            address,
+            subprotocols=["streamlit"],
+            proxy=None,
+            max_size=None,
+            ping_interval=None,
+            open_timeout=ANSWER_SECONDS,
             additional_headers={"Cookie": self.cookie} if self.cookie else None,
-        )  # fmt: skip
+        )
         self._tasks.append(asyncio.create_task(self._listen()))
         return self
 
@@ -59,7 +68,9 @@ class Visitor:
         """Listen to a run's event stream until cancelled; notes when each message came."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
-            writer.write(f"GET /api/stream?run={run} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n\r\n".encode())
+            writer.write(
+                f"GET /api/stream?run={run} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n\r\n".encode()
+            )
             while line := await reader.readline():
                 if line.startswith(b"data: "):
                     moments.append(time.monotonic())
@@ -98,7 +109,14 @@ class Visitor:
                 self.query = message.page_info_changed.query_string
             elif kind == "navigation":
                 shown = message.navigation.page_script_hash
-                self.page = next((page.url_pathname for page in message.navigation.app_pages if page.page_script_hash == shown), self.page)
+                self.page = next(
+                    (
+                        page.url_pathname
+                        for page in message.navigation.app_pages
+                        if page.page_script_hash == shown
+                    ),
+                    self.page,
+                )
             elif kind == "auto_rerun" and message.auto_rerun.fragment_id not in self._timers:
                 timer = self._repeat(message.auto_rerun.fragment_id, message.auto_rerun.interval)
                 self._timers[message.auto_rerun.fragment_id] = asyncio.create_task(timer)
@@ -114,8 +132,10 @@ class Visitor:
 
 
 class Upkeep(NamedTuple):
-    """What a process and its children take: file handles, threads, children, zombies among them, and megabytes of memory that no
-    file stands behind (a library's pages count for whoever alone has it open: they come and go with other programs)."""
+    """What a process and its children take: file handles, threads, children, zombies among them, and
+    megabytes of memory that no file stands behind (a library's pages count for whoever alone has it open:
+    they come and go with other programs).
+    """
 
     handles: int
     threads: int
@@ -125,7 +145,9 @@ class Upkeep(NamedTuple):
 
 
 def upkeep(pid: int) -> Upkeep | None:
-    """Of the process itself (memory, handles, threads) and of what it started (children, zombies); None if it has ended."""
+    """Of the process itself (memory, handles, threads) and of what it started (children, zombies); None if it
+    has ended.
+    """
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         children = process.children(recursive=True)

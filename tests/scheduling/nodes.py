@@ -1,4 +1,6 @@
-"""a Ray cluster of several nodes on loopback, each of which can go at once and without a word, as a machine would"""
+"""a Ray cluster of several nodes on loopback, each of which can go at once and without a word, as a machine
+would
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ import psutil
 os.environ |= {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 127.0.0.1 stays what it is; read when ray is imported
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # a node leaves so long after its head has gone; a minute by default
+    # a node leaves so long after its head has gone; a minute by default
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
 }
 
 
@@ -24,16 +27,23 @@ def listening(processes: Iterable[psutil.Process]) -> set[str]:
     found = set()
     for process in processes:
         with contextlib.suppress(psutil.Error):
-            found |= {connection.laddr.ip for connection in process.net_connections() if connection.status == psutil.CONN_LISTEN}
+            found |= {
+                connection.laddr.ip
+                for connection in process.net_connections()
+                if connection.status == psutil.CONN_LISTEN
+            }
     return found
 
 
 class Nodes:
-    """Logical nodes, whatever the machine has. ``address`` is the head's, also after it has been restarted."""
+    """Logical nodes, whatever the machine has. ``address`` is the head's, also after it has been
+    restarted.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        # The cluster utility notes its address in the default folder of temporary files, which on a new machine nobody has made.
+        # The cluster utility notes its address in the default folder of temporary files, which on a new
+        # machine nobody has made.
         (folder / "ray").mkdir()
         self._outer_temporary = os.environ.get("RAY_TMPDIR")
         os.environ["RAY_TMPDIR"] = str(folder)
@@ -46,7 +56,12 @@ class Nodes:
         """``head``, or any other name for a node that joins it."""
         from ray.cluster_utils import Cluster
 
-        given = {"num_cpus": cores, "node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 80_000_000}
+        given = {
+            "num_cpus": cores,
+            "node_ip_address": "127.0.0.1",
+            "include_dashboard": False,
+            "object_store_memory": 80_000_000,
+        }
         if name == "head":
             head = {**given, "gcs_server_port": int(self.address.split(":")[1]), "temp_dir": str(self.folder)}
             self.cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -39,7 +39,9 @@ def steps(run: Run) -> int:
 
 
 def zombies(parent: psutil.Process) -> list[psutil.Process]:
-    return [child for child in parent.children() if child.is_running() and child.status() == psutil.STATUS_ZOMBIE]
+    return [
+        child for child in parent.children() if child.is_running() and child.status() == psutil.STATUS_ZOMBIE
+    ]
 
 
 def starts(run: Run) -> int:
@@ -49,15 +51,15 @@ def starts(run: Run) -> int:
 def test_more_runs_than_slots_wait_their_turn(runs, tiny, two_slots, until):
     """In order, two at a time, each once; supervisors started beside the first change nothing."""
     made = launcher.submit(runs, [tiny(init_seed=seed, epochs=1, train_samples=1438) for seed in range(3)])
-    assert [status(run) for run in made] == ["queued"] * 3 and launcher.queued(runs) == [run.id for run in made]
+    assert [status(run) for run in made] == ["queued"] * 3 and launcher.queued(runs) == [
+        run.id for run in made
+    ]
     made += launcher.submit(
         runs, [tiny(init_seed=seed, threads=threads, max_steps=2) for seed, threads in ((3, 2), (4, 0))]
     )  # each takes the whole machine
     for _ in range(3):
         launcher.ensure_supervisor(runs)
-    twin = subprocess.Popen(
-        module_command("initscope.scheduling.launcher", runs.root)
-    )
+    twin = subprocess.Popen(module_command("initscope.scheduling.launcher", runs.root))
 
     together, seen = 0, set()
     while not ended(*made):
@@ -77,7 +79,9 @@ def test_more_runs_than_slots_wait_their_turn(runs, tiny, two_slots, until):
     until(lambda: len(two_slots()) == 1, what="one supervisor, no worker: the others left at once")
     assert twin.poll() in (0, None), "it left, or it was the first to hold the lock and serves"
     [supervisor] = two_slots()
-    until(lambda: not zombies(psutil.Process()) + zombies(supervisor), what="every ended process is collected")
+    until(
+        lambda: not zombies(psutil.Process()) + zombies(supervisor), what="every ended process is collected"
+    )
     pids = {run.state()["pid"] for run in made}
     assert len(pids) == 5 and not pids & {os.getpid(), supervisor.pid}, "a process of its own for each"
     supervisor.kill()
@@ -106,7 +110,10 @@ def test_workers_outlive_their_supervisor(runs, endless, tiny, two_slots, until,
     assert status(second) == "queued" and starts(first) == 1, "the adopted worker takes its slot"
 
     worker.kill()
-    until(lambda: first.json_file("status.json")["status"] == "crashed", what="written down, not only guessed by readers")
+    until(
+        lambda: first.json_file("status.json")["status"] == "crashed",
+        what="written down, not only guessed by readers",
+    )
     assert "its process is gone" in first.state()["error"] and runs.info(first.id).error
     until(lambda: steps(second) > 5)
     os.kill(second.state()["pid"], signal.SIGKILL)
@@ -127,13 +134,19 @@ def test_stop_and_resume_through_the_queue(runs, tiny, trained, two_slots, until
     config = tiny(epochs=5, train_samples=1438, dropout=0.5, batch_norm=True, schedule="cosine")
     running, waiting = launcher.submit(runs, [config, config])
     launcher.stop(runs, waiting)
-    assert status(waiting) == "stopped" and launcher.queued(runs) in ([running.id], []), "a queued run stops at once"
+    assert status(waiting) == "stopped" and launcher.queued(runs) in ([running.id], []), (
+        "a queued run stops at once"
+    )
     until(lambda: steps(running) > 30)
     launcher.stop(runs, running)
     until(lambda: ended(running))
     state = running.state()
     assert state["status"] == "stopped" and (running.path / CHECKPOINT).exists()
-    assert 30 < state["step"] < 450 and steps(running) == state["step"] and (running.path / "layers.parquet").exists()
+    assert (
+        30 < state["step"] < 450
+        and steps(running) == state["step"]
+        and (running.path / "layers.parquet").exists()
+    )
     for run in (running, waiting):
         with pytest.raises(RunStateError, match="is stopped; only a queued or running run"):
             launcher.stop(runs, run)
@@ -147,16 +160,18 @@ def test_stop_and_resume_through_the_queue(runs, tiny, trained, two_slots, until
     until(lambda: ended(running, waiting))
     whole = trained(config)
     for run in (running, waiting):
-        assert status(run) == "finished" and run.read("steps").drop_columns("seconds") == whole.read("steps").drop_columns(
-            "seconds"
-        )
+        assert status(run) == "finished" and run.read("steps").drop_columns("seconds") == whole.read(
+            "steps"
+        ).drop_columns("seconds")
         with pytest.raises(RunStateError, match="nothing to resume"):
             launcher.resume(runs, run)
     assert (starts(running), starts(waiting)) == (2, 1)
 
 
 def test_what_cannot_run_does_not_hold_up_the_others(runs, tiny, two_slots, until, tmp_path, monkeypatch):
-    """A run without its data, one whose config is torn, one deleted from the queue: the supervisor goes on."""
+    """A run without its data, one whose config is torn, one deleted from the queue: the supervisor goes
+    on.
+    """
     monkeypatch.setenv("INITSCOPE_SLOTS", "1")
     configs = [tiny(data=f"image_folder:{tmp_path / 'none'}"), tiny(), tiny(), tiny(), tiny()]
     made = [runs.create(config) for config in configs]
@@ -171,7 +186,11 @@ def test_what_cannot_run_does_not_hold_up_the_others(runs, tiny, two_slots, unti
     launcher.ensure_supervisor(runs)
     until(lambda: ended(no_data, good))
     assert status(good) == "finished"
-    assert status(no_data) == "failed" and "no folder" in no_data.state()["error"] and "no folder" in no_data.log_tail()
+    assert (
+        status(no_data) == "failed"
+        and "no folder" in no_data.state()["error"]
+        and "no folder" in no_data.log_tail()
+    )
     until(lambda: status(torn) not in LIVE)
     assert torn.state()["error"].startswith("config.json has changed since this run was queued")
     until(lambda: launcher.queued(runs) == [])
@@ -179,7 +198,9 @@ def test_what_cannot_run_does_not_hold_up_the_others(runs, tiny, two_slots, unti
 
 
 def test_a_worker_does_not_begin_what_has_ended(runs, tiny):
-    """Between a supervisor's look and its worker's start a run may have been stopped, or finished by another worker."""
+    """Between a supervisor's look and its worker's start a run may have been stopped, or finished by another
+    worker.
+    """
     for given in (Status.STOPPED, Status.FINISHED, Status.FAILED):
         run = runs.create(tiny(), given)
         assert main_in_child(run) == 0
@@ -193,15 +214,21 @@ def test_a_worker_does_not_begin_what_has_ended(runs, tiny):
 
 
 def test_a_new_supervisor_finds_runs_that_lost_their_place(runs, tiny, two_slots, until):
-    """Queued without a mark (the launching process died in between), and crashed without a supervisor to write it down."""
+    """Queued without a mark (the launching process died in between), and crashed without a supervisor to
+    write it down.
+    """
     lost = runs.create(tiny())
     crashed = runs.create(tiny(), Status.RUNNING, pid=2**22 + 1, pid_created=1.0)
     elsewhere = runs.create(tiny(), Status.RUNNING, pid=1, host="another-machine", heartbeat=time.time())
-    runs.create({"init": "custom"}, Status.RUNNING, source="recorder", **own_process())  # somebody's notebook holds up nobody
+    runs.create(
+        {"init": "custom"}, Status.RUNNING, source="recorder", **own_process()
+    )  # somebody's notebook holds up nobody
     launcher.ensure_supervisor(runs)
     until(lambda: status(lost) == "finished")
     assert crashed.json_file("status.json")["status"] == "crashed"
-    assert elsewhere.json_file("status.json")["status"] == "running", "another machine's run is not ours to judge"
+    assert elsewhere.json_file("status.json")["status"] == "running", (
+        "another machine's run is not ours to judge"
+    )
 
 
 def test_only_runs_of_ours_can_be_resumed(runs):
@@ -211,7 +238,9 @@ def test_only_runs_of_ours_can_be_resumed(runs):
     assert status(run) == "stopped" and launcher.queued(runs) == []
 
 
-@pytest.mark.parametrize(("given", "expected"), [("3", 3), ("0", 1), ("²", None), ("", None), ("-1", None), ("many", None)])
+@pytest.mark.parametrize(
+    ("given", "expected"), [("3", 3), ("0", 1), ("²", None), ("", None), ("-1", None), ("many", None)]
+)
 def test_slots(monkeypatch, given, expected):
     monkeypatch.setenv("INITSCOPE_SLOTS", given)
     assert launcher.slots() == (expected or len(os.sched_getaffinity(0)))

@@ -1,4 +1,6 @@
-"""The queue and the choice of an engine: order, who is asked for, what a run asks a cluster for, and what the sidebar says."""
+"""The queue and the choice of an engine: order, who is asked for, what a run asks a cluster for, and what the
+sidebar says.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def test_which_engine(runs, monkeypatch):
     assert engine.choose("", queue.chosen(runs)) == ("ray", "127.0.0.1:6379")
     monkeypatch.setenv("INITSCOPE_ENGINE", "local")
     assert engine.choose("", queue.chosen(runs)) == ("local", "")
-    with pytest.raises(ConfigError, match=r"unknown engine 'rey'; did you mean \"ray\"\? available: local, ray"):
+    with pytest.raises(
+        ConfigError, match=r"unknown engine 'rey'; did you mean \"ray\"\? available: local, ray"
+    ):
         engine.choose("rey")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs Ray, which is not installed: pip install ray=="):
@@ -55,9 +59,13 @@ def test_state_and_its_line(runs, monkeypatch):
     assert launcher.state(runs) == State("local", 4, 4, 0, 0)
     assert engine_line(launcher.state(runs)) == "This machine: 4 of 4 slots free"
     (runs.root / queue.QUEUE).mkdir(parents=True)
-    queue.write_state(runs, {"engine": "local", "slots": 4, "free": 4, "running": 0, "trouble": "", **own_process()})
+    queue.write_state(
+        runs, {"engine": "local", "slots": 4, "free": 4, "running": 0, "trouble": "", **own_process()}
+    )
     monkeypatch.setenv("INITSCOPE_ENGINE", "ray")
-    assert launcher.state(runs) == State("ray", None, None, 0, 0), "what waits for a launch does not say where it will train"
+    assert launcher.state(runs) == State("ray", None, None, 0, 0), (
+        "what waits for a launch does not say where it will train"
+    )
     monkeypatch.setenv("INITSCOPE_ENGINE", "rey")
     assert launcher.state(runs) == State("local", 4, 4, 0, 0)
     monkeypatch.delenv("INITSCOPE_ENGINE")
@@ -76,15 +84,25 @@ def test_state_and_its_line(runs, monkeypatch):
 
 
 def test_what_a_run_asks_a_cluster_for(tiny, monkeypatch):
-    """Cores are threads x processes, a whole node where they are left open; memory as estimated; GPUs where there are any, or in shares."""
+    """Cores are threads x processes, a whole node where they are left open; memory as estimated; GPUs where
+    there are any, or in shares.
+    """
     cluster = Cluster()
     cluster._looked = math.inf  # these nodes, and no others
     cluster._take_note([{"CPU": 4.0, "memory": 8e9}, {"CPU": 2.0, "memory": 8e9, "GPU": 1.0}])
-    one, two, whole = (tiny(device="cpu", **changes).to_dict() for changes in ({}, {"processes": 2}, {"threads": 0}))
+    one, two, whole = (
+        tiny(device="cpu", **changes).to_dict() for changes in ({}, {"processes": 2}, {"threads": 0})
+    )
     assert [cluster.threads_of(config) for config in (one, two, whole)] == [1, 2, 4] and cluster.slots() == 6
     needed = cluster._needed(one)
-    assert needed == {"CPU": 1, "GPU": 0, "memory": estimate(tiny()).total} and not cluster.unmet_requirement(one)
-    assert cluster.fits(one, [one] * 5) and not cluster.fits(one, [one] * 6) and not cluster.fits(two, [whole, one])
+    assert needed == {"CPU": 1, "GPU": 0, "memory": estimate(tiny()).total} and not cluster.unmet_requirement(
+        one
+    )
+    assert (
+        cluster.fits(one, [one] * 5)
+        and not cluster.fits(one, [one] * 6)
+        and not cluster.fits(two, [whole, one])
+    )
     gpu = tiny(device="auto").to_dict()
     assert cluster._needed(gpu)["GPU"] == 1 and cluster.fits(gpu, []) and not cluster.fits(gpu, [gpu])
     assert "2 GPU" in cluster.unmet_requirement(tiny(device="cuda", processes=2).to_dict())
@@ -93,7 +111,9 @@ def test_what_a_run_asks_a_cluster_for(tiny, monkeypatch):
     huge = tiny(model="vgg16", width=4.0, batch_size=64, device="cpu").to_dict()
     assert "of memory" in cluster.unmet_requirement(huge)
     monkeypatch.setenv("INITSCOPE_GPU_SHARE", "half")
-    with pytest.raises(EngineTrouble, match="INITSCOPE_GPU_SHARE must be a number above 0, at most 1, not 'half'"):
+    with pytest.raises(
+        EngineTrouble, match="INITSCOPE_GPU_SHARE must be a number above 0, at most 1, not 'half'"
+    ):
         cluster.fits(gpu, [])
 
 
@@ -112,21 +132,27 @@ def test_a_run_lost_three_more_times_in_vain_is_given_up(runs, tiny, nowhere):
 
     def lose(step: int) -> str:
         queue.unmark(runs, run.id)
-        set_status(run, status="running", engine="ray", step=step, **own_process() | {"pid_birth": "another boot"})
+        set_status(
+            run, status="running", engine="ray", step=step, **own_process() | {"pid_birth": "another boot"}
+        )
         supervisor.lost[run.id] = "lost"
         supervisor._look_after()
         return run.json_file("status.json")["status"]
 
     assert [lose(step) for step in (0, 0, 0, 5, 5, 5)] == ["queued"] * 6 and launcher.queued(runs) == [run.id]
     assert lose(5) == "crashed" and run.state()["restarts"] == 6 and not supervisor.lost
-    assert run.state()["error"] == "the training process was lost, 4 times in a row without getting any further"
+    assert (
+        run.state()["error"] == "the training process was lost, 4 times in a row without getting any further"
+    )
     queue.enqueue(runs, [run])
     supervisor._start_what_fits()
     assert launcher.queued(runs) == [] and not (supervisor.carried or supervisor.adopted or supervisor.lost)
 
 
 def test_a_run_that_was_begun_by_another_is_looked_after(runs, tiny, nowhere):
-    """A task may outlive its driver for a moment, and begin a run that the next supervisor has in its queue."""
+    """A task may outlive its driver for a moment, and begin a run that the next supervisor has in its
+    queue.
+    """
     run, supervisor = runs.create(tiny()), Supervisor(runs, nowhere)
     queue.enqueue(runs, [run])
     set_status(run, status="running", engine="ray", **own_process())
@@ -140,9 +166,16 @@ def test_a_run_that_was_begun_by_another_is_looked_after(runs, tiny, nowhere):
         for each in (supervisor, later):
             assert list(each.lost) == [run.id] and not each.adopted
     later._look_after()
-    assert run.state()["status"] == "queued" and run.state()["restarts"] == 1 and launcher.queued(runs) == [run.id]
+    assert (
+        run.state()["status"] == "queued"
+        and run.state()["restarts"] == 1
+        and launcher.queued(runs) == [run.id]
+    )
 
 
 def test_ray_is_loaded_only_where_it_is_the_engine():
-    code = "import sys, initscope.__main__, initscope.scheduling.launcher, initscope.scheduling.supervisor, initscope.scheduling.engines.ray_cluster; sys.exit('ray' in sys.modules)"
+    code = (
+        "import sys, initscope.__main__, initscope.scheduling.launcher, initscope.scheduling.supervisor, "
+        "initscope.scheduling.engines.ray_cluster; sys.exit('ray' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

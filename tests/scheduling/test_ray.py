@@ -1,4 +1,6 @@
-"""The engine ray on a real cluster of several nodes: the same numbers as the local engine's, whichever node, driver or head is lost."""
+"""The engine ray on a real cluster of several nodes: the same numbers as the local engine's, whichever node,
+driver or head is lost.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ WAIT = 200
 def cluster() -> Iterator[Nodes]:
     """A head and two nodes, one core each."""
     pytest.importorskip("ray")
-    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # the path of a socket has at most 107 characters
+    folder = Path(
+        tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    )  # the path of a socket has at most 107 characters
     nodes = Nodes(folder)
     try:
         for name in ("head", "a", "b"):
@@ -58,24 +62,41 @@ def status(run: Run) -> str:
 
 
 def starts(run: Run) -> int:
-    return (run.path / "log.txt").read_text().count("Z INFO start ")  # a worker that is lost may leave Ray's last words there too
+    return (
+        (run.path / "log.txt").read_text().count("Z INFO start ")
+    )  # a worker that is lost may leave Ray's last words there too
 
 
 def on(nodes: Nodes, name: str, made: list[Run]) -> list[Run]:
     """The runs that train on a node and have a checkpoint."""
     pids = {process.pid for process in nodes.processes(nodes.nodes[name])}
-    return [run for run in made if status(run) == "running" and run.state()["pid"] in pids and (run.path / CHECKPOINT).exists()]
+    return [
+        run
+        for run in made
+        if status(run) == "running" and run.state()["pid"] in pids and (run.path / CHECKPOINT).exists()
+    ]
 
 
 def test_queue_stop_and_resume(on_ray, runs, tiny, until):
-    """Live rows, order, stop and resume are as they are locally; what no node has waits and says so, and holds up nobody."""
+    """Live rows, order, stop and resume are as they are locally; what no node has waits and says so, and
+    holds up nobody.
+    """
     endless = tiny(epochs=100_000)
     [no_gpu] = launcher.submit(runs, [tiny(device="cuda")])
     [run] = launcher.submit(runs, [endless])
     until(lambda: status(run) == "running" and len(run.read("steps")) > 5, seconds=WAIT)
-    assert status(no_gpu) == "queued" and no_gpu.state()["phase"].startswith("waiting for a node with 1 core, 1 GPU and ")
+    assert status(no_gpu) == "queued" and no_gpu.state()["phase"].startswith(
+        "waiting for a node with 1 core, 1 GPU and "
+    )
     state = launcher.state(runs)
-    assert (state.engine, state.slots, state.free, state.waiting, state.running, state.trouble) == ("ray", 3, 2, 1, 1, "")
+    assert (state.engine, state.slots, state.free, state.waiting, state.running, state.trouble) == (
+        "ray",
+        3,
+        2,
+        1,
+        1,
+        "",
+    )
     assert {address.removeprefix("::ffff:") for address in on_ray.listening()} == {"127.0.0.1"}
 
     launcher.stop(runs, no_gpu)
@@ -91,22 +112,38 @@ def test_queue_stop_and_resume(on_ray, runs, tiny, until):
 
 
 def test_an_address_in_an_object_store_and_a_cluster_of_its_own(machine, s3, tiny, until, monkeypatch):
-    """The queue of a machine whose runs are in a bucket: on a cluster that it starts itself, with the driver killed, then on another engine, watched
-    and stopped from elsewhere."""
+    """The queue of a machine whose runs are in a bucket: on a cluster that it starts itself, with the driver
+    killed, then on another engine, watched and stopped from elsewhere.
+    """
     pytest.importorskip("ray")
     monkeypatch.setenv("INITSCOPE_SLOTS", "1")
     there = machine("b")
     here = machine("a")  # the last one: its scratch folder is that of what is started from now on
-    theirs = {"status": "running", "heartbeat": time.time() + 1e6, "host": "another", "engine": "ray", "created": 1.0}
-    there._store.remote.put(".runs/theirs~card", json.dumps({"config": {"config": {}}, "status": theirs}).encode())
+    theirs = {
+        "status": "running",
+        "heartbeat": time.time() + 1e6,
+        "host": "another",
+        "engine": "ray",
+        "created": 1.0,
+    }
+    there._store.remote.put(
+        ".runs/theirs~card", json.dumps({"config": {"config": {}}, "status": theirs}).encode()
+    )
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
-    with pytest.raises(ConfigError, match=r"trained on the machine that launches them, not on the Ray cluster at '192\.0\.2\.1:6379'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"trained on the machine that launches them, not on the Ray cluster at '192\.0\.2\.1:6379'",
+    ):
         launcher.submit(here, [tiny()], engine="ray")
     monkeypatch.delenv("RAY_ADDRESS")
     [run] = launcher.submit(here, [tiny(epochs=100_000)], engine="ray")
     family: list[psutil.Process] = []
     try:
-        until(lambda: (run.path / CHECKPOINT).exists() and there.info(run.id).state.get("step"), seconds=WAIT, what="it trains, and the other machine sees it")
+        until(
+            lambda: (run.path / CHECKPOINT).exists() and there.info(run.id).state.get("step"),
+            seconds=WAIT,
+            what="it trains, and the other machine sees it",
+        )
         family = [child for process in supervisors(here.root) for child in process.children(recursive=True)]
         assert {address.removeprefix("::ffff:") for address in listening(family)} == {"127.0.0.1"}
         for process in supervisors(here.root):
@@ -114,21 +151,41 @@ def test_an_address_in_an_object_store_and_a_cluster_of_its_own(machine, s3, tin
 
         def lost_and_on_again() -> bool:
             launcher.ensure_served(here)
-            return run.state().get("restarts") == 1 and status(run) == "running" and (there.info(run.id).state.get("step") or 0) > run.state()["lost_at"]
+            return (
+                run.state().get("restarts") == 1
+                and status(run) == "running"
+                and (there.info(run.id).state.get("step") or 0) > run.state()["lost_at"]
+            )
 
         until(lost_and_on_again, seconds=WAIT, what="it goes on from its checkpoint")
-        assert starts(run) == 2 and here.info("theirs").status == "running" and launcher.state(here).running == 1
-        later, first = (launcher.submit(here, [tiny(init_seed=seed)], engine="local", first=seed == 2)[0] for seed in (1, 2))
+        assert (
+            starts(run) == 2 and here.info("theirs").status == "running" and launcher.state(here).running == 1
+        )
+        later, first = (
+            launcher.submit(here, [tiny(init_seed=seed)], engine="local", first=seed == 2)[0]
+            for seed in (1, 2)
+        )
         assert launcher.queued(here) == [first.id, later.id] and launcher.state(here).engine == "ray"
         launcher.stop(there, there.get(run.id))
         made = (run, first, later)
-        until(lambda: [there.info(one.id).status for one in made] == ["stopped", "finished", "finished"], seconds=WAIT, what="both, once Ray's has ended")
-        assert [one.state()["engine"] for one in made] == ["ray", "local", "local"] and first.state()["started"] < later.state()["started"]
+        until(
+            lambda: [there.info(one.id).status for one in made] == ["stopped", "finished", "finished"],
+            seconds=WAIT,
+            what="both, once Ray's has ended",
+        )
+        assert [one.state()["engine"] for one in made] == ["ray", "local", "local"] and first.state()[
+            "started"
+        ] < later.state()["started"]
         assert launcher.state(here).engine == "local" and launcher.queued(here) == []
         asked = query(there, "SELECT run, count(*) FROM steps GROUP BY run").rows.to_pylist()
-        assert {row["run"]: row["count_star()"] for row in asked} == {one.id: one.count("steps") for one in made}
+        assert {row["run"]: row["count_star()"] for row in asked} == {
+            one.id: one.count("steps") for one in made
+        }
     finally:
-        for process in [*supervisors(here.root), *family]:  # what is left of a cluster whose driver was killed leaves after a minute
+        for process in [
+            *supervisors(here.root),
+            *family,
+        ]:  # what is left of a cluster whose driver was killed leaves after a minute
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
     written = [path for path in here.root.parent.parent.rglob("*") if path.is_file()]
@@ -144,14 +201,20 @@ def test_a_sweep_loses_a_node_its_driver_and_the_head(on_ray, runs, tiny, tmp_pa
 
     [lost] = until(lambda: on(on_ray, "a", made), seconds=WAIT, what="a run with a checkpoint on node a")
     on_ray.kill("a")
-    until(lambda: lost.state().get("restarts") and status(lost) != "queued", seconds=WAIT, what="the lost run has begun elsewhere")
+    until(
+        lambda: lost.state().get("restarts") and status(lost) != "queued",
+        seconds=WAIT,
+        what="the lost run has begun elsewhere",
+    )
 
     until(lambda: on(on_ray, "b", made) or on(on_ray, "head", made), seconds=WAIT, what="something trains")
     for process in supervisors(runs.root):
         process.kill()
 
     def on_the_head_again() -> list[Run]:
-        launcher.ensure_served(runs)  # as the dashboard does: the killed one's lock may be held a moment longer than it can be seen
+        launcher.ensure_served(
+            runs
+        )  # as the dashboard does: the killed one's lock may be held a moment longer than it can be seen
         return on(on_ray, "head", made)
 
     until(on_the_head_again, seconds=WAIT, what="a run on the head again")
@@ -164,7 +227,9 @@ def test_a_sweep_loses_a_node_its_driver_and_the_head(on_ray, runs, tiny, tmp_pa
     assert [status(run) for run in made] == ["finished"] * 4, [run.state()["error"] for run in made]
     told = [(starts(run), run.state().get("restarts") or 0) for run in made]
     assert sum(restarts for _, restarts in told) >= 2, told
-    assert all(1 <= begun <= 1 + restarts for begun, restarts in told), f"once, and once more for each loss: {told}"
+    assert all(1 <= begun <= 1 + restarts for begun, restarts in told), (
+        f"once, and once more for each loss: {told}"
+    )
     last = (lost.path / "log.txt").read_text().rpartition("Z INFO start ")[2]
     assert int(re.search(r"INFO epoch (\d+),", last)[1]) > 0, "it went on from its checkpoint"
     assert launcher.queued(runs) == [] and len(runs.ids()) == 4
@@ -178,7 +243,9 @@ def test_a_sweep_loses_a_node_its_driver_and_the_head(on_ray, runs, tiny, tmp_pa
             process.kill()
     for one, other in zip(made, local, strict=True):
         for table in ("steps", "epochs", "layers"):
-            rows, expected = ([c for c in run.read(table).column_names if c != "seconds"] for run in (one, other))
+            rows, expected = (
+                [c for c in run.read(table).column_names if c != "seconds"] for run in (one, other)
+            )
             assert one.read(table, rows).equals(other.read(table, expected)), (one.id, table)
     tables = [sweep.table([run.info() for run in group]) for group in (made, local)]
     assert tables[0] == tables[1] and tables[0][0]["runs"] + tables[0][0]["undecided"] == 2

@@ -1,4 +1,6 @@
-"""Runs in an object store: two machines (two scratch folders) and a real S3 server on loopback between them."""
+"""Runs in an object store: two machines (two scratch folders) and a real S3 server on loopback between
+them.
+"""
 
 from __future__ import annotations
 
@@ -44,10 +46,19 @@ def keys(bucket) -> list[str]:
 
 def command(environment: dict[str, str], *arguments: object) -> subprocess.Popen:
     """``initscope`` on a machine."""
-    return subprocess.Popen([sys.executable, "-m", "initscope", *map(str, arguments)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "initscope", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
-def test_a_run_trains_here_and_is_watched_stopped_resumed_and_deleted_there(machine, bucket, s3, runs, tiny, trained, until, tmp_path):
+def test_a_run_trains_here_and_is_watched_stopped_resumed_and_deleted_there(
+    machine, bucket, s3, runs, tiny, trained, until, tmp_path
+):
     undisturbed = trained(tiny(epochs=25))
     a, b = machine("a"), machine("b")
     config = tmp_path / "config.json"
@@ -67,7 +78,9 @@ def test_a_run_trains_here_and_is_watched_stopped_resumed_and_deleted_there(mach
     # The command has waited until everything was in the store: what B reads now is what A has.
     time.sleep(download.REFRESH_SECONDS)
     [info] = b.list()
-    assert (info.status, info.name) == ("stopped", "renamed from B") and a.info(info.run).name == "renamed from B"
+    assert (info.status, info.name) == ("stopped", "renamed from B") and a.info(
+        info.run
+    ).name == "renamed from B"
     mine = Run(a.root / info.run)
     done = mine.count("steps")
     assert 1 <= done < undisturbed.count("steps")
@@ -80,8 +93,16 @@ def test_a_run_trains_here_and_is_watched_stopped_resumed_and_deleted_there(mach
     assert resumed.returncode == 0, err
     time.sleep(download.REFRESH_SECONDS)
     assert a.info(info.run).status == "finished"
-    assert Run(a.root / info.run).read("steps", ["step", "loss"]).equals(undisturbed.read("steps", ["step", "loss"]))
-    assert not [key for key in keys(bucket) if "/parts/" in key or "checkpoint" in key or "/.claims/" in key or "/.stops/" in key]
+    assert (
+        Run(a.root / info.run)
+        .read("steps", ["step", "loss"])
+        .equals(undisturbed.read("steps", ["step", "loss"]))
+    )
+    assert not [
+        key
+        for key in keys(bucket)
+        if "/parts/" in key or "checkpoint" in key or "/.claims/" in key or "/.stops/" in key
+    ]
     # No secret in anything that was written, here or there.
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or s3.secret.encode() not in path.read_bytes(), path
@@ -130,7 +151,9 @@ def test_readers_see_whole_runs_while_parts_merge_and_a_shipper_is_killed(machin
 
 
 def test_a_store_that_is_away_and_listings_that_lag(machine, bucket, s3, tiny, until, tmp_path):
-    """The run goes on, who watches sees what was there and no error, and the rest follows once the store is back."""
+    """The run goes on, who watches sees what was there and no error, and the rest follows once the store is
+    back.
+    """
     a, b = machine("a"), machine("b")
     config = tmp_path / "config.json"
     config.write_text(json.dumps(tiny(epochs=100_000).to_dict()))
@@ -160,7 +183,10 @@ def test_a_store_that_is_away_and_listings_that_lag(machine, bucket, s3, tiny, u
         until(lambda: watched() > before + 150, what="B sees what was trained meanwhile")
         mine.request_stop()
         assert training.wait(120) == 0, training.stderr.read()
-        until(lambda: watched() == mine.count("steps") and b.info(info.run).status == "stopped", what="B sees all of it")
+        until(
+            lambda: watched() == mine.count("steps") and b.info(info.run).status == "stopped",
+            what="B sees all of it",
+        )
         assert Run(b.root / info.run).read("layers").equals(mine.read("layers"))
         assert s3.secret not in (a.root / ".shipper.log").read_text() != ""
     finally:
@@ -175,7 +201,10 @@ def test_a_listing_that_forgets_a_run_takes_it_away_from_nobody(machine, bucket,
         s3.lag = 600.0
         assert b.list() == []
         s3.lag = 0.0
-        bucket.put_object(Key="runs/.runs/run~card", Body=json.dumps({"config": {"config": {}}, "status": {"status": "finished", "created": 1.0}}))
+        bucket.put_object(
+            Key="runs/.runs/run~card",
+            Body=json.dumps({"config": {"config": {}}, "status": {"status": "finished", "created": 1.0}}),
+        )
         bucket.put_object(Key="runs/run/log.txt", Body=b"hello")
         for lag in (0.0, 600.0):  # the second time it is as if nothing had come since the first listing
             s3.lag = lag
@@ -193,11 +222,22 @@ def test_one_machine_works_on_a_run_and_both_edits_are_kept(machine, bucket):
     a, b = machine("a"), machine("b")
     for name in ("ended", "lost", "live"):
         heartbeat = time.time() - (100 if name == "lost" else 0)
-        state = {"status": "finished" if name == "ended" else "running", "heartbeat": heartbeat, "host": "another", "created": heartbeat}
-        bucket.put_object(Key=f"runs/.runs/{name}~card", Body=json.dumps({"config": {"config": {}}, "status": state}))
+        state = {
+            "status": "finished" if name == "ended" else "running",
+            "heartbeat": heartbeat,
+            "host": "another",
+            "created": heartbeat,
+        }
+        bucket.put_object(
+            Key=f"runs/.runs/{name}~card", Body=json.dumps({"config": {"config": {}}, "status": state})
+        )
         if name != "ended":
             bucket.put_object(Key=f"runs/.claims/{name}", Body=b"another machine's")
-    assert {info.run: info.status for info in a.list()} == {"ended": "finished", "lost": "crashed", "live": "running"}
+    assert {info.run: info.status for info in a.list()} == {
+        "ended": "finished",
+        "lost": "crashed",
+        "live": "running",
+    }
     b.list()
 
     def take(where: Runs, name: str) -> bool:
@@ -212,22 +252,39 @@ def test_one_machine_works_on_a_run_and_both_edits_are_kept(machine, bucket):
             assert sum(pool.map(lambda where, name=name: take(where, name), (a, b))) == winners, name
         with pytest.raises(RunStateError, match="there is a run live already"):
             a._store.claim("live")
-        list(pool.map(lambda change: Run(change[0].root / "ended").edit(**change[1]), [(a, {"name": "new"}), (b, {"tags": "x,y"})]))
+        list(
+            pool.map(
+                lambda change: Run(change[0].root / "ended").edit(**change[1]),
+                [(a, {"name": "new"}), (b, {"tags": "x,y"})],
+            )
+        )
     time.sleep(download.REFRESH_SECONDS)
-    assert [(where.info("ended").name, where.info("ended").tags) for where in (a, b)] == [("new", ("x", "y"))] * 2
+    assert [(where.info("ended").name, where.info("ended").tags) for where in (a, b)] == [
+        ("new", ("x", "y"))
+    ] * 2
     # A machine that slept and lost its run stops at once, and writes nothing over the winner's.
     loser = a if b._store.owns("lost") else b
     (loser._store.root / download.OURS / "lost").touch()
     before = keys(bucket)
     upload.RunUpload(loser._store, "lost").ship()
-    assert not loser._store.owns("lost") and (loser.root / "lost" / "stop").exists() and keys(bucket) == before
+    assert (
+        not loser._store.owns("lost") and (loser.root / "lost" / "stop").exists() and keys(bucket) == before
+    )
 
 
 def test_requests_are_few_and_counted(machine, bucket, s3):
     b, count = machine("b"), 1050
-    card = {"config": {"config": {"init": "default"}}, "status": {"status": "finished", "outcome": "converged", "loss": 0.1, "created": 1.0, "ended": 2.0}}
+    card = {
+        "config": {"config": {"init": "default"}},
+        "status": {"status": "finished", "outcome": "converged", "loss": 0.1, "created": 1.0, "ended": 2.0},
+    }
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: bucket.put_object(Key=f"runs/.runs/run-{n:04}~card", Body=json.dumps(card)), range(count)))
+        list(
+            pool.map(
+                lambda n: bucket.put_object(Key=f"runs/.runs/run-{n:04}~card", Body=json.dumps(card)),
+                range(count),
+            )
+        )
 
     rounds: list[int] = []
 
@@ -238,31 +295,62 @@ def test_requests_are_few_and_counted(machine, bucket, s3):
         action()
         rounds.append(1 + int((time.monotonic() - began) / download.REFRESH_SECONDS))
         lists = sum("list-type" in request for request in s3.requests)
-        return {"list": lists, "get": sum(request.startswith("GET") for request in s3.requests) - lists, "all": len(s3.requests)}
+        return {
+            "list": lists,
+            "get": sum(request.startswith("GET") for request in s3.requests) - lists,
+            "all": len(s3.requests),
+        }
 
     first = asked(b.list)
     assert first["get"] == count and first["all"] - count == first["list"] <= 2 * rounds[-1]
     again = asked(lambda: [b.list() for _ in range(20)])
     assert again["all"] == again["list"] <= 2 * rounds[-1]  # all looks within a second are one
-    bucket.put_object(Key="runs/.runs/run-0007~card", Body=json.dumps(card | {"status": {**card["status"], "loss": 0.5}}))
+    bucket.put_object(
+        Key="runs/.runs/run-0007~card", Body=json.dumps(card | {"status": {**card["status"], "loss": 0.5}})
+    )
     bucket.put_object(Key="runs/run-0007/log.txt", Body=b"hello")
     changed = asked(lambda: b.info("run-0007"))
-    assert changed["all"] - 1 == changed["list"] <= 2 * rounds[-1] and changed["get"] == 1 and b.info("run-0007").loss == 0.5
+    assert (
+        changed["all"] - 1 == changed["list"] <= 2 * rounds[-1]
+        and changed["get"] == 1
+        and b.info("run-0007").loss == 0.5
+    )
     opened = asked(lambda: Run(b.root / "run-0007").revision())
-    assert opened["list"] <= 2 * rounds[-1] + 1 and opened["get"] == 1 and Run(b.root / "run-0007").log_tail() == "hello"
+    assert (
+        opened["list"] <= 2 * rounds[-1] + 1
+        and opened["get"] == 1
+        and Run(b.root / "run-0007").log_tail() == "hello"
+    )
     assert asked(lambda: [Run(b.root / "run-0007").revision() for _ in range(20)])["all"] <= 2 * rounds[-1]
 
 
 def test_what_a_bucket_holds_beside_runs_reaches_no_file(machine, bucket, tmp_path):
     b = machine("b")
     card = json.dumps({"config": {"config": {}}, "status": {"status": "finished"}})
-    for key in ("runs/.runs/../../evil~card", "runs/.runs/.queue~card", "runs/.runs/good~card", "runs/.runs/broken~card", "runs/.runs/odd"):
+    for key in (
+        "runs/.runs/../../evil~card",
+        "runs/.runs/.queue~card",
+        "runs/.runs/good~card",
+        "runs/.runs/broken~card",
+        "runs/.runs/odd",
+    ):
         bucket.put_object(Key=key, Body="[" if "broken" in key else card)
-    for key in ("runs/good/../../evil.txt", "runs/good/worker.lock", "runs/good/parts/../../../x", "runs/good/stop", "runs/good/log.txt"):
+    for key in (
+        "runs/good/../../evil.txt",
+        "runs/good/worker.lock",
+        "runs/good/parts/../../../x",
+        "runs/good/stop",
+        "runs/good/log.txt",
+    ):
         bucket.put_object(Key=key, Body=b"x")
     assert {info.run: info.status for info in b.list()} == {"good": "finished", "broken": "unreadable"}
     b.get("good").revision()
-    assert sorted(path.name for path in (b.root / "good").iterdir()) == ["config.json", "log.txt", "parts", "status.json"]
+    assert sorted(path.name for path in (b.root / "good").iterdir()) == [
+        "config.json",
+        "log.txt",
+        "parts",
+        "status.json",
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b"]
 
 
@@ -315,12 +403,23 @@ time.sleep(600)
 """
     trainer = python(code, a.shown, env={**os.environ, "INITSCOPE_SCRATCH": str(a.root.parent)})
     assert trainer.stdout.readline() == "written\n"
-    a.create({"init": "default"}, Status.RUNNING, run_id="lost", engine="ray", **own_process() | {"pid_birth": "another boot"})
+    a.create(
+        {"init": "default"},
+        Status.RUNNING,
+        run_id="lost",
+        engine="ray",
+        **own_process() | {"pid_birth": "another boot"},
+    )
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
-    until(lambda: "run" in b.ids() and Run(b.root / "run").json_file("status.json")["status"] == "crashed", what="B is told of the crash")
+    until(
+        lambda: "run" in b.ids() and Run(b.root / "run").json_file("status.json")["status"] == "crashed",
+        what="B is told of the crash",
+    )
     assert Run(b.root / "run").count("steps") == 5 and "killed" in b.info("run").error
     until(lambda: not a._store.owns("run"))
     b.get("run").delete()
     assert [info.run for info in b.list()] == ["lost"]
-    assert Run(b.root / "lost").json_file("status.json")["status"] == "running", "a run that a cluster has lost is its next supervisor's to tell"
+    assert Run(b.root / "lost").json_file("status.json")["status"] == "running", (
+        "a run that a cluster has lost is its next supervisor's to tell"
+    )

@@ -42,22 +42,34 @@ def test_tensorboard_reads_every_value_at_its_step(trained, tiny, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = trained(tiny(max_steps=12, batch_size=16, epochs=2, record_every=3))
-    log = EventAccumulator(str(export(run, "tensorboard", tmp_path / "logs" / "run")), size_guidance={"scalars": 0}).Reload()
+    log = EventAccumulator(
+        str(export(run, "tensorboard", tmp_path / "logs" / "run")), size_guidance={"scalars": 0}
+    ).Reload()
     tags = set(log.Tags()["scalars"])
     steps = run.read("steps").to_pylist()
     for name in ("loss", "accuracy", "learning_rate"):
-        assert [(e.step, e.value) for e in log.Scalars(f"steps/{name}")] == [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in steps]
+        assert [(e.step, e.value) for e in log.Scalars(f"steps/{name}")] == [
+            (row["step"], pytest.approx(row[name], rel=1e-6)) for row in steps
+        ]
     began = run.state()["started"]
-    assert [e.wall_time for e in log.Scalars("steps/loss")] == pytest.approx([began + row["seconds"] for row in steps])
+    assert [e.wall_time for e in log.Scalars("steps/loss")] == pytest.approx(
+        [began + row["seconds"] for row in steps]
+    )
     rows = run.read("layers").to_pylist()
     for layer in ("conv1_1", "fc3"):
         for metric in LAYER_METRICS:
-            expected = [(row["step"], row[metric]) for row in rows if row["layer"] == layer and row[metric] is not None]
+            expected = [
+                (row["step"], row[metric])
+                for row in rows
+                if row["layer"] == layer and row[metric] is not None
+            ]
             events = log.Scalars(f"{metric}/{layer}") if f"{metric}/{layer}" in tags else []
             assert [e.step for e in events] == [step for step, _ in expected]
             assert all(same(e.value, value) for e, (_, value) in zip(events, expected, strict=True))
     epochs = run.read("epochs").to_pylist()
-    assert [e.value for e in log.Scalars("epochs/val_loss")] == pytest.approx([row["val_loss"] for row in epochs], rel=1e-6)
+    assert [e.value for e in log.Scalars("epochs/val_loss")] == pytest.approx(
+        [row["val_loss"] for row in epochs], rel=1e-6
+    )
 
 
 def test_csv_and_json_tell_nan_from_what_was_not_measured(odd, tmp_path):
@@ -66,19 +78,31 @@ def test_csv_and_json_tell_nan_from_what_was_not_measured(odd, tmp_path):
     assert [line.split(",")[2].strip('"') for line in text[2:]] == ["inf", "nan"]
     for name in ("steps", "layers"):
         pd.testing.assert_frame_equal(
-            pd.read_csv(folder / f"{name}.csv", dtype={"layer": str}), odd.read(name).to_pandas().astype({"layer": str, "kind": str} if name == "layers" else {}),
-            check_dtype=False, rtol=1e-6,
-        )  # fmt: skip
-    frozen = next(line for line in (folder / "layers.csv").read_text().splitlines() if line.startswith('0,"0"'))
+            pd.read_csv(folder / f"{name}.csv", dtype={"layer": str}),
+            odd.read(name).to_pandas().astype({"layer": str, "kind": str} if name == "layers" else {}),
+            check_dtype=False,
+            rtol=1e-6,
+        )
+    frozen = next(
+        line for line in (folder / "layers.csv").read_text().splitlines() if line.startswith('0,"0"')
+    )
     assert frozen.split(",")[4] == "", "no gradient was measured: an empty cell, not nan"
 
     saved = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
-    assert saved["run"] == odd.id and saved["config"]["config"]["name"] == "odd" and saved["status"]["outcome"] == "diverged"
+    assert (
+        saved["run"] == odd.id
+        and saved["config"]["config"]["name"] == "odd"
+        and saved["status"]["outcome"] == "diverged"
+    )
     assert saved["steps"]["loss"][1:] == ["inf", "nan"] and saved["layers"]["grad_norm"][0] is None
     for name in ("steps", "layers"):
         for column, values in odd.read(name).to_pydict().items():
-            found = [number(value) if column not in ("layer", "kind") else value for value in saved[name][column]]
-            assert all(same(a, b) if not isinstance(b, str) else a == b for a, b in zip(found, values, strict=True)), column
+            found = [
+                number(value) if column not in ("layer", "kind") else value for value in saved[name][column]
+            ]
+            assert all(
+                same(a, b) if not isinstance(b, str) else a == b for a, b in zip(found, values, strict=True)
+            ), column
 
 
 def test_tensorboard_shows_no_point_where_nothing_was_measured(odd, tmp_path):

@@ -23,12 +23,34 @@ sys.addaudithook(lambda event, arguments: OPENED.append(str(arguments[0])) if ev
 
 
 def plain(infos: list[RunInfo]) -> list[tuple]:
-    return [(i.run, i.name, i.status, i.outcome, i.init, i.loss, i.accuracy, i.created, dict(i.config), dict(i.state), i.tags, i.error) for i in infos]
+    return [
+        (
+            i.run,
+            i.name,
+            i.status,
+            i.outcome,
+            i.init,
+            i.loss,
+            i.accuracy,
+            i.created,
+            dict(i.config),
+            dict(i.state),
+            i.tags,
+            i.error,
+        )
+        for i in infos
+    ]
 
 
 def truth(runs: Runs) -> list[tuple]:
     """What every folder says, read from its files."""
-    return plain(sorted((Run(runs.root / run_id).info() for run_id in runs.ids()), key=lambda info: (info.created, info.run), reverse=True))
+    return plain(
+        sorted(
+            (Run(runs.root / run_id).info() for run_id in runs.ids()),
+            key=lambda info: (info.created, info.run),
+            reverse=True,
+        )
+    )
 
 
 def read(runs: Runs) -> set[str]:
@@ -49,7 +71,15 @@ def settled(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Ru
             run = runs.create(RunConfig(init_seed=seed, tags=("a",)), run_id=f"run-{seed:02}")
             status = [Status.FINISHED, Status.STOPPED, Status.FAILED, Status.CRASHED][seed % 4]
             loss = float("nan") if seed == 4 else seed / 10
-            set_status(run, status=str(status), outcome="undecided", loss=loss, curve=[2.3, loss], error="\ud800 odd" if seed == 2 else None, ended=time.time())
+            set_status(
+                run,
+                status=str(status),
+                outcome="undecided",
+                loss=loss,
+                curve=[2.3, loss],
+                error="\ud800 odd" if seed == 2 else None,
+                ended=time.time(),
+            )
             made.append(run)
         time.sleep(0.25)
         runs.list()
@@ -64,7 +94,10 @@ def test_entries_are_what_the_files_say(runs, settled):
     runs.create(RunConfig(), Status.RUNNING, run_id="live", **own_process())
     runs.create(RunConfig(), Status.RUNNING, run_id="gone", **{**own_process(), "pid": 2**30})
     (runs.create(RunConfig(), run_id="damaged").path / "status.json").write_text("{")
-    os.symlink(made[1].path / "config.json", runs.create(RunConfig(), Status.FINISHED, run_id="linked").path / "meta.json")
+    os.symlink(
+        made[1].path / "config.json",
+        runs.create(RunConfig(), Status.FINISHED, run_id="linked").path / "meta.json",
+    )
     time.sleep(0.25)
     expected = truth(runs)
     assert {entry[2] for entry in expected} >= {"finished", "crashed", "running", "unreadable"}
@@ -139,11 +172,25 @@ def test_a_damaged_index_is_made_anew_and_never_believed(runs, settled):
 
         return tell
 
-    damages: list[Callable[[], object]] = [foreign, path.unlink, lambda: path.write_bytes(b""), lambda: path.write_text("no database" * 99)]
-    damages += [a_lie("entry", json.dumps({"name": "lie"}).encode()), a_lie("state", None), a_lie("checksum", 0), a_lie("stamps", b"")]
+    damages: list[Callable[[], object]] = [
+        foreign,
+        path.unlink,
+        lambda: path.write_bytes(b""),
+        lambda: path.write_text("no database" * 99),
+    ]
+    damages += [
+        a_lie("entry", json.dumps({"name": "lie"}).encode()),
+        a_lie("state", None),
+        a_lie("checksum", 0),
+        a_lie("stamps", b""),
+    ]
     for _ in range(25):
         place, cut = draw.randrange(len(whole)), draw.randrange(len(whole))
-        damages.append(lambda place=place: path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :]))
+        damages.append(
+            lambda place=place: path.write_bytes(
+                whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :]
+            )
+        )
         damages.append(lambda cut=cut: path.write_bytes(whole[:cut]))
     for damage in damages:
         path.write_bytes(whole)
@@ -167,7 +214,9 @@ def test_what_is_no_index_is_left_alone(runs, settled, tmp_path, monkeypatch):
         assert path.is_symlink() or not path.is_file()
         path.rmdir() if path.is_dir() else None
         path.touch()
-    assert elsewhere.stat().st_nlink == 1 and sqlite3.connect(elsewhere).execute("SELECT count(*) FROM entries").fetchone() == (40,)
+    assert elsewhere.stat().st_nlink == 1 and sqlite3.connect(elsewhere).execute(
+        "SELECT count(*) FROM entries"
+    ).fetchone() == (40,)
     path.unlink()
     monkeypatch.setenv("INITSCOPE_READ_ONLY", "1")
     assert str(plain(Runs(runs.root).list())) == expected and not path.exists()

@@ -1,4 +1,6 @@
-"""Folders that version 0.1 wrote (``tests/old_runs/v0.1``: sweeps, own loops, one that failed) open in every command."""
+"""Folders that version 0.1 wrote (``tests/old_runs/v0.1``: sweeps, own loops, one that failed) open in every
+command.
+"""
 
 from __future__ import annotations
 
@@ -39,4 +41,7 @@ def test_they_compare_export_and_answer_queries(old, cli, tmp_path):
     for run in ("old-default-s0", IDS[0]):
         assert cli("export", run, "--format", "csv", "--output", tmp_path / f"csv-{run}").status == 0
     assert cli("query", "SELECT count(*) AS n FROM runs", "--json").json["rows"][0]["n"] == len(IDS)
-    assert cli("report", "old-default-s0", "old-kaiming_normal-s0", "--output", tmp_path / "report.html").status == 0
+    assert (
+        cli("report", "old-default-s0", "old-kaiming_normal-s0", "--output", tmp_path / "report.html").status
+        == 0
+    )

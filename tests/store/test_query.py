@@ -1,4 +1,6 @@
-"""SQL over all runs: the answers are what the readers say, and nothing but the runs can be reached with it."""
+"""SQL over all runs: the answers are what the readers say, and nothing but the runs can be reached with
+it.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from tests.store.test_store import write_step
 
 def recorded(runs: Runs, run_id: str, steps: int, compact: bool = True, **config: object):
     """A run with ``steps`` steps of rows; live, in parts, unless ``compact``."""
-    run = runs.create({"init": "default", "model": "vgg16", **config}, Status.RUNNING, run_id=run_id, **own_process())
+    run = runs.create(
+        {"init": "default", "model": "vgg16", **config}, Status.RUNNING, run_id=run_id, **own_process()
+    )
     writer = RunWriter(run)
     for step in range(steps):
         write_step(writer, step)
@@ -31,7 +35,14 @@ def recorded(runs: Runs, run_id: str, steps: int, compact: bool = True, **config
     writer.flush()
     if compact:
         writer.compact()
-        writer.update(status="finished", outcome="converged", step=steps, seconds=steps / 10, loss=math.nan, ended=time.time())
+        writer.update(
+            status="finished",
+            outcome="converged",
+            step=steps,
+            seconds=steps / 10,
+            loss=math.nan,
+            ended=time.time(),
+        )
     return run
 
 
@@ -40,7 +51,10 @@ def rows(runs: Runs, sql: str) -> list[tuple]:
 
 
 def test_answers_are_what_the_readers_say(runs):
-    made = {f"run-{n}": recorded(runs, f"run-{n}", 40 * (n + 1), compact=n != 2, init_seed=n, tags=["x", "y"]) for n in range(3)}
+    made = {
+        f"run-{n}": recorded(runs, f"run-{n}", 40 * (n + 1), compact=n != 2, init_seed=n, tags=["x", "y"])
+        for n in range(3)
+    }
     # A compaction that did not live to delete its parts: they are not counted twice.
     copy = shutil.copytree(made["run-2"].path, runs.root.parent / "parts-of-a-run")
     RunWriter(made["run-2"]).compact()
@@ -48,13 +62,22 @@ def test_answers_are_what_the_readers_say(runs):
     for table in ("steps", "epochs", "layers"):
         counted = dict(rows(runs, f"SELECT run, count(*) FROM {table} GROUP BY run"))
         assert counted == {run_id: run.count(table) for run_id, run in made.items()}
-    sums = dict(rows(runs, "SELECT run, sum(grad_norm) FROM layers WHERE layer = 'conv1_1' AND step > 5 GROUP BY run"))
+    sums = dict(
+        rows(runs, "SELECT run, sum(grad_norm) FROM layers WHERE layer = 'conv1_1' AND step > 5 GROUP BY run")
+    )
     for run_id, run in made.items():
         table = run.read("layers")
-        wanted = table.filter(pc.and_(pc.equal(table["layer"].cast("string"), "conv1_1"), pc.greater(table["step"], 5)))
+        wanted = table.filter(
+            pc.and_(pc.equal(table["layer"].cast("string"), "conv1_1"), pc.greater(table["step"], 5))
+        )
         assert sums[run_id] == pytest.approx(pc.sum(wanted["grad_norm"]).as_py())
-    assert rows(runs, "SELECT run, status, init_seed, tags, isnan(loss), started IS NULL FROM runs ORDER BY run LIMIT 1") == [("run-0", "finished", 0, ["x", "y"], True, True)]
-    assert rows(runs, "SELECT count(*) FROM runs WHERE loss > 5") == [(2,)]  # NaN is larger than any number, in every view
+    assert rows(
+        runs,
+        "SELECT run, status, init_seed, tags, isnan(loss), started IS NULL FROM runs ORDER BY run LIMIT 1",
+    ) == [("run-0", "finished", 0, ["x", "y"], True, True)]
+    assert rows(runs, "SELECT count(*) FROM runs WHERE loss > 5") == [
+        (2,)
+    ]  # NaN is larger than any number, in every view
     odd = RunWriter(made["run-0"])
     for step, loss in ((900, math.nan), (901, math.inf), (902, 1.0)):
         odd.step(step, 0, loss, 0.1, 1e-3, 1.0)
@@ -113,19 +136,35 @@ def test_nothing_else_can_be_reached(runs, tmp_path, monkeypatch):
         with pytest.raises(QueryError) as told:
             query(runs, sql)
         message = str(told.value)
-        assert "\n" not in message and (str(tmp_path) not in message or str(tmp_path) in sql), sql  # no path but what was asked for
+        assert "\n" not in message and (str(tmp_path) not in message or str(tmp_path) in sql), (
+            sql
+        )  # no path but what was asked for
         assert "runs(run, name, status" in message and "layers(run, step" in message, message
     with pytest.raises(QueryError, match=r'"inti" not found.* Candidate bindings: "init"'):
         query(runs, "SELECT inti FROM runs")
-    for sql in ("SELECT * FROM duckdb_secrets()", "SELECT name, value FROM duckdb_settings()"):  # what may be seen names no folder of this machine
-        assert not [row for row in rows(runs, sql) if any(str(folder) in str(row) for folder in (Path.home(), tmp_path))]
-    assert parquet.read_bytes() == before and sorted(path.name for path in tmp_path.iterdir()) == ["runs", "secret.csv"]
+    for sql in (
+        "SELECT * FROM duckdb_secrets()",
+        "SELECT name, value FROM duckdb_settings()",
+    ):  # what may be seen names no folder of this machine
+        assert not [
+            row
+            for row in rows(runs, sql)
+            if any(str(folder) in str(row) for folder in (Path.home(), tmp_path))
+        ]
+    assert parquet.read_bytes() == before and sorted(path.name for path in tmp_path.iterdir()) == [
+        "runs",
+        "secret.csv",
+    ]
 
 
 def test_memory_time_and_rows_are_bounded(runs):
     recorded(runs, "run-0", 20)
     with pytest.raises(QueryError, match="no answer within 0"):
-        query(runs, "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range * b.range = 7", seconds=0.2)
+        query(
+            runs,
+            "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range * b.range = 7",
+            seconds=0.2,
+        )
     with pytest.raises(QueryError, match="512MB of memory"):
         query(runs, "SELECT list(repeat('x', 1000000) || range) FROM range(5000)")
     with pytest.raises(QueryError, match="the answer takes 2 MB of at most 1;"):
@@ -137,17 +176,34 @@ def test_memory_time_and_rows_are_bounded(runs):
 @pytest.mark.parametrize(
     ("sql", "said"),
     [
-        ("SELECT length(lpad('a', 2000000000, 'b'))", "512MB of memory|no answer within"),  # in one call of a function, where DuckDB looks at no bound
-        ("SELECT sum(length(lpad('a', 300000000 + range::INT, 'b'))) FROM range(1000)", "no answer within|512MB of memory"),
-        ("SELECT count(*) FROM range(10000000) WHERE regexp_matches(repeat('a', 3000) || range, '(a*)*(a*)*(a*)*b')", "no answer within|512MB of memory"),
+        (
+            "SELECT length(lpad('a', 2000000000, 'b'))",
+            "512MB of memory|no answer within",
+        ),  # in one call of a function, where DuckDB looks at no bound
+        (
+            "SELECT sum(length(lpad('a', 300000000 + range::INT, 'b'))) FROM range(1000)",
+            "no answer within|512MB of memory",
+        ),
+        (
+            "SELECT count(*) FROM range(10000000) WHERE regexp_matches(repeat('a', 3000) || range, "
+            "'(a*)*(a*)*(a*)*b')",
+            "no answer within|512MB of memory",
+        ),
         ("SELECT " + "(" * 9_000 + "1" + ")" * 9_000, "views are|512MB of memory|no answer within"),
-        ("SELECT " + "(" * 490_000 + "1" + ")" * 490_000, "a question may have 20,000 characters, not 980,008"),
+        (
+            "SELECT " + "(" * 490_000 + "1" + ")" * 490_000,
+            "a question may have 20,000 characters, not 980,008",
+        ),
     ],
 )
 def test_no_question_outlives_its_bounds(runs, sql, said):
-    """In memory and time of this process or any other: measured on the processes that answer, and ended by force if need be."""
+    """In memory and time of this process or any other: measured on the processes that answer, and ended by
+    force if need be.
+    """
     query(runs, "SELECT 1")  # what answers is loaded
-    [server] = [child for child in psutil.Process().children() if "initscope.store.query_process" in child.cmdline()]
+    [server] = [
+        child for child in psutil.Process().children() if "initscope.store.query_process" in child.cmdline()
+    ]
     before, most, done = psutil.Process().memory_info().rss, [0], threading.Event()
 
     def watch() -> None:
@@ -165,7 +221,9 @@ def test_no_question_outlives_its_bounds(runs, sql, said):
     finally:
         done.set()
         watcher.join()
-    assert time.monotonic() - began < 3.0 + 1.0 + 8, "its seconds, a second of grace, and what a busy machine takes beside"
+    assert time.monotonic() - began < 3.0 + 1.0 + 8, (
+        "its seconds, a second of grace, and what a busy machine takes beside"
+    )
     assert most[0] < 1_600_000_000 and psutil.Process().memory_info().rss - before < 400_000_000
     assert query(runs, "SELECT 1 AS one").rows.to_pylist() == [{"one": 1}]
     deadline = time.monotonic() + 30
@@ -177,12 +235,23 @@ def test_no_question_outlives_its_bounds(runs, sql, said):
 def test_what_answers_is_started_again_when_it_is_killed_and_writes_nothing(runs, tmp_path):
     query(runs, "SELECT 1")
     for _ in range(2):
-        [server] = [child for child in psutil.Process().children() if "initscope.store.query_process" in child.cmdline()]
+        [server] = [
+            child
+            for child in psutil.Process().children()
+            if "initscope.store.query_process" in child.cmdline()
+        ]
         server.kill()
         server.wait(30)
         assert rows(runs, "SELECT 7") == [(7,)]
-    environment = {key: value for child in psutil.Process().children() if "initscope.store.query_process" in child.cmdline() for key, value in child.environ().items()}
-    assert "INITSCOPE_READ_ONLY" in environment and not [name for name in environment if "PASSWORD" in name or "AWS" in name or "HOME" in name]
+    environment = {
+        key: value
+        for child in psutil.Process().children()
+        if "initscope.store.query_process" in child.cmdline()
+        for key, value in child.environ().items()
+    }
+    assert "INITSCOPE_READ_ONLY" in environment and not [
+        name for name in environment if "PASSWORD" in name or "AWS" in name or "HOME" in name
+    ]
 
 
 def test_one_long_question_keeps_no_other_waiting(runs):
@@ -191,7 +260,11 @@ def test_one_long_question_keeps_no_other_waiting(runs):
 
     def ask_much() -> None:
         with pytest.raises(QueryError):
-            query(runs, "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range * b.range = 7", 8.0)
+            query(
+                runs,
+                "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range * b.range = 7",
+                8.0,
+            )
 
     long = threading.Thread(target=ask_much)
     long.start()
@@ -208,7 +281,9 @@ def test_a_damaged_file_is_named(runs):
     recorded(runs, "run-1", 20)
     path = run.path / "layers.parquet"
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(RunFolderError, match=r"^the rows of a run cannot be read: .*'run-0/layers.parquet'") as told:
+    with pytest.raises(
+        RunFolderError, match=r"^the rows of a run cannot be read: .*'run-0/layers.parquet'"
+    ) as told:
         query(runs, "SELECT max(grad_norm) FROM layers")
     assert str(runs.root) not in str(told.value)
     assert rows(runs, "SELECT count(*) FROM steps") == [(40,)]
@@ -220,8 +295,18 @@ def test_the_command(runs, cli):
     found = cli("query", "SELECT run, loss, started, created FROM runs", "--json")
     assert found.status == 0, found.err
     [row] = found.json["rows"]
-    assert row["run"] == "run-0" and row["loss"] is None and row["started"] is None and row["created"].startswith("20")
+    assert (
+        row["run"] == "run-0"
+        and row["loss"] is None
+        and row["started"] is None
+        and row["created"].startswith("20")
+    )
     shown = cli("query", "SELECT run, max(step) AS last FROM steps GROUP BY run")
     assert shown.out.splitlines() == ["run    last", "run-0  19"] and shown.err == ""
     wrong = cli("query", "SELECT nothing FROM layers")
-    assert wrong.status == 2 and wrong.out == "" and len(wrong.err.splitlines()) == 1 and "layers(run, step" in wrong.err
+    assert (
+        wrong.status == 2
+        and wrong.out == ""
+        and len(wrong.err.splitlines()) == 1
+        and "layers(run, step" in wrong.err
+    )

@@ -1,4 +1,6 @@
-"""The run folder: readers see live runs whole at every moment, nothing is lost or doubled, and bad folders harm nobody."""
+"""The run folder: readers see live runs whole at every moment, nothing is lost or doubled, and bad folders
+harm nobody.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,16 @@ operations = st.lists(
         st.sampled_from(
             [
                 (name, 0)
-                for name in ("flush", "flush", "flush", "tail", "compact", "die", "die while compacting", "die while merging")
+                for name in (
+                    "flush",
+                    "flush",
+                    "flush",
+                    "tail",
+                    "compact",
+                    "die",
+                    "die while compacting",
+                    "die while merging",
+                )
             ]
         ),
     ),
@@ -75,7 +86,9 @@ class Death(BaseException):
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations)
 def test_no_row_is_lost_or_doubled(runs, operations):
-    """Any order of writing, flushing, merging, compacting and dying; a tail that looks now and then sees each row once."""
+    """Any order of writing, flushing, merging, compacting and dying; a tail that looks now and then sees each
+    row once.
+    """
     run = runs.create(RunConfig())
     seen: dict[str, list[int]] = {name: [] for name in TABLES}
     cursors: dict[str, Cursor | None] = dict.fromkeys(TABLES)
@@ -87,7 +100,10 @@ def test_no_row_is_lost_or_doubled(runs, operations):
 
     def dying(action) -> None:
         """Lets the writer die at the first file it would delete."""
-        with mock.patch.object(Path, "unlink", side_effect=Death), pytest.raises(Death) if will_delete else mock.MagicMock():
+        with (
+            mock.patch.object(Path, "unlink", side_effect=Death),
+            pytest.raises(Death) if will_delete else mock.MagicMock(),
+        ):
             action()
 
     with mock.patch.object(writing, "MERGE_AT", 3):
@@ -129,7 +145,9 @@ def test_no_row_is_lost_or_doubled(runs, operations):
                         limit = safe // 10 if table == "epochs" else safe
                         seen[table] = [key for key in seen[table] if key < limit]
                         cursors[table] = (
-                            Cursor(cursors[table].part, min(cursors[table].key, limit - 1)) if cursors[table] else None
+                            Cursor(cursors[table].part, min(cursors[table].key, limit - 1))
+                            if cursors[table]
+                            else None
                         )
                 written = safe
             assert_whole(run, safe)
@@ -146,7 +164,9 @@ def test_the_number_of_parts_grows_as_a_logarithm(run, monkeypatch):
         writer.step(step, 0, 2.3, 0.1, 1e-3, 0.0)
         writer.flush()
         most = max(most, len(list((run.path / "parts").iterdir())))
-    assert most <= 4 * 3 and [p.name for p in (run.path / "parts").iterdir()] == ["steps-00000000-00000255.parquet"]
+    assert most <= 4 * 3 and [p.name for p in (run.path / "parts").iterdir()] == [
+        "steps-00000000-00000255.parquet"
+    ]
     assert run.read("steps")["step"].to_pylist() == list(range(4**4))
 
 
@@ -176,7 +196,9 @@ writer.update(status="finished")
 
 @pytest.mark.timeout(180)
 def test_a_reader_in_another_process_sees_a_live_run_whole(run, runs, python):
-    """While parts are written, merged, compacted: no error, no gap, nothing twice, and never fewer rows than before."""
+    """While parts are written, merged, compacted: no error, no gap, nothing twice, and never fewer rows than
+    before.
+    """
     process = python(WRITER, run.path)
     looks, most, cursor, followed = 0, {"steps": 0, "layers": 0, "epochs": 0}, None, []
     deadline = time.monotonic() + 120
@@ -184,7 +206,9 @@ def test_a_reader_in_another_process_sees_a_live_run_whole(run, runs, python):
         for table, key in (("steps", "step"), ("layers", "step"), ("epochs", "epoch")):
             rows = run.read(table, [key])[key].to_pylist()
             width = 2 if table == "layers" else 1
-            assert rows[::width] == list(range(len(rows) // width)) and rows[width - 1 :: width] == rows[::width], table
+            assert (
+                rows[::width] == list(range(len(rows) // width)) and rows[width - 1 :: width] == rows[::width]
+            ), table
             assert len(rows) >= most[table], f"{table} lost rows"
             most[table] = len(rows)
         fresh, cursor = run.tail("steps", cursor)
@@ -242,7 +266,11 @@ def test_pandas_reads_the_files_of_the_contract(run):
         frame = pd.read_parquet(run.path / f"{table}.parquet")
         assert list(frame.columns) == [column.name for column in columns]
         assert [str(dtype) for dtype in frame.dtypes] == [kinds[column.dtype] for column in columns]
-    assert len(frame) == 50 and frame["grad_norm"].isna().sum() == 25 and list(frame["layer"][:2]) == ["conv1_1", "fc3"]
+    assert (
+        len(frame) == 50
+        and frame["grad_norm"].isna().sum() == 25
+        and list(frame["layer"][:2]) == ["conv1_1", "fc3"]
+    )
     file = pq.ParquetFile(run.path / "layers.parquet")
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
     assert run.read("layers", ["step", "grad_rms"]).column_names == ["step", "grad_rms"]
@@ -250,7 +278,9 @@ def test_pandas_reads_the_files_of_the_contract(run):
 
 def test_an_unstarted_run_reads_as_empty_tables(run):
     for table, columns in TABLES.items():
-        assert run.read(table).column_names == [column.name for column in columns] and len(run.read(table)) == 0
+        assert (
+            run.read(table).column_names == [column.name for column in columns] and len(run.read(table)) == 0
+        )
         rows, cursor = run.tail(table)
         assert len(rows) == 0 and run.tail(table, cursor)[1] == cursor
 
@@ -259,7 +289,13 @@ def test_json_is_written_whole_and_without_nan(tmp_path):
     file = tmp_path / "x.json"
     write_json(file, {"a": float("nan"), "b": [float("inf"), 1.5], "c": {"ö\ud800": (1, None)}})
     assert json.loads(file.read_bytes()) == {"a": "nan", "b": ["inf", 1.5], "c": {"ö\ud800": [1, None]}}
-    assert [files.number(value) for value in ("nan", "inf", 3, None, True, "x")][1:] == [float("inf"), 3.0, None, None, None]
+    assert [files.number(value) for value in ("nan", "inf", 3, None, True, "x")][1:] == [
+        float("inf"),
+        3.0,
+        None,
+        None,
+        None,
+    ]
     with pytest.raises(TypeError):
         write_json(file, {"a": object()})
     assert json.loads(file.read_bytes())["b"] and list(tmp_path.iterdir()) == [file], (
@@ -268,14 +304,20 @@ def test_json_is_written_whole_and_without_nan(tmp_path):
 
 
 def test_a_run_is_complete_from_the_moment_it_is_seen(runs):
-    run = runs.create(RunConfig(init="zeros", init_seed=7, name="ä · 名"), status=Status.QUEUED, source="test")
+    run = runs.create(
+        RunConfig(init="zeros", init_seed=7, name="ä · 名"), status=Status.QUEUED, source="test"
+    )
     assert {p.name for p in run.path.iterdir()} == {"config.json", "status.json", "log.txt", "parts"}
     assert (
-        "-zeros-s7-" in run.id and runs.ids() == [run.id] and run.config() == RunConfig(init="zeros", init_seed=7, name="ä · 名")
+        "-zeros-s7-" in run.id
+        and runs.ids() == [run.id]
+        and run.config() == RunConfig(init="zeros", init_seed=7, name="ä · 名")
     )
     assert (run.state()["status"], run.state()["outcome"], run.state()["source"]) == ("queued", None, "test")
     saved = run.json_file("config.json")
-    assert {"python", "torch", "numpy"} <= set(saved["versions"]) and (saved["git"] is None or len(saved["git"]) == 40)
+    assert {"python", "torch", "numpy"} <= set(saved["versions"]) and (
+        saved["git"] is None or len(saved["git"]) == 40
+    )
     assert [p.name for p in runs.root.iterdir()] == [run.id], "no temporary folder is left"
 
     with pytest.raises(RunStateError, match="already"):
@@ -312,14 +354,16 @@ def test_broken_runs_are_listed_with_a_reason_and_harm_no_other(runs):
         "status binary": ("status.json", b"\xff\xfe\x00"),
         "status odd": (
             "status.json",
-            b'{"status": "running", "pid": "x", "heartbeat": "y", "host": "elsewhere", "created": [], "tags": 1}',
+            b'{"status": "running", "pid": "x", "heartbeat": "y", "host": "elsewhere", "created": [], '
+            b'"tags": 1}',
         ),
         "status deep": ("status.json", b"[" * 100_000),
         "meta torn": ("meta.json", b"{"),
         "meta odd": ("meta.json", b'{"tags": 5}'),
         "numbers odd": (
             "status.json",
-            b'{"status": "finished", "loss": {}, "accuracy": "high", "created": "1e999", "step": "x", "total_steps": "y"}',
+            b'{"status": "finished", "loss": {}, "accuracy": "high", "created": "1e999", "step": "x", '
+            b'"total_steps": "y"}',
         ),
     }
     broken = {}
@@ -360,12 +404,15 @@ def test_damaged_tables_are_an_error_in_one_line(run):
             run.read("layers")
         assert len(str(caught.value).splitlines()) == 1 and run.id in str(caught.value)
     (run.path / "parts" / "layers-x.parquet").write_text("")
-    (run.path / "parts" / ".layers-00000001-00000001.parquet.123.abc").write_text("torn")  # a writer that died
+    (run.path / "parts" / ".layers-00000001-00000001.parquet.123.abc").write_text(
+        "torn"
+    )  # a writer that died
     assert len(run.read("steps")) == 1
 
 
 @pytest.mark.parametrize(
-    "name", ["..", ".", "", "../x", "a/b", "/etc", "a b", "-a", ".hidden", "a\n", "ä", "x" * 121, "a\x00b", "*", "~"]
+    "name",
+    ["..", ".", "", "../x", "a/b", "/etc", "a b", "-a", ".hidden", "a\n", "ä", "x" * 121, "a\x00b", "*", "~"],
 )
 def test_ids_that_are_no_ids(runs, name):
     outside = runs.root.parent / "x"
@@ -429,7 +476,10 @@ def test_a_run_whose_process_is_gone_is_crashed(runs, python):
 
     away = runs.create(RunConfig(), Status.RUNNING, pid=1, pid_created=0.0, host="another-machine")
     assert away.state()["status"] == "running", "of another machine only the heartbeat is known"
-    write_json(away.path / "status.json", {**away.state(), "heartbeat": time.time() - files.FOREIGN_HEARTBEAT_SECONDS - 1})
+    write_json(
+        away.path / "status.json",
+        {**away.state(), "heartbeat": time.time() - files.FOREIGN_HEARTBEAT_SECONDS - 1},
+    )
     assert away.state()["status"] == "crashed"
 
 

@@ -1,4 +1,6 @@
-"""The forecast's rules, one at a time, and that it needs no torch. Its score is in tests/benchmarks/forecast.py."""
+"""The forecast's rules, one at a time, and that it needs no torch. Its score is in
+tests/benchmarks/forecast.py.
+"""
 
 import subprocess
 import sys
@@ -20,18 +22,24 @@ def rows(signal=0.1, activation=0.5, grad=1e-3, weight=0.05, fan_in=100):
         "activation_grad_rms": 1e-3,
         "grad_rms": grad,
     }
-    return [{"layer": f"fc{i}", "depth": i - 1, "fan_in": fan_in, "weight_rms": weight, **values} for i in (1, 2, 3)]
+    return [
+        {"layer": f"fc{i}", "depth": i - 1, "fan_in": fan_in, "weight_rms": weight, **values}
+        for i in (1, 2, 3)
+    ]
 
 
 def said(rows, *, samples=None, normalized=None, **changes):
-    return forecast.forecast(rows, run_config.quick().replace(**changes), samples=samples, normalized=normalized)
+    return forecast.forecast(
+        rows, run_config.quick().replace(**changes), samples=samples, normalized=normalized
+    )
 
 
 def test_healthy():
     answer = said(rows())
     assert answer["outcome"] == Outcome.CONVERGED
     assert answer["reason"] == (
-        "two different images still differ by 0.2 of the output's size at fc3, and the gradient reaches every layer (smallest 0.001 in fc1)"
+        "two different images still differ by 0.2 of the output's size at fc3, and the gradient reaches "
+        "every layer (smallest 0.001 in fc1)"
     )
 
 
@@ -42,14 +50,17 @@ def test_collapsed_output():
     answer = said(layers)
     assert answer["outcome"] == Outcome.NOT_CONVERGED
     assert answer["reason"] == (
-        "by fc3 two different images differ by 2e-09 of the output's size: the output no longer depends on the input, "
-        "and the gradient of fc2 (3e-09) is below Adam's epsilon (1e-8)"
+        "by fc3 two different images differ by 2e-09 of the output's size: the output no longer depends on "
+        "the input, and the gradient of fc2 (3e-09) is below Adam's epsilon (1e-8)"
     )
 
 
 def test_little_signal_with_gradients_everywhere():
     answer = said(rows(signal=1e-6))
-    assert answer["outcome"] == Outcome.CONVERGED and "hardly depends on the input (2e-06 of its size at fc3)" in answer["reason"]
+    assert (
+        answer["outcome"] == Outcome.CONVERGED
+        and "hardly depends on the input (2e-06 of its size at fc3)" in answer["reason"]
+    )
 
 
 def test_gradients_below_adams_epsilon():
@@ -90,7 +101,9 @@ def test_overflow_is_divergence():
 
 
 def test_a_smaller_batch_has_larger_gradients():
-    """One sample's gradient of 4e-8 is 0.5e-8 in a batch of 64, where the samples' gradients point everywhere."""
+    """One sample's gradient of 4e-8 is 0.5e-8 in a batch of 64, where the samples' gradients point
+    everywhere.
+    """
     assert said(rows(grad=4e-8), samples=64)["outcome"] == Outcome.CONVERGED
     assert said(rows(grad=4e-8), samples=1)["outcome"] == Outcome.NOT_CONVERGED
 
@@ -144,5 +157,8 @@ def test_rows_of_theory_are_enough():
 
 
 def test_needs_no_torch():
-    code = "import sys; from initscope import config; from initscope.theory import forecast; forecast.expect(config.quick()); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from initscope import config; from initscope.theory import forecast; "
+        "forecast.expect(config.quick()); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -18,9 +18,16 @@ from initscope.theory import probe
 def toy(seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(),
-        nn.Linear(4 * 4 * 4, 8), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(8, 3),
-    )  # fmt: skip
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4 * 4 * 4, 8),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        nn.Linear(8, 3),
+    )
 
 
 def batch(count=6):
@@ -40,7 +47,9 @@ def by_hand(x, w1, b1, w2, b2, y):
     rms = lambda v: math.sqrt((v**2).mean())  # noqa: E731
     rows = []
     for z, d, g in ((z1, d1, d1.T @ x), (z2, d2, d2.T @ a1)):
-        cosines = [z[i] @ z[j] / np.linalg.norm(z[i]) / np.linalg.norm(z[j]) for i in range(len(x)) for j in range(i)]
+        cosines = [
+            z[i] @ z[j] / np.linalg.norm(z[i]) / np.linalg.norm(z[j]) for i in range(len(x)) for j in range(i)
+        ]
         rows.append([rms(z), math.sqrt(z.var(axis=0).mean()), np.mean(cosines), rms(d), rms(g)])
     return rows
 
@@ -51,7 +60,10 @@ def test_agrees_with_hand_written_gradients():
     x, y = torch.randn(9, 5, dtype=torch.float64), torch.arange(9) % 3
     expected = by_hand(x.numpy(), *(p.detach().numpy() for p in model.parameters()), y.numpy())
     rows = probe.probe(model, x, y)
-    assert [(row["layer"], row["depth"], row["kind"]) for row in rows] == [("0", 0, "linear"), ("2", 1, "linear")]
+    assert [(row["layer"], row["depth"], row["kind"]) for row in rows] == [
+        ("0", 0, "linear"),
+        ("2", 1, "linear"),
+    ]
     for row, values in zip(rows, expected, strict=True):
         assert [row[metric] for metric in theory.METRICS] == pytest.approx(values)
 
@@ -76,7 +88,9 @@ def test_leaves_the_model_as_it_was():
     after = model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert model[0].training and not model[1].training and not model.training
-    assert torch.equal(model[5].weight.grad, torch.ones_like(model[5].weight)) and model[0].weight.grad is None
+    assert (
+        torch.equal(model[5].weight.grad, torch.ones_like(model[5].weight)) and model[0].weight.grad is None
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -93,7 +107,9 @@ def test_leaves_the_model_as_it_was_after_an_error():
 
 def test_a_signal_beside_a_large_bias_keeps_its_digits():
     """A signal of 2e-6 on values of 1: squares subtracted in float32 would leave nothing of it."""
-    output = torch.ones(64, 100) + 2**-19 * torch.randint(0, 3, (64, 100), generator=torch.Generator().manual_seed(0))
+    output = torch.ones(64, 100) + 2**-19 * torch.randint(
+        0, 3, (64, 100), generator=torch.Generator().manual_seed(0)
+    )
     expected = math.sqrt(output.double().numpy().var(axis=0).mean())
     assert probe.forward_metrics(output)["signal_std"] == pytest.approx(expected, rel=1e-12)
     assert 0 < probe.forward_metrics(output)["signal_std"] < 1e-5
@@ -169,7 +185,11 @@ def test_band_over_seeds(quick):
     runs = probe.probe_config(quick, seeds=3)
     band = probe.report(quick, seeds=3)["band"]
     values = sorted(run[-1]["signal_std"] for run in runs)
-    assert band[-1] == {**band[-1], "layer": "fc3", "signal_std": {"min": values[0], "median": values[1], "max": values[2]}}
+    assert band[-1] == {
+        **band[-1],
+        "layer": "fc3",
+        "signal_std": {"min": values[0], "median": values[1], "max": values[2]},
+    }
 
 
 def test_threads_are_as_before(quick):

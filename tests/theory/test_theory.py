@@ -1,4 +1,6 @@
-"""Theory against the papers' special cases, wide random networks and the real VGG16; its parts: test_theory_kernels.py."""
+"""Theory against the papers' special cases, wide random networks and the real VGG16; its parts:
+test_theory_kernels.py.
+"""
 
 import dataclasses
 import itertools
@@ -38,25 +40,37 @@ def one_thread():
 def mlp_layers(depth, width, std, activation="relu", bias=0.0):
     result = []
     for i in range(depth):
-        result += [layers.Weighted(f"fc{i}", "linear", std, bias, width, width), layers.Activation(activation)]
+        result += [
+            layers.Weighted(f"fc{i}", "linear", std, bias, width, width),
+            layers.Activation(activation),
+        ]
     return result[:-1]
 
 
 def test_he_and_glorot():
-    """ReLU halves the variance (He et al. 2015, equation 10): 2/fan_in keeps it, 1/fan_in loses 1/sqrt(2) a layer."""
+    """ReLU halves the variance (He et al. 2015, equation 10): 2/fan_in keeps it, 1/fan_in loses 1/sqrt(2) a
+    layer.
+    """
     stats = InputStats(shape=(100,), batch=16, mean_square=1.0, apart=(0.5,))
     kept = theory.predict(mlp_layers(10, 100, math.sqrt(2 / 100)), stats)
     assert [row["activation_rms"] for row in kept] == pytest.approx([math.sqrt(2)] * 10)
     lost = theory.predict(mlp_layers(10, 100, math.sqrt(1 / 100)), stats)
     assert lost[-1]["activation_rms"] == pytest.approx(2**-4.5)
     linear = theory.predict(mlp_layers(10, 100, math.sqrt(1 / 100), "identity"), stats)
-    assert linear[-1]["activation_rms"] == pytest.approx(1) and linear[-1]["correlation"] == pytest.approx(0.5)
+    assert linear[-1]["activation_rms"] == pytest.approx(1) and linear[-1]["correlation"] == pytest.approx(
+        0.5
+    )
 
 
 def test_pytorchs_default_keeps_the_biases_and_loses_the_signal():
-    """One ReLU layer passes on 1/6 of the signal's variance; the RMS settles at sqrt(1.2) times that of the biases."""
+    """One ReLU layer passes on 1/6 of the signal's variance; the RMS settles at sqrt(1.2) times that of the
+    biases.
+    """
     std = 1 / math.sqrt(3 * 100)
-    rows = theory.predict(mlp_layers(30, 100, std, bias=std), InputStats(shape=(100,), batch=1000, mean_square=1.0, apart=(1.0,)))
+    rows = theory.predict(
+        mlp_layers(30, 100, std, bias=std),
+        InputStats(shape=(100,), batch=1000, mean_square=1.0, apart=(1.0,)),
+    )
     assert rows[-1]["activation_rms"] == pytest.approx(math.sqrt(1.2) * std, rel=1e-3)
     assert rows[-1]["signal_std"] / rows[-2]["signal_std"] == pytest.approx(math.sqrt(1 / 6), rel=1e-3)
     assert 0 < rows[-1]["signal_std"] < 1e-10
@@ -64,13 +78,17 @@ def test_pytorchs_default_keeps_the_biases_and_loses_the_signal():
 
 def test_zeros_give_zeros():
     rows = theory.predict(mlp_layers(3, 10, 0.0), InputStats(shape=(10,), batch=4, mean_square=1.0))
-    assert all(row["activation_rms"] == 0 and row["grad_rms"] == 0 and row["correlation"] is None for row in rows[1:])
+    assert all(
+        row["activation_rms"] == 0 and row["grad_rms"] == 0 and row["correlation"] is None for row in rows[1:]
+    )
     assert rows[-1]["activation_grad_rms"] == pytest.approx(0.3 / 4)
 
 
 def test_one_sample_has_no_signal():
     rows = theory.predict(mlp_layers(3, 10, 0.3), InputStats(shape=(10,), batch=1, mean_square=1.0))
-    assert all(row["signal_std"] is None and row["correlation"] is None and row["grad_rms"] > 0 for row in rows)
+    assert all(
+        row["signal_std"] is None and row["correlation"] is None and row["grad_rms"] > 0 for row in rows
+    )
 
 
 def test_field_ratio_round_trip():
@@ -85,10 +103,15 @@ def test_field_ratio_round_trip():
 def factors(model, scheme, inputs, targets):
     """{metric: [max(predicted/measured, measured/predicted) for each layer]}."""
     measured = probe(model, inputs, targets)
-    predicted = theory.predict(theory.module_layers(model, scheme), theory.input_stats(inputs.numpy(), targets.numpy()))
+    predicted = theory.predict(
+        theory.module_layers(model, scheme), theory.input_stats(inputs.numpy(), targets.numpy())
+    )
     assert [row["layer"] for row in measured] == [row["layer"] for row in predicted]
     assert [row["kind"] for row in measured] == [row["kind"] for row in predicted]
-    ratios = {metric: [p[metric] / m[metric] for m, p in zip(measured, predicted, strict=True)] for metric in theory.METRICS}
+    ratios = {
+        metric: [p[metric] / m[metric] for m, p in zip(measured, predicted, strict=True)]
+        for metric in theory.METRICS
+    }
     return {metric: [max(r, 1 / r) for r in values] for metric, values in ratios.items()}
 
 
@@ -105,9 +128,19 @@ def images(count, channels, size, seed=0):
 
 def lenet(activation, pool):
     return nn.Sequential(
-        nn.Conv2d(1, 64, 5, padding=2), activation(), pool(2), nn.Conv2d(64, 128, 5), activation(), pool(2),
-        nn.Flatten(), nn.Linear(128 * 25, 256), activation(), nn.Linear(256, 128), activation(), nn.Linear(128, 10),
-    )  # fmt: skip
+        nn.Conv2d(1, 64, 5, padding=2),
+        activation(),
+        pool(2),
+        nn.Conv2d(64, 128, 5),
+        activation(),
+        pool(2),
+        nn.Flatten(),
+        nn.Linear(128 * 25, 256),
+        activation(),
+        nn.Linear(256, 128),
+        activation(),
+        nn.Linear(128, 10),
+    )
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.Sigmoid, nn.LeakyReLU, nn.GELU])
@@ -132,10 +165,23 @@ def test_wide_mlp(activation, scheme):
 def test_batch_norm_strides_and_dropout():
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 64, 7, stride=2, padding=3), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
-        nn.Conv2d(64, 64, 3, padding=1, groups=2), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 128, 3, dilation=2), nn.ReLU(),
-        nn.AvgPool2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(128 * 36, 256), nn.ReLU(), nn.Dropout(0.3), nn.Linear(256, 10),
-    )  # fmt: skip
+        nn.Conv2d(3, 64, 7, stride=2, padding=3),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+        nn.Conv2d(64, 64, 3, padding=1, groups=2),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.Conv2d(64, 128, 3, dilation=2),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(128 * 36, 256),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(256, 10),
+    )
     assert_close(factors(model, "default", images(16, 3, 64), torch.arange(16) % 10))
 
 
@@ -157,7 +203,9 @@ def test_adaptive_pooling():
 def test_weights_read_off_the_model(size):
     """An initialization without a formula: two numbers a layer come from the weights themselves."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, size[0]), nn.Tanh(), nn.Linear(*size), nn.Tanh(), nn.Linear(size[1], 10))
+    model = nn.Sequential(
+        nn.Linear(64, size[0]), nn.Tanh(), nn.Linear(*size), nn.Tanh(), nn.Linear(size[1], 10)
+    )
     for p in model.parameters():
         nn.init.normal_(p, 0, 0.2)
     inputs = 1 + torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
@@ -202,11 +250,18 @@ def test_vgg_layers_need_no_model(model, extra):
             continue
         config = RunConfig(model=model, image_size=64, width=0.1, init=init, gain=1.5, **extra)
         built = networks.build(config, in_channels=3, num_classes=7)
-        assert theory.vgg_layers(config, in_channels=3, num_classes=7) == theory.module_layers(built, init, 1.5)
+        assert theory.vgg_layers(config, in_channels=3, num_classes=7) == theory.module_layers(
+            built, init, 1.5
+        )
 
 
 def test_formulas_are_those_of_inits():
-    modules = [nn.Conv2d(3, 64, 3), nn.Conv2d(8, 16, 5, groups=2), nn.Linear(100, 30), nn.Linear(30, 100, bias=False)]
+    modules = [
+        nn.Conv2d(3, 64, 3),
+        nn.Conv2d(8, 16, 5, groups=2),
+        nn.Linear(100, 30),
+        nn.Linear(30, 100, bias=False),
+    ]
     for scheme in inits.SCHEMES:
         if not theory.has_formula(scheme):
             continue
@@ -245,7 +300,13 @@ def test_a_functional_network_is_traced():
 
 
 @pytest.mark.parametrize(
-    "model", [Branches(), nn.Sequential(nn.Linear(3, 3), nn.Softmax(1)), nn.Sequential(nn.ReLU()), nn.Sequential(nn.LSTM(3, 3))]
+    "model",
+    [
+        Branches(),
+        nn.Sequential(nn.Linear(3, 3), nn.Softmax(1)),
+        nn.Sequential(nn.ReLU()),
+        nn.Sequential(nn.LSTM(3, 3)),
+    ],
 )
 def test_what_theory_does_not_cover_is_said(model):
     with pytest.raises(theory.TheoryUnavailable, match="theory"):
@@ -289,14 +350,19 @@ def test_typical_stats_are_those_of_the_digits(init, size):
         theory.input_stats(inputs.numpy(), targets.numpy()),
         theory.typical_stats(config.replace(batch_size=len(inputs))),
     )
-    assert [len(getattr(real, name)) for name in ("within", "apart", "coherence", "unequal")] == [len(typical.within)] * 3 + [
-        len(typical.unequal)
-    ]
-    real = dataclasses.replace(real, same_label=0.1)  # this batch happens to have 0.094, the other is balanced
+    assert [len(getattr(real, name)) for name in ("within", "apart", "coherence", "unequal")] == [
+        len(typical.within)
+    ] * 3 + [len(typical.unequal)]
+    real = dataclasses.replace(
+        real, same_label=0.1
+    )  # this batch happens to have 0.094, the other is balanced
     vgg = theory.vgg_layers(config, in_channels=1, num_classes=10)
     for one, two in zip(theory.predict(vgg, real), theory.predict(vgg, typical), strict=True):
         for metric in theory.METRICS:
-            assert two[metric] == pytest.approx(one[metric], rel=0.15 if size < 224 else 0.5), (one["layer"], metric)
+            assert two[metric] == pytest.approx(one[metric], rel=0.15 if size < 224 else 0.5), (
+                one["layer"],
+                metric,
+            )
 
 
 def test_digits_are_what_the_first_batch_says():

@@ -24,7 +24,9 @@ def gaussian_pairs(variance, difference, mean=0.0, count=400_000):
 
 @pytest.mark.parametrize("difference", [0.01, 0.3, 1.5])
 @pytest.mark.parametrize("mean", [0.0, 1.2])
-@pytest.mark.parametrize("name", ["relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "elu", "softplus", "identity"])
+@pytest.mark.parametrize(
+    "name", ["relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "elu", "softplus", "identity"]
+)
 def test_kernels_agree_with_monte_carlo(name, mean, difference):
     function = {
         "leaky_relu": lambda y: np.where(y > 0, y, 0.01 * y),
@@ -41,12 +43,16 @@ def test_kernels_agree_with_monte_carlo(name, mean, difference):
 
 
 def test_relu_is_the_arc_cosine_kernel():
-    """Cho and Saul 2009: k_1 = (sin t + (pi - t) cos t) / (2 pi), k_0 = (pi - t) / (2 pi), for unit variance."""
+    """Cho and Saul 2009: k_1 = (sin t + (pi - t) cos t) / (2 pi), k_0 = (pi - t) / (2 pi), for unit
+    variance.
+    """
     angles = np.linspace(0.05, math.pi, 20)
     kernel = kernels.kernel("relu", 1.0)
     assert kernel.square == pytest.approx(0.5)
     apart = kernel.transfer(np.zeros_like(angles), 1 - np.cos(angles))
-    assert apart == pytest.approx(0.5 - (np.sin(angles) + (math.pi - angles) * np.cos(angles)) / (2 * math.pi), rel=5e-4)
+    assert apart == pytest.approx(
+        0.5 - (np.sin(angles) + (math.pi - angles) * np.cos(angles)) / (2 * math.pi), rel=5e-4
+    )
     assert kernel.gate(1 - np.cos(angles)) == pytest.approx((math.pi - angles) / (2 * math.pi), abs=1e-6)
 
 
@@ -55,7 +61,9 @@ def test_relu_is_the_arc_cosine_kernel():
 def test_tiny_differences_keep_their_digits(name, difference):
     """Close samples: the difference shrinks by E[f'^2], however close they are (chi of Poole et al. 2016)."""
     kernel = kernels.kernel(name, 1.0)
-    assert kernel.transfer(np.zeros(1), np.array([difference]))[0] / difference == pytest.approx(kernel.gates[0], rel=1e-4)
+    assert kernel.transfer(np.zeros(1), np.array([difference]))[0] / difference == pytest.approx(
+        kernel.gates[0], rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("count", [2, 4, 9])
@@ -67,7 +75,9 @@ def test_maxima_agree_with_monte_carlo(count):
     mean, variance = kernels.max_moments(count)
     assert (mean, variance) == pytest.approx((a.max(1).mean(), a.max(1).var()), rel=0.01)
     assert kernels.same_winner(count, 1 - r) == pytest.approx((a.argmax(1) == b.argmax(1)).mean(), rel=0.01)
-    assert kernels.max_difference(count, 1 - r) == pytest.approx(((a.max(1) - b.max(1)) ** 2).mean() / 2, rel=0.02)
+    assert kernels.max_difference(count, 1 - r) == pytest.approx(
+        ((a.max(1) - b.max(1)) ** 2).mean() / 2, rel=0.02
+    )
     assert kernels.same_winner(count, 1.0) == pytest.approx(1 / count, rel=1e-3)
 
 
@@ -94,16 +104,22 @@ def test_padding_removes_taps(size, share):
     assert Taps(size, 3, 1, 1, 1).gather(np.ones(size)).mean == pytest.approx(share)
 
 
-@pytest.mark.parametrize(("size", "kernel", "stride", "padding", "dilation"), [(7, 3, 1, 1, 1), (9, 5, 2, 2, 1), (8, 3, 1, 2, 2)])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "dilation"), [(7, 3, 1, 1, 1), (9, 5, 2, 2, 1), (8, 3, 1, 2, 2)]
+)
 def test_profiles_follow_a_convolution_of_ones(size, kernel, stride, padding, dilation):
     profile = torch.rand(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
     taps = Taps(size, kernel, stride, padding, dilation)
     ones = torch.ones(1, 1, kernel, dtype=torch.float64)
-    gathered = nn.functional.conv1d(profile.view(1, 1, -1), ones, None, stride, padding, dilation).flatten() / kernel
+    gathered = (
+        nn.functional.conv1d(profile.view(1, 1, -1), ones, None, stride, padding, dilation).flatten() / kernel
+    )
     result = taps.gather(profile.numpy())
     assert result.profile * result.mean == pytest.approx(gathered.numpy())
     back = torch.rand(len(gathered), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    scattered = nn.functional.conv_transpose1d(back.view(1, 1, -1), ones, None, stride, padding, 0, 1, dilation).flatten()
+    scattered = nn.functional.conv_transpose1d(
+        back.view(1, 1, -1), ones, None, stride, padding, 0, 1, dilation
+    ).flatten()
     result = taps.scatter(back.numpy())
     found = (result.profile * result.mean)[: len(scattered)]
     assert found == pytest.approx(scattered.numpy())

@@ -21,8 +21,18 @@ def example(runs: Runs):
     started = []
 
     def start(name: str, *arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
-        command = [sys.executable, *launcher, "-m", f"initscope.examples.{name}", *map(str, arguments), "--runs", str(runs.root)]
-        started.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        command = [
+            sys.executable,
+            *launcher,
+            "-m",
+            f"initscope.examples.{name}",
+            *map(str, arguments),
+            "--runs",
+            str(runs.root),
+        ]
+        started.append(
+            subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
         return started[-1]
 
     yield start
@@ -46,14 +56,30 @@ def test_own_loop_and_lightning(example, runs):
     assert diagnose(run).cause == "healthy" and run.info().name == "my own loop"
     run, _ = said(fit, runs)
     losses = run.read("steps")["loss"].to_pylist()
-    assert len(losses) == 60 and losses[-1] < losses[0] / 2 and run.read("layers")["layer"].unique().to_pylist() == ["net.0", "net.2", "net.4"]
+    assert (
+        len(losses) == 60
+        and losses[-1] < losses[0] / 2
+        and run.read("layers")["layer"].unique().to_pylist() == ["net.0", "net.2", "net.4"]
+    )
 
 
 def test_accelerate_and_torchrun(example, runs):
     """One process of Accelerate; two of torchrun, which are one run."""
     pytest.importorskip("accelerate")
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
-    accelerated, several = example("accelerate_loop", "--steps", 60), example("torchrun_loop", "--steps", 60, launcher=torchrun)
+    torchrun = (
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+    )
+    accelerated, several = (
+        example("accelerate_loop", "--steps", 60),
+        example("torchrun_loop", "--steps", 60, launcher=torchrun),
+    )
     for process, name in ((accelerated, "my accelerate loop"), (several, "my torchrun loop")):
         run, text = said(process, runs)
         losses, info = run.read("steps")["loss"].to_pylist(), runs.info(run.id)
@@ -68,6 +94,8 @@ def test_the_transformer_and_the_line_that_changes_it(example, runs):
     bare, scaled = example("transformer", "--steps", 60), example("transformer", "--steps", 60, "--scaled")
     (bare_run, _), (scaled_run, _) = said(bare, runs), said(scaled, runs)
     found = diagnose(bare_run)
-    assert found.cause == "init_too_large" and "initial_loss_off" in {finding.id for finding in found.findings}
+    assert found.cause == "init_too_large" and "initial_loss_off" in {
+        finding.id for finding in found.findings
+    }
     late = [sum(run.read("steps")["loss"].to_pylist()[-10:]) / 10 for run in (bare_run, scaled_run)]
     assert late[0] > 2.0 > 1.9 > late[1] and diagnose(scaled_run).cause == "healthy"

@@ -1,10 +1,11 @@
 """Check a network before it is trained: on a deep copy, with one batch, in seconds.
 
-A copy of model and optimizer learns the one batch by heart for up to 200 steps under a Recorder; its rows and facts go through the rules of a
-diagnosis. What was seen directly (weights that nobody holds, samples that touch each other, numbers that are none, a loss and outputs
-that do not fit) is always a finding. What is only out of the ordinary (dead units, a faint signal, large inputs) is a finding if the batch is
-not learned, and a note if it is: then it stands in nobody's way. Gradients are looked for after three real steps, so that heads and
-branches that begin at zero (ViT, ReZero, zero gamma, LoRA, muP) are seen to wake up.
+A copy of model and optimizer learns the one batch by heart for up to 200 steps under a Recorder; its rows and
+facts go through the rules of a diagnosis. What was seen directly (weights that nobody holds, samples that
+touch each other, numbers that are none, a loss and outputs that do not fit) is always a finding. What is only
+out of the ordinary (dead units, a faint signal, large inputs) is a finding if the batch is not learned, and a
+note if it is: then it stands in nobody's way. Gradients are looked for after three real steps, so that heads
+and branches that begin at zero (ViT, ReZero, zero gamma, LoRA, muP) are seen to wake up.
 """
 
 from __future__ import annotations
@@ -52,28 +53,54 @@ BEATEN = 0.8
 DONE = 0.5
 """Share of the first loss, and of the best constant answer's, after which there is nothing more to show."""
 CREEPING = 0.02
-"""Share of the first loss that is gone in a run which is on its way; one batch has no noise, so that any loss falls steadily."""
+"""Share of the first loss that is gone in a run which is on its way; one batch has no noise, so that any loss
+falls steadily.
+"""
 SILENT = 1e-3
 """Share of the input's signal that is left at the outputs of a network that answers everything alike."""
 LOST = 1e-6
-"""Share of the input's signal below which float32 cannot tell two inputs apart at the output: a batch that is learned all the same
-was learned by steps that could not see it."""
+"""Share of the input's signal below which float32 cannot tell two inputs apart at the output: a batch that is
+learned all the same was learned by steps that could not see it.
+"""
 REACHED_AFTER = 3
-"""Real optimizer steps after which a gradient must have come: zero-initialized branches wake up one after the other."""
+"""Real optimizer steps after which a gradient must have come: zero-initialized branches wake up one after the
+other.
+"""
 OTHER_RATES = (1e-3, 1e-4)
 """Adam's learning rates that are tried where the given optimizer does not learn the batch."""
-HARD = ("weights_frozen", "layers_unregistered", "layers_not_optimized", "samples_mixed", "identical_units", "first_nonfinite", "loss_nonfinite", "dropout_high", *MISUSES)
+HARD = (
+    "weights_frozen",
+    "layers_unregistered",
+    "layers_not_optimized",
+    "samples_mixed",
+    "identical_units",
+    "first_nonfinite",
+    "loss_nonfinite",
+    "dropout_high",
+    *MISUSES,
+)
 """Findings that are wrong whatever the loss does."""
-SOFT = ("input_out_of_range", "signal_collapse", "signal_explosion", "vanishing_gradient", "dead_units", "saturated_units", "initial_loss_off", "modes_disagree")
+SOFT = (
+    "input_out_of_range",
+    "signal_collapse",
+    "signal_explosion",
+    "vanishing_gradient",
+    "dead_units",
+    "saturated_units",
+    "initial_loss_off",
+    "modes_disagree",
+)
 """Findings that explain a batch that is not learned."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What a check found. ``findings`` should be mended before training; ``notes`` are out of the ordinary and harmed nothing here.
+    """What a check found. ``findings`` should be mended before training; ``notes`` are out of the ordinary
+    and harmed nothing here.
 
-    ``learned``: whether the batch was learned by heart (None: not enough time to tell); ``first_loss`` and ``last_loss`` over ``steps`` steps;
-    ``guessing``: the loss of the best answer that ignores the input, None if it is not known; ``snippets``: by finding id, code to copy.
+    ``learned``: whether the batch was learned by heart (None: not enough time to tell); ``first_loss`` and
+    ``last_loss`` over ``steps`` steps; ``guessing``: the loss of the best answer that ignores the input, None
+    if it is not known; ``snippets``: by finding id, code to copy.
     """
 
     findings: tuple[Finding, ...]
@@ -99,15 +126,22 @@ class Check:
             return first if len(self.findings) == 1 else f"{first} ({len(self.findings) - 1} more)"
         if self.learned is None:
             return f"Nothing is wrong as far as {self.steps} steps can show."
-        return f"Nothing is wrong: one batch was learned from a loss of {sig3(self.first_loss)} to {sig3(self.last_loss)} in {self.steps} steps."
+        return (
+            f"Nothing is wrong: one batch was learned from a loss of {sig3(self.first_loss)} to "
+            f"{sig3(self.last_loss)} in {self.steps} steps."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
             "sound": self.sound,
             "headline": self.headline,
-            "findings": [{**finding.to_dict(), "snippet": self.snippets.get(finding.id)} for finding in self.findings],
-            "notes": [{**finding.to_dict(), "snippet": self.snippets.get(finding.id)} for finding in self.notes],
+            "findings": [
+                {**finding.to_dict(), "snippet": self.snippets.get(finding.id)} for finding in self.findings
+            ],
+            "notes": [
+                {**finding.to_dict(), "snippet": self.snippets.get(finding.id)} for finding in self.notes
+            ],
             "learned": self.learned,
             "steps": self.steps,
             "first_loss": self.first_loss,
@@ -129,10 +163,12 @@ def check(
 ) -> Check:
     """Check ``model`` on one ``batch`` before training; nothing of yours is touched.
 
-    ``batch`` is (inputs, targets), or a dict of keyword arguments from which the model computes its own loss (transformers). ``inputs`` may
-    be a tensor, a tuple of arguments or a dict of keyword arguments. ``loss_fn(outputs, targets)`` gives one number (default: cross-entropy,
-    or the outputs' own ``loss``). ``optimizer``: yours, of which a copy steps (default: Adam at 0.001). At most ``steps`` steps and about ``seconds``
-    seconds for each of at most three attempts. Raises ConfigError for a model that cannot be copied or a loss that is not one number.
+    ``batch`` is (inputs, targets), or a dict of keyword arguments from which the model computes its own loss
+    (transformers). ``inputs`` may be a tensor, a tuple of arguments or a dict of keyword arguments.
+    ``loss_fn(outputs, targets)`` gives one number (default: cross-entropy, or the outputs' own ``loss``).
+    ``optimizer``: yours, of which a copy steps (default: Adam at 0.001). At most ``steps`` steps and about
+    ``seconds`` seconds for each of at most three attempts. Raises ConfigError for a model that cannot be
+    copied or a loss that is not one number.
     """
     began = time.monotonic()
     if not isinstance(model, nn.Module):
@@ -143,7 +179,9 @@ def check(
         findings, notes = _sorted(seen)
         if seen.learned is False and not any(finding.id in HARD for finding in findings):
             verdict = _not_learned(seen, trial, steps, seconds, thresholds)
-            if verdict.id == "rate_out_of_range":  # another rate learns the batch, so nothing else stood in its way
+            if (
+                verdict.id == "rate_out_of_range"
+            ):  # another rate learns the batch, so nothing else stood in its way
                 notes = [*(finding for finding in findings if finding.id in SOFT), *notes]
                 findings = [finding for finding in findings if finding.id not in SOFT]
             findings = [verdict, *findings]
@@ -175,12 +213,21 @@ class _Batch:
             arguments, targets = ((), dict(batch)), batch
         elif isinstance(batch, (tuple, list)) and len(batch) == 2:
             inputs, targets = batch
-            arguments = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {})
+            arguments = (
+                ((), dict(inputs))
+                if isinstance(inputs, Mapping)
+                else (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {})
+            )
         else:
-            raise ConfigError(f"a batch is (inputs, targets) or a dict of keyword arguments, not {type(batch).__name__}")
+            raise ConfigError(
+                f"a batch is (inputs, targets) or a dict of keyword arguments, not {type(batch).__name__}"
+            )
         sizes = {x.shape[0] for x in tensors_of([list(arguments), targets]) if x.dim()}
         if len(sizes) == 1 and (size := sizes.pop()) > MOST_SAMPLES:
-            arguments, targets = (mapped(part, lambda x: x[:MOST_SAMPLES] if x.dim() and x.shape[0] == size else x) for part in (arguments, targets))
+            arguments, targets = (
+                mapped(part, lambda x: x[:MOST_SAMPLES] if x.dim() and x.shape[0] == size else x)
+                for part in (arguments, targets)
+            )
         return cls(arguments, targets, loss_fn)
 
     def loss(self, model: nn.Module, loss_fn: Callable[[Any, Any], Tensor] | None) -> Tensor:
@@ -191,9 +238,13 @@ class _Batch:
             own = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
             loss = own if isinstance(own, Tensor) else training_loss(outputs, self.targets)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
-            shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            shape = (
+                f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            )
             raise ConfigError(f"the loss must be one number, not {shape}; give its mean")
-        return loss if loss.dim() == 0 else loss.reshape(())  # a view more would hide the loss function from the rules
+        return (
+            loss if loss.dim() == 0 else loss.reshape(())
+        )  # a view more would hide the loss function from the rules
 
 
 @dataclass(frozen=True)
@@ -246,7 +297,10 @@ class _Trial:
         try:
             model, optimizers, loss_fn = copy.deepcopy((self.model, self.optimizers, self.batch.loss_fn))
         except Exception as error:
-            raise ConfigError(f"the model cannot be copied ({type(error).__name__}: {error}); keep no computed tensors among its attributes") from error
+            raise ConfigError(
+                f"the model cannot be copied ({type(error).__name__}: {error}); keep no computed tensors "
+                "among its attributes"
+            ) from error
         if rate is not None or not optimizers:
             optimizers = [torch.optim.Adam(model.parameters(), rate or OTHER_RATES[0])]
         for optimizer in optimizers:
@@ -255,7 +309,10 @@ class _Trial:
         torch.manual_seed(0)
         model.train()
         deadline = time.monotonic() + seconds
-        with tempfile.TemporaryDirectory(prefix="initscope-check-") as folder, Recorder(model, optimizers, runs=folder, quiet=True) as recorder:
+        with (
+            tempfile.TemporaryDirectory(prefix="initscope-check-") as folder,
+            Recorder(model, optimizers, runs=folder, quiet=True) as recorder,
+        ):
             for step in range(steps):
 
                 def closure() -> Tensor:
@@ -279,7 +336,9 @@ class _Trial:
                     break
             recorder.sync()
             run = recorder.run
-            signals = read_signals(run.read("steps"), run.read("epochs"), run.read("layers"), {**recorder.writer.state}, {})
+            signals = read_signals(
+                run.read("steps"), run.read("epochs"), run.read("layers"), {**recorder.writer.state}, {}
+            )
         curve = read_curve(signals, thresholds)
         return _Seen(signals, curve, find(signals, curve, thresholds))
 
@@ -292,7 +351,9 @@ def _sorted(seen: _Seen) -> tuple[list[Finding], list[Finding]]:
             findings.append(finding)
         elif finding.id in SOFT and (finding.first or finding.id == "modes_disagree"):
             (findings if _matters(finding, seen) else notes).append(finding)
-    if (unreached := _unreached(seen)) is not None and not any(finding.id == "weights_frozen" for finding in findings):
+    if (unreached := _unreached(seen)) is not None and not any(
+        finding.id == "weights_frozen" for finding in findings
+    ):
         notes.append(unreached)
     return findings, notes
 
@@ -301,7 +362,9 @@ def _matters(finding: Finding, seen: _Seen) -> bool:
     if finding.id == "modes_disagree":
         return not averages_lag(seen.signals)
     classes = seen.curve.guess.classes
-    if finding.id == "initial_loss_off" and seen.first > VERY_LOUD * max(seen.curve.chance or 0.0, math.log(classes) if classes else 0.0):
+    if finding.id == "initial_loss_off" and seen.first > VERY_LOUD * max(
+        seen.curve.chance or 0.0, math.log(classes) if classes else 0.0
+    ):
         return True  # against ln K too: few samples may happen to be of few classes
     if finding.id == "input_out_of_range" and (finding.source == "IEEE 754"):
         return True  # NaN, or all samples alike
@@ -311,7 +374,9 @@ def _matters(finding: Finding, seen: _Seen) -> bool:
 
 
 def _unreached(seen: _Seen) -> Finding | None:
-    """Weights that no gradient has reached after ``REACHED_AFTER`` real steps, though they are to be trained."""
+    """Weights that no gradient has reached after ``REACHED_AFTER`` real steps, though they are to be
+    trained.
+    """
     v = seen.signals
     gradient = v.rows.values["grad_norm"]
     if len(gradient) <= REACHED_AFTER:
@@ -322,7 +387,10 @@ def _unreached(seen: _Seen) -> Finding | None:
     if not names:
         return None
     share = float(v.weight_counts[~reached & ~frozen].sum() / v.weight_counts.sum())
-    text = f"After {REACHED_AFTER} steps no gradient has reached {plural(names)} ({percent(share)} of the weights)."
+    text = (
+        f"After {REACHED_AFTER} steps no gradient has reached {plural(names)} ({percent(share)} of the "
+        "weights)."
+    )
     return Finding("layers_unreached", names, share, 0.0, "seen directly", text, REACHED_AFTER, False)
 
 
@@ -334,12 +402,14 @@ def _not_learned(seen: _Seen, trial: _Trial, steps: int, seconds: float, thresho
         other = trial.run(steps, seconds, thresholds, rate)
         if other.learned:
             text = (
-                f"{count} steps of the optimizer bring the loss on {many} from {sig3(seen.first)} to {sig3(seen.last)}; Adam at {sig3(rate)} brings it to "
+                f"{count} steps of the optimizer bring the loss on {many} from {sig3(seen.first)} to "
+                f"{sig3(seen.last)}; Adam at {sig3(rate)} brings it to "
                 f"{sig3(other.last)}: look at the learning rate."
             )
             return Finding("rate_out_of_range", (), seen.gone, LEARNED, "seen directly", text, None, False)
     text = (
-        f"After {count} steps on {many} the loss is {sig3(seen.last)}, at first it was {sig3(seen.first)}, and no learning rate tried does better: "
+        f"After {count} steps on {many} the loss is {sig3(seen.last)}, at first it was {sig3(seen.first)}, "
+        "and no learning rate tried does better: "
         "a network that can learn learns one batch by heart."
     )
     return Finding("batch_not_learned", (), seen.gone, LEARNED, "seen directly", text, None, False)
@@ -347,7 +417,9 @@ def _not_learned(seen: _Seen, trial: _Trial, steps: int, seconds: float, thresho
 
 @contextlib.contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Random states and the gradients of ``model`` as they were: a loss function may reach the original, as a penalty on its weights does."""
+    """Random states and the gradients of ``model`` as they were: a loss function may reach the original, as a
+    penalty on its weights does.
+    """
     gradients = [(p, p.grad) for p in model.parameters()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     states = random.getstate(), np.random.get_state()

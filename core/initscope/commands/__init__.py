@@ -1,1 +1,3 @@
-"""What each command of ``initscope COMMAND`` does: one function a command, which prints and gives back its JSON."""
+"""What each command of ``initscope COMMAND`` does: one function a command, which prints and gives back its
+JSON.
+"""

@@ -18,7 +18,10 @@ def diagnose_command(given: argparse.Namespace) -> dict[str, Any]:
 
     found = diagnose(runs_of(given).get(given.run))
     if not given.json:
-        print(f"{found.run}: {found.outcome.replace('_', ' ')}, {found.cause} (confidence {100 * found.confidence:.0f} %)")
+        print(
+            f"{found.run}: {found.outcome.replace('_', ' ')}, {found.cause} (confidence "
+            f"{100 * found.confidence:.0f} %)"
+        )
         for finding in found.findings:
             print(f"  {finding.id}: {finding.text}")
         print(f"remedy: {found.remedy.text}")
@@ -37,7 +40,10 @@ def compare_command(given: argparse.Namespace) -> dict[str, Any]:
         for row in result.layers:
             ratio = row["log10_grad_ratio"]
             where = f"{row['layer']} to {row['layer_b']}" if "layer_b" in row else row["layer"]
-            print(f"  {where:12} first-step gradient B/A: {'undefined' if ratio is None else f'10^{ratio:+.1f}'}")
+            print(
+                f"  {where:12} first-step gradient B/A: "
+                f"{'undefined' if ratio is None else f'10^{ratio:+.1f}'}"
+            )
     return result.to_dict()
 
 

@@ -32,5 +32,7 @@ def check_command(given: argparse.Namespace) -> dict[str, Any]:
             for finding in findings:
                 print(f"  {title}{finding.id}: {finding.text}")
                 if not title:
-                    print("".join(f"    | {line}\n" for line in found.snippets[finding.id].splitlines()), end="")
+                    print(
+                        "".join(f"    | {line}\n" for line in found.snippets[finding.id].splitlines()), end=""
+                    )
     return found.to_dict()

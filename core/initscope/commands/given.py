@@ -18,27 +18,38 @@ DEFAULT_PRESET = "quick"
 
 
 def config_from(given: argparse.Namespace) -> RunConfig:
-    """The config that preset, file and flags make together, each over the one before, with its own files pinned. Raises ConfigError."""
+    """The config that preset, file and flags make together, each over the one before, with its own files
+    pinned. Raises ConfigError.
+    """
     values: dict[str, Any] = {}
     stated: set[str] = set()
     if given.config:
         try:
             saved = json.loads(Path(given.config).read_bytes())
         except OSError as error:
-            raise ConfigError(f"cannot read {given.config}: {error.strerror or error}; check the path and who may read it") from None
+            raise ConfigError(
+                f"cannot read {given.config}: {error.strerror or error}; check the path and who may read it"
+            ) from None
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{given.config} is not valid JSON: {one_line(str(error))}; correct it, or take the config.json of a run") from None
+            raise ConfigError(
+                f"{given.config} is not valid JSON: {one_line(str(error))}; correct it, or take the "
+                "config.json of a run"
+            ) from None
         if not isinstance(saved, dict):
             raise ConfigError(f"{given.config} must hold a JSON object, not {one_line(saved)}")
         # A run's own config.json is welcome as it is.
         saved = saved["config"] if isinstance(saved.get("config"), dict) else saved
         values.update(saved)
-        stated |= {name for name, value in saved.items() if name in OPTIONS and value != OPTIONS[name].default}
+        stated |= {
+            name for name, value in saved.items() if name in OPTIONS and value != OPTIONS[name].default
+        }
     typed = {name: value for name in OPTIONS if (value := getattr(given, f"field_{name}")) is not None}
     for role in factory.ROLES:
         if role in typed:
             values[f"{role}_sha256"] = ""  # the file's digest belonged to the other model or data
-    return pin(configs.preset(given.preset or DEFAULT_PRESET).replace(**{**values, **typed}), stated | set(typed))
+    return pin(
+        configs.preset(given.preset or DEFAULT_PRESET).replace(**{**values, **typed}), stated | set(typed)
+    )
 
 
 def runs_of(given: argparse.Namespace) -> Runs:

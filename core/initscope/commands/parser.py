@@ -1,6 +1,8 @@
-"""The command line: ``initscope COMMAND``. Results on standard output, progress and messages on standard error.
+"""The command line: ``initscope COMMAND``. Results on standard output, progress and messages on standard
+error.
 
-Exit status 0: it did what was asked (a network that does not converge is a result); 1: a run failed; 2: bad input.
+Exit status 0: it did what was asked (a network that does not converge is a result); 1: a run failed; 2: bad
+input.
 """
 
 from __future__ import annotations
@@ -20,8 +22,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
-        """All of them are known: argparse would leave the others to the parser above, which knows no flag of this one."""
+    def parse_known_args(
+        self, args: Any = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """All of them are known: argparse would leave the others to the parser above, which knows no flag of
+        this one.
+        """
         given, unknown = super().parse_known_args(args, namespace)
         if unknown:
             flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
@@ -32,7 +38,8 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> Parser:
     """Every command with its arguments; config flags come from the config's own declaration.
 
-    ``command`` is the name of the function that carries it out: its module is loaded for the one command that is given.
+    ``command`` is the name of the function that carries it out: its module is loaded for the one command that
+    is given.
     """
     common = _common()
     configured = _configured(common)
@@ -47,14 +54,41 @@ def build_parser() -> Parser:
     train = add("train", "training", "train one run here, or --detach it into the queue", configured)
     train.add_argument("--detach", action="store_true", help="queue the run and return at once")
     _queue_options(train)
-    probe = add("probe", "probe", "one batch, no training: each layer measured and predicted, and a forecast", configured)
-    probe.add_argument("--seeds", type=int, default=1, metavar="N", help="measure so many init seeds and give the band (default 1)")
-    add("check", "check", "before training: does a copy learn one batch, and is anything wrong with how the network is put together?", configured)
-    sweep = add("sweep", "sweep", "initializations x seeds, as many at once as the machine carries", configured)
+    probe = add(
+        "probe",
+        "probe",
+        "one batch, no training: each layer measured and predicted, and a forecast",
+        configured,
+    )
+    probe.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="measure so many init seeds and give the band (default 1)",
+    )
+    add(
+        "check",
+        "check",
+        "before training: does a copy learn one batch, and is anything wrong with how the network is put "
+        "together?",
+        configured,
+    )
+    sweep = add(
+        "sweep", "sweep", "initializations x seeds, as many at once as the machine carries", configured
+    )
     sweep.add_argument("--inits", required=True, metavar="A,B", help="initializations, with commas between")
     sweep.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds for each (default 5)")
-    sweep.add_argument("--vary", action="append", default=[], metavar="FIELD=1,2", help="also vary a number or a switch (at most twice)")
-    sweep.add_argument("--models", metavar="A,B", help="the same for each of these networks, with commas between")
+    sweep.add_argument(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="FIELD=1,2",
+        help="also vary a number or a switch (at most twice)",
+    )
+    sweep.add_argument(
+        "--models", metavar="A,B", help="the same for each of these networks, with commas between"
+    )
     _queue_options(sweep)
     add("runs", "runs", "list all runs")
     compare = add("compare", "answers", "did B fix what A suffers from?")
@@ -66,9 +100,15 @@ def build_parser() -> Parser:
     report.add_argument("--output", required=True, metavar="FILE.html")
     export = add("export", "runs", "a run for other tools: CSV, JSON or TensorBoard")
     export.add_argument("run", metavar="RUN", help="a run id")
-    export.add_argument("--format", required=True, choices=("csv", "json", "tensorboard"), help="csv: a folder of three files")
-    export.add_argument("--output", required=True, metavar="PATH", help="a file or folder that does not exist yet")
-    add("diagnose", "answers", "why did this run not train?").add_argument("run", metavar="RUN", help="a run id")
+    export.add_argument(
+        "--format", required=True, choices=("csv", "json", "tensorboard"), help="csv: a folder of three files"
+    )
+    export.add_argument(
+        "--output", required=True, metavar="PATH", help="a file or folder that does not exist yet"
+    )
+    add("diagnose", "answers", "why did this run not train?").add_argument(
+        "run", metavar="RUN", help="a run id"
+    )
     query = add("query", "query", "ask in SQL over all runs: the views runs, steps, epochs and layers")
     query.add_argument("sql", metavar="SELECT", help="one SELECT, or a recipe: rates, worst, slowest")
     for name, module, help in (
@@ -78,14 +118,25 @@ def build_parser() -> Parser:
     ):
         add(name, module, help).add_argument("run", metavar="RUN", help="a run id")
     ui = add("ui", "ui", "the dashboard, for this machine, on the runs of the folder you stand in")
-    ui.add_argument("--port", type=int, default=None, metavar="N", help="port to listen on (default: the first free one from 8501)")
+    ui.add_argument(
+        "--port",
+        type=int,
+        default=None,
+        metavar="N",
+        help="port to listen on (default: the first free one from 8501)",
+    )
     return parser
 
 
 def _common() -> Parser:
     """What every command takes."""
     parser = Parser(add_help=False)
-    parser.add_argument("--runs", metavar="DIR", default=None, help="folder of all runs, or its address such as s3://bucket/runs (INITSCOPE_RUNS; default runs/)")
+    parser.add_argument(
+        "--runs",
+        metavar="DIR",
+        default=None,
+        help="folder of all runs, or its address such as s3://bucket/runs (INITSCOPE_RUNS; default runs/)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return parser
 
@@ -93,7 +144,12 @@ def _common() -> Parser:
 def _configured(common: Parser) -> Parser:
     """What a command takes that trains or probes: every config field is a flag."""
     parser = Parser(add_help=False, parents=[common], allow_abbrev=False)
-    parser.add_argument("--preset", choices=tuple(PRESETS), default=None, help=f"where to start from (default {DEFAULT_PRESET})")
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        default=None,
+        help=f"where to start from (default {DEFAULT_PRESET})",
+    )
     parser.add_argument("--config", metavar="FILE", help="a JSON file of config fields, over the preset")
     for spec in OPTIONS.values():
         parser.add_argument(
@@ -110,6 +166,9 @@ def _configured(common: Parser) -> Parser:
 def _queue_options(parser: argparse.ArgumentParser) -> None:
     """Where queued runs train, and in which order."""
     parser.add_argument(
-        "--engine", default="", metavar="|".join(ENGINES), help="what works the queue off (default: INITSCOPE_ENGINE, or as it is now: local at first)"
+        "--engine",
+        default="",
+        metavar="|".join(ENGINES),
+        help="what works the queue off (default: INITSCOPE_ENGINE, or as it is now: local at first)",
     )
     parser.add_argument("--first", action="store_true", help="before the runs that wait already")

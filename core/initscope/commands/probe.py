@@ -16,7 +16,9 @@ def probe_command(given: argparse.Namespace) -> dict[str, Any]:
     config = config_from(given)
     if not 1 <= given.seeds <= 1000:
         raise ConfigError(f"seeds must be a whole number from 1 to 1000, not {given.seeds}")
-    limits.check_network(config.replace(optimizer="sgd", momentum=0), limits.limits())  # no optimizer, no averages
+    limits.check_network(
+        config.replace(optimizer="sgd", momentum=0), limits.limits()
+    )  # no optimizer, no averages
     with without_collection():
         from initscope.theory.probe import report
     gc.freeze()
@@ -25,8 +27,15 @@ def probe_command(given: argparse.Namespace) -> dict[str, Any]:
     if not given.json:
         print(f"{'layer':12} {'signal':>10} {'predicted':>10} {'error':>10} {'predicted':>10}")
         for row in result["layers"]:
-            pairs = [row[side][metric] for metric in ("signal_std", "activation_grad_rms") for side in ("measured", "predicted")]
-            print(f"{row['layer']:12} " + " ".join(f"{'-' if value is None else format(value, '.2e'):>10}" for value in pairs))
+            pairs = [
+                row[side][metric]
+                for metric in ("signal_std", "activation_grad_rms")
+                for side in ("measured", "predicted")
+            ]
+            print(
+                f"{row['layer']:12} "
+                + " ".join(f"{'-' if value is None else format(value, '.2e'):>10}" for value in pairs)
+            )
         if reason := result.get("theory"):
             print(f"no prediction: {reason}")
         print(f"{result['forecast']['outcome'].replace('_', ' ')}: {result['forecast']['reason']}")

@@ -25,7 +25,9 @@ def query_command(given: argparse.Namespace) -> dict[str, Any]:
         for line in cells:
             print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
     if answer.cut:
-        print(f"only the first {len(rows):,} rows are shown; ask for fewer, such as with LIMIT", file=sys.stderr)
+        print(
+            f"only the first {len(rows):,} rows are shown; ask for fewer, such as with LIMIT", file=sys.stderr
+        )
     return {"columns": columns, "rows": rows, "cut": answer.cut}
 
 
@@ -39,4 +41,6 @@ def _plain(value: Any) -> Any:
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
+    return (
+        "" if value is None else f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
+    )

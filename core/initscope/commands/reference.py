@@ -1,4 +1,6 @@
-"""The command-line reference of the guide, made from the parser: ``python -m initscope.commands.reference > FILE``."""
+"""The command-line reference of the guide, made from the parser: ``python -m initscope.commands.reference >
+FILE``.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ error. `--json` prints one JSON object as the last line. Exit status 0: done (a 
 result); 1: the run failed; 2: bad input, in one line.
 
 Made from the parser by `python -m initscope.commands.reference`; do not edit by hand.
-"""
+"""  # noqa: E501
 FIELDS = """
 ## Fields of the configuration
 
@@ -39,10 +41,14 @@ def reference() -> str:
     presets = [f"| `{name}` | {_cell(make.__doc__ or '')} |" for name, make in PRESETS.items()]
     parts.append("\n## Presets\n\n| `--preset` | what it is |\n|---|---|\n" + "\n".join(presets) + "\n")
     data = [f"| `{name}` | {_cell(entry.help)} |" for name, entry in catalog.DATA.items()]
-    data += [f"| `{catalog.IMAGE_FOLDER}DIR` | one sub-folder of images a class |", f"| `{factory.FORM}` | data of your own |"]
+    data += [
+        f"| `{catalog.IMAGE_FOLDER}DIR` | one sub-folder of images a class |",
+        f"| `{factory.FORM}` | data of your own |",
+    ]
     parts.append("\n## Data sets\n\n| `--data` | what it is |\n|---|---|\n" + "\n".join(data) + "\n")
     fields = [
-        f"| `{spec.flag}` | {_cell(spec.help)} | {_cell(spec.expected)} | {_cell(_shown(spec.default))} |" for spec in OPTIONS.values()
+        f"| `{spec.flag}` | {_cell(spec.help)} | {_cell(spec.expected)} | {_cell(_shown(spec.default))} |"
+        for spec in OPTIONS.values()
     ]
     return "".join(parts) + FIELDS + "\n".join(fields) + "\n"
 

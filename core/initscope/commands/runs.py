@@ -17,7 +17,10 @@ def runs_command(given: argparse.Namespace) -> dict[str, Any]:
             print("no runs yet; start one: initscope train --preset quick --init default", file=sys.stderr)
         for info in infos:
             loss, accuracy = info.scores
-            told = f"{'' if loss is None else f'{loss:.3f}':>8} {'' if accuracy is None else f'{100 * accuracy:.1f} %':>8}"
+            told = (
+                f"{'' if loss is None else f'{loss:.3f}':>8} "
+                f"{'' if accuracy is None else f'{100 * accuracy:.1f} %':>8}"
+            )
             print(f"{info.run:45} {info.status:10} {info.outcome or '':14} {told}  {info.name}")
     return {"runs": [run_row(info) for info in infos]}
 

@@ -32,7 +32,11 @@ def sweep_command(given: argparse.Namespace) -> dict[str, Any]:
     try:
         _watch(runs, wanted)
     except KeyboardInterrupt:
-        print(f"the sweep goes on in the background; repeat the command to watch it again, or stop its runs ({name})", file=sys.stderr)
+        print(
+            "the sweep goes on in the background; repeat the command to watch it again, or stop its runs "
+            f"({name})",
+            file=sys.stderr,
+        )
         raise
     infos = [runs.get(run_id).info() for run_id in wanted]
     _tell_failures(infos)
@@ -46,7 +50,9 @@ def sweep_command(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _base_and_axes(given: argparse.Namespace) -> tuple[RunConfig, list[sweep.Axis]]:
-    """What all runs of the sweep share, and the fields that vary beside initialization and seed. Raises ConfigError."""
+    """What all runs of the sweep share, and the fields that vary beside initialization and seed. Raises
+    ConfigError.
+    """
     axes = [sweep.parse_axis(text) for text in given.vary]
     base = config_from(given)
     for axis in axes:  # every value of an axis must be able to reach a factory of one's own
@@ -65,7 +71,15 @@ def _watch(runs: Runs, wanted: Sequence[str]) -> None:
     """A progress bar until all of these runs have ended; the queue is kept going meanwhile."""
     form = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
     # smoothing=0: the time left from the mean speed since the start; ``initial`` is what was there before.
-    with tqdm(total=1.0, bar_format=form, smoothing=0, miniters=0, dynamic_ncols=True, file=sys.stderr, mininterval=0.3) as bar:
+    with tqdm(
+        total=1.0,
+        bar_format=form,
+        smoothing=0,
+        miniters=0,
+        dynamic_ncols=True,
+        file=sys.stderr,
+        mininterval=0.3,
+    ) as bar:
         trouble = ""
         for ended, share in sweep.watch(runs, wanted):
             bar.set_description_str(f"{ended} of {len(wanted)} runs", refresh=False)
@@ -91,4 +105,7 @@ def _print_rows(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> None:
     for row in rows:
         cell = "  ".join(f"{field} {row[field]}" for field in by)
         silent = f"; {row['undecided']} undecided" if row["undecided"] else ""
-        print(f"{cell}: {row['converged']} of {row['runs']} converged (95 % interval {100 * row['low']:.0f} to {100 * row['high']:.0f} %{silent})")
+        print(
+            f"{cell}: {row['converged']} of {row['runs']} converged (95 % interval {100 * row['low']:.0f} "
+            f"to {100 * row['high']:.0f} %{silent})"
+        )

@@ -30,7 +30,9 @@ def train_command(given: argparse.Namespace) -> dict[str, Any]:
         print(f"queued {run.id}", file=sys.stderr)
         return {"run": run.id, "status": str(run.state()["status"])}
     if given.engine or given.first:
-        raise ConfigError("--engine and --first are about the queue, and this run would train here and now; add --detach")
+        raise ConfigError(
+            "--engine and --first are about the queue, and this run would train here and now; add --detach"
+        )
     require("launch a run")  # refused before two seconds are spent on loading
     limits.check([config], 0, runs.root)
     load_training()
@@ -38,7 +40,8 @@ def train_command(given: argparse.Namespace) -> dict[str, Any]:
     from initscope.training.devices import pick_device
 
     pick_device(config.device)  # refused before a folder is made
-    # Running from the first moment: a supervisor that looks at this folder now must not take it for one that waits.
+    # Running from the first moment: a supervisor that looks at this folder now must not take it for one that
+    # waits.
     return train_here(runs.create(config, Status.RUNNING, **own_process()))
 
 
@@ -61,7 +64,9 @@ def stop_command(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def train_here(run: Run) -> dict[str, Any]:
-    """Train ``run`` in this process, under a progress bar; the JSON of what came of it. Raises TrainingFailed."""
+    """Train ``run`` in this process, under a progress bar; the JSON of what came of it. Raises
+    TrainingFailed.
+    """
     print(f"{run.id}: {run.config().title} in {run.path}", file=sys.stderr)
     bar = tqdm(unit="step", dynamic_ncols=True, leave=True, file=sys.stderr, mininterval=0.3)
 
@@ -76,7 +81,10 @@ def train_here(run: Run) -> dict[str, Any]:
     except (InitScopeError, KeyboardInterrupt):
         raise
     except Exception as error:
-        raise TrainingFailed(f"run {run.id} failed: {run.info().error or one_line(error)} (traceback in {run.path / 'log.txt'})") from error
+        raise TrainingFailed(
+            f"run {run.id} failed: {run.info().error or one_line(error)} (traceback in "
+            f"{run.path / 'log.txt'})"
+        ) from error
     finally:
         bar.close()
     Runs(run.path.parent).settle(run.id)
@@ -94,12 +102,22 @@ def train_result(run: Run) -> dict[str, Any]:
         "val_loss": number(state.get("val_loss")),
         "val_accuracy": number(state.get("val_accuracy")),
     }
-    return {"run": run.id, "status": state["status"], "outcome": state["outcome"], "final": final, "seconds": state.get("seconds")}
+    return {
+        "run": run.id,
+        "status": state["status"],
+        "outcome": state["outcome"],
+        "final": final,
+        "seconds": state.get("seconds"),
+    }
 
 
 def _sentence(info: RunInfo) -> str:
     word = str(info.outcome or info.status).replace("_", " ")
     accuracy = info.state.get("val_accuracy")
     chance = info.state.get("chance")
-    numbers = f"validation accuracy {100 * accuracy:.1f} %, guessing gives {100 * chance:.1f} %" if isinstance(accuracy, float) and chance else f"loss {info.loss}"
+    numbers = (
+        f"validation accuracy {100 * accuracy:.1f} %, guessing gives {100 * chance:.1f} %"
+        if isinstance(accuracy, float) and chance
+        else f"loss {info.loss}"
+    )
     return f"{info.run}: {word} after {info.state.get('step')} steps ({numbers})"

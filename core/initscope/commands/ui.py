@@ -18,9 +18,14 @@ NEEDED = ("streamlit", "starlette", "uvicorn", "anyio", "plotly", "tsdownsample"
 
 
 def ui_command(given: argparse.Namespace) -> NoReturn:
-    """Become the server: signals and the exit status are its own. Raises ConfigError if it cannot run here."""
+    """Become the server: signals and the exit status are its own. Raises ConfigError if it cannot run
+    here.
+    """
     if missing := [name for name in NEEDED if not _there(name)]:
-        raise ConfigError(f"the dashboard needs {', '.join(missing)}, not installed here: pip install 'initscope[dashboard]'")
+        raise ConfigError(
+            f"the dashboard needs {', '.join(missing)}, not installed here: pip install "
+            "'initscope[dashboard]'"
+        )
     if given.port is not None and not 0 <= given.port <= 65_535:
         raise ConfigError(f"port must be a whole number from 0 to 65535, not {given.port}")
     environment = dict(os.environ)
@@ -34,8 +39,15 @@ def ui_command(given: argparse.Namespace) -> NoReturn:
     runs = Runs(given.runs or default_root())
     environment["INITSCOPE_RUNS"] = shown = runs.shown if runs.shared else str(runs.root.absolute())
     told: dict[str, Any] = {"url": "{url}", "runs": shown}
-    said = json.dumps(told) if given.json else f"InitScope: {{url}} shows the runs in {shown} (Ctrl-C ends it)"
-    command = module_command("initscope_dashboard.server.start", "--said", said, *(() if given.port is None else ("--port", given.port)))
+    said = (
+        json.dumps(told) if given.json else f"InitScope: {{url}} shows the runs in {shown} (Ctrl-C ends it)"
+    )
+    command = module_command(
+        "initscope_dashboard.server.start",
+        "--said",
+        said,
+        *(() if given.port is None else ("--port", given.port)),
+    )
     sys.stdout.flush()
     os.execve(command[0], command, environment)
 

@@ -1,1 +1,3 @@
-"""Did the change help: runs compared, sweeps over seeds, the study of networks, and their statistics. No torch."""
+"""Did the change help: runs compared, sweeps over seeds, the study of networks, and their statistics. No
+torch.
+"""

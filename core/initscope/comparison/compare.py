@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from initscope.comparison.differences import INIT_FIELDS, INNOCENT_FIELDS, changed, is_own, own_config, seed_of, short, things
+from initscope.comparison.differences import (
+    INIT_FIELDS,
+    INNOCENT_FIELDS,
+    changed,
+    is_own,
+    own_config,
+    seed_of,
+    short,
+    things,
+)
 from initscope.comparison.statistics import cohens_h, fisher_exact, newcombe, p_text
 from initscope.config.run_config import OPTIONS
 from initscope.errors import ConfigError, RunFolderError
@@ -25,7 +34,9 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Comparison:
-    """The answer of ``compare``. ``converged`` maps a and b to [k, n]; ``interval`` is of the difference of rates b - a."""
+    """The answer of ``compare``. ``converged`` maps a and b to [k, n]; ``interval`` is of the difference of
+    rates b - a.
+    """
 
     verdict: Verdict
     headline: str
@@ -48,11 +59,13 @@ class Comparison:
 def compare(a: Sequence[Run], b: Sequence[Run]) -> Comparison:
     """Compare group ``a`` (usually the suspected initialization) with group ``b`` (usually its fix).
 
-    A run that repeats another with the same seeds counts once. Raises ConfigError if a run is on both sides, RunFolderError for one that
-    cannot be read.
+    A run that repeats another with the same seeds counts once. Raises ConfigError if a run is on both sides,
+    RunFolderError for one that cannot be read.
     """
     if shared := {run.id for run in a} & {run.id for run in b}:
-        many = f"{len(shared)} runs, such as {min(shared)}, are" if len(shared) > 1 else f"run {min(shared)} is"
+        many = (
+            f"{len(shared)} runs, such as {min(shared)}, are" if len(shared) > 1 else f"run {min(shared)} is"
+        )
         raise ConfigError(f"{many} on both sides; a comparison needs two groups that share none")
     infos_a, infos_b = [run.info() for run in a], [run.info() for run in b]
     if unreadable := [info for info in (*infos_a, *infos_b) if info.status == "unreadable"]:
@@ -64,8 +77,13 @@ def compare(a: Sequence[Run], b: Sequence[Run]) -> Comparison:
     verdict = judge_rates(k_a, n_a, k_b, n_b, p_value)
     differ = changed(infos_a, infos_b)
     own = all(map(is_own, (*infos_a, *infos_b)))
-    # Of loops of somebody's own one difference is the change that is asked about; from two on it is not known which it was.
-    unfair = ([] if things(differ) < 2 else list(differ)) if own else [field for field in differ if field not in INIT_FIELDS]
+    # Of loops of somebody's own one difference is the change that is asked about; from two on it is not known
+    # which it was.
+    unfair = (
+        ([] if things(differ) < 2 else list(differ))
+        if own
+        else [field for field in differ if field not in INIT_FIELDS]
+    )
     uneven = [field for field in mixed_unevenly(infos_a, infos_b) if field not in unfair]
     sides = labels(infos_a, infos_b, differ)
     return Comparison(
@@ -86,10 +104,12 @@ def compare(a: Sequence[Run], b: Sequence[Run]) -> Comparison:
 
 
 def distinct(infos: Sequence[RunInfo]) -> list[RunInfo]:
-    """Without repetitions: of runs with one config, seeds included, the last that is decided (else the first).
+    """Without repetitions: of runs with one config, seeds included, the last that is decided (else the
+    first).
 
-    A seed that was run twice is no second piece of evidence. Of a loop of somebody's own a run is a seed, unless its own configuration names
-    one: runs of one name, one configuration and one seed are then repetitions.
+    A seed that was run twice is no second piece of evidence. Of a loop of somebody's own a run is a seed,
+    unless its own configuration names one: runs of one name, one configuration and one seed are then
+    repetitions.
     """
     kept: dict[Any, RunInfo] = {}
     for info in infos:
@@ -111,7 +131,9 @@ def decided(info: RunInfo) -> bool:
 
 @dataclass(frozen=True)
 class Count:
-    """``converged`` of ``told`` runs of a side; of these, ``within`` so many steps if some only have not converged as fast as the other side."""
+    """``converged`` of ``told`` runs of a side; of these, ``within`` so many steps if some only have not
+    converged as fast as the other side.
+    """
 
     converged: int
     told: int
@@ -125,15 +147,22 @@ class Count:
 def _counted(infos: Sequence[RunInfo], others: Sequence[RunInfo]) -> Count:
     """How many converged of those that tell.
 
-    A run that went to its end undecided, learning a little, tells something beside one that converged: with at least as many steps as any
-    run of the other side needed it has not come as far. It counts as not converged within those steps.
+    A run that went to its end undecided, learning a little, tells something beside one that converged: with
+    at least as many steps as any run of the other side needed it has not come as far. It counts as not
+    converged within those steps.
     """
     told = [info for info in infos if decided(info)]
-    needed = max((_steps(info) for info in others if decided(info) and info.outcome == Outcome.CONVERGED), default=0)
+    needed = max(
+        (_steps(info) for info in others if decided(info) and info.outcome == Outcome.CONVERGED), default=0
+    )
     slower = [
-        info for info in infos
-        if info.outcome == Outcome.UNDECIDED and info.status == Status.FINISHED and info.state.get("outcome_by") and _steps(info) >= needed >= MIN_STEPS
-    ]  # fmt: skip
+        info
+        for info in infos
+        if info.outcome == Outcome.UNDECIDED
+        and info.status == Status.FINISHED
+        and info.state.get("outcome_by")
+        and _steps(info) >= needed >= MIN_STEPS
+    ]
     within = min(map(_steps, slower)) if slower else None
     return Count(sum(info.outcome == Outcome.CONVERGED for info in told), len(told) + len(slower), within)
 
@@ -144,14 +173,16 @@ def _steps(info: RunInfo) -> int:
 
 def _bases(infos: Sequence[RunInfo]) -> list[str]:
     """By what the outcomes were decided, each once."""
-    return sorted({str(info.state["outcome_by"]) for info in infos if info.state.get("outcome_by") and not info.live})
+    return sorted(
+        {str(info.state["outcome_by"]) for info in infos if info.state.get("outcome_by") and not info.live}
+    )
 
 
 def judge_rates(k_a: int, n_a: int, k_b: int, n_b: int, p_value: float) -> Verdict:
     """The verdict for k_a of n_a and k_b of n_b converged.
 
-    A side "trains" if more than half of its runs converge. Where the sides differ, the difference must be unanimous
-    (none against all) or significant (Fisher, p < 0.05); else it is undecided.
+    A side "trains" if more than half of its runs converge. Where the sides differ, the difference must be
+    unanimous (none against all) or significant (Fisher, p < 0.05); else it is undecided.
     """
     if not n_a or not n_b:
         return Verdict.UNDECIDED
@@ -167,13 +198,18 @@ def judge_rates(k_a: int, n_a: int, k_b: int, n_b: int, p_value: float) -> Verdi
 
 
 def mixed_unevenly(a: Sequence[RunInfo], b: Sequence[RunInfo]) -> list[str]:
-    """Fields other than the initialization of which a side mixes several values, in other shares than the other side.
+    """Fields other than the initialization of which a side mixes several values, in other shares than the
+    other side.
 
     Five runs of an easy network and one of a hard one are no match for one and five.
     """
     fields = [field for field in OPTIONS if field not in (*INIT_FIELDS, *INNOCENT_FIELDS)]
     shares_a, shares_b = ([_shares(infos, field) for field in fields] for infos in (a, b))
-    return [field for field, x, y in zip(fields, shares_a, shares_b, strict=True) if max(len(x), len(y)) > 1 and x != y]
+    return [
+        field
+        for field, x, y in zip(fields, shares_a, shares_b, strict=True)
+        if max(len(x), len(y)) > 1 and x != y
+    ]
 
 
 def _shares(infos: Sequence[RunInfo], field: str) -> dict[str, float]:
@@ -182,20 +218,27 @@ def _shares(infos: Sequence[RunInfo], field: str) -> dict[str, float]:
 
 
 def labels(a: Sequence[RunInfo], b: Sequence[RunInfo], changed: Mapping[str, list[Any]]) -> tuple[str, str]:
-    """What to call the two sides: loops of somebody's own by name; else by initialization if that differs, by what does, or by name."""
+    """What to call the two sides: loops of somebody's own by name; else by initialization if that differs, by
+    what does, or by name.
+    """
     names = [sorted({info.name for info in side}) for side in (a, b)]
     named = len(names[0]) == len(names[1]) == 1 and names[0] != names[1]
     if named and all(map(is_own, (*a, *b))):
         return names[0][0], names[1][0]
     if "init" in changed:
-        return tuple(str(value) if not isinstance(value, list) else "+".join(map(str, value)) for value in changed["init"])  # type: ignore[return-value]
+        return tuple(
+            str(value) if not isinstance(value, list) else "+".join(map(str, value))
+            for value in changed["init"]
+        )  # type: ignore[return-value]
     field = next((name for name in changed if name != "init_seed"), None)
     if field:
         return tuple(f"{short(field)} {value}" for value in changed[field])  # type: ignore[return-value]
     return (names[0][0], names[1][0]) if named else ("A", "B")
 
 
-def headline(verdict: Verdict, label_a: str, label_b: str, a: Count, b: Count, p_value: float, infos: Sequence[RunInfo]) -> str:
+def headline(
+    verdict: Verdict, label_a: str, label_b: str, a: Count, b: Count, p_value: float, infos: Sequence[RunInfo]
+) -> str:
     """One sentence with the number of seeds in it."""
     word = str(verdict).replace("_", " ")
     if not a.told or not b.told:
@@ -210,7 +253,10 @@ def headline(verdict: Verdict, label_a: str, label_b: str, a: Count, b: Count, p
     by = f"; by {' and '.join(bases)}" if bases and any(map(is_own, infos)) else ""
     silent = len(infos) - a.told - b.told
     left_out = f"; {silent} undecided, failed or unfinished not counted" if silent else ""
-    return f"{word}: {counts}{within} ({_how_sure(verdict, (label_a, a.told), (label_b, b.told), p_value)}{by}{left_out})"
+    return (
+        f"{word}: {counts}{within} "
+        f"({_how_sure(verdict, (label_a, a.told), (label_b, b.told), p_value)}{by}{left_out})"
+    )
 
 
 def _of(count: Count) -> str:
@@ -232,23 +278,31 @@ def _warning(unfair: Sequence[str], uneven: Sequence[str], own: bool = False) ->
     if unfair:
         names = ", ".join(map(short, unfair))
         parts.append(
-            f"Several things differ ({names}): which of them made the difference is not told." if own
+            f"Several things differ ({names}): which of them made the difference is not told."
+            if own
             else f"More than the initialization differs ({names}): the outcome may have another cause."
-        )  # fmt: skip
+        )
     if uneven:
-        parts.append(f"The sides mix several values of {', '.join(uneven)} in different shares: compare one value at a time.")
+        parts.append(
+            f"The sides mix several values of {', '.join(uneven)} in different shares: compare one value at "
+            "a time."
+        )
     return " ".join(parts) or None
 
 
 BY_NAME, BY_DEPTH = "name", "relative depth"
 SAME_LAYERS = 0.8
-"""Share of the larger network's layers that must have a namesake in the other for layers to be paired by name."""
+"""Share of the larger network's layers that must have a namesake in the other for layers to be paired by
+name.
+"""
 
 
 def pair_layers(a: Sequence[str], b: Sequence[str]) -> tuple[list[tuple[str, str]], str]:
-    """(layer of a, layer of b) for every layer that can be compared, and how they were paired: by name where the networks have the same
-    layers, else each of the shallower network's with the one as far along in the other: names that happen to be shared are not the same
-    layer (the third of three is an output, of thirty not)."""
+    """(layer of a, layer of b) for every layer that can be compared, and how they were paired: by name where
+    the networks have the same layers, else each of the shallower network's with the one as far along in the
+    other: names that happen to be shared are not the same layer (the third of three is an output, of thirty
+    not).
+    """
     shared = [name for name in a if name in set(b)]
     if shared and len(shared) >= SAME_LAYERS * max(len(a), len(b)):
         return [(name, name) for name in shared], BY_NAME
@@ -261,14 +315,19 @@ def pair_layers(a: Sequence[str], b: Sequence[str]) -> tuple[list[tuple[str, str
 
 
 def gradient_ratios(a: Sequence[Run], b: Sequence[Run], metric: str = "grad_norm") -> list[dict[str, Any]]:
-    """For every pair of layers: log10 of the first recorded step's gradient norm, b over a, median over runs; ``layer_b`` where it has another name.
+    """For every pair of layers: log10 of the first recorded step's gradient norm, b over a, median over runs;
+    ``layer_b`` where it has another name.
 
     None where a gradient is zero or not finite.
     """
     first_a, first_b = _first_step(a, metric), _first_step(b, metric)
     pairs, _ = pair_layers(list(first_a), list(first_b))
     return [
-        {"layer": x, **({"layer_b": y} if x != y else {}), "log10_grad_ratio": _difference(_median_log(first_b[y]), _median_log(first_a[x]))}
+        {
+            "layer": x,
+            **({"layer_b": y} if x != y else {}),
+            "log10_grad_ratio": _difference(_median_log(first_b[y]), _median_log(first_a[x])),
+        }
         for x, y in pairs
     ]
 

@@ -1,8 +1,10 @@
-"""The story's claim about depth, tested: which networks train with PyTorch's weights, which need better ones, and what shortcuts do.
+"""The story's claim about depth, tested: which networks train with PyTorch's weights, which need better ones,
+and what shortcuts do.
 
-The story says: LeNet and AlexNet train without care, VGG and GoogLeNet need initialization, ResNet solved depth. A sweep over networks
-holds the runs; here it becomes one row a network, one verdict a claim, and one sentence. A network counts as training if more than half
-of its decided seeds converged, as in a comparison. No torch.
+The story says: LeNet and AlexNet train without care, VGG and GoogLeNet need initialization, ResNet solved
+depth. A sweep over networks holds the runs; here it becomes one row a network, one verdict a claim, and one
+sentence. A network counts as training if more than half of its decided seeds converged, as in a comparison.
+No torch.
 """
 
 from __future__ import annotations
@@ -29,9 +31,15 @@ class Network(NamedTuple):
 
     @property
     def title(self) -> str:
-        """'VGG16', 'ResNet-34 without batch norm': what differs from the paper's network is said, the width is not."""
+        """'VGG16', 'ResNet-34 without batch norm': what differs from the paper's network is said, the width
+        is not.
+        """
         title, usual = catalog.model_title(self.model), catalog.own_batch_norm(self.model)
-        return title if self.batch_norm == usual else f"{title} {'with' if self.batch_norm else 'without'} batch norm"
+        return (
+            title
+            if self.batch_norm == usual
+            else f"{title} {'with' if self.batch_norm else 'without'} batch norm"
+        )
 
 
 STUDY = (
@@ -47,17 +55,23 @@ STUDY = (
     Network("resnet34", 0.25, False),
     Network("plain34", 0.25, False),
 )
-"""The networks of the story in its order, LeNet-5 at its own size and the others at a quarter of theirs; and two controls of ResNet-34: without
-its shortcuts, and without batch norm."""
+"""The networks of the story in its order, LeNet-5 at its own size and the others at a quarter of theirs; and
+two controls of ResNet-34: without its shortcuts, and without batch norm.
+"""
 
 
 def base() -> RunConfig:
-    """What the study's runs share: the quick preset, a layer row every tenth step, stopped when the outcome is certain."""
+    """What the study's runs share: the quick preset, a layer row every tenth step, stopped when the outcome
+    is certain.
+    """
     return quick().replace(stop_when_certain=True, record_every=10)
 
 
-def plan(name: str = "", members: Sequence[RunInfo] = (), seeds: int = SEEDS, slots: int = 1) -> list[RunConfig]:
-    """Every config of a sweep over networks, a seed after the other: that of ``members`` named ``name``, or the study.
+def plan(
+    name: str = "", members: Sequence[RunInfo] = (), seeds: int = SEEDS, slots: int = 1
+) -> list[RunConfig]:
+    """Every config of a sweep over networks, a seed after the other: that of ``members`` named ``name``, or
+    the study.
 
     Of a sweep that is there, its own networks are run with its own settings. Raises ConfigError.
     """
@@ -68,7 +82,9 @@ def plan(name: str = "", members: Sequence[RunInfo] = (), seeds: int = SEEDS, sl
     configs = [
         config
         for network in networks
-        for config in sweep.plan(start.replace(init_seed=0, **network._asdict()), INITS, seeds, study if own else name, slots=slots)
+        for config in sweep.plan(
+            start.replace(init_seed=0, **network._asdict()), INITS, seeds, study if own else name, slots=slots
+        )
     ]
     return sorted(configs, key=lambda config: config.init_seed)
 
@@ -79,12 +95,16 @@ def network_of(info: RunInfo) -> Network:
 
 
 def over_networks(members: Iterable[RunInfo]) -> bool:
-    """Whether a sweep's runs train several networks. VGGs of several depths are one network along an axis: they belong on a map."""
+    """Whether a sweep's runs train several networks. VGGs of several depths are one network along an axis:
+    they belong on a map.
+    """
 
     def family(model: str) -> str:
         return "vgg" if model.startswith("vgg") else model
 
-    return len({(family(str(info.config.get("model"))), info.config.get("batch_norm")) for info in members}) > 1
+    return (
+        len({(family(str(info.config.get("model"))), info.config.get("batch_norm")) for info in members}) > 1
+    )
 
 
 def sweeps(infos: Iterable[RunInfo]) -> list[str]:
@@ -97,7 +117,9 @@ def sweeps(infos: Iterable[RunInfo]) -> list[str]:
 
 
 def rows(members: Iterable[RunInfo]) -> list[dict[str, Any]]:
-    """``sweep.table`` by initialization and network, in the story's order; ``network`` is the ``Network``, ``label`` its name."""
+    """``sweep.table`` by initialization and network, in the story's order; ``network`` is the ``Network``,
+    ``label`` its name.
+    """
     found = sweep.table(members, ("init", *sweep.NETWORK))
     for row in found:
         row["network"] = Network(*(row[field] for field in Network._fields))
@@ -113,7 +135,9 @@ def rows(members: Iterable[RunInfo]) -> list[dict[str, Any]]:
     titles = [network.title for network in dict.fromkeys(row["network"] for row in found)]
     for row in found:
         network = row["network"]
-        row["label"] = network.title if titles.count(network.title) == 1 else f"{network.title}, width {network.width:g}"
+        row["label"] = (
+            network.title if titles.count(network.title) == 1 else f"{network.title}, width {network.width:g}"
+        )
     return found
 
 
@@ -149,7 +173,9 @@ def findings(table: Sequence[Mapping[str, Any]]) -> list[Finding]:
 
     def those(*names: str) -> list[str]:
         return [
-            label for label, n in networks.items() if n.model.startswith(names) and n.batch_norm == catalog.own_batch_norm(n.model)
+            label
+            for label, n in networks.items()
+            if n.model.startswith(names) and n.batch_norm == catalog.own_batch_norm(n.model)
         ]
 
     return [
@@ -172,29 +198,43 @@ def _need_initialization(told: Counts, labels: list[str]) -> Finding:
     for label in labels:
         default, kaiming = (trains(told.get((label, init))) for init in INITS)
         answers.append(None if default is None or kaiming is None else kaiming and not default)
-    split = [[label for label, answer in zip(labels, answers, strict=True) if answer is value] for value in (True, False)]
+    split = [
+        [label for label, answer in zip(labels, answers, strict=True) if answer is value]
+        for value in (True, False)
+    ]
     where = f"it is so for {_list(split[0])}, not for {_list(split[1])}; " if all(split) else ""
-    text = f"{where}with default weights {_counted(told, labels, 'default')} converge, with Kaiming's {_counted(told, labels, 'kaiming_normal')}"
+    text = (
+        f"{where}with default weights {_counted(told, labels, 'default')} converge, with Kaiming's "
+        f"{_counted(told, labels, 'kaiming_normal')}"
+    )
     return Finding(claim, _all(answers), text)
 
 
 def _depth_solved(told: Counts, labels: list[str], networks: Mapping[str, Network]) -> Finding:
-    """Every ResNet must train, and somewhere the same network must not train without its shortcuts: else it was not they."""
+    """Every ResNet must train, and somewhere the same network must not train without its shortcuts: else it
+    was not they.
+    """
     answers = [trains(told.get((label, "default"))) for label in labels]
     parts, decisive = [f"with default weights {_counted(told, labels, 'default')} converge"], []
     for norm in (True, False):
-        found = {n.model: told.get((label, "default")) for label, n in networks.items() if n.batch_norm == norm}
+        found = {
+            n.model: told.get((label, "default")) for label, n in networks.items() if n.batch_norm == norm
+        }
         residual, plain = found.get("resnet34"), found.get("plain34")
         if trains(residual) is None or trains(plain) is None:
             continue
         decisive.append(bool(trains(residual) and not trains(plain)))
         where = f"{'with' if norm else 'without'} batch norm"
         if decisive[-1]:
-            parts.append(f"{where} the shortcuts decide: of 34 layers {_of(residual)} with them, {_of(plain)} without")
+            parts.append(
+                f"{where} the shortcuts decide: of 34 layers {_of(residual)} with them, {_of(plain)} without"
+            )
         elif trains(plain):
             parts.append(f"{where} 34 layers train without shortcuts too ({_of(plain)})")
         else:
-            parts.append(f"{where} 34 layers train neither with shortcuts ({_of(residual)}) nor without ({_of(plain)})")
+            parts.append(
+                f"{where} 34 layers train neither with shortcuts ({_of(residual)}) nor without ({_of(plain)})"
+            )
     # One control is enough to say yes; only both can say no.
     control = True if True in decisive else False if len(decisive) == 2 else None
     return Finding("ResNet solved depth", _all([*answers, control]) if labels else None, "; ".join(parts))

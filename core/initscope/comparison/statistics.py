@@ -1,4 +1,6 @@
-"""How sure a few seeds make us: intervals and a test for k of n. Pure Python, exact where exact is possible."""
+"""How sure a few seeds make us: intervals and a test for k of n. Pure Python, exact where exact is
+possible.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ Z95 = 1.959963984540054
 
 
 def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval for a rate (Wilson 1927); (0, 1) for no trials. Right also at 0 of n and n of n."""
+    """Wilson's score interval for a rate (Wilson 1927); (0, 1) for no trials. Right also at 0 of n and n of
+    n.
+    """
     if trials == 0:
         return 0.0, 1.0
     rate, z2 = successes / trials, z * z
@@ -21,7 +25,9 @@ def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
 
 
 def newcombe(successes_a: int, trials_a: int, successes_b: int, trials_b: int) -> tuple[float, float]:
-    """95 % interval of the difference of rates b - a, from two Wilson intervals (Newcombe 1998, method 10)."""
+    """95 % interval of the difference of rates b - a, from two Wilson intervals (Newcombe 1998, method
+    10).
+    """
     if not trials_a or not trials_b:
         return -1.0, 1.0
     a, b = successes_a / trials_a, successes_b / trials_b
@@ -32,8 +38,9 @@ def newcombe(successes_a: int, trials_a: int, successes_b: int, trials_b: int) -
 
 
 def fisher_exact(successes_a: int, trials_a: int, successes_b: int, trials_b: int) -> float:
-    """Two-sided p-value of Fisher's exact test that two rates are equal (Fisher 1935): the probability, at fixed margins,
-    of every table at most as likely as the one seen."""
+    """Two-sided p-value of Fisher's exact test that two rates are equal (Fisher 1935): the probability, at
+    fixed margins, of every table at most as likely as the one seen.
+    """
     total, successes = trials_a + trials_b, successes_a + successes_b
     if not trials_a or not trials_b:
         return 1.0
@@ -47,7 +54,9 @@ def fisher_exact(successes_a: int, trials_a: int, successes_b: int, trials_b: in
 
 
 def cohens_h(successes_a: int, trials_a: int, successes_b: int, trials_b: int) -> float:
-    """Effect size of b against a: 2 asin sqrt(b) - 2 asin sqrt(a), from -pi to pi (Cohen 1988); 0.8 is large."""
+    """Effect size of b against a: 2 asin sqrt(b) - 2 asin sqrt(a), from -pi to pi (Cohen 1988); 0.8 is
+    large.
+    """
     if not trials_a or not trials_b:
         return 0.0
     return 2 * math.asin(math.sqrt(successes_b / trials_b)) - 2 * math.asin(math.sqrt(successes_a / trials_a))

@@ -1,7 +1,8 @@
-"""Enough seeds to rule out luck: initializations x seeds (x networks, x one or two fields), each cell run once.
+"""Enough seeds to rule out luck: initializations x seeds (x networks, x one or two fields), each cell run
+once.
 
-A sweep is a name on its runs (the config field ``sweep``); the runs themselves are the record. Running the same sweep
-again runs only what is missing, so an interrupted sweep is resumed by repeating its command.
+A sweep is a name on its runs (the config field ``sweep``); the runs themselves are the record. Running the
+same sweep again runs only what is missing, so an interrupted sweep is resumed by repeating its command.
 """
 
 from __future__ import annotations
@@ -27,7 +28,12 @@ from initscope.store import Run, RunInfo, Runs
 MAX_RUNS = 10_000
 SWEEPABLE = (
     "depth",
-    *[s.name for s in OPTIONS.values() if s.kind in (int, float, bool) and s.name not in ("init_seed", "threads", "processes", "stop_when_certain")],
+    *[
+        s.name
+        for s in OPTIONS.values()
+        if s.kind in (int, float, bool)
+        and s.name not in ("init_seed", "threads", "processes", "stop_when_certain")
+    ],
 )
 """Fields that may be an axis; depth stands for the networks of the VGG family."""
 NETWORK = ("model", "width", "batch_norm")
@@ -48,8 +54,9 @@ class Axis:
 
 
 def parse_axis(text: str) -> Axis:
-    """``gain=0.5,1,2`` as an Axis; ``depth=11,16`` varies the network (vgg11, vgg16). Raises ConfigError for an unknown
-    field, one that is neither a number nor a switch, or a bad value."""
+    """``gain=0.5,1,2`` as an Axis; ``depth=11,16`` varies the network (vgg11, vgg16). Raises ConfigError for
+    an unknown field, one that is neither a number nor a switch, or a bad value.
+    """
     name, equals, values = text.partition("=")
     name = name.strip().replace("-", "_")
     if name not in SWEEPABLE:
@@ -57,7 +64,11 @@ def parse_axis(text: str) -> Axis:
     if not equals:
         raise ConfigError(f"{one_line(text)}: expected {name}=1,2,…")
     prefix, field = ("vgg", "model") if name == "depth" else ("", name)
-    parsed = tuple(dict.fromkeys(OPTIONS[field].parse(prefix + value.strip()) for value in values.split(",") if value.strip()))
+    parsed = tuple(
+        dict.fromkeys(
+            OPTIONS[field].parse(prefix + value.strip()) for value in values.split(",") if value.strip()
+        )
+    )
     if name == "depth" and (wrong := [value for value in parsed if factory.parse(value)]):
         raise ConfigError(choose_from("model", wrong[0], OPTIONS["model"].choices or ()), "model")
     if not parsed:
@@ -77,17 +88,24 @@ def models_axis(text: str) -> Axis:
 
 
 def name_of(base: RunConfig, networks: bool = False, axes: Sequence[Axis] = ()) -> str:
-    """A sweep's name made from what its runs share and which fields its ``axes`` vary, so that the same command, or more seeds or values of
-    it, is the same sweep, and a sweep over anything else is another one: its runs are never poured into the first.
+    """A sweep's name made from what its runs share and which fields its ``axes`` vary, so that the same
+    command, or more seeds or values of it, is the same sweep, and a sweep over anything else is another one:
+    its runs are never poured into the first.
 
-    ``networks``: the sweep is over networks; any of them belongs to it, with batch norm or without, at any width.
+    ``networks``: the sweep is over networks; any of them belongs to it, with batch norm or without, at any
+    width.
     """
     fields = sorted(axis.field for axis in axes if not (networks and axis.field in NETWORK))
     varied = ("init", "init_seed", "sweep", *_COSMETIC, *(NETWORK if networks else ()), *fields)
-    shared = {key: value for key, value in base.to_dict().items() if key not in varied} | ({"varied": fields} if fields else {})
+    shared = {key: value for key, value in base.to_dict().items() if key not in varied} | (
+        {"varied": fields} if fields else {}
+    )
     digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:6]
     network = FAMILY if networks else base.model
-    return "-".join(re.sub(r"[^\w.:-]", "-", factory.title(name))[:20] for name in (network, base.data)) + f"-{digest}"
+    return (
+        "-".join(re.sub(r"[^\w.:-]", "-", factory.title(name))[:20] for name in (network, base.data))
+        + f"-{digest}"
+    )
 
 
 def plan(
@@ -95,13 +113,16 @@ def plan(
 ) -> list[RunConfig]:
     """Every cell's config: all seeds of a cell vary ``init_seed`` from the base's on; the data's order stays.
 
-    Where the config leaves the threads open and there are at least as many runs as ``slots``, each gets one thread: many
-    runs side by side finish sooner than one after the other on all cores.
+    Where the config leaves the threads open and there are at least as many runs as ``slots``, each gets one
+    thread: many runs side by side finish sooner than one after the other on all cores.
 
-    Seeds are the outermost loop, so that a sweep broken off half way has some seeds everywhere. Raises ConfigError.
+    Seeds are the outermost loop, so that a sweep broken off half way has some seeds everywhere. Raises
+    ConfigError.
     """
     if len(axes) > 2:
-        raise ConfigError("a sweep takes at most two fields besides initialization and seed (the networks count as one)")
+        raise ConfigError(
+            "a sweep takes at most two fields besides initialization and seed (the networks count as one)"
+        )
     if len({axis.field for axis in axes}) < len(axes):
         raise ConfigError(f"a sweep takes {axes[0].field} once, not twice", axes[0].field)
     total = len(inits) * seeds
@@ -112,7 +133,13 @@ def plan(
     if base.threads == 0 and total >= slots > 1:
         base = base.replace(threads=1)
     return [
-        base.replace(init=init, init_seed=base.init_seed + seed, sweep=sweep, name="", **dict(zip([a.field for a in axes], cell, strict=True)))
+        base.replace(
+            init=init,
+            init_seed=base.init_seed + seed,
+            sweep=sweep,
+            name="",
+            **dict(zip([a.field for a in axes], cell, strict=True)),
+        )
         for seed in range(seeds)
         for cell in itertools.product(*[axis.values for axis in axes])
         for init in inits
@@ -128,7 +155,10 @@ def missing(configs: Iterable[RunConfig], infos: Iterable[RunInfo]) -> list[RunC
     return [
         config
         for config in configs
-        if not any(not changed_fields(config.to_dict(), info.config, _HOW) for info in by_key.get(_key(config.to_dict()), ()))
+        if not any(
+            not changed_fields(config.to_dict(), info.config, _HOW)
+            for info in by_key.get(_key(config.to_dict()), ())
+        )
     ]
 
 
@@ -142,14 +172,18 @@ def covering(configs: Iterable[RunConfig], runs: Runs) -> list[str]:
     found = []
     for config in configs:
         wanted = config.to_dict()
-        fits = [i for i in infos if _key(i.config) == _key(wanted) and not changed_fields(wanted, i.config, _HOW)]
+        fits = [
+            i for i in infos if _key(i.config) == _key(wanted) and not changed_fields(wanted, i.config, _HOW)
+        ]
         fits.sort(key=lambda info: (info.live or info.outcome in DECIDED, info.created))
         found += [fits[-1].run] if fits else []
     return found
 
 
 def watch(runs: Runs, run_ids: Sequence[str], every: float = 0.3) -> Iterator[tuple[int, float]]:
-    """(how many of these runs have ended, share of all their steps that is done), told until all have ended."""
+    """(how many of these runs have ended, share of all their steps that is done), told until all have
+    ended.
+    """
     waiting = set(run_ids)
     while True:
         live = [info for run_id in waiting if goes_on(info := Run(runs.root / run_id).info())]
@@ -162,22 +196,35 @@ def watch(runs: Runs, run_ids: Sequence[str], every: float = 0.3) -> Iterator[tu
 
 
 def goes_on(info: RunInfo) -> bool:
-    """Whether a run is live, or lost on a cluster and about to be queued again: nobody has written its end."""
-    return info.live or (info.status == Status.CRASHED and info.state.get("engine") == "ray" and not info.state.get("ended"))
+    """Whether a run is live, or lost on a cluster and about to be queued again: nobody has written its
+    end.
+    """
+    return info.live or (
+        info.status == Status.CRASHED and info.state.get("engine") == "ray" and not info.state.get("ended")
+    )
 
 
 def underway(infos: Sequence[RunInfo]) -> tuple[float, float | None]:
     """(share that is done, seconds left) of a sweep's runs; None: too early to say.
 
-    The share is that of all runs: ended ones, and what the live ones have done. Time left: what a run takes, by those that have ended (before the
-    first has, by the pace of those that train), times the runs' worth of steps to come, over how many train at once.
+    The share is that of all runs: ended ones, and what the live ones have done. Time left: what a run takes,
+    by those that have ended (before the first has, by the pace of those that train), times the runs' worth of
+    steps to come, over how many train at once.
     """
     live = [info for info in infos if info.live]
     done = len(infos) - len(live) + sum(info.progress for info in live)
     share = done / max(1, len(infos))
-    began = min((info.created for info in live), default=0.0)  # what had ended before a sweep was extended tells nothing of this machine now
-    taken = [seconds for info in infos if info.created >= began and info.status == Status.FINISHED and (seconds := info.state.get("seconds"))]
-    taken = taken or [seconds / info.progress for info in live if (seconds := info.state.get("seconds")) and info.progress]
+    began = min(
+        (info.created for info in live), default=0.0
+    )  # what had ended before a sweep was extended tells nothing of this machine now
+    taken = [
+        seconds
+        for info in infos
+        if info.created >= began and info.status == Status.FINISHED and (seconds := info.state.get("seconds"))
+    ]
+    taken = taken or [
+        seconds / info.progress for info in live if (seconds := info.state.get("seconds")) and info.progress
+    ]
     if not taken or not live:
         return share, None
     together = max(1, sum(info.status in (Status.RUNNING, Status.STOPPING) for info in live))
@@ -195,7 +242,8 @@ def members(infos: Sequence[RunInfo], sweep: str) -> list[RunInfo]:
 
 
 def table(infos: Iterable[RunInfo], by: Sequence[str] = ("init",)) -> list[dict[str, Any]]:
-    """One row a cell: {init, converged, runs, low, high, ...}: k of n with its Wilson 95 % interval, in order of appearance; a seed counts once.
+    """One row a cell: {init, converged, runs, low, high, ...}: k of n with its Wilson 95 % interval, in order
+    of appearance; a seed counts once.
 
     ``runs`` counts decided runs; ``undecided`` and ``live`` are those that say nothing (yet).
     """
@@ -227,5 +275,8 @@ def best_against_rest(rows: Sequence[Mapping[str, Any]]) -> str:
     told = [row for row in rows if row["runs"]]
     if not told:
         return "No run of this sweep has come far enough to tell."
-    parts = [f"{row['converged']} of {row['runs']} with {row['init']}" for row in sorted(told, key=lambda r: -r["converged"] / r["runs"])]
+    parts = [
+        f"{row['converged']} of {row['runs']} with {row['init']}"
+        for row in sorted(told, key=lambda r: -r["converged"] / r["runs"])
+    ]
     return "Converged: " + ", ".join(parts) + "."

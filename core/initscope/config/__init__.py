@@ -1,4 +1,6 @@
-"""One run's configuration, declared once: names to choose from, bounds, presets, files of people's own. No torch."""
+"""One run's configuration, declared once: names to choose from, bounds, presets, files of people's own. No
+torch.
+"""
 
 from initscope.config.run_config import (
     OPTIONS,

@@ -44,11 +44,24 @@ MODELS: dict[str, ModelEntry] = {
     "vgg13": ModelEntry("VGG13", "10 convolutions, 3 linear layers"),
     "vgg16": ModelEntry("VGG16", "13 convolutions, 3 linear layers: the network of the story"),
     "vgg19": ModelEntry("VGG19", "16 convolutions, 3 linear layers"),
-    "googlenet": ModelEntry("GoogLeNet", "22 layers deep: 9 inception blocks, 2 auxiliary classifiers in training"),
-    "resnet18": ModelEntry("ResNet-18", "17 convolutions with shortcuts, 1 linear layer", batch_norm=True, dropout=False),
-    "resnet34": ModelEntry("ResNet-34", "33 convolutions with shortcuts, 1 linear layer", batch_norm=True, dropout=False),
-    "resnet50": ModelEntry("ResNet-50", "49 convolutions with shortcuts, 1 linear layer", batch_norm=True, dropout=False),
-    "plain34": ModelEntry("Plain-34", "ResNet-34 without its shortcuts: the ResNet paper's own control", batch_norm=True, dropout=False),
+    "googlenet": ModelEntry(
+        "GoogLeNet", "22 layers deep: 9 inception blocks, 2 auxiliary classifiers in training"
+    ),
+    "resnet18": ModelEntry(
+        "ResNet-18", "17 convolutions with shortcuts, 1 linear layer", batch_norm=True, dropout=False
+    ),
+    "resnet34": ModelEntry(
+        "ResNet-34", "33 convolutions with shortcuts, 1 linear layer", batch_norm=True, dropout=False
+    ),
+    "resnet50": ModelEntry(
+        "ResNet-50", "49 convolutions with shortcuts, 1 linear layer", batch_norm=True, dropout=False
+    ),
+    "plain34": ModelEntry(
+        "Plain-34",
+        "ResNet-34 without its shortcuts: the ResNet paper's own control",
+        batch_norm=True,
+        dropout=False,
+    ),
 }
 
 INITS: dict[str, InitEntry] = {
@@ -63,10 +76,14 @@ INITS: dict[str, InitEntry] = {
         "The fix in the story, and torchvision's own for VGG.",
     ),
     "kaiming_normal": InitEntry(
-        "Kaiming normal", "N(0, 2/fan_in), zero biases", "He et al. 2015: keeps the forward variance through ReLU layers."
+        "Kaiming normal",
+        "N(0, 2/fan_in), zero biases",
+        "He et al. 2015: keeps the forward variance through ReLU layers.",
     ),
     "kaiming_uniform": InitEntry(
-        "Kaiming uniform", "U(±√(6/fan_in)), zero biases", "He et al. 2015, drawn from a uniform distribution of the same variance."
+        "Kaiming uniform",
+        "U(±√(6/fan_in)), zero biases",
+        "He et al. 2015, drawn from a uniform distribution of the same variance.",
     ),
     "xavier_normal": InitEntry(
         "Xavier normal",
@@ -74,25 +91,40 @@ INITS: dict[str, InitEntry] = {
         "Glorot and Bengio 2010: made for tanh; halves the variance in every ReLU layer.",
     ),
     "xavier_uniform": InitEntry(
-        "Xavier uniform", "U(±√(6/(fan_in+fan_out))), zero biases", "Glorot and Bengio 2010, uniform of the same variance."
+        "Xavier uniform",
+        "U(±√(6/(fan_in+fan_out))), zero biases",
+        "Glorot and Bengio 2010, uniform of the same variance.",
     ),
     "orthogonal": InitEntry(
-        "Orthogonal", "rows or columns orthonormal, zero biases", "Saxe et al. 2014, gain 1; ReLU layers need --gain 1.414."
+        "Orthogonal",
+        "rows or columns orthonormal, zero biases",
+        "Saxe et al. 2014, gain 1; ReLU layers need --gain 1.414.",
     ),
     "lsuv": InitEntry(
         "LSUV",
         "orthogonal, then each layer divided by the std of its output on one batch, zero biases",
         "Mishkin and Matas 2015: unit variance by measurement rather than by formula.",
     ),
-    "normal_0.01": InitEntry("Normal 0.01", "N(0, 0.01²), zero biases", "Simonyan and Zisserman 2014: the VGG paper's own."),
-    "zeros": InitEntry("Zeros", "0, zero biases", "Every unit identical: nothing but the last bias can ever learn."),
+    "normal_0.01": InitEntry(
+        "Normal 0.01", "N(0, 0.01²), zero biases", "Simonyan and Zisserman 2014: the VGG paper's own."
+    ),
+    "zeros": InitEntry(
+        "Zeros", "0, zero biases", "Every unit identical: nothing but the last bias can ever learn."
+    ),
 }
 
 DATA: dict[str, DataEntry] = {
     "digits": DataEntry(
-        "Digits (embedded)", "scikit-learn's 1,797 handwritten digits, 8x8, in the package: no download", 1, 10, 1438, 359
+        "Digits (embedded)",
+        "scikit-learn's 1,797 handwritten digits, 8x8, in the package: no download",
+        1,
+        10,
+        1438,
+        359,
     ),
-    "fashion_mnist": DataEntry("FashionMNIST", "70,000 articles of clothing, 28x28: the story's data", 1, 10, 60_000, 10_000),
+    "fashion_mnist": DataEntry(
+        "FashionMNIST", "70,000 articles of clothing, 28x28: the story's data", 1, 10, 60_000, 10_000
+    ),
     "mnist": DataEntry("MNIST", "70,000 handwritten digits, 28x28", 1, 10, 60_000, 10_000),
     "cifar10": DataEntry("CIFAR-10", "60,000 colour photographs, 32x32", 3, 10, 50_000, 10_000),
 }
@@ -102,7 +134,9 @@ IMAGE_FOLDER = "image_folder:"
 
 
 def own_batch_norm(model: str) -> bool:
-    """Whether a network has batch norm if nobody says: as in its paper; False for one that is not registered."""
+    """Whether a network has batch norm if nobody says: as in its paper; False for one that is not
+    registered.
+    """
     return model in MODELS and MODELS[model].batch_norm
 
 

@@ -1,9 +1,11 @@
-"""Networks and data sets of one's own: ``path/to/file.py:factory``, named and checked without running a line of them.
+"""Networks and data sets of one's own: ``path/to/file.py:factory``, named and checked without running a line
+of them.
 
-The command line takes a file from anywhere: who can type a command can run Python anyway. A visitor of the dashboard must not run
-code by sending a path, so every configuration made in its process is refused unless the file lies directly in the one folder
-that the operator names in ``INITSCOPE_FACTORIES``. ``factories.pinning`` makes paths absolute and notes each file's SHA-256; what is
-loaded later (``factories.code``) must be the same bytes. Importing this costs no torch.
+The command line takes a file from anywhere: who can type a command can run Python anyway. A visitor of the
+dashboard must not run code by sending a path, so every configuration made in its process is refused unless
+the file lies directly in the one folder that the operator names in ``INITSCOPE_FACTORIES``.
+``factories.pinning`` makes paths absolute and notes each file's SHA-256; what is loaded later
+(``factories.code``) must be the same bytes. Importing this costs no torch.
 """
 
 from __future__ import annotations
@@ -60,15 +62,20 @@ def title(value: str) -> str:
 
 
 def read(factory: Factory, sha256: str = "") -> bytes:
-    """The file's bytes. Raises ConfigError if it cannot be read or, with ``sha256``, if it is not that file."""
+    """The file's bytes. Raises ConfigError if it cannot be read or, with ``sha256``, if it is not that
+    file.
+    """
     try:
         source = factory.path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"cannot read {factory.path}: {error.strerror or error}; check the path and who may read it") from None
+        raise ConfigError(
+            f"cannot read {factory.path}: {error.strerror or error}; check the path and who may read it"
+        ) from None
     found = hashlib.sha256(source).hexdigest()
     if sha256 and found != sha256:
         raise ConfigError(
-            f"{factory.path} has changed since this run was made (SHA-256 {sha256[:12]}… then, {found[:12]}… now); restore it, or start a new run"
+            f"{factory.path} has changed since this run was made (SHA-256 {sha256[:12]}… then, "
+            f"{found[:12]}… now); restore it, or start a new run"
         )
     return source
 
@@ -78,7 +85,9 @@ def read(factory: Factory, sha256: str = "") -> bytes:
 
 @contextlib.contextmanager
 def trusted() -> Iterator[None]:
-    """In this block files from anywhere are taken: for the command line and for the workers that train saved runs."""
+    """In this block files from anywhere are taken: for the command line and for the workers that train saved
+    runs.
+    """
     token = _trusted.set(True)
     try:
         yield
@@ -93,12 +102,19 @@ def refusal(value: str) -> str | None:
         return None
     folder = offered_folder()
     if folder is None:
-        return f"a file of your own is taken on the command line only; the dashboard offers those of a folder named in {FOLDER}"
+        return (
+            "a file of your own is taken on the command line only; the dashboard offers those of a folder "
+            f"named in {FOLDER}"
+        )
     try:
         inside = factory.path.is_absolute() and factory.path.resolve().parent == folder
     except (OSError, ValueError, RuntimeError):  # a loop of links, a null byte
         inside = False
-    return None if inside else f"{one_line(value)} is not a file of the folder in {FOLDER}; choose one that is offered"
+    return (
+        None
+        if inside
+        else f"{one_line(value)} is not a file of the folder in {FOLDER}; choose one that is offered"
+    )
 
 
 def offered_folder() -> Path | None:
@@ -108,17 +124,20 @@ def offered_folder() -> Path | None:
 
 
 def offered(role: str) -> list[str]:
-    """What the dashboard offers for ``role`` ("model" or "data"): public functions and classes of the folder's files.
+    """What the dashboard offers for ``role`` ("model" or "data"): public functions and classes of the
+    folder's files.
 
-    Told from the text alone: a class is a model if a base's name ends in "Module", a function by what its return
-    annotation names ("Module", or "Dataset" or "tuple"); one without annotation is offered for both.
+    Told from the text alone: a class is a model if a base's name ends in "Module", a function by what its
+    return annotation names ("Module", or "Dataset" or "tuple"); one without annotation is offered for both.
     """
     folder = offered_folder()
     found = []
     for path in sorted(folder.glob("*.py")) if folder and folder.is_dir() else ():
         if path.name.startswith(("_", ".")) or refusal(f"{path}:x"):
             continue
-        with contextlib.suppress(OSError, SyntaxError, ValueError):  # half-written: offered when it can be read again
+        with contextlib.suppress(
+            OSError, SyntaxError, ValueError
+        ):  # half-written: offered when it can be read again
             tree = ast.parse(path.read_bytes())
             found += [f"{path}:{node.name}" for node in tree.body if _fits(node, role)]
     return found
@@ -126,7 +145,11 @@ def offered(role: str) -> list[str]:
 
 def _fits(node: ast.stmt, role: str) -> bool:
     if isinstance(node, ast.ClassDef):
-        return role == "model" and not node.name.startswith("_") and any(ast.unparse(base).endswith("Module") for base in node.bases)
+        return (
+            role == "model"
+            and not node.name.startswith("_")
+            and any(ast.unparse(base).endswith("Module") for base in node.bases)
+        )
     if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
         return False
     if node.returns is None:

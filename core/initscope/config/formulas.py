@@ -7,12 +7,22 @@ import math
 from initscope.errors import TheoryUnavailable
 
 
-def weight_std(scheme: str, fan_in: int, fan_out: int, *, linear: bool, longest: int, torch_fan_in: int, gain: float = 1.0) -> float:
+def weight_std(
+    scheme: str,
+    fan_in: int,
+    fan_out: int,
+    *,
+    linear: bool,
+    longest: int,
+    torch_fan_in: int,
+    gain: float = 1.0,
+) -> float:
     """Standard deviation of the initial weights (``catalog.INITS`` names the sources).
 
-    ``longest``: the larger side of the flattened weight (output units, inputs a unit), which sets ``orthogonal``.
-    ``torch_fan_in``: what torch's constructors count, the weight's size without its first dimension; it is another number
-    than ``fan_in`` for transposed convolutions. Raises TheoryUnavailable where the data decide (``lsuv``).
+    ``longest``: the larger side of the flattened weight (output units, inputs a unit), which sets
+    ``orthogonal``. ``torch_fan_in``: what torch's constructors count, the weight's size without its first
+    dimension; it is another number than ``fan_in`` for transposed convolutions. Raises TheoryUnavailable
+    where the data decide (``lsuv``).
     """
     stds = {
         "default": 1 / math.sqrt(3 * torch_fan_in),
@@ -26,7 +36,9 @@ def weight_std(scheme: str, fan_in: int, fan_out: int, *, linear: bool, longest:
         "zeros": 0.0,
     }
     if scheme not in stds:
-        raise TheoryUnavailable(f"theory needs the weights' variance in advance, and {scheme!r} sets it by what the data does")
+        raise TheoryUnavailable(
+            f"theory needs the weights' variance in advance, and {scheme!r} sets it by what the data does"
+        )
     return gain * stds[scheme]
 
 

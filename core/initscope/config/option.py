@@ -1,4 +1,5 @@
-"""How a field of the configuration is declared: shown, parsed and checked by the same few words, whoever reads it.
+"""How a field of the configuration is declared: shown, parsed and checked by the same few words, whoever
+reads it.
 
 Importing this costs no torch.
 """
@@ -43,7 +44,13 @@ class Option:
     @property
     def expected(self) -> str:
         """The bounds in words, as in an error message: 'a number above 0, at most 1000'."""
-        noun = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list of words"}[self.kind]
+        noun = {
+            int: "a whole number",
+            float: "a number",
+            bool: "true or false",
+            str: "text",
+            tuple: "a list of words",
+        }[self.kind]
         if self.choices:
             return "one of " + ", ".join(self.choices) + (f", or {factory.FORM}" if self.own else "")
         parts = []
@@ -60,15 +67,22 @@ class Option:
 
         Raises ConfigError with one line that names field, value and what was expected.
         """
-        if value is None or (isinstance(value, str) and self.optional and value.strip().lower() in ("", "none", "auto")):
+        if value is None or (
+            isinstance(value, str) and self.optional and value.strip().lower() in ("", "none", "auto")
+        ):
             if self.optional:
                 return None
             raise self._wrong(value)
         parsed = self._convert(value)
         if self.choices and parsed not in self.choices and not (self.own and factory.parse(parsed)):
-            raise ConfigError(choose_from(self.name, parsed, (*self.choices, factory.FORM) if self.own else self.choices), self.name)
+            raise ConfigError(
+                choose_from(self.name, parsed, (*self.choices, factory.FORM) if self.own else self.choices),
+                self.name,
+            )
         if self.kind in (int, float):
-            too_low = (self.above is not None and parsed <= self.above) or (self.low is not None and parsed < self.low)
+            too_low = (self.above is not None and parsed <= self.above) or (
+                self.low is not None and parsed < self.low
+            )
             if too_low or (self.high is not None and parsed > self.high):
                 raise self._wrong(value)
         if self.check and (problem := self.check(parsed)):

@@ -1,4 +1,6 @@
-"""What the registered networks are made of, as numbers: one description for models, sizes, theory and the drawing. No torch."""
+"""What the registered networks are made of, as numbers: one description for models, sizes, theory and the
+drawing. No torch.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ VGG_BLOCKS: dict[str, tuple[int, ...]] = {
     "vgg16": (2, 2, 3, 3, 3),
     "vgg19": (2, 2, 4, 4, 4),
 }
-"""Convolutions in each of the five blocks (Simonyan and Zisserman 2014, table 1, configurations A, B, D, E)."""
+"""Convolutions in each of the five blocks (Simonyan and Zisserman 2014, table 1, configurations A, B, D,
+E).
+"""
 VGG_CHANNELS = (64, 128, 256, 512, 512)
 """Output channels of each block at width 1."""
 VGG_HIDDEN = 4096
@@ -44,7 +48,9 @@ SMALL_IMAGE = 64
 
 
 class LayerShape(NamedTuple):
-    """A layer of a VGG: ``kind`` conv (3x3), pool (2x2) or linear; ``size`` is the side of its input map, 1 for linear."""
+    """A layer of a VGG: ``kind`` conv (3x3), pool (2x2) or linear; ``size`` is the side of its input map, 1
+    for linear.
+    """
 
     name: str
     kind: str
@@ -59,8 +65,9 @@ def scaled(units: int, width: float) -> int:
 
 
 def inputs_and_classes(config: RunConfig) -> tuple[int, int]:
-    """(input channels, classes): the config's, else the data set's, else what is usual: 3 channels for a folder of images
-    (they are read in colour), 1 for data of one's own; 10 classes."""
+    """(input channels, classes): the config's, else the data set's, else what is usual: 3 channels for a
+    folder of images (they are read in colour), 1 for data of one's own; 10 classes.
+    """
     entry = catalog.DATA.get(config.data)
     usual = 3 if config.data.startswith(catalog.IMAGE_FOLDER) else 1
     channels = config.in_channels or (entry.channels if entry else None) or usual

@@ -1,4 +1,5 @@
-"""Data sets as they are read: digits from scikit-learn, three of torchvision's, a folder of images; as tensors, split once.
+"""Data sets as they are read: digits from scikit-learn, three of torchvision's, a folder of images; as
+tensors, split once.
 
 Files of the downloadable sets live in ``INITSCOPE_DATA``, by default ``~/.cache/initscope/data``.
 """
@@ -30,7 +31,9 @@ DOWNLOAD_TIMEOUT_SECONDS = 20
 
 @dataclass(frozen=True)
 class Split:
-    """``images``: (N, C, H, W) uint8 or float32, as read, or samples (N, ...) that are no images; ``labels``: (N,) int64 in 0..classes-1."""
+    """``images``: (N, C, H, W) uint8 or float32, as read, or samples (N, ...) that are no images; ``labels``:
+    (N,) int64 in 0..classes-1.
+    """
 
     images: Tensor
     labels: Tensor
@@ -69,9 +72,16 @@ def _digits() -> RawData:
     """The 1,797 digits that come inside scikit-learn (``load_digits``): 8x8, values 0 to 16."""
     spec = importlib.util.find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
-        raise DataUnavailable("the data set digits comes with scikit-learn, which is not installed: pip install scikit-learn")
-    # The file that sklearn.datasets.load_digits reads; importing sklearn for it would cost 1.4 s of every run's start.
-    table = np.loadtxt(Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz", delimiter=",", dtype=np.float32)
+        raise DataUnavailable(
+            "the data set digits comes with scikit-learn, which is not installed: pip install scikit-learn"
+        )
+    # The file that sklearn.datasets.load_digits reads; importing sklearn for it would cost 1.4 s of every
+    # run's start.
+    table = np.loadtxt(
+        Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz",
+        delimiter=",",
+        dtype=np.float32,
+    )
     images = torch.from_numpy(table[:, :-1].copy()).view(-1, 1, 8, 8)
     labels = torch.from_numpy(table[:, -1].astype(np.int64))
     return RawData(*stratified_split(images, labels), classes=10, white=16.0)
@@ -105,7 +115,8 @@ def _read_idx(name: str, files: dict[str, Path]) -> RawData:
             "remove the damaged file so that another copy is used, or use the embedded data: --data digits"
         ) from None
     train, validation = (
-        Split(arrays[f"{split}-{idx.TABLES[0]}"].unsqueeze(1), arrays[f"{split}-{idx.TABLES[1]}"].long()) for split in idx.SPLITS
+        Split(arrays[f"{split}-{idx.TABLES[0]}"].unsqueeze(1), arrays[f"{split}-{idx.TABLES[1]}"].long())
+        for split in idx.SPLITS
     )
     return RawData(train, validation, classes=10, white=255.0)
 
@@ -126,13 +137,20 @@ def _torchvision(name: str) -> RawData:
         except RuntimeError:  # torchvision's word for "not found or corrupted"
             with _network_timeout(DOWNLOAD_TIMEOUT_SECONDS):
                 parts = [kind(root, train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError, EOFError, ValueError, AssertionError) as error:  # AssertionError: not an IDX file
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        AssertionError,
+    ) as error:  # AssertionError: not an IDX file
         files = " and ".join(_files_of(kind)[:2]) + " …"
         package = f"install Debian's package {PACKAGES[name][0]}, or " if name in PACKAGES else ""
         packed = ", .gz or unpacked" if name in _FOLDERS else ""
         raise DataUnavailable(
             f"{catalog.data_title(name)} is not in {(root / folder).resolve()} and could not be downloaded "
-            f"({one_line(str(error), 80)}); {package}put its files ({files}{packed}) there by hand, or use the embedded data: --data digits"
+            f"({one_line(str(error), 80)}); {package}put its files ({files}{packed}) there by hand, or use "
+            "the embedded data: --data digits"
         ) from None
     train, validation = (Split(_as_images(part.data), torch.as_tensor(part.targets)) for part in parts)
     return RawData(train, validation, classes=10, white=255.0)
@@ -162,16 +180,27 @@ def _as_images(data: Tensor | np.ndarray) -> Tensor:
 
 
 def _image_folder(folder: Path, image_size: int) -> RawData:
-    """One sub-folder of images a class (torchvision's ImageFolder), resized on reading; a fixed stratified split."""
+    """One sub-folder of images a class (torchvision's ImageFolder), resized on reading; a fixed stratified
+    split.
+    """
     from torchvision.datasets import ImageFolder
 
     if not folder.is_dir():
-        raise DataUnavailable(f"no folder {folder}; image_folder:DIR needs one sub-folder of images for each class")
+        raise DataUnavailable(
+            f"no folder {folder}; image_folder:DIR needs one sub-folder of images for each class"
+        )
     try:
         listing = ImageFolder(str(folder))
         images = [_read_image(listing.loader, path, image_size) for path, _ in listing.samples]
-    except (OSError, ValueError, SyntaxError) as error:  # FileNotFoundError: no class folders, or one without images
-        raise DataUnavailable(f"{folder} cannot be read as an image folder: {one_line(str(error), 200)}; it needs one sub-folder of images for each class") from None
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+    ) as error:  # FileNotFoundError: no class folders, or one without images
+        raise DataUnavailable(
+            f"{folder} cannot be read as an image folder: {one_line(str(error), 200)}; it needs one "
+            "sub-folder of images for each class"
+        ) from None
     if len(listing.classes) < 2:
         raise DataUnavailable(f"{folder} has {len(listing.classes)} class folder; at least two are needed")
     labels = torch.tensor(listing.targets)
@@ -184,7 +213,9 @@ def _read_image(loader: Callable, path: str, image_size: int) -> Tensor:
 
 
 def stratified_split(images: Tensor, labels: Tensor, share: float = VALIDATION_SHARE) -> tuple[Split, Split]:
-    """A fixed split in which each class gives the same share (at least one sample) to validation; both parts shuffled."""
+    """A fixed split in which each class gives the same share (at least one sample) to validation; both parts
+    shuffled.
+    """
     generator = torch.Generator().manual_seed(_SPLIT_SEED)
     order = torch.randperm(len(labels), generator=generator)
     held_out = torch.zeros(len(labels), dtype=torch.bool)

@@ -1,7 +1,9 @@
-"""What a network is trained on: the data set of a configuration, resized to the model's image size, in batches on its device.
+"""What a network is trained on: the data set of a configuration, resized to the model's image size, in
+batches on its device.
 
-``load(config)`` gives training and validation splits. Where the resized set is small it is held resized; where it is not
-(60,000 images at 224x224 are 12 GB) it is held as it was read and resized on the device, batch by batch.
+``load(config)`` gives training and validation splits. Where the resized set is small it is held resized;
+where it is not (60,000 images at 224x224 are 12 GB) it is held as it was read and resized on the device,
+batch by batch.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ HOLD_RESIZED_BYTES = 1 << 30
 class Data:
     """Training and validation batches for one configuration, on one device.
 
-    ``channels`` and ``classes`` are what the model must take and give. Batches are (images float32
-    (N, channels, image_size, image_size), labels int64 (N,)). Samples of a data set of one's own that are no images (vectors,
-    sequences, tokens) stay as they are; their last dimension counts as channels.
+    ``channels`` and ``classes`` are what the model must take and give. Batches are (images float32 (N,
+    channels, image_size, image_size), labels int64 (N,)). Samples of a data set of one's own that are no
+    images (vectors, sequences, tokens) stay as they are; their last dimension counts as channels.
     """
 
     def __init__(self, raw: RawData, config: RunConfig, device: torch.device | str = "cpu"):
@@ -37,11 +39,19 @@ class Data:
             train = Split(train.images[: config.train_samples], train.labels[: config.train_samples])
         self.are_images = train.images.dim() == 4
         if config.in_channels and not self.are_images:
-            raise ConfigError(f"in_channels {config.in_channels} is for images; samples of {config.data} are {tuple(train.images.shape[1:])}; leave it out", "in_channels")
+            raise ConfigError(
+                f"in_channels {config.in_channels} is for images; samples of {config.data} are "
+                f"{tuple(train.images.shape[1:])}; leave it out",
+                "in_channels",
+            )
         self.channels = config.in_channels or train.images.shape[1 if self.are_images else -1]
         self.classes = config.num_classes or raw.classes
         if self.classes < raw.classes:
-            raise ConfigError(f"num_classes {self.classes} is too small: {config.data} has {raw.classes} classes; leave it out, or ask for at least as many", "num_classes")
+            raise ConfigError(
+                f"num_classes {self.classes} is too small: {config.data} has {raw.classes} classes; leave "
+                "it out, or ask for at least as many",
+                "num_classes",
+            )
         self.device = torch.device(device)
         self.image_size = config.image_size
         self.batch_size = config.batch_size
@@ -52,7 +62,11 @@ class Data:
             self._offset, self._scale = _normalization(train, raw.white, self.channels, config.normalize)
         self.train, self.train_ready = self._hold(train)
         self.validation, self.validation_ready = self._hold(validation)
-        self.chance = float(torch.bincount(validation.labels).max()) / max(1, len(validation)) if len(validation) else 1 / self.classes
+        self.chance = (
+            float(torch.bincount(validation.labels).max()) / max(1, len(validation))
+            if len(validation)
+            else 1 / self.classes
+        )
         self.chance = max(self.chance, 1 / self.classes)
 
     def _hold(self, split: Split) -> tuple[Split, bool]:
@@ -60,7 +74,9 @@ class Data:
             return Split(split.images.to(self.device), split.labels.to(self.device)), True
         needed = len(split) * self.channels * self.image_size**2 * 4
         ready = needed <= HOLD_RESIZED_BYTES
-        images = torch.cat([self.prepare(part) for part in split.images.split(1024)]) if ready else split.images
+        images = (
+            torch.cat([self.prepare(part) for part in split.images.split(1024)]) if ready else split.images
+        )
         return Split(images.to(self.device), split.labels.to(self.device)), ready
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -83,7 +99,9 @@ class Data:
         return range(0, samples, self.batch_size)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The training batches of an epoch from ``first_batch`` on; their order depends on data_seed and epoch alone."""
+        """The training batches of an epoch from ``first_batch`` on; their order depends on data_seed and
+        epoch alone.
+        """
         generator = torch.Generator().manual_seed(self.data_seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.train), generator=generator).to(self.device)
         for start in self._starts(len(order))[first_batch:]:
@@ -105,7 +123,9 @@ class Data:
         return (images if ready else self.prepare(images)), split.labels[index]
 
 
-def load(config: RunConfig, device: torch.device | str = "cpu", progress: Callable[[str], None] = lambda text: None) -> Data:
+def load(
+    config: RunConfig, device: torch.device | str = "cpu", progress: Callable[[str], None] = lambda text: None
+) -> Data:
     """The data of a configuration. ``progress`` is told in words what takes time.
 
     Raises DataUnavailable naming the folder for the files, ConfigError where config and data do not fit.
@@ -114,7 +134,9 @@ def load(config: RunConfig, device: torch.device | str = "cpu", progress: Callab
 
 
 def raw(config: RunConfig, progress: Callable[[str], None] = lambda text: None) -> RawData:
-    """The raw data set of a configuration, somebody's own too. Raises DataUnavailable, ConfigError or FactoryFailed."""
+    """The raw data set of a configuration, somebody's own too. Raises DataUnavailable, ConfigError or
+    FactoryFailed.
+    """
     if factory.parse(config.data):
         progress(f"reading {factory.title(config.data)}")
         return own.read(config, progress)
@@ -122,22 +144,32 @@ def raw(config: RunConfig, progress: Callable[[str], None] = lambda text: None) 
 
 
 def adapt_channels(x: Tensor, channels: int) -> Tensor:
-    """(N, C, H, W) to (N, channels, H, W): colour to grey by luminance (ITU-R BT.601), grey repeated. Raises ConfigError."""
+    """(N, C, H, W) to (N, channels, H, W): colour to grey by luminance (ITU-R BT.601), grey repeated. Raises
+    ConfigError.
+    """
     have = x.shape[1]
     if have == channels:
         return x
     if have == 3 and channels == 1:
-        return (x * torch.tensor([0.299, 0.587, 0.114], device=x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        return (x * torch.tensor([0.299, 0.587, 0.114], device=x.device).view(1, 3, 1, 1)).sum(
+            1, keepdim=True
+        )
     if have == 1:
         return x.expand(-1, channels, -1, -1)
-    raise ConfigError(f"in_channels {channels} does not fit data of {have} channels; use {have} or 1", "in_channels")
+    raise ConfigError(
+        f"in_channels {channels} does not fit data of {have} channels; use {have} or 1", "in_channels"
+    )
 
 
 def _normalization(train: Split, white: float, channels: int, how: str) -> tuple[Tensor, Tensor]:
     """(offset, scale), each (1, channels, 1, 1): the model sees (pixel - offset) * scale."""
     if how == "unit":
         return torch.zeros(1, channels, 1, 1), torch.full((1, channels, 1, 1), 1 / white)
-    total, squares, count = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64), 0
+    total, squares, count = (
+        torch.zeros(channels, dtype=torch.float64),
+        torch.zeros(channels, dtype=torch.float64),
+        0,
+    )
     for part in train.images.split(1024):
         x = adapt_channels(part.float(), channels).double()
         total += x.sum((0, 2, 3))

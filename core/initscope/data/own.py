@@ -1,4 +1,6 @@
-"""A data set of one's own, from ``path/to/file.py:factory``: read once into tensors, like every other data set."""
+"""A data set of one's own, from ``path/to/file.py:factory``: read once into tensors, like every other data
+set.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,23 @@ TELL_SECONDS = 1.0
 def read(config: RunConfig, progress: Callable[[str], None] = lambda text: None) -> RawData:
     """Both data sets that the factory of ``config.data`` returns, as tensors.
 
-    The factory may ask by name for image_size, in_channels and num_classes. A sample is (input, label): the input a PIL image, a
-    tensor or an array, the label a whole number from 0. PIL images become uint8 (channels, height, width), resized to the config's
-    image size where they differ; arrays (height, width, 1, 3 or 4) are turned; other inputs stay as they are. Each sample is read once,
-    with fixed seeds, so that two runs see the same data: a random transform is drawn once.
-    Raises ConfigError, or FactoryFailed with the line of the file.
+    The factory may ask by name for image_size, in_channels and num_classes. A sample is (input, label): the
+    input a PIL image, a tensor or an array, the label a whole number from 0. PIL images become uint8
+    (channels, height, width), resized to the config's image size where they differ; arrays (height, width, 1,
+    3 or 4) are turned; other inputs stay as they are. Each sample is read once, with fixed seeds, so that two
+    runs see the same data: a random transform is drawn once. Raises ConfigError, or FactoryFailed with the
+    line of the file.
     """
     factory, make = load(config.data, config.data_sha256)
-    asked = arguments(factory, make, {"image_size": config.image_size, "in_channels": config.in_channels, "num_classes": config.num_classes})
+    asked = arguments(
+        factory,
+        make,
+        {
+            "image_size": config.image_size,
+            "in_channels": config.in_channels,
+            "num_classes": config.num_classes,
+        },
+    )
     with _fixed_seeds():
         with blamed(factory):
             returned = make(**asked)
@@ -45,14 +56,22 @@ def read(config: RunConfig, progress: Callable[[str], None] = lambda text: None)
         read_in = [_gathered(factory, where, part, progress) for where, part in zip(names, sets, strict=True)]
     pictures = [image for inputs, _ in read_in for image in inputs if isinstance(image, Image.Image)]
     form = _Form.of(pictures, config.image_size)
-    splits = [_split(where, inputs, labels, form) for where, (inputs, labels) in zip(names, read_in, strict=True)]
+    splits = [
+        _split(where, inputs, labels, form) for where, (inputs, labels) in zip(names, read_in, strict=True)
+    ]
     train, validation = splits
     if train.images.shape[1:] != validation.images.shape[1:]:
         shapes = " and ".join(str(tuple(part.images.shape[1:])) for part in splits)
-        raise ConfigError(f"{factory.title}: training and validation samples differ in shape: {shapes}; all must have one")
-    named = [len(names) for part in sets if isinstance(names := getattr(part, "classes", None), (list, tuple))]
+        raise ConfigError(
+            f"{factory.title}: training and validation samples differ in shape: {shapes}; all must have one"
+        )
+    named = [
+        len(names) for part in sets if isinstance(names := getattr(part, "classes", None), (list, tuple))
+    ]
     classes = max([2, *named, *(int(part.labels.max()) + 1 for part in splits)])
-    return RawData(train, validation, classes=classes, white=255.0 if train.images.dtype == torch.uint8 else 1.0)
+    return RawData(
+        train, validation, classes=classes, white=255.0 if train.images.dtype == torch.uint8 else 1.0
+    )
 
 
 @contextlib.contextmanager
@@ -76,13 +95,21 @@ def _two(factory: Factory, returned: Any) -> tuple[Any, Any]:
         raise ConfigError(f"{factory.title} returned {type(returned).__name__}{count}; {_EXPECTED}")
     for part in returned:
         if isinstance(part, DataLoader):
-            raise ConfigError(f"{factory.title} returned a DataLoader; {_EXPECTED}: batches are made here, return loader.dataset")
+            raise ConfigError(
+                f"{factory.title} returned a DataLoader; {_EXPECTED}: batches are made here, return "
+                "loader.dataset"
+            )
         if not hasattr(part, "__getitem__") or not hasattr(part, "__len__"):
-            raise ConfigError(f"{factory.title} returned {type(part).__name__}, which has no length and no items; {_EXPECTED}")
+            raise ConfigError(
+                f"{factory.title} returned {type(part).__name__}, which has no length and no items; "
+                f"{_EXPECTED}"
+            )
     return returned[0], returned[1]
 
 
-def _gathered(factory: Factory, where: str, samples: Any, progress: Callable[[str], None]) -> tuple[Any, Tensor]:
+def _gathered(
+    factory: Factory, where: str, samples: Any, progress: Callable[[str], None]
+) -> tuple[Any, Tensor]:
     """Inputs (a tensor, or a list of what the data set gives) and labels (N,), one sample after the other."""
     with blamed(factory):
         count = len(samples)
@@ -109,7 +136,10 @@ def _gathered(factory: Factory, where: str, samples: Any, progress: Callable[[st
 
 def _split(where: str, inputs: Any, labels: Tensor, form: _Form) -> Split:
     if not isinstance(inputs, Tensor):
-        tensors = [form.tensor(x) if isinstance(x, Image.Image) else _tensor(where, i, x) for i, x in enumerate(inputs)]
+        tensors = [
+            form.tensor(x) if isinstance(x, Image.Image) else _tensor(where, i, x)
+            for i, x in enumerate(inputs)
+        ]
         for i, x in enumerate(tensors):
             if x.shape != tensors[0].shape:
                 shapes = f"the shape {tuple(x.shape)}, sample 0 {tuple(tensors[0].shape)}"
@@ -128,7 +158,10 @@ def _label(where: str, i: int, label: Any) -> int:
     if isinstance(label, (Tensor, np.ndarray)) and np.prod(label.shape) == 1:
         label = label.item()
     if not isinstance(label, Integral):
-        raise ConfigError(f"sample {i} of {where} has the label {one_line(label, 60)}; expected a whole number from 0, its class")
+        raise ConfigError(
+            f"sample {i} of {where} has the label {one_line(label, 60)}; expected a whole number from 0, "
+            "its class"
+        )
     return int(label)
 
 
@@ -152,9 +185,16 @@ class _Form:
 
 
 def _tensor(where: str, i: int, value: Any) -> Tensor:
-    if isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[-1] in (1, 3, 4) and value.shape[0] not in (1, 3, 4):
+    if (
+        isinstance(value, np.ndarray)
+        and value.ndim == 3
+        and value.shape[-1] in (1, 3, 4)
+        and value.shape[0] not in (1, 3, 4)
+    ):
         value = value.transpose(2, 0, 1)
     try:
         return torch.as_tensor(value).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
-        raise ConfigError(f"sample {i} of {where} is {type(value).__name__}; expected a PIL image, a tensor or an array") from None
+        raise ConfigError(
+            f"sample {i} of {where} is {type(value).__name__}; expected a PIL image, a tensor or an array"
+        ) from None

@@ -1,9 +1,10 @@
 """From findings and the loss symptom to one cause, by mechanism.
 
-Every cause states when it is possible (findings together with a loss symptom that they can explain, and nothing further upstream
-that explains both) and what else one would then expect to see: its evidence, with weights. The possible cause with the largest
-share of its evidence is named; between equals the one further upstream (structure, loss, inputs, initialization, learning rate,
-labels), because what is upstream explains what is downstream.
+Every cause states when it is possible (findings together with a loss symptom that they can explain, and
+nothing further upstream that explains both) and what else one would then expect to see: its evidence, with
+weights. The possible cause with the largest share of its evidence is named; between equals the one further
+upstream (structure, loss, inputs, initialization, learning rate, labels), because what is upstream explains
+what is downstream.
 """
 
 from __future__ import annotations
@@ -36,27 +37,37 @@ ELSEWHERE = ("layers_unregistered", "layers_not_optimized", "gradients_kept", "s
 VERY_LOUD = 10.0
 """A first loss this many times that of guessing is blamed even if the run then recovers."""
 CLEAR_GAP = 0.15
-"""A smaller gap between training and validation accuracy is overfitting only if the validation loss has risen too."""
+"""A smaller gap between training and validation accuracy is overfitting only if the validation loss has risen
+too.
+"""
 NEARLY_PERFECT = 0.9
 """Frozen weights are forgiven when this share of the loss of guessing is gone all the same."""
 OVERSIZED = 3.0
-"""Weights this many times the size that keeps the signal are too large, also where a normalization hides that from the pre-activations."""
+"""Weights this many times the size that keeps the signal are too large, also where a normalization hides that
+from the pre-activations.
+"""
 SLOW = 0.1
 """A run at a tiny learning rate that has lost less than this share of its loss is too slow, not learning."""
 TINY = 1e-4
 """Updates below this are too small beyond doubt."""
 STRONGLY_MIXED = 0.1
-"""Of a run that learns something, samples that touch each other this much are blamed; less may be meant (a minibatch's statistics)."""
+"""Of a run that learns something, samples that touch each other this much are blamed; less may be meant (a
+minibatch's statistics).
+"""
 MOSTLY_UNHELD = 0.5
 """A network of which half cannot be trained is broken however well the rest does."""
 MOSTLY_OTHER = 0.5
-"""Evaluation mode that gives fewer samples than this the same answer is at fault, also where nothing was validated."""
+"""Evaluation mode that gives fewer samples than this the same answer is at fault, also where nothing was
+validated.
+"""
 LONG_ENOUGH = 80
 """Steps after which a plateau alone, without a validation at chance, may be the labels' fault."""
 FAR_BEYOND = 30.0
 """Targets of such an RMS make a loss that blew up their fault rather than the learning rate's."""
 CREEPING = 0.03
-"""A loss that falls and has lost this share of guessing's is learning something; random labels give at most 0.026 in a few epochs."""
+"""A loss that falls and has lost this share of guessing's is learning something; random labels give at most
+0.026 in a few epochs.
+"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,8 @@ class Case:
 
 def not_updating(e: Evidence) -> Case:
     """Most of the weights never move, though gradients should move them."""
-    # Weights that were frozen on purpose are no fault of a run that learns, nor where those that are trained cannot become different.
+    # Weights that were frozen on purpose are no fault of a run that learns, nor where those that are trained
+    # cannot become different.
     meant = e.frozen_on_purpose and (e.curve.learned or e.validated or e.has("identical_units"))
     possible = e.has("weights_frozen") and e.curve.progress < NEARLY_PERFECT and not meant
     return Case(possible, [(3, possible), (1, e.value("weights_frozen") > 0.9), (1, not e.curve.learned)])
@@ -103,7 +115,10 @@ def unregistered_layers(e: Evidence) -> Case:
     bug = e.has("layers_unregistered") and (share >= MOSTLY_UNHELD or not e.curve.well)
     forgotten = e.has("layers_not_optimized") and not e.curve.learned
     possible = (bug or forgotten) and not e.has("weights_frozen") and not e.succeeded
-    return Case(possible, [(4, possible), (1, share >= MOSTLY_UNHELD or not e.curve.well), (1, not e.curve.learned or bug)])
+    return Case(
+        possible,
+        [(4, possible), (1, share >= MOSTLY_UNHELD or not e.curve.well), (1, not e.curve.learned or bug)],
+    )
 
 
 def gradient_accumulates(e: Evidence) -> Case:
@@ -121,7 +136,9 @@ def samples_mixed(e: Evidence) -> Case:
 
 
 def numeric_fault(e: Evidence) -> Case:
-    """A number that is none came out of usual sizes: a function at the edge of its domain, or a number type at its end."""
+    """A number that is none came out of usual sizes: a function at the edge of its domain, or a number type
+    at its end.
+    """
     origin = e.signals.nonfinite_origin
     if origin is None or origin["what"] == "input" or not e.curve.nonfinite:
         return Case(False)
@@ -149,7 +166,9 @@ def input_scale(e: Evidence) -> Case:
     harm = e.value("initial_loss_off") > VERY_LOUD or e.loss_diverges or not (e.curve.learned or e.succeeded)
     possible = e.has("input_out_of_range") and harm and not e.structure_at_fault
     effect = e.has("initial_loss_off") or e.loss_diverges or e.curve.stuck
-    return Case(possible, [(3, possible), (1, e.failing), (1, effect), (1, not e.at_first("signal_explosion"))])
+    return Case(
+        possible, [(3, possible), (1, e.failing), (1, effect), (1, not e.at_first("signal_explosion"))]
+    )
 
 
 def dead_relu(e: Evidence) -> Case:
@@ -166,73 +185,134 @@ def saturated_activation(e: Evidence) -> Case:
 
 
 def init_too_large(e: Evidence) -> Case:
-    """Pre-activations grow from layer to layer, or normalizations hold back what oversized weights do: the first outputs are huge."""
+    """Pre-activations grow from layer to layer, or normalizations hold back what oversized weights do: the
+    first outputs are huge.
+    """
     loud = e.value("initial_loss_off")
-    hidden = bool(e.signals.facts.get("normalization")) and e.gain is not None and e.gain >= OVERSIZED and loud > 0
+    hidden = (
+        bool(e.signals.facts.get("normalization")) and e.gain is not None and e.gain >= OVERSIZED and loud > 0
+    )
     harm = not (e.curve.learned or e.succeeded) or loud > VERY_LOUD or (loud > 0 and not e.curve.well)
     behind = e.has("outputs_loud") and not e.has("input_out_of_range")
     loud_start = e.at_first("signal_explosion") or hidden or behind
-    possible = loud_start and harm and not (e.structure_at_fault or e.at_first("saturated_units") or e.has(*MISUSES))
+    possible = (
+        loud_start and harm and not (e.structure_at_fault or e.at_first("saturated_units") or e.has(*MISUSES))
+    )
     large = behind or e.gain is None or e.gain > 1.2
     return Case(
         possible,
-        [(3, possible), (1, loud > 0 or e.curve.guess.kind != "classes"), (1, behind or e.at_first("exploding_gradient")), (1, large)],
+        [
+            (3, possible),
+            (1, loud > 0 or e.curve.guess.kind != "classes"),
+            (1, behind or e.at_first("exploding_gradient")),
+            (1, large),
+        ],
     )
 
 
 def init_too_small(e: Evidence) -> Case:
-    """The signal is gone before the last hidden layer at the first step, and the loss has not left its plateau."""
-    explained = e.structure_at_fault or e.inputs_blamed or e.at_first("dead_units", "saturated_units", "signal_explosion")
+    """The signal is gone before the last hidden layer at the first step, and the loss has not left its
+    plateau.
+    """
+    explained = (
+        e.structure_at_fault
+        or e.inputs_blamed
+        or e.at_first("dead_units", "saturated_units", "signal_explosion")
+    )
     waiting = not e.curve.learning and (e.curve.stuck or e.curve.steps < MIN_STEPS / 2)
-    possible = e.signal_lost_at_init and (waiting or e.input_ignored) and not (e.loss_diverges or explained or e.has(*MISUSES))
+    possible = (
+        e.signal_lost_at_init
+        and (waiting or e.input_ignored)
+        and not (e.loss_diverges or explained or e.has(*MISUSES))
+    )
     small = e.gain is None or e.gain < 0.85
     return Case(possible, [(3, possible), (1, e.curve.stuck), (1, e.has("vanishing_gradient")), (1, small)])
 
 
 def lr_too_high(e: Evidence) -> Case:
-    """The start was sound; then updates broke it: the loss blew up or jumps, or units that were alive are dead."""
+    """The start was sound; then updates broke it: the loss blew up or jumps, or units that were alive are
+    dead.
+    """
     c = e.curve
-    elsewhere = e.decay_dominates or e.has("labels_in_order", "labels_constant") or (e.has("targets_far") and e.value("targets_far") >= FAR_BEYOND)
+    elsewhere = (
+        e.decay_dominates
+        or e.has("labels_in_order", "labels_constant")
+        or (e.has("targets_far") and e.value("targets_far") >= FAR_BEYOND)
+    )
     lost = e.broke_later
     damage = (lost and c.stuck) or e.later("signal_explosion", "exploding_gradient")
     large = e.has("update_too_large")
     large_and_shown = large and (e.loss_diverges or (lost and c.spiked) or (damage and e.failing))
-    broken = c.stuck and (c.spiked or e.updates_stay_large or (lost and e.signals.total_relative_update >= MOVED))
-    explained = e.start_at_fault or e.has("input_out_of_range", *MISUSES) or (e.signal_lost_at_init and not e.loss_diverges)
-    dropped = e.has("dropout_high") and not large  # what is left of the units is scaled up, and the loss jumps by that
-    possible = (large_and_shown or broken) and not (c.well or e.succeeded or explained or dropped or elsewhere)
-    return Case(possible, [(2, possible), (2, large), (2, e.loss_diverges or e.updates_stay_large), (1, damage), (1, not e.at_first("signal_collapse"))])
+    broken = c.stuck and (
+        c.spiked or e.updates_stay_large or (lost and e.signals.total_relative_update >= MOVED)
+    )
+    explained = (
+        e.start_at_fault
+        or e.has("input_out_of_range", *MISUSES)
+        or (e.signal_lost_at_init and not e.loss_diverges)
+    )
+    dropped = (
+        e.has("dropout_high") and not large
+    )  # what is left of the units is scaled up, and the loss jumps by that
+    possible = (large_and_shown or broken) and not (
+        c.well or e.succeeded or explained or dropped or elsewhere
+    )
+    return Case(
+        possible,
+        [
+            (2, possible),
+            (2, large),
+            (2, e.loss_diverges or e.updates_stay_large),
+            (1, damage),
+            (1, not e.at_first("signal_collapse")),
+        ],
+    )
 
 
 def lr_too_low(e: Evidence) -> Case:
     """Sound signals and gradients, and weights that hardly move."""
     slow = not (e.loss_diverges or e.succeeded) and e.curve.progress < SLOW
-    killed = e.broke_later or e.has("update_too_large")  # what has been killed by one large step looks timid afterwards
+    killed = e.broke_later or e.has(
+        "update_too_large"
+    )  # what has been killed by one large step looks timid afterwards
     explained = e.signal_lost_at_init or e.start_at_fault or killed or e.has("input_out_of_range", *MISUSES)
     possible = e.lr_too_small and slow and not (explained or e.has("targets_far", "labels_constant"))
     sound = not e.at_first("signal_collapse") and not e.has("vanishing_gradient")
-    return Case(possible, [(3, possible), (1, e.curve.stuck), (1, sound), (1, e.signals.update_fastest < TINY)])
+    return Case(
+        possible, [(3, possible), (1, e.curve.stuck), (1, sound), (1, e.signals.update_fastest < TINY)]
+    )
 
 
 def labels_unrelated(e: Evidence) -> Case:
-    """Everything works and nothing can be learned: loss at guessing, or labels memorised with validation at guessing."""
+    """Everything works and nothing can be learned: loss at guessing, or labels memorised with validation at
+    guessing.
+    """
     c = e.curve
     guesses = e.validation_at_chance or e.never_generalized
     memorised = c.learning and guesses
     creeping = c.falling and c.progress > CREEPING and not (c.memorising or e.validation_at_chance)
-    # Guessing's price must be known, and the weights must have gone somewhere: a plateau alone is no evidence about labels.
+    # Guessing's price must be known, and the weights must have gone somewhere: a plateau alone is no evidence
+    # about labels.
     gone_far = memorised or e.moved
     at_price = c.at_chance and not (creeping or e.signal_recovering) and e.disagrees and gone_far
     unmoved = at_price and c.steps >= 0.8 * MIN_STEPS and e.seen_inside
     damaged = (e.broke_later or e.has("weights_shrunk")) and not memorised
-    sound = not (damaged or e.signal_lost_at_init or e.lr_too_small or e.start_at_fault or e.has("input_out_of_range", *MISUSES))
+    sound = not (
+        damaged
+        or e.signal_lost_at_init
+        or e.lr_too_small
+        or e.start_at_fault
+        or e.has("input_out_of_range", *MISUSES)
+    )
     calm = not (e.has("loss_oscillates") or c.spiked or e.updates_stay_large)
     gone_far = memorised or e.signals.total_relative_update >= MOVED
     tried = guesses or (gone_far and c.steps >= LONG_ENOUGH)
     elsewhere = e.has(*ELSEWHERE) or e.target_faults or e.decay_dominates
     # Modes that disagree explain a validation at guessing, not a training loss that stays there.
     by_heart = memorised and not e.has("modes_disagree")
-    possible = e.has("labels_constant") or ((by_heart or (unmoved and calm and tried)) and sound and not elsewhere)
+    possible = e.has("labels_constant") or (
+        (by_heart or (unmoved and calm and tried)) and sound and not elsewhere
+    )
     return Case(
         possible,
         [
@@ -246,7 +326,9 @@ def labels_unrelated(e: Evidence) -> Case:
 
 
 def data_order(e: Evidence) -> Case:
-    """The samples of a batch have the same label: each batch teaches its own, and the network forgets the others."""
+    """The samples of a batch have the same label: each batch teaches its own, and the network forgets the
+    others.
+    """
     possible = e.has("labels_in_order") and not (e.structure_at_fault or e.validated)
     return Case(possible, [(4, possible), (1, not e.validated), (1, e.curve.steps >= MIN_STEPS)])
 
@@ -254,20 +336,37 @@ def data_order(e: Evidence) -> Case:
 def target_scale(e: Evidence) -> Case:
     """The targets are so far away, or so small, that the outputs do not come to them."""
     broke = e.loss_diverges and e.value("targets_far") < FAR_BEYOND
-    possible = e.has("targets_far") and not (e.structure_at_fault or e.has(*MISUSES) or e.inputs_blamed or broke)
+    possible = e.has("targets_far") and not (
+        e.structure_at_fault or e.has(*MISUSES) or e.inputs_blamed or broke
+    )
     return Case(possible, [(4, possible), (1, not e.curve.learned), (1, not e.start_at_fault)])
 
 
 def weight_decay_too_high(e: Evidence) -> Case:
     """Weight decay pulls harder at the weights than the loss does, and they shrink or learn nothing."""
-    possible = e.decay_dominates and not (e.structure_at_fault or e.curve.nonfinite or e.inputs_blamed or e.has(*MISUSES))
+    possible = e.decay_dominates and not (
+        e.structure_at_fault or e.curve.nonfinite or e.inputs_blamed or e.has(*MISUSES)
+    )
     return Case(possible, [(4, possible), (1, e.has("weights_shrunk")), (1, not e.curve.learned)])
 
 
 def class_collapse(e: Evidence) -> Case:
-    """One class of unequal ones is predicted for nearly every sample, and nothing else stands in the way of learning."""
-    fault = e.start_at_fault or e.loss_diverges or e.lr_too_small or e.broke_later or e.signal_lost_at_init or e.decay_dominates
-    possible = e.has("class_collapse") and e.curve.steps >= MIN_STEPS and not (fault or e.has("input_out_of_range", *MISUSES) or e.validated)
+    """One class of unequal ones is predicted for nearly every sample, and nothing else stands in the way of
+    learning.
+    """
+    fault = (
+        e.start_at_fault
+        or e.loss_diverges
+        or e.lr_too_small
+        or e.broke_later
+        or e.signal_lost_at_init
+        or e.decay_dominates
+    )
+    possible = (
+        e.has("class_collapse")
+        and e.curve.steps >= MIN_STEPS
+        and not (fault or e.has("input_out_of_range", *MISUSES) or e.validated)
+    )
     return Case(possible, [(4, possible), (1, e.moved), (1, not e.curve.well)])
 
 
@@ -278,25 +377,47 @@ def overfitting(e: Evidence) -> Case:
     improving = scores is not None and scores.last_loss < 0.9 * scores.earlier_loss
     clear = (e.value("train_validation_gap") >= CLEAR_GAP or risen) and not improving
     generalizes = not (e.validation_at_chance or e.never_generalized)
-    possible = e.has("train_validation_gap") and clear and e.curve.learned and generalizes and not (e.has("modes_disagree") or e.target_faults)
+    possible = (
+        e.has("train_validation_gap")
+        and clear
+        and e.curve.learned
+        and generalizes
+        and not (e.has("modes_disagree") or e.target_faults)
+    )
     return Case(possible, [(3, possible), (1, risen), (1, e.curve.well)])
 
 
 def healthy(e: Evidence) -> Case:
     """The loss falls, or too little was recorded for it to and nothing stands in its way."""
     c = e.curve
-    hindered = e.start_at_fault or e.loss_diverges or e.at_first("signal_collapse", "update_too_large") or e.has("update_too_small")
+    hindered = (
+        e.start_at_fault
+        or e.loss_diverges
+        or e.at_first("signal_collapse", "update_too_large")
+        or e.has("update_too_small")
+    )
     early = c.steps < MIN_STEPS and not hindered
     slowly = c.falling and not (c.above_chance or e.start_at_fault or c.memorising)
     guesses = (e.validation_at_chance or e.never_generalized) and c.steps >= MIN_STEPS
     # Little can be learned of noisy numbers, and that is learned.
-    at_floor = c.guess.kind == "mean" and c.steps >= MIN_STEPS and not (c.above_chance or e.has("weights_shrunk", "update_too_small"))
+    at_floor = (
+        c.guess.kind == "mean"
+        and c.steps >= MIN_STEPS
+        and not (c.above_chance or e.has("weights_shrunk", "update_too_small"))
+    )
     floor = e.agrees and at_floor and not e.start_at_fault
     balanced = c.unjudged and not hindered and e.moved and e.adversary_in_balance
     possible = (c.learning or e.succeeded or early or slowly or floor or balanced) and c.count > 0
     possible = possible and not (c.nonfinite or guesses or e.target_faults or (c.unjudged and not balanced))
     works = c.learning or e.succeeded or floor
-    return Case(possible, [(2, works or balanced), (1, c.learned or e.succeeded), (1, not (c.unjudged or e.validation_at_chance))])
+    return Case(
+        possible,
+        [
+            (2, works or balanced),
+            (1, c.learned or e.succeeded),
+            (1, not (c.unjudged or e.validation_at_chance)),
+        ],
+    )
 
 
 CAUSES: dict[Cause, Callable[[Evidence], Case]] = {
@@ -325,11 +446,14 @@ CAUSES: dict[Cause, Callable[[Evidence], Case]] = {
 """Faults, upstream first."""
 
 
-def choose(signals: RunSignals, curve: Curve, findings: Sequence[Finding], thresholds: Thresholds) -> tuple[Cause, float]:
+def choose(
+    signals: RunSignals, curve: Curve, findings: Sequence[Finding], thresholds: Thresholds
+) -> tuple[Cause, float]:
     """(cause, confidence).
 
-    Confidence is the share of the named cause's expected evidence that is present, 0 to 1, times how much of a run was seen:
-    sqrt(steps / 50), at least a half and at most 1; a loss that is not finite has been seen to its end. For ``unknown`` it is 0.
+    Confidence is the share of the named cause's expected evidence that is present, 0 to 1, times how much of
+    a run was seen: sqrt(steps / 50), at least a half and at most 1; a loss that is not finite has been seen
+    to its end. For ``unknown`` it is 0.
     """
     picture = Evidence(signals, curve, {finding.id: finding for finding in findings}, thresholds)
     seen = 1.0 if curve.nonfinite else min(1.0, max(0.5, (curve.steps / MIN_STEPS) ** 0.5))

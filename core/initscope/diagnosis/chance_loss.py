@@ -1,9 +1,10 @@
 """The price of guessing: what a loss is when the output does not depend on the input.
 
-It is ln K for cross-entropy over K balanced classes (their entropy where the observed batches show them to be unbalanced), the entropy of yes
-and no for binary cross-entropy, and the targets' variance for a mean squared error. It is claimed only where the loss is known to be one of
-these: from autograd's operations above the last layer, from the project's own trainer, or from a first loss that fits ln K. Where the loss is
-scaled (a sum, or divided for accumulation) so is guessing's; where the scale is not known the first loss stands for it.
+It is ln K for cross-entropy over K balanced classes (their entropy where the observed batches show them to be
+unbalanced), the entropy of yes and no for binary cross-entropy, and the targets' variance for a mean squared
+error. It is claimed only where the loss is known to be one of these: from autograd's operations above the
+last layer, from the project's own trainer, or from a first loss that fits ln K. Where the loss is scaled (a
+sum, or divided for accumulation) so is guessing's; where the scale is not known the first loss stands for it.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ QUIET, LOUD = 0.7, 5.0
 
 @dataclass(frozen=True)
 class Guess:
-    """The loss of guessing. ``kind``: classes, binary, mean (a regression's targets) or unknown; ``doubt``: its relative standard
-    error; ``noise``: relative scatter of the loss from batch to batch; ``floor``: what perfect outputs would cost (soft labels); ``equal``: what the same chance for every class costs, where they are unequal; ``scaled``: the
-    loss is a multiple of what it seems to be, so that its first value stands for guessing; ``unjudged``: how low it is says nothing by itself."""
+    """The loss of guessing. ``kind``: classes, binary, mean (a regression's targets) or unknown; ``doubt``:
+    its relative standard error; ``noise``: relative scatter of the loss from batch to batch; ``floor``: what
+    perfect outputs would cost (soft labels); ``equal``: what the same chance for every class costs, where
+    they are unequal; ``scaled``: the loss is a multiple of what it seems to be, so that its first value
+    stands for guessing; ``unjudged``: how low it is says nothing by itself.
+    """
 
     kind: str = "unknown"
     loss: float | None = None
@@ -61,7 +65,11 @@ def guessing(v: RunSignals, first: float) -> Guess:
         return Guess(unjudged=True)
     if (measured := _measured(v)) is not None:
         return measured
-    constant, error, batch = v.fact("loss", "constant_answer"), v.fact("loss", "constant_answer_error") or 0.0, v.batch_size or 1
+    constant, error, batch = (
+        v.fact("loss", "constant_answer"),
+        v.fact("loss", "constant_answer_error") or 0.0,
+        v.batch_size or 1,
+    )
     usable = constant is not None and constant > 0 and batch >= LEAST_BATCH
     outputs = v.facts.get("outputs")
     if _in_chain(v, "BinaryCrossEntropy"):
@@ -72,7 +80,11 @@ def guessing(v: RunSignals, first: float) -> Guess:
         )
     if _in_chain(v, "MseLoss"):
         noise = scatter(v.loss)
-        return Guess("mean", constant, doubt=max(error / constant, noise)) if usable else Guess("mean", doubt=noise)
+        return (
+            Guess("mean", constant, doubt=max(error / constant, noise))
+            if usable
+            else Guess("mean", doubt=noise)
+        )
     classes = (v.facts.get("loss") or {}).get("classes") or outputs or v.state.get("num_classes")
     if not classes or classes < 2:
         return Guess()
@@ -83,9 +95,13 @@ def guessing(v: RunSignals, first: float) -> Guess:
 
 
 def _measured(v: RunSignals) -> Guess | None:
-    """The price as it was measured from the targets that the loss's gradient gives away; None where they did not, or the loss is no plain one."""
+    """The price as it was measured from the targets that the loss's gradient gives away; None where they did
+    not, or the loss is no plain one.
+    """
     price, error, samples = (v.fact("targets", name) for name in ("price", "price_error", "samples"))
-    kind = {"classes": "classes", "binary": "binary", "numbers": "mean"}.get(str((v.facts.get("targets") or {}).get("kind")))
+    kind = {"classes": "classes", "binary": "binary", "numbers": "mean"}.get(
+        str((v.facts.get("targets") or {}).get("kind"))
+    )
     if kind is None or price is None or error is None or (samples or 0) < LEAST_BATCH:
         return None
     scale, penalty = v.fact("targets", "scale"), 0.0
@@ -107,7 +123,14 @@ def _measured(v: RunSignals) -> Guess | None:
         price, error = ceiling, 0.0
     names = classes if kind == "classes" else None
     equal = scale * ceiling + penalty
-    return Guess(kind, scale * price + penalty, names, doubt=error / price if price > 0 else 0.0, floor=floor, equal=equal)
+    return Guess(
+        kind,
+        scale * price + penalty,
+        names,
+        doubt=error / price if price > 0 else 0.0,
+        floor=floor,
+        equal=equal,
+    )
 
 
 def _in_chain(v: RunSignals, *words: str) -> bool:
@@ -115,12 +138,16 @@ def _in_chain(v: RunSignals, *words: str) -> bool:
 
 
 def _of_classes(v: RunSignals, first: float, classes: int, seen: tuple[float, float] | None) -> Guess:
-    """Guessing among ``classes``: ln K, or the entropy ``seen`` (with its relative error) where that is clearly lower."""
+    """Guessing among ``classes``: ln K, or the entropy ``seen`` (with its relative error) where that is
+    clearly lower.
+    """
     price, doubt = math.log(classes), 0.0
     scale = v.fact("loss", "scale")
     if scale is not None and abs(scale - 1) > SCALED:
         unbalanced = seen is not None and seen[0] < UNBALANCED * price
-        return Guess("classes", scale * (seen[0] if unbalanced else price), classes, seen[1] if unbalanced else 0.0)
+        return Guess(
+            "classes", scale * (seen[0] if unbalanced else price), classes, seen[1] if unbalanced else 0.0
+        )
     size = v.fact("targets", "first", "output_std")
     size = size if size is not None else float(v.rms[0, v.executed[-1]]) if len(v.executed) else math.nan
     told = bool(v.chain) or "num_classes" in v.state
@@ -136,7 +163,13 @@ def _of_classes(v: RunSignals, first: float, classes: int, seen: tuple[float, fl
 
 
 def scatter(loss: np.ndarray) -> float:
-    """Relative scatter of a loss from batch to batch: the median step's |change| / sqrt 2 over the median loss, as a standard deviation."""
+    """Relative scatter of a loss from batch to batch: the median step's |change| / sqrt 2 over the median
+    loss, as a standard deviation.
+    """
     finite = loss[np.isfinite(loss)]
     middle = float(np.median(np.abs(finite))) if len(finite) else 0.0
-    return min(1.0, 1.05 * float(np.median(np.abs(np.diff(finite)))) / middle) if len(finite) > 8 and middle > 0 else 0.0
+    return (
+        min(1.0, 1.05 * float(np.median(np.abs(np.diff(finite)))) / middle)
+        if len(finite) > 8 and middle > 0
+        else 0.0
+    )

@@ -1,4 +1,6 @@
-"""The loss symptom: what the loss curve says, against the price of guessing where that is known (``guess``)."""
+"""The loss symptom: what the loss curve says, against the price of guessing where that is known
+(``guess``).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from initscope.schema import Outcome
 WELL = 0.8
 """Share of the price of guessing that is gone in a run that has learned well."""
 DOUBTS = 2.0
-"""Against an estimated price of guessing, progress within so many standard errors counts only if the loss still falls."""
+"""Against an estimated price of guessing, progress within so many standard errors counts only if the loss
+still falls.
+"""
 ABOVE = 0.1
 """A loss this share above guessing is above it, not at it."""
 NOISE = 1.5
@@ -29,10 +33,11 @@ SHORT = 8
 class Curve:
     """The loss curve in numbers. Losses in the units they were recorded in.
 
-    ``progress`` is the share of ``reference`` (guessing's loss, or the first losses) that is gone over the last fifth, ``error`` the standard
-    error of the last losses' median as such a share; ``falling``: the loss falls significantly (t > 4) over the last two thirds.
-    ``memorising``: nothing was gained while every sample was new, so that what fell later was learned by heart.
-    ``count`` is the number of recorded losses, ``steps`` of optimizer steps they span.
+    ``progress`` is the share of ``reference`` (guessing's loss, or the first losses) that is gone over the
+    last fifth, ``error`` the standard error of the last losses' median as such a share; ``falling``: the loss
+    falls significantly (t > 4) over the last two thirds. ``memorising``: nothing was gained while every
+    sample was new, so that what fell later was learned by heart. ``count`` is the number of recorded losses,
+    ``steps`` of optimizer steps they span.
     """
 
     count: int
@@ -51,7 +56,9 @@ class Curve:
     min_progress: float
     spike: float | None
     unjudged: bool = False
-    """Whether how low the loss is says nothing by itself: another network computes it, or it has no known bound."""
+    """Whether how low the loss is says nothing by itself: another network computes it, or it has no known
+    bound.
+    """
 
     @property
     def chance(self) -> float | None:
@@ -67,7 +74,12 @@ class Curve:
         """The loss has left guessing (or its beginning) behind."""
         doubt = math.hypot(self.guess.doubt, self.error) if self.guess.doubt else 0.0
         clear = self.progress >= DOUBTS * doubt or self.falling
-        return not (self.nonfinite or self.unjudged) and self.count > 1 and self.progress >= self.min_progress and clear
+        return (
+            not (self.nonfinite or self.unjudged)
+            and self.count > 1
+            and self.progress >= self.min_progress
+            and clear
+        )
 
     @property
     def learned(self) -> bool:
@@ -101,13 +113,22 @@ class Curve:
     @property
     def _margin(self) -> float:
         """How far above the reference is above it, noise considered."""
-        return ABOVE + 3 * self.error + 2 * max(self.guess.doubt, self.guess.noise) + (NEAR if self.chance is None else 0.0)
+        return (
+            ABOVE
+            + 3 * self.error
+            + 2 * max(self.guess.doubt, self.guess.noise)
+            + (NEAR if self.chance is None else 0.0)
+        )
 
     @property
     def spiked(self) -> bool:
         """Some later loss was far above the first and above guessing."""
         doubt = max(self.guess.doubt, self.guess.noise)
-        return self.spike is not None and not self.unjudged and self.highest > self.spike * (1 + 2 * doubt) * max(self.first, self.reference)
+        return (
+            self.spike is not None
+            and not self.unjudged
+            and self.highest > self.spike * (1 + 2 * doubt) * max(self.first, self.reference)
+        )
 
     @property
     def settled(self) -> bool:
@@ -124,7 +145,8 @@ def read_curve(signals: RunSignals, thresholds: Thresholds) -> Curve:
     first = float(y[0]) if len(y) else math.nan
     guess = guessing(signals, first)
     tail = y[-max(3, len(y) // 5) :]
-    # Of unequal classes most batches hold none of the rare ones: the median batch is cheaper than the mean, which the price is.
+    # Of unequal classes most batches hold none of the rare ones: the median batch is cheaper than the mean,
+    # which the price is.
     unequal = guess.equal is not None and guess.loss is not None and guess.loss < 0.9 * guess.equal
     late = float((np.mean if unequal else np.median)(tail)) if len(y) else math.nan
     start = float(np.median(y[: max(1, min(5, len(y) // 10))])) if len(y) else math.nan
@@ -133,7 +155,13 @@ def read_curve(signals: RunSignals, thresholds: Thresholds) -> Curve:
     floor = min(guess.floor, 0.9 * reference) if guess.loss is not None else 0.0
     progress = (reference - late) / (reference - floor) if reference else 0.0
     # Without a known price a loss below zero has no known bound: falling is all that can be seen of it.
-    unbounded = guess.loss is None and guess.kind == "unknown" and not guess.classes and len(y) > 0 and float(np.min(y)) < 0
+    unbounded = (
+        guess.loss is None
+        and guess.kind == "unknown"
+        and not guess.classes
+        and len(y) > 0
+        and float(np.min(y)) < 0
+    )
     change, significance = trend(y[len(y) // 3 :])
     half, usual = y[len(y) // 2 :], float(np.median(y[: max(5, len(y) // 5)])) if len(y) else math.nan
     margin = 1.2 + 2 * max(guess.doubt, guess.noise) if guess.loss is not None else 1.5
@@ -146,7 +174,9 @@ def read_curve(signals: RunSignals, thresholds: Thresholds) -> Curve:
         reference=reference,
         guess=guess,
         progress=progress if math.isfinite(progress) else 0.0,
-        error=1.25 * float(np.std(tail)) / math.sqrt(len(tail)) / reference if len(tail) and reference else 0.0,
+        error=1.25 * float(np.std(tail)) / math.sqrt(len(tail)) / reference
+        if len(tail) and reference
+        else 0.0,
         falling=significance < -4 and change < 0,
         nonfinite_step=int(signals.loss_steps[broken[0]]) if len(broken) else None,
         above_share=float((half > margin * max(first, reference, usual)).mean()) if len(half) else 0.0,
@@ -158,9 +188,11 @@ def read_curve(signals: RunSignals, thresholds: Thresholds) -> Curve:
 
 
 def _gained_nothing_new(y: np.ndarray, first_pass: int | None, reference: float) -> bool:
-    """Whether the loss over the second half of the first pass through the data lies at that of guessing or above, and no longer falls.
+    """Whether the loss over the second half of the first pass through the data lies at that of guessing or
+    above, and no longer falls.
 
-    On samples seen for the first time no network beats a constant answer if labels have nothing to do with inputs.
+    On samples seen for the first time no network beats a constant answer if labels have nothing to do with
+    inputs.
     """
     half = y[first_pass // 2 : first_pass] if first_pass else y[:0]
     if len(half) < SHORT or len(half) == len(y):
@@ -181,13 +213,26 @@ def trend(y: np.ndarray) -> tuple[float, float]:
 
 
 def outcome_of(signals: RunSignals, curve: Curve) -> Outcome:
-    """The outcome, as every page and command has it (``initscope.outcome.decide``): the recorded one where the run has been judged."""
+    """The outcome, as every page and command has it (``initscope.outcome.decide``): the recorded one where
+    the run has been judged.
+    """
     recorded = signals.state.get("outcome")
-    if recorded in (Outcome.CONVERGED, Outcome.NOT_CONVERGED, Outcome.DIVERGED) or (recorded and signals.state.get("outcome_because")):
+    if recorded in (Outcome.CONVERGED, Outcome.NOT_CONVERGED, Outcome.DIVERGED) or (
+        recorded and signals.state.get("outcome_because")
+    ):
         return Outcome(recorded)
     if curve.unjudged and not curve.nonfinite:
         return Outcome.UNDECIDED
     epochs = signals.epochs
-    val_losses, val_accuracies = ([] if not len(epochs) else epochs[name].to_numpy(dtype=float, na_value=np.nan) for name in ("val_loss", "val_accuracy"))
-    state = signals.state if "source" in signals.state or "num_classes" in signals.state else {**signals.state, "source": "recorder"}
-    return decide(signals.loss, steps=curve.steps, state=state, val_losses=val_losses, val_accuracies=val_accuracies).outcome
+    val_losses, val_accuracies = (
+        [] if not len(epochs) else epochs[name].to_numpy(dtype=float, na_value=np.nan)
+        for name in ("val_loss", "val_accuracy")
+    )
+    state = (
+        signals.state
+        if "source" in signals.state or "num_classes" in signals.state
+        else {**signals.state, "source": "recorder"}
+    )
+    return decide(
+        signals.loss, steps=curve.steps, state=state, val_losses=val_losses, val_accuracies=val_accuracies
+    ).outcome

@@ -1,4 +1,6 @@
-"""Why did this run not train? Outcome, cause, findings with evidence, remedy: plain frames in, one answer out. No torch."""
+"""Why did this run not train? Outcome, cause, findings with evidence, remedy: plain frames in, one answer
+out. No torch.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from initscope.store import Run
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The answer. ``findings`` bear on the cause; ``set_aside`` are those that a run which trains all the same need not worry about."""
+    """The answer. ``findings`` bear on the cause; ``set_aside`` are those that a run which trains all the
+    same need not worry about.
+    """
 
     run: str
     outcome: Outcome
@@ -52,7 +56,13 @@ def diagnose(run: Run, thresholds: Thresholds = DEFAULT) -> Diagnosis:
     if info.status == "unreadable":
         raise RunFolderError(info.error or f"run {run.id} cannot be read")
     return diagnose_frames(
-        run.read("steps"), run.read("epochs"), run.read("layers"), info.state, info.config, thresholds, run=run.id
+        run.read("steps"),
+        run.read("epochs"),
+        run.read("layers"),
+        info.state,
+        info.config,
+        thresholds,
+        run=run.id,
     )
 
 

@@ -14,9 +14,11 @@ from initscope.diagnosis.thresholds import LIMITS, OURS_NAME, Thresholds
 
 @dataclass(frozen=True)
 class Finding:
-    """``value`` against ``threshold``, at ``layers`` (none: the whole run), seen at the recorded ``step`` (None: at no one step).
+    """``value`` against ``threshold``, at ``layers`` (none: the whole run), seen at the recorded ``step``
+    (None: at no one step).
 
-    ``first``: seen at the first recorded step already, so that initialization, inputs or structure did it, not training.
+    ``first``: seen at the first recorded step already, so that initialization, inputs or structure did it,
+    not training.
     """
 
     id: str
@@ -46,7 +48,13 @@ def sig3(value: float) -> str:
 
 def percent(share: float) -> str:
     """A share for a sentence: whole percents, or the bare number where they would say nothing."""
-    return f"{100 * share:.0f} %" if share in (0, 1) or 0.01 <= share <= 0.99 else f"{100 * share:.1f} %" if share > 0.99 else sig3(share)
+    return (
+        f"{100 * share:.0f} %"
+        if share in (0, 1) or 0.01 <= share <= 0.99
+        else f"{100 * share:.1f} %"
+        if share > 0.99
+        else sig3(share)
+    )
 
 
 def plural(names: Sequence[str]) -> str:
@@ -70,8 +78,9 @@ def names_of(v: RunSignals, mask: np.ndarray) -> tuple[str, ...]:
 
 
 def since(condition: np.ndarray) -> int | None:
-    """Index of the first recorded step with ``condition`` if it holds there at the very first, or lasts: for half of what follows or of
-    the last fifth of the run."""
+    """Index of the first recorded step with ``condition`` if it holds there at the very first, or lasts: for
+    half of what follows or of the last fifth of the run.
+    """
     if not len(condition) or not condition.any():
         return None
     at = int(condition.argmax())

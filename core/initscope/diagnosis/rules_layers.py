@@ -1,4 +1,6 @@
-"""Rules about layers: the signal on its way forward, the gradient on its way back, dead and saturated units, the size of updates."""
+"""Rules about layers: the signal on its way forward, the gradient on its way back, dead and saturated units,
+the size of updates.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
 
 LOST_LATER = 0.1
-"""A signal that was faint from the start has been lost in training only if it fell to less than this share of its first value."""
+"""A signal that was faint from the start has been lost in training only if it fell to less than this share of
+its first value.
+"""
 NORM_ONLY = 0.01
 """Of a small update, the share by which the weight's norm changes at least."""
 GROWN_LATER = 10.0
@@ -39,10 +43,18 @@ def signal_collapse(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     hidden = np.isin(np.arange(len(v.rows.names)), v.hidden)
     names, kept = names_of(v, (v.kept_by_layer[at] < t.signal_kept) & hidden), float(v.signal_retained[at])
     text = (
-        f"{moment(v, at)} {percent(kept)} of the input's signal is left at {names[-1]}: the output hardly depends on the input."
+        f"{moment(v, at)} {percent(kept)} of the input's signal is left at {names[-1]}: the output hardly "
+        "depends on the input."
     )
     return Finding(
-        "signal_collapse", names, kept, t.signal_kept, source_of("signal_kept", t), text, int(v.rows.steps[at]), at == 0
+        "signal_collapse",
+        names,
+        kept,
+        t.signal_kept,
+        source_of("signal_kept", t),
+        text,
+        int(v.rows.steps[at]),
+        at == 0,
     )
 
 
@@ -55,10 +67,23 @@ def signal_explosion(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
         return None
     names, value = names_of(v, grown[at] > t.signal_grown), float(grown[at].max())
     raw = v.rows.values["activation_std"][at][np.isin(v.rows.names, names)]
-    size = f"reach {sig3(value)} times the size of the inputs" if np.isfinite(value) else "are not numbers" if np.isnan(raw).any() else "are infinite"
+    size = (
+        f"reach {sig3(value)} times the size of the inputs"
+        if np.isfinite(value)
+        else "are not numbers"
+        if np.isnan(raw).any()
+        else "are infinite"
+    )
     text = f"{moment(v, at)} pre-activations {size}, at {names[-1]}."
     return Finding(
-        "signal_explosion", names, value, t.signal_grown, source_of("signal_grown", t), text, int(v.rows.steps[at]), at == 0
+        "signal_explosion",
+        names,
+        value,
+        t.signal_grown,
+        source_of("signal_grown", t),
+        text,
+        int(v.rows.steps[at]),
+        at == 0,
     )
 
 
@@ -76,15 +101,32 @@ def vanishing_gradient(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None
         and norm[0] < t.vanishing_norm
     ):
         names = tuple(v.rows.names[i] for i, n in zip(layers, norm, strict=True) if n < t.vanishing_norm)
-        text = f"The gradient at {first} is {sig3(ratio)} of the one at {last} ({sig3(norm[0])} against {sig3(norm[-1])})."
+        text = (
+            f"The gradient at {first} is {sig3(ratio)} of the one at {last} ({sig3(norm[0])} against "
+            f"{sig3(norm[-1])})."
+        )
         return Finding(
-            "vanishing_gradient", names, float(ratio), t.vanishing_ratio, source_of("vanishing_ratio", t), text, start_of(v)
+            "vanishing_gradient",
+            names,
+            float(ratio),
+            t.vanishing_ratio,
+            source_of("vanishing_ratio", t),
+            text,
+            start_of(v),
         )
     highest = float(np.nanmax(rms[:-1], initial=0.0))
     if t.vanishing_rms is not None and highest < t.vanishing_rms and not np.isnan(rms[:-1]).all():
         text = f"No hidden layer's gradient is above {sig3(highest)} a weight."
         names = tuple(v.rows.names[i] for i in v.hidden)
-        return Finding("vanishing_gradient", names, highest, t.vanishing_rms, source_of("vanishing_rms", t), text, start_of(v))
+        return Finding(
+            "vanishing_gradient",
+            names,
+            highest,
+            t.vanishing_rms,
+            source_of("vanishing_rms", t),
+            text,
+            start_of(v),
+        )
     return None
 
 
@@ -97,9 +139,14 @@ def exploding_gradient(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None
     if t.exploding_norm is not None:
         at = since((norm > t.exploding_norm).any(1))
         if at is not None:
-            names, value = tuple(v.rows.names[i] for i in layers[norm[at] > t.exploding_norm]), float(norm[at].max())
+            names, value = (
+                tuple(v.rows.names[i] for i in layers[norm[at] > t.exploding_norm]),
+                float(norm[at].max()),
+            )
             nan = np.isnan(v.rows.values["grad_norm"][at, layers][norm[at] > t.exploding_norm]).any()
-            size = "is not a number" if nan else "is infinite" if np.isinf(value) else f"reaches {sig3(value)}"
+            size = (
+                "is not a number" if nan else "is infinite" if np.isinf(value) else f"reaches {sig3(value)}"
+            )
             text = f"{moment(v, at)} the gradient {size} at {plural(names)}."
             return Finding(
                 "exploding_gradient",
@@ -116,7 +163,13 @@ def exploding_gradient(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None
         name, ratio = v.rows.names[layers[0]], float(first / last)
         text = f"The gradient at {name} is {sig3(ratio)} times the one at {v.rows.names[layers[-1]]}."
         return Finding(
-            "exploding_gradient", (name,), ratio, t.exploding_ratio, source_of("exploding_ratio", t), text, start_of(v)
+            "exploding_gradient",
+            (name,),
+            ratio,
+            t.exploding_ratio,
+            source_of("exploding_ratio", t),
+            text,
+            start_of(v),
         )
     return None
 
@@ -132,8 +185,20 @@ def dead_units(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if at is None:
         return None
     names, value = names_of(v, dead[at] >= t.dead_share), float(dead[at].max())
-    text = f"{moment(v, at)} {percent(value)} of the rectified units after {plural(names)} are off for the whole batch: no gradient passes them."
-    return Finding("dead_units", names, value, t.dead_share, source_of("dead_share", t), text, int(v.rows.steps[at]), at == 0)
+    text = (
+        f"{moment(v, at)} {percent(value)} of the rectified units after {plural(names)} are off for the "
+        "whole batch: no gradient passes them."
+    )
+    return Finding(
+        "dead_units",
+        names,
+        value,
+        t.dead_share,
+        source_of("dead_share", t),
+        text,
+        int(v.rows.steps[at]),
+        at == 0,
+    )
 
 
 def saturated_units(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
@@ -144,9 +209,19 @@ def saturated_units(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if at is None:
         return None
     names, value = names_of(v, share[at] >= t.saturated_share), float(share[at].max())
-    text = f"{moment(v, at)} about {percent(value)} of the units after {plural(names)} sit where their nonlinearity is flat: little gradient passes."
+    text = (
+        f"{moment(v, at)} about {percent(value)} of the units after {plural(names)} sit where their "
+        "nonlinearity is flat: little gradient passes."
+    )
     return Finding(
-        "saturated_units", names, value, t.saturated_share, source_of("saturated_share", t), text, int(v.rows.steps[at]), at == 0
+        "saturated_units",
+        names,
+        value,
+        t.saturated_share,
+        source_of("saturated_share", t),
+        text,
+        int(v.rows.steps[at]),
+        at == 0,
     )
 
 
@@ -160,9 +235,19 @@ def update_too_large(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     value, at = float(total.max()), int(total.argmax())
     if value <= t.update_high:
         return None
-    text = f"At step {int(v.rows.steps[at])} one update changes the weights by {sig3(value)} of their size; about 0.001 is usual."
+    text = (
+        f"At step {int(v.rows.steps[at])} one update changes the weights by {sig3(value)} of their size; "
+        "about 0.001 is usual."
+    )
     return Finding(
-        "update_too_large", (), value, t.update_high, source_of("update_high", t), text, int(v.rows.steps[at]), at == 0
+        "update_too_large",
+        (),
+        value,
+        t.update_high,
+        source_of("update_high", t),
+        text,
+        int(v.rows.steps[at]),
+        at == 0,
     )
 
 
@@ -170,7 +255,10 @@ def update_too_small(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     limit = t.update_low if v.updates_measured else (t.update_low or 0.0) * NORM_ONLY
     if t.update_low is None or not v.update_fastest < limit or v.frozen_mask.all():
         return None
-    text = f"Even the fastest layer usually changes by {sig3(v.update_fastest)} of its size a step; about 0.001 is usual."
+    text = (
+        f"Even the fastest layer usually changes by {sig3(v.update_fastest)} of its size a step; about "
+        "0.001 is usual."
+    )
     return Finding("update_too_small", (), v.update_fastest, limit, source_of("update_low", t), text)
 
 
@@ -184,5 +272,10 @@ def weights_shrunk(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if not value < t.shrunk:
         return None
     names = tuple(name for name, share in zip(names_of(v, begun), left, strict=True) if share < t.shrunk)
-    text = f"The weights have shrunk to {percent(value)} of their initial size: weight decay pulls harder than the loss does."
-    return Finding("weights_shrunk", names, value, t.shrunk, source_of("shrunk", t), text, int(v.rows.steps[-1]), False)
+    text = (
+        f"The weights have shrunk to {percent(value)} of their initial size: weight decay pulls harder than "
+        "the loss does."
+    )
+    return Finding(
+        "weights_shrunk", names, value, t.shrunk, source_of("shrunk", t), text, int(v.rows.steps[-1]), False
+    )

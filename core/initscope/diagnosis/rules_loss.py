@@ -1,4 +1,6 @@
-"""Rules about the loss itself: not finite, at the price of guessing, not falling, jumping, wrong from the first step."""
+"""Rules about the loss itself: not finite, at the price of guessing, not falling, jumping, wrong from the
+first step.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ def loss_nonfinite(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     began = f" (it began at {sig3(c.first)})" if math.isfinite(c.first) else ""
     text = f"The loss is not finite from step {c.nonfinite_step} on{began}."
     return Finding(
-        "loss_nonfinite", (), float(c.nonfinite_step), None, "IEEE 754", text, c.nonfinite_step, c.nonfinite_step == start_of(v)
+        "loss_nonfinite",
+        (),
+        float(c.nonfinite_step),
+        None,
+        "IEEE 754",
+        text,
+        c.nonfinite_step,
+        c.nonfinite_step == start_of(v),
     )
 
 
@@ -33,7 +42,9 @@ def loss_plateau_at_chance(v: RunSignals, c: Curve, t: Thresholds) -> Finding | 
         else "guessing yes or no"
     )
     text = f"After {c.steps} steps the loss is {sig3(c.late)}; {what} costs {sig3(c.chance)}."
-    return Finding("loss_plateau_at_chance", (), c.late, c.chance * (1 - c.min_progress), source_of("progress", t), text)
+    return Finding(
+        "loss_plateau_at_chance", (), c.late, c.chance * (1 - c.min_progress), source_of("progress", t), text
+    )
 
 
 def loss_not_decreasing(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
@@ -42,7 +53,10 @@ def loss_not_decreasing(v: RunSignals, c: Curve, t: Thresholds) -> Finding | Non
     base = {"classes": "guessing", "binary": "guessing", "mean": "always answering the targets' mean"}.get(
         c.guess.kind, "its beginning"
     )
-    text = f"The loss is {'above' if c.above_chance else 'no lower than'} that of {base}: {sig3(c.late)} over the last steps against {sig3(c.reference)}."
+    text = (
+        f"The loss is {'above' if c.above_chance else 'no lower than'} that of {base}: {sig3(c.late)} over "
+        f"the last steps against {sig3(c.reference)}."
+    )
     return Finding("loss_not_decreasing", (), c.progress, c.min_progress, source_of("progress", t), text)
 
 
@@ -50,7 +64,10 @@ def loss_oscillates(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     # A loss that is above guessing all the time does not jump.
     if t.oscillation is None or c.count < 10 or not t.oscillation <= c.above_share <= 0.95 or c.nonfinite:
         return None
-    text = f"In the second half of the run {percent(c.above_share)} of the losses lie well above both the first and guessing's: the loss jumps."
+    text = (
+        f"In the second half of the run {percent(c.above_share)} of the losses lie well above both the "
+        "first and guessing's: the loss jumps."
+    )
     return Finding("loss_oscillates", (), c.above_share, t.oscillation, source_of("oscillation", t), text)
 
 
@@ -66,10 +83,18 @@ def loss_spike(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
 
 def initial_loss_off(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     price = c.guess.at_start
-    if t.initial_loss is None or price is None or c.guess.kind == "mean" or not c.first > t.initial_loss * price:
+    if (
+        t.initial_loss is None
+        or price is None
+        or c.guess.kind == "mean"
+        or not c.first > t.initial_loss * price
+    ):
         return None
     ratio = c.first / price
     text = (
-        f"The first loss is {sig3(c.first)}, {sig3(ratio)} times that of guessing ({sig3(price)}): confident and wrong before any step."
+        f"The first loss is {sig3(c.first)}, {sig3(ratio)} times that of guessing ({sig3(price)}): "
+        "confident and wrong before any step."
     )
-    return Finding("initial_loss_off", (), ratio, t.initial_loss, source_of("initial_loss", t), text, start_of(v))
+    return Finding(
+        "initial_loss_off", (), ratio, t.initial_loss, source_of("initial_loss", t), text, start_of(v)
+    )

@@ -1,4 +1,6 @@
-"""Rules about the optimizer's settings as they were in force: weight decay, a learning rate that fell away, clipping."""
+"""Rules about the optimizer's settings as they were in force: weight decay, a learning rate that fell away,
+clipping.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from initscope.diagnosis.thresholds import Thresholds
 from initscope.store.files import number
 
 PULLS = 0.5
-"""Weight decay that pulls at the weights with this share of the gradient, most of the time, decides where they go."""
+"""Weight decay that pulls at the weights with this share of the gradient, most of the time, decides where
+they go.
+"""
 PENALTY = 0.3
 """Share of the first loss that a penalty makes up, from which it decides where the weights go."""
 FELL = 0.01
@@ -26,7 +30,10 @@ CLIPPED = 0.3
 def weight_decay(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     decay, pull = v.weight_decay, v.decay_pull
     if decay > 0 and pull >= PULLS:
-        text = f"The weight decay of {sig3(decay)} pulls at the weights {sig3(pull)} times as hard as the loss's gradient does; about 0.01 times is usual."
+        text = (
+            f"The weight decay of {sig3(decay)} pulls at the weights {sig3(pull)} times as hard as the "
+            "loss's gradient does; about 0.01 times is usual."
+        )
         return Finding("weight_decay_strong", (), pull, PULLS, "decay times weight against gradient", text)
     first, late = (v.facts.get("targets") or {}).get("first") or {}, late_targets(v)
     begun, ended = number(first.get("penalty")), number(late.get("penalty"))
@@ -35,7 +42,10 @@ def weight_decay(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     share = begun / c.first
     if share < PENALTY or ended < 0:
         return None
-    text = f"{percent(share)} of the first loss ({sig3(begun)} of {sig3(c.first)}) is no error of the outputs: a penalty in the loss, such as on the weights' size."
+    text = (
+        f"{percent(share)} of the first loss ({sig3(begun)} of {sig3(c.first)}) is no error of the outputs: "
+        "a penalty in the loss, such as on the weights' size."
+    )
     return Finding("weight_decay_strong", (), share, PENALTY, "loss against the outputs' own", text)
 
 
@@ -50,21 +60,61 @@ def rate_fell(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if low[-1]:
         at = len(low) - int(np.argmin(low[::-1])) if not low.all() else 0
         if at < 0.75 * len(low):
-            text = f"The learning rate fell from {sig3(highest)} to {sig3(float(rate[-1]))}: below {percent(FELL)} of its highest from step {int(steps[at])} of {v.steps_taken} on."
-            return Finding("rate_fell", (), float(rate[-1]), FELL * highest, "the recorded schedule", text, int(steps[at]), False)
+            text = (
+                f"The learning rate fell from {sig3(highest)} to {sig3(float(rate[-1]))}: below "
+                f"{percent(FELL)} of its highest from step {int(steps[at])} of {v.steps_taken} on."
+            )
+            return Finding(
+                "rate_fell",
+                (),
+                float(rate[-1]),
+                FELL * highest,
+                "the recorded schedule",
+                text,
+                int(steps[at]),
+                False,
+            )
     if low.mean() > 0.5 and low[: len(low) // 2].all():
-        text = f"The learning rate was still rising: {sig3(float(rate[0]))} at the first step, {sig3(float(rate[-1]))} at the last of {v.steps_taken}."
-        return Finding("rate_fell", (), float(rate[0]), FELL * highest, "the recorded schedule", text, int(steps[0]), True)
+        text = (
+            f"The learning rate was still rising: {sig3(float(rate[0]))} at the first step, "
+            f"{sig3(float(rate[-1]))} at the last of {v.steps_taken}."
+        )
+        return Finding(
+            "rate_fell",
+            (),
+            float(rate[0]),
+            FELL * highest,
+            "the recorded schedule",
+            text,
+            int(steps[0]),
+            True,
+        )
     return None
 
 
 def gradient_clipped(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
-    """The first step was shorter than gradient and rate make it: between backward() and step() the gradient was made smaller."""
+    """The first step was shorter than gradient and rate make it: between backward() and step() the gradient
+    was made smaller.
+    """
     share, norm = v.step_share, v.gradient_total
     if not (math.isfinite(share) and math.isfinite(norm)) or not 0 < share < CLIPPED or not norm > 0:
         return None
     if v.adaptive:
-        text = f"The first update is {percent(share)} of what the optimizer makes of the gradient (norm {sig3(norm)}): it was clipped or scaled to next to nothing."
+        text = (
+            f"The first update is {percent(share)} of what the optimizer makes of the gradient (norm "
+            f"{sig3(norm)}): it was clipped or scaled to next to nothing."
+        )
     else:
-        text = f"Of the first gradient's norm, {sig3(norm)}, about {sig3(share * norm)} reached the optimizer: it was clipped or scaled between backward() and step()."
-    return Finding("gradient_clipped", (), share, CLIPPED, "update against rate times gradient", text, int(v.rows.steps[0]))
+        text = (
+            f"Of the first gradient's norm, {sig3(norm)}, about {sig3(share * norm)} reached the optimizer: "
+            "it was clipped or scaled between backward() and step()."
+        )
+    return Finding(
+        "gradient_clipped",
+        (),
+        share,
+        CLIPPED,
+        "update against rate times gradient",
+        text,
+        int(v.rows.steps[0]),
+    )

@@ -1,4 +1,6 @@
-"""The rule about what stands between the last layer and the loss: a softmax too many, a sign, the wrong dimension."""
+"""The rule about what stands between the last layer and the loss: a softmax too many, a sign, the wrong
+dimension.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,20 @@ from initscope.diagnosis.thresholds import Thresholds
 
 Misuse = tuple[str, str, float | None, float | None]
 """(finding id, sentence, value, threshold)"""
-SQUASHERS = {"Softmax": "softmax", "Sigmoid": "sigmoid", "Relu": "ReLU", "Tanh": "tanh", "Softplus": "softplus"}
+SQUASHERS = {
+    "Softmax": "softmax",
+    "Sigmoid": "sigmoid",
+    "Relu": "ReLU",
+    "Tanh": "tanh",
+    "Softplus": "softplus",
+}
 _SHAPE_OPERATIONS = ("View", "Squeeze", "Select", "Reshape", "UnsafeView", "Permute", "Transpose")
 
 
 def outputs_misused(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
-    """What stands between the last layer and the loss does not belong there: from autograd's operations, else from the numbers."""
+    """What stands between the last layer and the loss does not belong there: from autograd's operations, else
+    from the numbers.
+    """
     problem = _misuse_by_chain(v, c) if v.chain else _misuse_by_numbers(v, c)
     if problem is None:
         return None
@@ -38,18 +48,37 @@ def _misuse_by_chain(v: RunSignals, c: Curve) -> Misuse | None:
             None,
         )
     if loss.get("classes") == 1:
-        return "softmax_of_one", "A softmax runs over a single output: it is always one, whatever the network says.", None, None
+        return (
+            "softmax_of_one",
+            "A softmax runs over a single output: it is always one, whatever the network says.",
+            None,
+            None,
+        )
     nll = next((i for i, name in enumerate(chain) if name.startswith("NllLoss")), None)
     if nll is not None:
         if "Neg" in chain[:nll]:
-            return "loss_negated", "The loss is the negative of a cross-entropy: training makes it worse.", c.late, 0.0
+            return (
+                "loss_negated",
+                "The loss is the negative of a cross-entropy: training makes it worse.",
+                c.late,
+                0.0,
+            )
         if loss.get("across_batch"):
-            return "softmax_across_batch", "The softmax runs over the samples of the batch instead of the classes.", None, None
+            return (
+                "softmax_across_batch",
+                "The softmax runs over the samples of the batch instead of the classes.",
+                None,
+                None,
+            )
         below = chain[nll + 1 :]
         if "LogSoftmax" in below:
             return _squashed(c, _squasher(below[below.index("LogSoftmax") + 1 :]))
         cheap = c.first < 0.5 * math.log(c.guess.classes or 2) or np.nanmin(v.loss) < 0
-        if not any(name.startswith("Log") for name in below) and not v.facts.get("outputs_log_probabilities") and cheap:
+        if (
+            not any(name.startswith("Log") for name in below)
+            and not v.facts.get("outputs_log_probabilities")
+            and cheap
+        ):
             what = _squasher(below)
             given = f"a {what}'s outputs" if what else "raw outputs"
             return (
@@ -59,8 +88,15 @@ def _misuse_by_chain(v: RunSignals, c: Curve) -> Misuse | None:
                 0.0,
             )
     elif any(name.startswith("LogSoftmax") for name in chain) and _is_likelihood(c):
-        return "loss_negated", "The loss is a log-likelihood without its minus sign: training makes the true class less likely.", c.late, 0.0
-    logits = next((i for i, name in enumerate(chain) if name.startswith("BinaryCrossEntropyWithLogits")), None)
+        return (
+            "loss_negated",
+            "The loss is a log-likelihood without its minus sign: training makes the true class less likely.",
+            c.late,
+            0.0,
+        )
+    logits = next(
+        (i for i, name in enumerate(chain) if name.startswith("BinaryCrossEntropyWithLogits")), None
+    )
     return _squashed(c, _squasher(chain[logits + 1 :])) if logits is not None else None
 
 
@@ -71,8 +107,9 @@ def _is_likelihood(c: Curve) -> bool:
 
 
 def _squasher(below: Sequence[str]) -> str | None:
-    """The squashing function right below; None if the first operation that is more than a reshaping is another. A second
-    LogSoftmax changes nothing, a scaled tanh or a pooled ReLU may be meant."""
+    """The squashing function right below; None if the first operation that is more than a reshaping is
+    another. A second LogSoftmax changes nothing, a scaled tanh or a pooled ReLU may be meant.
+    """
     first = next((name for name in below if not name.startswith(_SHAPE_OPERATIONS)), "")
     return SQUASHERS.get(first)
 
@@ -86,11 +123,18 @@ def _squashed(c: Curve, what: str | None) -> Misuse | None:
         if what == "softmax" and c.guess.classes
         else ""
     )
-    return kind, f"A {what} stands between the last layer and a loss that expects raw outputs.{floor}", None, None
+    return (
+        kind,
+        f"A {what} stands between the last layer and a loss that expects raw outputs.{floor}",
+        None,
+        None,
+    )
 
 
 def softmax_floor(classes: int) -> float:
-    """Smallest cross-entropy of a softmax's outputs taken as logits: ln(e + K - 1) - 1, 1.46 for ten classes."""
+    """Smallest cross-entropy of a softmax's outputs taken as logits: ln(e + K - 1) - 1, 1.46 for ten
+    classes.
+    """
     return math.log(math.e + classes - 1) - 1
 
 
@@ -98,7 +142,12 @@ def _misuse_by_numbers(v: RunSignals, c: Curve) -> Misuse | None:
     """The loss came as a plain number: judge by its sign and floor, and by the outputs' range."""
     lowest = float(np.nanmin(v.loss)) if np.isfinite(v.loss).any() else math.nan
     if lowest < 0 and c.guess.classes and "num_classes" not in v.state:
-        return "loss_below_zero", f"The loss falls below zero ({sig3(lowest)}), which a cross-entropy cannot.", lowest, 0.0
+        return (
+            "loss_below_zero",
+            f"The loss falls below zero ({sig3(lowest)}), which a cross-entropy cannot.",
+            lowest,
+            0.0,
+        )
     low, high = v.facts.get("output_range") or (math.nan, math.nan)
     unit = v.facts.get("outputs_sum_to_one") or (isinstance(low, float) and low >= 0 and high <= 1)
     # The floor is what tells a softmax too many from the log of one softmax.

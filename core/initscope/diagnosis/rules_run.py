@@ -37,18 +37,26 @@ def _why_still(v: RunSignals, names: Sequence[str]) -> str:
         return "no gradient reaches them; is the graph cut by detach() or no_grad(), or backward() missing?"
     if not v.updates_measured:
         return "optimizer.step() was never called"
-    return "gradients arrive, yet the optimizer's step changes nothing; is zero_grad() called between backward() and step()?"
+    return (
+        "gradients arrive, yet the optimizer's step changes nothing; is zero_grad() called between "
+        "backward() and step()?"
+    )
 
 
 def identical_units(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
-    # The last layer may begin with equal rows: its units differ in their labels, so training tells them apart.
+    # The last layer may begin with equal rows: its units differ in their labels, so training tells them
+    # apart.
     last = v.rows.names[v.executed[-1]] if len(v.executed) else None
-    names = tuple(name for name in v.rows.names if name in (v.facts.get("identical_units") or ()) and name != last)
+    names = tuple(
+        name for name in v.rows.names if name in (v.facts.get("identical_units") or ()) and name != last
+    )
     if not names:
         return None
     left = set((v.facts.get("end") or {}).get("identical_units") or ()) & set(names)
     end = f"; in {len(left)} of {len(names)} they still did at the end" if left else ""
-    text = f"All units of {plural(names)} begin with the same weights, so they compute and learn the same{end}."
+    text = (
+        f"All units of {plural(names)} begin with the same weights, so they compute and learn the same{end}."
+    )
     source = "Goodfellow, Bengio and Courville 2016, section 8.4"
     return Finding("identical_units", names, float(len(names)), 1.0, source, text, start_of(v))
 
@@ -71,7 +79,10 @@ def input_out_of_range(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None
     later = v.inputs_broke
     if later is not None:
         where = v.rows.names[v.executed[0]]
-        text = f"At step {later} the output of {where} is not finite while its weights are: that batch's inputs held NaN or infinite values."
+        text = (
+            f"At step {later} the output of {where} is not finite while its weights are: that batch's "
+            "inputs held NaN or infinite values."
+        )
         return Finding("input_out_of_range", (), None, None, "IEEE 754", text, later, False)
     if v.input_signal == 0 and (v.batch_size or 1) > 1:
         return finding(0.0, None, "All samples of the first batch are the same: the inputs carry nothing.")
@@ -79,7 +90,8 @@ def input_out_of_range(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None
         return finding(
             v.input_rms,
             "input_high",
-            f"The inputs have an RMS of {sig3(v.input_rms)} (mean {sig3(mean)}, standard deviation {sig3(std)}).",
+            f"The inputs have an RMS of {sig3(v.input_rms)} (mean {sig3(mean)}, standard deviation "
+            f"{sig3(std)}).",
         )
     if t.input_offset is not None and abs(mean) > t.input_offset * std:
         return finding(
@@ -115,9 +127,11 @@ def train_validation_gap(v: RunSignals, c: Curve, t: Thresholds) -> Finding | No
 
 @dataclass(frozen=True)
 class Scores:
-    """The last epoch's accuracies (NaN, or both zero, where there are none, as in a regression) and losses, and the validation losses' course.
+    """The last epoch's accuracies (NaN, or both zero, where there are none, as in a regression) and losses,
+    and the validation losses' course.
 
-    ``lowest_loss``: the lowest validation loss; ``earlier_loss``: the lowest before the last epoch, NaN if there is but one.
+    ``lowest_loss``: the lowest validation loss; ``earlier_loss``: the lowest before the last epoch, NaN if
+    there is but one.
     """
 
     train: float
@@ -129,10 +143,16 @@ class Scores:
 
     @property
     def accuracies(self) -> bool:
-        return math.isfinite(self.train) and math.isfinite(self.validation) and max(self.train, self.validation) > 0
+        return (
+            math.isfinite(self.train)
+            and math.isfinite(self.validation)
+            and max(self.train, self.validation) > 0
+        )
 
     def gap(self, reference: float) -> float:
-        """By how much training is ahead of validation: in accuracy, else in loss as a share of guessing's (``reference``)."""
+        """By how much training is ahead of validation: in accuracy, else in loss as a share of guessing's
+        (``reference``).
+        """
         if self.accuracies:
             return self.train - self.validation
         gap = (self.last_loss - self.train_loss) / reference if reference > 0 else 0.0

@@ -1,5 +1,7 @@
-"""Rules about how the network is put together and run: who holds its weights, who clears its gradients, what its modes and samples do to
-each other, and which number was the first that is none. Most of it was seen directly (``initscope.recording.inspection``)."""
+"""Rules about how the network is put together and run: who holds its weights, who clears its gradients, what
+its modes and samples do to each other, and which number was the first that is none. Most of it was seen
+directly (``initscope.recording.inspection``).
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ LEAST_UNHELD = 0.1
 MIXED = 1e-2
 """A sample's output moves by this share of the changed sample's: more than rounding can do."""
 APART, DISAGREE, LAG_DISAGREE = 0.5, 0.8, 0.95
-"""Outputs in the two modes further apart than this share of their spread, and fewer samples than this with the same answer; the last
-where the averages cannot have caught up anyway."""
+"""Outputs in the two modes further apart than this share of their spread, and fewer samples than this with
+the same answer; the last where the averages cannot have caught up anyway.
+"""
 LOOKS = 3
 """Looks at the two modes that are averaged."""
 SETTLED_GAP = 16
@@ -31,14 +34,16 @@ HIGH_DROPOUT = 0.9
 SEEN = "seen directly"
 """The source of a finding that compares with no number."""
 
-# ---------------------------------------------------------------- who holds the weights, who clears the gradients
+# ---------------------------------------------------------------- who holds the weights, who clears the
+# gradients
 
 
 def gradients_kept(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if v.facts.get("gradients_kept") is not True:
         return None
     text = (
-        "When a backward pass begins after an update, .grad still holds the gradient of the steps before: it is never cleared, so every "
+        "When a backward pass begins after an update, .grad still holds the gradient of the steps before: "
+        "it is never cleared, so every "
         "update repeats all earlier gradients."
     )
     return Finding("gradients_kept", (), None, None, SEEN, text, start_of(v))
@@ -56,7 +61,10 @@ def layers_unregistered(v: RunSignals, c: Curve, t: Thresholds) -> Finding | Non
         if found.get("anew", 0) >= found.get("count", 1)
         else "no parameters() and no optimizer holds them, so they keep their first values"
     )
-    text = f"{percent(share)} of the weights that the loss depends on are not trained ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''}{more}): {why}."
+    text = (
+        f"{percent(share)} of the weights that the loss depends on are not trained "
+        f"({', '.join(names[:4])}{', ...' if len(names) > 4 else ''}{more}): {why}."
+    )
     return Finding("layers_unregistered", names, share, LEAST_UNHELD, SEEN, text, start_of(v))
 
 
@@ -64,14 +72,19 @@ def layers_not_optimized(v: RunSignals, c: Curve, t: Thresholds) -> Finding | No
     """Some layers, not all, get gradients and are in no optimizer."""
     unheld = set(v.facts.get("unoptimized") or ()) - set(v.facts.get("frozen") or ())
     gradient = v.rows.values["grad_norm"]
-    mask = v.frozen_mask & np.isin(v.rows.names, sorted(unheld)) & (np.nan_to_num(gradient, nan=0.0) > 0).any(0)
+    mask = (
+        v.frozen_mask & np.isin(v.rows.names, sorted(unheld)) & (np.nan_to_num(gradient, nan=0.0) > 0).any(0)
+    )
     if not mask.any() or mask.all():
         return None
     share = float(v.weight_counts[mask].sum() / v.weight_counts.sum())
     if share < LEAST_UNHELD:
         return None
     names = names_of(v, mask)
-    text = f"{plural(names)} get gradients and never move ({percent(share)} of the weights): the optimizer does not hold them."
+    text = (
+        f"{plural(names)} get gradients and never move ({percent(share)} of the weights): the optimizer "
+        "does not hold them."
+    )
     return Finding("layers_not_optimized", names, share, LEAST_UNHELD, SEEN, text, start_of(v))
 
 
@@ -83,24 +96,34 @@ def samples_mixed(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if leak is None or leak <= MIXED:
         return None
     text = (
-        f"When one sample of a batch is replaced by another, the outputs of other samples change, by up to {percent(leak)} of the largest change: "
+        "When one sample of a batch is replaced by another, the outputs of other samples change, by up to "
+        f"{percent(leak)} of the largest change: "
         "a layer takes the batch for another dimension."
     )
     return Finding("samples_mixed", (), leak, MIXED, SEEN, text, start_of(v))
 
 
 def modes_disagree(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
-    """Batch normalization's running averages do not stand for the batches: at the last look, and not only early."""
+    """Batch normalization's running averages do not stand for the batches: at the last look, and not only
+    early.
+    """
     gap = last_gap(v)
     if gap is None or not apart(v) or gap["step"] < SETTLED_GAP:
         return None
     agreement = agreement_lately(v)
     same = "" if agreement is None else f", and {percent(agreement)} of the samples get the same answer"
     if averages_lag(v):
-        same += f"; with momentum {sig3(gap['momentum'])} the averages need about {CAUGHT_UP / gap['momentum']:.0f} steps" if gap["momentum"] else "; momentum is 0"
+        same += (
+            f"; with momentum {sig3(gap['momentum'])} the averages need about "
+            f"{CAUGHT_UP / gap['momentum']:.0f} steps"
+            if gap["momentum"]
+            else "; momentum is 0"
+        )
     text = (
-        f"At step {gap['step']} a training batch's outputs with batch normalization's running averages differ from those with the batch's own "
-        f"statistics by {sig3(gap['distance'])} of their spread{same}: evaluation mode answers otherwise than training mode."
+        f"At step {gap['step']} a training batch's outputs with batch normalization's running averages "
+        "differ from those with the batch's own "
+        f"statistics by {sig3(gap['distance'])} of their spread{same}: evaluation mode answers otherwise "
+        "than training mode."
     )
     return Finding("modes_disagree", (), float(gap["distance"]), APART, SEEN, text, int(gap["step"]), False)
 
@@ -112,14 +135,18 @@ def last_gap(v: RunSignals) -> Mapping[str, Any] | None:
 
 
 def averages_lag(v: RunSignals) -> bool:
-    """Whether the running averages cannot have caught up in this run: momentum times steps is below ``CAUGHT_UP``."""
+    """Whether the running averages cannot have caught up in this run: momentum times steps is below
+    ``CAUGHT_UP``.
+    """
     gap = last_gap(v)
     momentum = None if gap is None else gap.get("momentum")
     return momentum is not None and momentum * v.steps_taken < CAUGHT_UP
 
 
 def apart(v: RunSignals) -> bool:
-    """Whether the two modes answered differently at the last looks (the mean of three: a look sees one batch)."""
+    """Whether the two modes answered differently at the last looks (the mean of three: a look sees one
+    batch).
+    """
     gaps = (v.facts.get("mode_gap") or ())[-LOOKS:]
     if not gaps or gaps[-1].get("distance") is None or not gaps[-1]["distance"] > APART:
         return False
@@ -128,8 +155,14 @@ def apart(v: RunSignals) -> bool:
 
 
 def agreement_lately(v: RunSignals) -> float | None:
-    """Mean share of samples with the same answer in both modes, over the last looks; None for a single output."""
-    known = [gap["agreement"] for gap in (v.facts.get("mode_gap") or ())[-LOOKS:] if gap.get("agreement") is not None]
+    """Mean share of samples with the same answer in both modes, over the last looks; None for a single
+    output.
+    """
+    known = [
+        gap["agreement"]
+        for gap in (v.facts.get("mode_gap") or ())[-LOOKS:]
+        if gap.get("agreement") is not None
+    ]
     return sum(known) / len(known) if known else None
 
 
@@ -138,8 +171,19 @@ def dropout_high(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if rate is None or rate < HIGH_DROPOUT:
         return None
     where = (v.facts.get("dropout") or {}).get("where")
-    text = f"Dropout at {where} sets {percent(rate)} of the units to zero: a step trains the few that are left; 0.1 to 0.5 is usual."
-    return Finding("dropout_high", (where,) if where else (), rate, HIGH_DROPOUT, "Srivastava et al. 2014", text, start_of(v))
+    text = (
+        f"Dropout at {where} sets {percent(rate)} of the units to zero: a step trains the few that are "
+        "left; 0.1 to 0.5 is usual."
+    )
+    return Finding(
+        "dropout_high",
+        (where,) if where else (),
+        rate,
+        HIGH_DROPOUT,
+        "Srivastava et al. 2014",
+        text,
+        start_of(v),
+    )
 
 
 # ---------------------------------------------------------------- the first number that is none
@@ -168,10 +212,17 @@ def _place(found: Mapping[str, Any], where: tuple[str, ...]) -> str:
 
 def _before(found: Mapping[str, Any]) -> str:
     """What was finite until then, and what is known of the number type."""
-    sizes = [f"{name} {sig3(value)}" for name, value in (found.get("from") or {}).items() if isinstance(value, int | float) and math.isfinite(value)]
+    sizes = [
+        f"{name} {sig3(value)}"
+        for name, value in (found.get("from") or {}).items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    ]
     said = ""
     if found["what"] == "gradient":
-        said = "; the outputs and the loss of this step are finite, so a function's slope is not (a root or a logarithm at zero, a division by zero)"
+        said = (
+            "; the outputs and the loss of this step are finite, so a function's slope is not (a root or a "
+            "logarithm at zero, a division by zero)"
+        )
     elif found["what"] == "loss":
         said = "; the network's outputs are finite"
     elif found["what"] == "update":

@@ -1,4 +1,6 @@
-"""Rules about targets and how outputs answer them: unequal classes, sorted batches, targets out of reach or out of range."""
+"""Rules about targets and how outputs answer them: unequal classes, sorted batches, targets out of reach or
+out of range.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,17 @@ COLLAPSED = 0.98
 RECALLED = 0.02
 """Share of the other classes' samples that a collapsed network still finds."""
 MISSED, BEATS = 1 / 3, 0.1
-"""A network that finds less of the other classes and beats the majority by less of what is left answers mostly with one class."""
+"""A network that finds less of the other classes and beats the majority by less of what is left answers
+mostly with one class.
+"""
 LEAST_MINORITY = 8
 """Observed samples of the other classes, at least."""
 MAJORITY, UNEQUAL = 0.3, 1.3
 """Classes are unequal if the largest holds this share of the samples, and this many times an equal share."""
 SORTED = 0.5
-"""Batches are sorted if two samples of one have the same label this much of the way from what shuffled batches would show to always."""
+"""Batches are sorted if two samples of one have the same label this much of the way from what shuffled
+batches would show to always.
+"""
 SORTED_NUMBERS = 0.3
 """Of a regression: variance of the targets within batches over that of all."""
 FAR = 10.0
@@ -57,9 +63,15 @@ def late_targets(v: RunSignals) -> Facts:
 
 def loss_unjudged(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if v.facts.get("discriminator"):
-        text = "The loss is a discriminator's: real samples against another network's. Balance keeps it near 2 ln 2 = 1.39, so how low it is does not tell how well the two learn."
+        text = (
+            "The loss is a discriminator's: real samples against another network's. Balance keeps it near 2 "
+            "ln 2 = 1.39, so how low it is does not tell how well the two learn."
+        )
     elif (v.facts.get("loss") or {}).get("other_network") and not c.guess.classes:
-        text = "The loss is computed by another network's weights, as a generator's is by its discriminator: how low it is says nothing by itself."
+        text = (
+            "The loss is computed by another network's weights, as a generator's is by its discriminator: "
+            "how low it is says nothing by itself."
+        )
     elif c.unjudged:
         text = "The loss has no known lower bound and falls below zero: how low it is says nothing by itself."
     else:
@@ -70,30 +82,66 @@ def loss_unjudged(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
 def targets_outside(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     found = _targets(v)
     low, high = number(found.get("low")), number(found.get("high"))
-    if found.get("kind") != "binary" or low is None or high is None or (low > -OUTSIDE and high < 1 + OUTSIDE):
+    if (
+        found.get("kind") != "binary"
+        or low is None
+        or high is None
+        or (low > -OUTSIDE and high < 1 + OUTSIDE)
+    ):
         return None
-    text = f"The targets run from {sig3(low)} to {sig3(high)}, but a binary cross-entropy expects 0 to 1: outside of that it has no lower bound."
-    return Finding("targets_outside", (), high if high > 1 else low, 1.0 if high > 1 else 0.0, "definition of the loss", text)
+    text = (
+        f"The targets run from {sig3(low)} to {sig3(high)}, but a binary cross-entropy expects 0 to 1: "
+        "outside of that it has no lower bound."
+    )
+    return Finding(
+        "targets_outside",
+        (),
+        high if high > 1 else low,
+        1.0 if high > 1 else 0.0,
+        "definition of the loss",
+        text,
+    )
 
 
 def labels_constant(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     found = _targets(v)
     samples = number(found.get("samples")) or 0
-    if found.get("true_classes") != 1 or targets_outside(v, c, t) or samples < LEAST_SAMPLES or (number(found.get("batches")) or 0) < 8:
+    if (
+        found.get("true_classes") != 1
+        or targets_outside(v, c, t)
+        or samples < LEAST_SAMPLES
+        or (number(found.get("batches")) or 0) < 8
+    ):
         return None
-    text = f"All {int(samples)} labels that were seen are class {int(found.get('largest_class') or 0)}: there is nothing to tell apart."
+    text = (
+        f"All {int(samples)} labels that were seen are class {int(found.get('largest_class') or 0)}: there "
+        "is nothing to tell apart."
+    )
     return Finding("labels_constant", (), 1.0, 1.0, "definition", text)
 
 
 def labels_in_order(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     found = _targets(v)
     within, overall = number(found.get("same_label")), number(found.get("same_label_overall"))
-    if within is not None and overall is not None and overall < 0.98 and within > overall + SORTED * (1 - overall):
-        text = f"Two samples of a batch have the same label {percent(within)} of the time; in shuffled batches it would be {percent(overall)}."
-        return Finding("labels_in_order", (), within, overall + SORTED * (1 - overall), "Simpson's index", text)
+    if (
+        within is not None
+        and overall is not None
+        and overall < 0.98
+        and within > overall + SORTED * (1 - overall)
+    ):
+        text = (
+            f"Two samples of a batch have the same label {percent(within)} of the time; in shuffled batches "
+            f"it would be {percent(overall)}."
+        )
+        return Finding(
+            "labels_in_order", (), within, overall + SORTED * (1 - overall), "Simpson's index", text
+        )
     inside, overall = number(found.get("variance_within")), number(found.get("price"))
     if inside is not None and overall and (v.batch_size or 0) >= 8 and inside < SORTED_NUMBERS * overall:
-        text = f"The targets' variance within batches is {percent(inside / overall)} of that over all of them: the batches are sorted by target."
+        text = (
+            f"The targets' variance within batches is {percent(inside / overall)} of that over all of them: "
+            "the batches are sorted by target."
+        )
         return Finding("labels_in_order", (), inside / overall, SORTED_NUMBERS, "analysis of variance", text)
     return None
 
@@ -112,15 +160,30 @@ def class_collapse(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
         return None
     where = f"class {int(late['predicted_class'])}, which holds {percent(largest)} of the samples"
     if one >= COLLAPSED and recall <= RECALLED:
-        text = f"At the end {percent(one)} of the predictions are {where}; of the other classes' samples {percent(recall)} are recognized."
-        return Finding("class_collapse", (), one, COLLAPSED, "confusion matrix", text, int(found["late_step"]), False)
+        text = (
+            f"At the end {percent(one)} of the predictions are {where}; of the other classes' samples "
+            f"{percent(recall)} are recognized."
+        )
+        return Finding(
+            "class_collapse", (), one, COLLAPSED, "confusion matrix", text, int(found["late_step"]), False
+        )
     # More of one class than there is, and no more right than by answering nothing else.
     if one > majority and recall < MISSED and right < majority + BEATS * (1 - majority) and not c.well:
         text = (
-            f"At the end {percent(right)} of the answers are right, no more than by always answering the largest class ({percent(majority)}); "
+            f"At the end {percent(right)} of the answers are right, no more than by always answering the "
+            f"largest class ({percent(majority)}); "
             f"{percent(one)} are {where}, and of the other classes' samples {percent(recall)} are recognized."
         )
-        return Finding("class_collapse", (), recall, MISSED, "accuracy against the largest class", text, int(found["late_step"]), False)
+        return Finding(
+            "class_collapse",
+            (),
+            recall,
+            MISSED,
+            "accuracy against the largest class",
+            text,
+            int(found["late_step"]),
+            False,
+        )
     return None
 
 
@@ -137,19 +200,37 @@ def targets_far(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if began is None or ended is None or not math.isfinite(ended):
         return None
     if rms < NEAR_ZERO and price > 0 and c.late > 3 * price:
-        text = f"The targets are tiny (RMS {sig3(rms)}): always answering their mean costs {sig3(price)}, and the outputs are still {sig3(math.sqrt(c.late))} away."
-        return Finding("targets_far", (), rms, NEAR_ZERO, "mean squared error against the targets' variance", text)
+        text = (
+            f"The targets are tiny (RMS {sig3(rms)}): always answering their mean costs {sig3(price)}, and "
+            f"the outputs are still {sig3(math.sqrt(c.late))} away."
+        )
+        return Finding(
+            "targets_far", (), rms, NEAR_ZERO, "mean squared error against the targets' variance", text
+        )
     if rms < FAR:
         return None
     if c.nonfinite or c.worsened or c.spiked:
-        text = f"The targets have an RMS of {sig3(rms)}: gradients of a squared error grow with it, and the first updates threw the network far off."
+        text = (
+            f"The targets have an RMS of {sig3(rms)}: gradients of a squared error grow with it, and the "
+            "first updates threw the network far off."
+        )
         return Finding("targets_far", (), rms, FAR, "gradient of the squared error", text)
     if not c.late > 1.3 * price:
         return None
     steps, speed = v.steps_taken, abs(ended - began) / max(1, v.steps_taken)
     distance, left = abs(mean - began), math.sqrt(max(0.0, c.late - price))
-    more = "" if speed <= 0 else f"; at this pace it takes {sig3(left / speed)} more steps" if left > 0.5 * distance else ""
-    text = f"The targets have an RMS of {sig3(rms)}; after {steps} steps the outputs are still {sig3(math.sqrt(c.late))} away, and always answering the mean would be {sig3(math.sqrt(price))} away{more}."
+    more = (
+        ""
+        if speed <= 0
+        else f"; at this pace it takes {sig3(left / speed)} more steps"
+        if left > 0.5 * distance
+        else ""
+    )
+    text = (
+        f"The targets have an RMS of {sig3(rms)}; after {steps} steps the outputs are still "
+        f"{sig3(math.sqrt(c.late))} away, and always answering the mean would be {sig3(math.sqrt(price))} "
+        f"away{more}."
+    )
     return Finding("targets_far", (), rms, FAR, "mean squared error against the targets' variance", text)
 
 
@@ -160,12 +241,17 @@ def _still_travelling(v: RunSignals, c: Curve, first: Facts, late: Facts) -> Fin
         return None
     speed = abs(ended - began) / max(1, v.steps_taken)
     more = f"; at this pace it takes {sig3(c.late / speed)} more steps" if speed > 0 else ""
-    text = f"After {v.steps_taken} steps {percent(side)} of the outputs lie on the same side of their targets, {sig3(c.late)} away on average{more}."
+    text = (
+        f"After {v.steps_taken} steps {percent(side)} of the outputs lie on the same side of their targets, "
+        f"{sig3(c.late)} away on average{more}."
+    )
     return Finding("targets_far", (), side, ONE_SIDE, "sign of the error", text)
 
 
 def outputs_loud(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
-    """Fresh outputs so large that the first loss is many times the price of guessing, though no recorded layer is loud."""
+    """Fresh outputs so large that the first loss is many times the price of guessing, though no recorded
+    layer is loud.
+    """
     first = _targets(v).get("first") or {}
     size = number(first.get("output_std"))
     if t.initial_loss is None or size is None or c.chance is None or c.guess.kind == "mean":
@@ -175,5 +261,16 @@ def outputs_loud(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     last = float(v.rms[0, v.executed[-1]]) if len(v.executed) and len(v.rms) else math.nan
     if np.isfinite(last) and size < 3 * last:
         return None  # the last recorded layer is as loud: rules about layers speak of it
-    text = f"The first outputs have a standard deviation of {sig3(size)}, while the last recorded layer's is {sig3(last)}: the weights behind it, such as a shared embedding, are too large."
-    return Finding("outputs_loud", (), size, LOUD_OUTPUTS, "softmax of large outputs", text, int(v.rows.steps[0]) if len(v.rows.steps) else None)
+    text = (
+        f"The first outputs have a standard deviation of {sig3(size)}, while the last recorded layer's is "
+        f"{sig3(last)}: the weights behind it, such as a shared embedding, are too large."
+    )
+    return Finding(
+        "outputs_loud",
+        (),
+        size,
+        LOUD_OUTPUTS,
+        "softmax of large outputs",
+        text,
+        int(v.rows.steps[0]) if len(v.rows.steps) else None,
+    )

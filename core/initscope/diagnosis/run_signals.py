@@ -1,7 +1,7 @@
 """From recorded rows to the few numbers that rules compare: plain NumPy, no thresholds here.
 
-Layers are in order of execution. "First" is the first recorded step, before any update: what initialization and inputs
-did. Everything after that is what training did.
+Layers are in order of execution. "First" is the first recorded step, before any update: what initialization
+and inputs did. Everything after that is what training did.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ class RunSignals:
 
     @cached_property
     def first_pass(self) -> int | None:
-        """How many of the recorded losses are of samples seen for the first time; None if the loop did not count epochs."""
+        """How many of the recorded losses are of samples seen for the first time; None if the loop did not
+        count epochs.
+        """
         later = np.flatnonzero(self.loss_epochs > self.loss_epochs[0]) if len(self.loss_epochs) else []
         return int(later[0]) if len(later) else None
 
@@ -109,7 +111,11 @@ class RunSignals:
         known = number(self.state.get("train_samples"))
         if known:
             return known
-        last = self.steps_taken if self.first_pass is None else int(self.loss_steps[self.first_pass] - self.loss_steps[0])
+        last = (
+            self.steps_taken
+            if self.first_pass is None
+            else int(self.loss_steps[self.first_pass] - self.loss_steps[0])
+        )
         return max(1.0, float(last * (self.batch_size or 1)))
 
     # -- layers
@@ -117,7 +123,9 @@ class RunSignals:
     @cached_property
     def executed(self) -> np.ndarray:
         """Indices of the layers whose outputs were measured, in order of execution."""
-        return np.flatnonzero(~np.isnan(self.rows.values["activation_mean"]).all(0) | (self.rows.values["nonfinite"] > 0).any(0))
+        return np.flatnonzero(
+            ~np.isnan(self.rows.values["activation_mean"]).all(0) | (self.rows.values["nonfinite"] > 0).any(0)
+        )
 
     @property
     def hidden(self) -> np.ndarray:
@@ -126,28 +134,35 @@ class RunSignals:
 
     @cached_property
     def inputs_broke(self) -> int | None:
-        """The step at which the first layer's output was not finite though its weights were, and not large: the batch it was
-        given was not. None if there was none."""
+        """The step at which the first layer's output was not finite though its weights were, and not large:
+        the batch it was given was not. None if there was none.
+        """
         told = self.facts.get("nonfinite_origin")
         if told:  # the batch itself was looked at
             return int(told["step"]) if told["what"] == "input" else None
         if not len(self.executed) or len(self.rows.steps) < 2:
             return None
         layer = self.executed[0]
-        length, output = self.rows.values["weight_norm"][:, layer], self.rows.values["activation_std"][:, layer]
+        length, output = (
+            self.rows.values["weight_norm"][:, layer],
+            self.rows.values["activation_std"][:, layer],
+        )
         broken = np.flatnonzero((self.rows.values["nonfinite"][:, layer] > 0) & ~np.isfinite(output))
         if not len(broken) or broken[0] == 0:
             return None
-        # Without an optimizer the weight is measured after its update: the row before tells what the batch met.
+        # Without an optimizer the weight is measured after its update: the row before tells what the batch
+        # met.
         at = broken[0] if self.updates_measured else broken[0] - 1
         return int(self.rows.steps[broken[0]]) if length[at] < USUAL_GROWTH * length[0] else None
 
     @cached_property
     def nonfinite_origin(self) -> Mapping[str, Any] | None:
-        """The first number that is none: as it was looked at when it came, else (on a GPU) from the rows. None if all are finite.
+        """The first number that is none: as it was looked at when it came, else (on a GPU) from the rows.
+        None if all are finite.
 
-        Keys: ``what`` (input, weight, output, loss, gradient, update), ``where`` (names), ``step``, ``since`` (the last step known to be
-        sound), ``nan``, ``from`` (finite sizes before it). Gradients that are not finite where the loss goes on are a scaler's business.
+        Keys: ``what`` (input, weight, output, loss, gradient, update), ``where`` (names), ``step``, ``since``
+        (the last step known to be sound), ``nan``, ``from`` (finite sizes before it). Gradients that are not
+        finite where the loss goes on are a scaler's business.
         """
         told = self.facts.get("nonfinite_origin")
         if told:
@@ -164,7 +179,12 @@ class RunSignals:
         bad = self.rows.values["nonfinite"][before] > 0
         since = int(self.rows.steps[before - 1]) if before else None
         base = {"step": int(self.rows.steps[before]), "since": since, "from": {}}
-        for what, metric in (("weight", "weight_norm"), ("output", "activation_std"), ("loss", None), ("gradient", "grad_norm")):
+        for what, metric in (
+            ("weight", "weight_norm"),
+            ("output", "activation_std"),
+            ("loss", None),
+            ("gradient", "grad_norm"),
+        ):
             if metric is None:
                 if before == at:
                     return {**base, "what": "loss", "where": [], "nan": bool(np.isnan(self.loss[broken[0]]))}
@@ -172,9 +192,16 @@ class RunSignals:
             mask = bad & ~np.isfinite(values[metric][before])
             if metric == "activation_std":
                 mask &= np.isin(np.arange(len(names)), self.executed)
-            if mask.any() and not (metric == "weight_norm" and np.isnan(values[metric][before][mask]).all() and before == 0):
+            if mask.any() and not (
+                metric == "weight_norm" and np.isnan(values[metric][before][mask]).all() and before == 0
+            ):
                 first = [str(names[mask][0])] if what == "output" else [str(name) for name in names[mask][:6]]
-                return {**base, "what": what, "where": first, "nan": bool(np.isnan(values[metric][before][mask]).any())}
+                return {
+                    **base,
+                    "what": what,
+                    "where": first,
+                    "nan": bool(np.isnan(values[metric][before][mask]).any()),
+                }
         return None
 
     @cached_property
@@ -194,9 +221,10 @@ class RunSignals:
     def kept_by_layer(self) -> np.ndarray:
         """(steps, layers): share of the input's signal left in each layer's pre-activations.
 
-        The smaller of two: signal_std over the signal of the input (or over one, after a normalization, which restores
-        it), and signal_std over RMS, how much of the layer's output depends on the input at all, over the input's own
-        share. With one sample a batch the RMS stands for the signal, as an upper bound. Before a normalization: what that makes of it.
+        The smaller of two: signal_std over the signal of the input (or over one, after a normalization, which
+        restores it), and signal_std over RMS, how much of the layer's output depends on the input at all,
+        over the input's own share. With one sample a batch the RMS stands for the signal, as an upper bound.
+        Before a normalization: what that makes of it.
         """
         signal, scale = self.rows.values["signal_std"], self.input_signal
         share = scale / self.input_rms if self.input_rms else 1.0
@@ -213,18 +241,26 @@ class RunSignals:
                     kept[:, layer] = signal[:, layer] / np.sqrt(signal[:, layer] ** 2 + NORM_EPS)
                     scale, share = 1.0, 1.0
                     continue
-                relative = np.where(self.rms[:, layer] > 0, signal[:, layer] / self.rms[:, layer], 0.0) / share
+                relative = (
+                    np.where(self.rms[:, layer] > 0, signal[:, layer] / self.rms[:, layer], 0.0) / share
+                )
                 kept[:, layer] = np.minimum(signal[:, layer] / scale, relative)
         return kept
 
     @cached_property
     def signal_retained(self) -> np.ndarray:
         """(steps,): the signal left at the last hidden layer; NaN for a network without one."""
-        return self.kept_by_layer[:, self.hidden[-1]] if len(self.hidden) else np.full(len(self.rows.steps), np.nan)
+        return (
+            self.kept_by_layer[:, self.hidden[-1]]
+            if len(self.hidden)
+            else np.full(len(self.rows.steps), np.nan)
+        )
 
     @cached_property
     def grown_by_layer(self) -> np.ndarray:
-        """(steps, layers): pre-activation RMS over the inputs' (or over one, whichever is larger); NaN before a normalization."""
+        """(steps, layers): pre-activation RMS over the inputs' (or over one, whichever is larger); NaN before
+        a normalization.
+        """
         scale = max(1.0, self.input_rms) if np.isfinite(self.input_rms) else 1.0
         # What the initial biases add is theirs, not the weights'.
         with np.errstate(invalid="ignore", over="ignore"):
@@ -233,9 +269,11 @@ class RunSignals:
 
     @cached_property
     def dead(self) -> np.ndarray:
-        """(steps, layers): share of ReLU units at zero for the whole batch; NaN for batches too small to tell.
+        """(steps, layers): share of ReLU units at zero for the whole batch; NaN for batches too small to
+        tell.
 
-        For smooth relatives of ReLU: the estimated share of their inputs below ``OFF``, where hardly a gradient passes.
+        For smooth relatives of ReLU: the estimated share of their inputs below ``OFF``, where hardly a
+        gradient passes.
         """
         dead = self.rows.values["dead_fraction"].copy()
         if (self.batch_size or LEAST_BATCH) < LEAST_BATCH:
@@ -249,20 +287,30 @@ class RunSignals:
 
     @cached_property
     def _cut(self) -> np.ndarray:
-        """(steps, layers): True where nothing of a signal that the layer's output has gets into the next one, although that has
-        weights and the nonlinearity between them is none that is known: all units between them are off. What reaches any later layer
-        has gone round (an embedding of positions has no signal of its own)."""
-        signal, length, cut = self.rows.values["signal_std"], self.rows.values["weight_norm"], np.zeros(self.rows.values["signal_std"].shape, bool)
+        """(steps, layers): True where nothing of a signal that the layer's output has gets into the next one,
+        although that has weights and the nonlinearity between them is none that is known: all units between
+        them are off. What reaches any later layer has gone round (an embedding of positions has no signal of
+        its own).
+        """
+        signal, length, cut = (
+            self.rows.values["signal_std"],
+            self.rows.values["weight_norm"],
+            np.zeros(self.rows.values["signal_std"].shape, bool),
+        )
         for place, (layer, after) in enumerate(pairwise(self.executed)):
             if self.rows.names[layer] not in self.activations and not self.normalized[layer]:
                 nothing = ~(signal[:, self.executed[place + 1 :]] > 0).any(1)
-                cut[:, layer] = (signal[:, layer] > FAINTEST) & (signal[:, after] == 0) & nothing & (length[:, after] > 0)
+                cut[:, layer] = (
+                    (signal[:, layer] > FAINTEST) & (signal[:, after] == 0) & nothing & (length[:, after] > 0)
+                )
         return cut
 
     def saturated(self, from_input: float) -> np.ndarray:
-        """(steps, layers): estimated share of a bounded nonlinearity's inputs beyond ``from_input`` (tanh; wider for others).
+        """(steps, layers): estimated share of a bounded nonlinearity's inputs beyond ``from_input`` (tanh;
+        wider for others).
 
-        From mean and standard deviation of the pre-activations as if they were Gaussian. NaN for other nonlinearities.
+        From mean and standard deviation of the pre-activations as if they were Gaussian. NaN for other
+        nonlinearities.
         """
         mean, std = self.rows.values["activation_mean"], self.rows.values["activation_std"]
         share = np.full(mean.shape, np.nan)
@@ -287,8 +335,9 @@ class RunSignals:
 
     @cached_property
     def update_ratio(self) -> np.ndarray:
-        """(steps, layers): |change| / |weight| of a step. Where no optimizer was watched, the change of the norm stands in: a
-        lower bound, since a change across the weight leaves its norm."""
+        """(steps, layers): |change| / |weight| of a step. Where no optimizer was watched, the change of the
+        norm stands in: a lower bound, since a change across the weight leaves its norm.
+        """
         ratio, length = self.rows.values["update_ratio"], self.rows.values["weight_norm"]
         if self.updates_measured or len(length) < 2:
             return ratio
@@ -298,7 +347,9 @@ class RunSignals:
 
     @cached_property
     def update_total(self) -> np.ndarray:
-        """(steps,): |change of all weights| / |all weights|: a small layer counts little. NaN where not measured."""
+        """(steps,): |change of all weights| / |all weights|: a small layer counts little. NaN where not
+        measured.
+        """
         ratio, length = self.update_ratio, self.rows.values["weight_norm"]
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             moved = np.where(np.isfinite(length) & (length > 0), ratio * length, np.nan)
@@ -321,7 +372,9 @@ class RunSignals:
 
     @cached_property
     def total_relative_update(self) -> float:
-        """How far the hidden layers have gone: the median layer's sum of update ratios over all steps; NaN if not measured."""
+        """How far the hidden layers have gone: the median layer's sum of update ratios over all steps; NaN if
+        not measured.
+        """
         ratio = self.update_ratio[:, self.hidden] if len(self.hidden) else np.empty((0, 0))
         if not ratio.size or np.isnan(ratio).all():
             return float("nan")
@@ -343,43 +396,70 @@ class RunSignals:
     @property
     def weight_decay(self) -> float:
         """The largest weight decay of a parameter group, 0 if there is none or it is not known."""
-        return self.fact("optimizer_settings", "weight_decay") or number(self.config.get("weight_decay")) or 0.0
+        return (
+            self.fact("optimizer_settings", "weight_decay") or number(self.config.get("weight_decay")) or 0.0
+        )
 
     @cached_property
     def decay_pull(self) -> float:
-        """How hard weight decay pulls at the weights in units of the loss's gradient: the median layer, at the first step or usually, whichever
-        is more (weights that have shrunk pull less); 0 without decay, NaN if not measured. Decoupled decay (AdamW) is set against what one step moves a weight, the learning rate."""
+        """How hard weight decay pulls at the weights in units of the loss's gradient: the median layer, at
+        the first step or usually, whichever is more (weights that have shrunk pull less); 0 without decay,
+        NaN if not measured. Decoupled decay (AdamW) is set against what one step moves a weight, the learning
+        rate.
+        """
         decay, length = self.weight_decay, self.rows.values["weight_norm"]
         if not decay or not length.size:
             return 0.0
         begun = self.rows.first("weight_norm") > 0
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            force = np.sqrt(self.weight_counts) if "adamw" in self.optimizer else self.rows.values["grad_norm"]
+            force = (
+                np.sqrt(self.weight_counts) if "adamw" in self.optimizer else self.rows.values["grad_norm"]
+            )
             pull = (decay * length / force)[:, begun]
         pull = pull[:, ~np.isnan(pull).all(0)]
-        return float(max(np.nanmedian(pull[0]), np.median(np.nanmedian(pull, 0)))) if pull.size and not np.isnan(pull[0]).all() else float("nan")
+        return (
+            float(max(np.nanmedian(pull[0]), np.median(np.nanmedian(pull, 0))))
+            if pull.size and not np.isnan(pull[0]).all()
+            else float("nan")
+        )
 
     @cached_property
     def decayed(self) -> float:
-        """The sum of learning rate times weight decay over the steps: what decay alone would have made of the weights is exp(-that)."""
+        """The sum of learning rate times weight decay over the steps: what decay alone would have made of the
+        weights is exp(-that).
+        """
         rates = self.learning_rate[np.isfinite(self.learning_rate)]
-        momentum = min(0.99, self.fact("optimizer_settings", "momentum") or 0.0) if "sgd" in self.optimizer else 0.0
-        return float(rates.mean() * self.steps_taken * self.weight_decay / (1 - momentum)) if len(rates) else 0.0
+        momentum = (
+            min(0.99, self.fact("optimizer_settings", "momentum") or 0.0) if "sgd" in self.optimizer else 0.0
+        )
+        return (
+            float(rates.mean() * self.steps_taken * self.weight_decay / (1 - momentum)) if len(rates) else 0.0
+        )
 
     @cached_property
     def gradient_total(self) -> float:
-        """Norm of the first recorded gradient over all recorded weights, before any clipping; NaN if not measured."""
+        """Norm of the first recorded gradient over all recorded weights, before any clipping; NaN if not
+        measured.
+        """
         norm = self.rows.first("grad_norm")
         return float(np.sqrt(np.nansum(norm**2))) if len(norm) and not np.isnan(norm).all() else float("nan")
 
     @cached_property
     def step_share(self) -> float:
-        """Length of the first recorded update over what gradient and learning rate make it: 1 for SGD; for Adam 1 if every weight had a
-        gradient. NaN for other optimizers, and where the first step was not recorded or not moved by the rate."""
+        """Length of the first recorded update over what gradient and learning rate make it: 1 for SGD; for
+        Adam 1 if every weight had a gradient. NaN for other optimizers, and where the first step was not
+        recorded or not moved by the rate.
+        """
         plain = "sgd" in self.optimizer and "," not in self.optimizer
         adam = self.optimizer in ("adam", "adamw")
         rate = self.learning_rate[0] if len(self.learning_rate) else np.nan
-        if not (plain or adam) or not rate > 0 or not self.updates_measured or not len(self.rows.steps) or self.rows.steps[0] != 0:
+        if (
+            not (plain or adam)
+            or not rate > 0
+            or not self.updates_measured
+            or not len(self.rows.steps)
+            or self.rows.steps[0] != 0
+        ):
             return float("nan")
         norm, length, ratio = (self.rows.first(name) for name in ("grad_norm", "weight_norm", "update_ratio"))
         with np.errstate(invalid="ignore", over="ignore"):
@@ -394,26 +474,37 @@ class RunSignals:
     def frozen_mask(self) -> np.ndarray:
         """(layers,): True where the weight never moved although something should have moved it.
 
-        A layer whose gradient is exactly zero, or too small for float32 at this learning rate, is blocked, not frozen.
+        A layer whose gradient is exactly zero, or too small for float32 at this learning rate, is blocked,
+        not frozen.
         """
         ratio, length, gradient = (self.rows.values[m] for m in ("update_ratio", "weight_norm", "grad_norm"))
         if not len(length):
             return np.zeros(len(self.rows.names), bool)
         unmoved = ~(np.nan_to_num(ratio, nan=0.0) > 0).any(0) & (length == length[0]).all(0)
-        rate = np.nanmax(self.learning_rate) if len(self.learning_rate) and not np.isnan(self.learning_rate).all() else np.nan
-        adaptive = any(word in str(self.facts.get("optimizer", "")) for word in ("Ada", "RMS", "Lion", "Rprop", "Muon"))
+        rate = (
+            np.nanmax(self.learning_rate)
+            if len(self.learning_rate) and not np.isnan(self.learning_rate).all()
+            else np.nan
+        )
+        adaptive = any(
+            word in str(self.facts.get("optimizer", "")) for word in ("Ada", "RMS", "Lion", "Rprop", "Muon")
+        )
         count = self.weight_counts
         with np.errstate(invalid="ignore", divide="ignore"):
             push = rate * (np.sqrt(count) if adaptive else np.nanmax(gradient, 0, initial=0.0)) / length[0]
         has_gradient = ~np.isnan(gradient).all(0)
-        unheld = np.isin(self.rows.names, [*(self.facts.get("unoptimized") or []), *(self.facts.get("frozen") or [])])
+        unheld = np.isin(
+            self.rows.names, [*(self.facts.get("unoptimized") or []), *(self.facts.get("frozen") or [])]
+        )
         zero = has_gradient & (np.nanmax(gradient, 0, initial=0.0) == 0)
         too_small = has_gradient & (push < _REACH)
         return unmoved & (unheld | ~(zero | too_small)) & (len(length) > 1 or unheld)
 
     @cached_property
     def grad_to_weight_ratio(self) -> float:
-        """The largest |gradient| / |weight| of a layer at the first step: what a learning rate of one would do; NaN if not measured."""
+        """The largest |gradient| / |weight| of a layer at the first step: what a learning rate of one would
+        do; NaN if not measured.
+        """
         with np.errstate(invalid="ignore", divide="ignore"):
             pull = self.rows.first("grad_norm") / self.rows.first("weight_norm")
         pull = pull[np.isfinite(pull)]
@@ -436,7 +527,12 @@ class RunSignals:
         """(layers,): RMS of the initial biases; 0 if not known."""
         scales = self.facts.get("scales") or {}
         rows = [scales.get(name) or {} for name in self.rows.names]
-        return np.array([np.hypot(number(row.get("bias_mean")) or 0.0, number(row.get("bias_std")) or 0.0) for row in rows])
+        return np.array(
+            [
+                np.hypot(number(row.get("bias_mean")) or 0.0, number(row.get("bias_std")) or 0.0)
+                for row in rows
+            ]
+        )
 
 
 def _outside(mean: np.ndarray, std: np.ndarray, edge: float) -> np.ndarray:
@@ -446,12 +542,16 @@ def _outside(mean: np.ndarray, std: np.ndarray, edge: float) -> np.ndarray:
 
 
 def _normal_cdf(z: np.ndarray) -> np.ndarray:
-    """Normal distribution function by a logistic approximation good to 2e-4 (Bowling et al. 2009): no SciPy needed."""
+    """Normal distribution function by a logistic approximation good to 2e-4 (Bowling et al. 2009): no SciPy
+    needed.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         return 1 / (1 + np.exp(-(0.07056 * z**3 + 1.5976 * z)))
 
 
-def read_signals(steps: Frame, epochs: Frame, layers: Frame, state: Mapping[str, Any], config: Mapping[str, Any]) -> RunSignals:
+def read_signals(
+    steps: Frame, epochs: Frame, layers: Frame, state: Mapping[str, Any], config: Mapping[str, Any]
+) -> RunSignals:
     """Frames as recorded to ``RunSignals``."""
     curve = pandas_of(with_loss(steps) if isinstance(steps, pa.Table) else steps)
     return RunSignals(

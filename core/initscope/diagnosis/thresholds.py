@@ -1,7 +1,7 @@
 """Where the lines are drawn, and who drew them: ours, SageMaker Debugger's, AUTOTRAINER's.
 
-A threshold is declared once: its title, unit, bounds and source serve the rules, the sliders of the page and the README.
-``None`` switches a rule off, as in a tool that has no such rule. Sources:
+A threshold is declared once: its title, unit, bounds and source serve the rules, the sliders of the page and
+the README. ``None`` switches a rule off, as in a tool that has no such rule. Sources:
 
 - SageMaker Debugger, built-in rules (docs.aws.amazon.com/sagemaker/latest/dg/debugger-built-in-rules.html)
 - AUTOTRAINER: Zhang et al. 2021, "AUTOTRAINER: An Automatic DNN Training Problem Detection and Repair System"
@@ -80,21 +80,52 @@ class Thresholds:
         10.0, "Signal grown", "Largest pre-activation RMS, in units of the input's", 1, 1e6, log=True
     )
     initial_loss: float | None = limit(
-        3.0, "Initial loss", "First loss over the loss of guessing, ln K", 1, 1e4, log=True, source="NeuroScope (1.5), widened"
+        3.0,
+        "Initial loss",
+        "First loss over the loss of guessing, ln K",
+        1,
+        1e4,
+        log=True,
+        source="NeuroScope (1.5), widened",
     )
     vanishing_ratio: float | None = limit(
-        1e-3, "Vanishing: ratio", "Gradient norm, first layer over last", 1e-9, 1, log=True, source=AUTOTRAINER_NAME
+        1e-3,
+        "Vanishing: ratio",
+        "Gradient norm, first layer over last",
+        1e-9,
+        1,
+        log=True,
+        source=AUTOTRAINER_NAME,
     )
     vanishing_norm: float | None = limit(
-        1e-4, "Vanishing: norm", "Gradient norm of the first layer", 1e-12, 1, log=True, source=AUTOTRAINER_NAME
+        1e-4,
+        "Vanishing: norm",
+        "Gradient norm of the first layer",
+        1e-12,
+        1,
+        log=True,
+        source=AUTOTRAINER_NAME,
     )
     vanishing_rms: float | None = limit(
-        1e-7, "Vanishing everywhere", "Gradient RMS of every hidden layer", 1e-15, 1e-2, log=True, source=SAGEMAKER_NAME
+        1e-7,
+        "Vanishing everywhere",
+        "Gradient RMS of every hidden layer",
+        1e-15,
+        1e-2,
+        log=True,
+        source=SAGEMAKER_NAME,
     )
     exploding_ratio: float | None = limit(
-        None, "Exploding: ratio", "Gradient norm, first layer over last (off: ratios grow with layer size)", 1, 1e6, log=True
+        None,
+        "Exploding: ratio",
+        "Gradient norm, first layer over last (off: ratios grow with layer size)",
+        1,
+        1e6,
+        log=True,
     )
-    exploding_norm: float | None = limit(100.0, "Exploding: norm", "Gradient norm of any layer", 1, 1e9, log=True)
+    exploding_norm: float | None = limit(
+        100.0, "Exploding: norm", "Gradient norm of any layer", 1, 1e9, log=True
+    )
 
     # units
     dead_share: float | None = limit(
@@ -108,7 +139,11 @@ class Thresholds:
         0.5, "Saturated units", "Share of a layer's outputs on the flat part", 0.1, 1.0, source=SAGEMAKER_NAME
     )
     saturated_input: float | None = limit(
-        2.0, "Saturated from", "|input| of tanh from which it is flat (slope under 7 %); twice that for sigmoid", 1, 25
+        2.0,
+        "Saturated from",
+        "|input| of tanh from which it is flat (slope under 7 %); twice that for sigmoid",
+        1,
+        25,
     )
 
     # updates
@@ -116,12 +151,23 @@ class Thresholds:
         0.1, "Update too large", "|change| / |weight| in one step; 1e-3 is usual", 1e-4, 100, log=True
     )
     update_low: float | None = limit(
-        5e-4, "Update too small", "The fastest layer's usual |change| / |weight| a step", 1e-12, 1e-2, log=True
+        5e-4,
+        "Update too small",
+        "The fastest layer's usual |change| / |weight| a step",
+        1e-12,
+        1e-2,
+        log=True,
     )
     shrunk: float | None = limit(
-        0.6, "Weights shrunk", "The median layer's weights at the end, in units of their initial size", 0.01, 1.0
+        0.6,
+        "Weights shrunk",
+        "The median layer's weights at the end, in units of their initial size",
+        0.01,
+        1.0,
     )
-    frozen_share: float | None = limit(0.5, "Frozen weights", "Share of the weights that never move", 0.01, 1.0)
+    frozen_share: float | None = limit(
+        0.5, "Frozen weights", "Share of the weights that never move", 0.01, 1.0
+    )
 
     # inputs
     input_high: float | None = limit(3.0, "Inputs too large", "RMS of the inputs", 1, 1e4, log=True)
@@ -129,7 +175,9 @@ class Thresholds:
     input_offset: float | None = limit(
         5.0, "Inputs off centre", "|mean| of the inputs over their standard deviation", 1, 1e3, log=True
     )
-    input_mean: float | None = limit(None, "Input mean", "|mean| of the inputs (off: harmless by itself)", 0.01, 1e3, log=True)
+    input_mean: float | None = limit(
+        None, "Input mean", "|mean| of the inputs (off: harmless by itself)", 0.01, 1e3, log=True
+    )
 
     # the loss
     progress: float | None = limit(
@@ -141,13 +189,28 @@ class Thresholds:
         source="TheDeepChecker",
     )
     spike: float | None = limit(
-        2.0, "Loss spike", "Highest loss over the first one (or guessing)", 1.1, 1e3, log=True, source="TheDeepChecker"
+        2.0,
+        "Loss spike",
+        "Highest loss over the first one (or guessing)",
+        1.1,
+        1e3,
+        log=True,
+        source="TheDeepChecker",
     )
     oscillation: float | None = limit(
-        0.1, "Oscillation", "Share of the last steps with a loss well above guessing, or swings of an accuracy", 0.01, 1.0
+        0.1,
+        "Oscillation",
+        "Share of the last steps with a loss well above guessing, or swings of an accuracy",
+        0.01,
+        1.0,
     )
     overfit_gap: float | None = limit(
-        0.1, "Overfitting", "Training accuracy less validation accuracy", 0.01, 1.0, source=SAGEMAKER_NAME + " (ratio 0.1)"
+        0.1,
+        "Overfitting",
+        "Training accuracy less validation accuracy",
+        0.01,
+        1.0,
+        source=SAGEMAKER_NAME + " (ratio 0.1)",
     )
 
     def replace(self, **changes: float | None) -> Thresholds:
@@ -160,7 +223,9 @@ class Thresholds:
         return f"{self.name}, {len(self.moved)} moved" if self.moved else self.name
 
 
-LIMITS: dict[str, Limit] = {f.name: Limit(name=f.name, **f.metadata) for f in dataclasses.fields(Thresholds) if f.metadata}
+LIMITS: dict[str, Limit] = {
+    f.name: Limit(name=f.name, **f.metadata) for f in dataclasses.fields(Thresholds) if f.metadata
+}
 """Every threshold's declaration, by name, in order."""
 
 DEFAULT = Thresholds()

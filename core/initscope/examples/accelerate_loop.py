@@ -29,9 +29,13 @@ accelerator = Accelerator(cpu=True)
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-model, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(data, batch_size=64, shuffle=True))
+model, optimizer, loader = accelerator.prepare(
+    model, optimizer, DataLoader(data, batch_size=64, shuffle=True)
+)
 
-with Recorder(model, optimizer, name="my accelerate loop", runs=given.runs, config=vars(given)) as recorder:  # the first line
+with Recorder(
+    model, optimizer, name="my accelerate loop", runs=given.runs, config=vars(given)
+) as recorder:  # the first line
     step = epoch = 0
     while step < given.steps:
         for images, labels in loader:
@@ -40,7 +44,9 @@ with Recorder(model, optimizer, name="my accelerate loop", runs=given.runs, conf
             accelerator.backward(loss)
             optimizer.step()
             step += 1
-            if not recorder.step(loss, epoch=epoch) or step == given.steps:  # the second line; False: somebody pressed Stop
+            if (
+                not recorder.step(loss, epoch=epoch) or step == given.steps
+            ):  # the second line; False: somebody pressed Stop
                 step = given.steps
                 break
         epoch += 1

@@ -1,6 +1,7 @@
-"""One callback in PyTorch Lightning: scikit-learn's digits, gradients accumulated over two batches (`pip install lightning`).
+"""One callback in PyTorch Lightning: scikit-learn's digits, gradients accumulated over two batches (`pip
+install lightning`).
 
-    python -m initscope.examples.lightning_fit --steps 100
+python -m initscope.examples.lightning_fit --steps 100
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ given = parser.parse_args()
 class Digits(lightning.LightningModule):
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+        self.net = nn.Sequential(
+            nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
+        )
 
     def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
         images, labels = batch
@@ -38,7 +41,12 @@ data = TensorDataset(torch.tensor(digits.data / 16, dtype=torch.float32), torch.
 lightning.seed_everything(0)
 callback = InitScopeCallback(name="my Lightning fit", runs=given.runs)  # the one line, and `callbacks=` below
 trainer = lightning.Trainer(
-    max_steps=given.steps, accumulate_grad_batches=2, callbacks=[callback], accelerator="cpu", logger=False, enable_checkpointing=False
+    max_steps=given.steps,
+    accumulate_grad_batches=2,
+    callbacks=[callback],
+    accelerator="cpu",
+    logger=False,
+    enable_checkpointing=False,
 )
 trainer.fit(Digits(), DataLoader(data, batch_size=64, shuffle=True))
 

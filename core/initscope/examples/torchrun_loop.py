@@ -2,8 +2,9 @@
 
     torchrun --nproc-per-node 2 -m initscope.examples.torchrun_loop --steps 100
 
-The first process records, and all of them run the same lines. Gradients are those that DistributedDataParallel has averaged; the loss is
-the first process's own share of the batch. A stop reaches the first process, which tells the others.
+The first process records, and all of them run the same lines. Gradients are those that
+DistributedDataParallel has averaged; the loss is the first process's own share of the batch. A stop reaches
+the first process, which tells the others.
 """
 
 from __future__ import annotations
@@ -30,10 +31,14 @@ data = TensorDataset(torch.tensor(digits.data / 16, dtype=torch.float32), torch.
 sampler = DistributedSampler(data)
 loader = DataLoader(data, batch_size=32, sampler=sampler)
 torch.manual_seed(0)
-model = DistributedDataParallel(nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)))
+model = DistributedDataParallel(
+    nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+)
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
-with Recorder(model, optimizer, name="my torchrun loop", runs=given.runs, config=vars(given)) as recorder:  # the first line
+with Recorder(
+    model, optimizer, name="my torchrun loop", runs=given.runs, config=vars(given)
+) as recorder:  # the first line
     step = epoch = 0
     while step < given.steps:
         sampler.set_epoch(epoch)

@@ -1,12 +1,13 @@
 """A transformer encoder that does not train because of its initialization, and the one line that changes it.
 
-    python -m initscope.examples.transformer             weights from N(0, 1), as a bare nn.init.normal_(weight) draws them
-    python -m initscope.examples.transformer --scaled    the same with N(0, 1 / fan_in)
+    python -m initscope.examples.transformer weights from N(0, 1), as a bare nn.init.normal_(weight) draws
+    them python -m initscope.examples.transformer --scaled the same with N(0, 1 / fan_in)
 
-Twelve post-norm layers read scikit-learn's 8x8 digits as eight tokens of eight pixels, with Adam at 1e-3. Weights from N(0, 1) are
-sqrt(fan_in) times too large: the first loss is several times that of guessing, each head of the first layer puts 98 % of its attention on
-one token (16 % when scaled), and the normalizations keep all that from growing from layer to layer, where one would look for it. `initscope
-diagnose RUN` says init_too_large. A larger learning rate does not help. Figures: tests/benchmarks/LOG.md.
+Twelve post-norm layers read scikit-learn's 8x8 digits as eight tokens of eight pixels, with Adam at 1e-3.
+Weights from N(0, 1) are sqrt(fan_in) times too large: the first loss is several times that of guessing, each
+head of the first layer puts 98 % of its attention on one token (16 % when scaled), and the normalizations
+keep all that from growing from layer to layer, where one would look for it. `initscope diagnose RUN` says
+init_too_large. A larger learning rate does not help. Figures: tests/benchmarks/LOG.md.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from initscope.recording.recorder import Recorder
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--scaled", action="store_true", help="the change that makes it train")
-parser.add_argument("--steps", type=int, default=138, help="optimizer steps (default 138: six passes over the training set)")
+parser.add_argument(
+    "--steps", type=int, default=138, help="optimizer steps (default 138: six passes over the training set)"
+)
 parser.add_argument("--learning-rate", type=float, default=1e-3)
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--runs", help="folder of all runs (INITSCOPE_RUNS; default runs/)")
@@ -35,7 +38,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.embed = nn.Linear(8, WIDTH)
         self.position = nn.Parameter(torch.randn(8, WIDTH))
-        layer = nn.TransformerEncoderLayer(WIDTH, nhead=4, dim_feedforward=2 * WIDTH, dropout=0.0, batch_first=True)
+        layer = nn.TransformerEncoderLayer(
+            WIDTH, nhead=4, dim_feedforward=2 * WIDTH, dropout=0.0, batch_first=True
+        )
         self.encoder = nn.TransformerEncoder(layer, DEPTH, enable_nested_tensor=False)
         self.head = nn.Linear(WIDTH, 10)
 

@@ -1,1 +1,3 @@
-"""Callbacks for the loops that people already have. Each file imports its framework, and nothing else imports the file."""
+"""Callbacks for the loops that people already have. Each file imports its framework, and nothing else imports
+the file.
+"""

@@ -1,8 +1,9 @@
 """PyTorch Lightning: ``Trainer(callbacks=[InitScopeCallback(name="my net")])`` records the fit as a run.
 
-One row an optimizer step, with the loss of its whole batch under gradient accumulation. Validation, its sanity check, testing and
-prediction are not recorded. A stop that somebody asks for ends the fit after the step. Ctrl-C ends the run as ``stopped``, any other exception as ``failed``; both arrive unchanged. A fit
-that goes on from a checkpoint is a new run whose steps are numbered on.
+One row an optimizer step, with the loss of its whole batch under gradient accumulation. Validation, its
+sanity check, testing and prediction are not recorded. A stop that somebody asks for ends the fit after the
+step. Ctrl-C ends the run as ``stopped``, any other exception as ``failed``; both arrive unchanged. A fit that
+goes on from a checkpoint is a new run whose steps are numbered on.
 """
 
 from __future__ import annotations
@@ -27,22 +28,39 @@ try:
         except ImportError:
             import pytorch_lightning as lightning
 except ImportError:
-    raise ImportError("initscope.integrations.lightning needs PyTorch Lightning: pip install lightning") from None
+    raise ImportError(
+        "initscope.integrations.lightning needs PyTorch Lightning: pip install lightning"
+    ) from None
 
 
 class InitScopeCallback(lightning.Callback):
-    """Records every fit of its trainer. Options as in ``initscope.recording.recorder.Recorder``: ``name``, ``runs``, ``every``, ``tags``,
-    ``config`` and ``quiet``.
+    """Records every fit of its trainer. Options as in ``initscope.recording.recorder.Recorder``: ``name``,
+    ``runs``, ``every``, ``tags``, ``config`` and ``quiet``.
 
-    With several optimizers (manual optimization), or none, a row is one batch, its loss the sum of what was sent backward. A batch for which
-    ``training_step`` returns None has a row without a loss. ``recorder`` is the newest fit's Recorder, ``recorder.run`` its run.
+    With several optimizers (manual optimization), or none, a row is one batch, its loss the sum of what was
+    sent backward. A batch for which ``training_step`` returns None has a row without a loss. ``recorder`` is
+    the newest fit's Recorder, ``recorder.run`` its run.
     """
 
     def __init__(
-        self, *, name: str = "", runs: str | Path | None = None, every: int = 1, tags: Sequence[str] = (), config: Any = None, quiet: bool = False
+        self,
+        *,
+        name: str = "",
+        runs: str | Path | None = None,
+        every: int = 1,
+        tags: Sequence[str] = (),
+        config: Any = None,
+        quiet: bool = False,
     ):
         super().__init__()
-        self.options: dict[str, Any] = {"name": name, "runs": runs, "every": every, "tags": tags, "config": config, "quiet": quiet}
+        self.options: dict[str, Any] = {
+            "name": name,
+            "runs": runs,
+            "every": every,
+            "tags": tags,
+            "config": config,
+            "quiet": quiet,
+        }
         self.recorder: Recorder | None = None
         self._open = contextlib.ExitStack()
         self._losses: list[torch.Tensor] = []
@@ -68,14 +86,17 @@ class InitScopeCallback(lightning.Callback):
             # Lightning's own hooks come after the scheduler has moved on to the next step's learning rate.
             after = self._record if watched is optimizer else self._note_step
             self._open.callback(optimizer.register_step_pre_hook(self._before_step).remove)
-            self._open.callback(optimizer.register_step_post_hook(lambda *_, after=after: after(trainer)).remove)
+            self._open.callback(
+                optimizer.register_step_post_hook(lambda *_, after=after: after(trainer)).remove
+            )
 
     def _before_step(self, *_: Any) -> None:
         self._stepping, self._evaluated = True, False
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
         if self._stepping and self._evaluated:
-            return  # the optimizer (LBFGS) evaluates its closure again, at other weights than those before the step
+            # the optimizer (LBFGS) evaluates its closure again, at other weights than those before the step
+            return
         self._evaluated = self._stepping
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         self._losses.append(loss / scaler.get_scale() if scaler is not None else loss)
@@ -83,7 +104,9 @@ class InitScopeCallback(lightning.Callback):
     def _note_step(self, trainer: Any) -> None:
         self._stepping, self._stepped = False, True
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if self._stepped or (self._none and self._losses):
             self._record(trainer)
 
@@ -92,7 +115,13 @@ class InitScopeCallback(lightning.Callback):
         if self.recorder is None:
             return
         # Lightning has divided each by the number of accumulated batches.
-        loss = None if not losses else losses[0] if len(losses) == 1 else torch.stack([loss.detach() for loss in losses]).sum()
+        loss = (
+            None
+            if not losses
+            else losses[0]
+            if len(losses) == 1
+            else torch.stack([loss.detach() for loss in losses]).sum()
+        )
         if not self.recorder.advance(loss, None, int(trainer.current_epoch)):
             trainer.should_stop = True
 

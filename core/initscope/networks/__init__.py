@@ -19,12 +19,15 @@ from initscope.networks.vgg import vgg
 __all__ = ["alexnet", "build", "lenet", "vgg"]
 
 
-def build(config: RunConfig, *, in_channels: int, num_classes: int, sample: torch.Tensor | None = None) -> nn.Module:
+def build(
+    config: RunConfig, *, in_channels: int, num_classes: int, sample: torch.Tensor | None = None
+) -> nn.Module:
     """The model of ``config``, initialized from ``config.init_seed`` alone.
 
-    ``in_channels`` and ``num_classes`` are the resolved ones (the config's, else the data's). The global random state
-    is left as it was. ``sample`` is a batch of inputs for the one scheme that measures (lsuv), and for a look at what a network
-    of somebody's own answers. Raises ConfigError, and FactoryFailed where such a network's own code fails.
+    ``in_channels`` and ``num_classes`` are the resolved ones (the config's, else the data's). The global
+    random state is left as it was. ``sample`` is a batch of inputs for the one scheme that measures (lsuv),
+    and for a look at what a network of somebody's own answers. Raises ConfigError, and FactoryFailed where
+    such a network's own code fails.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.init_seed)
@@ -32,7 +35,10 @@ def build(config: RunConfig, *, in_channels: int, num_classes: int, sample: torc
             model = own.build(config, in_channels=in_channels, num_classes=num_classes, sample=sample)
         else:
             if sample is not None and sample.dim() != 4:
-                raise ConfigError(f"{config.model} takes images (channels, height, width); {config.data} has samples {tuple(sample.shape[1:])}; choose data of images, or a network of your own")
+                raise ConfigError(
+                    f"{config.model} takes images (channels, height, width); {config.data} has samples "
+                    f"{tuple(sample.shape[1:])}; choose data of images, or a network of your own"
+                )
             model = _FACTORIES[config.model](config, in_channels, num_classes)
         inits.initialize(model, config.init, gain=config.gain, seed=config.init_seed, sample=sample)
     return model

@@ -1,5 +1,5 @@
-"""AlexNet (Krizhevsky, Sutskever and Hinton 2012), in the one-column form of Krizhevsky 2014 (https://arxiv.org/abs/1404.5997) that
-torchvision has: no local response normalisation, 64 to 384 maps.
+"""AlexNet (Krizhevsky, Sutskever and Hinton 2012), in the one-column form of Krizhevsky 2014
+(https://arxiv.org/abs/1404.5997) that torchvision has: no local response normalisation, 64 to 384 maps.
 
 A plain ``nn.Sequential``: ``conv1`` ... ``conv5``, ``fc6`` ... ``fc8``.
 """
@@ -29,17 +29,27 @@ def alexnet(
 ) -> nn.Sequential:
     """AlexNet from images ``(N, in_channels, image_size, image_size)`` to logits ``(N, num_classes)``.
 
-    At 224 pixels it is torchvision's: 61,100,840 parameters with three channels and 1,000 classes. Below ``SMALL_IMAGE`` pixels the
-    first convolution, 11x11 with stride 4, would leave nothing of the image: it is 5x5 with stride 1 there, as in the authors' own
-    CIFAR-10 networks (section 3.3), and everything above stays. fc6 reads conv5's pooled maps as they are (6x6 at 224).
-    ``batch_norm`` follows every convolution; ``dropout`` comes before fc6 and fc7, as in the paper. ``image_size`` at least 32.
+    At 224 pixels it is torchvision's: 61,100,840 parameters with three channels and 1,000 classes. Below
+    ``SMALL_IMAGE`` pixels the first convolution, 11x11 with stride 4, would leave nothing of the image: it is
+    5x5 with stride 1 there, as in the authors' own CIFAR-10 networks (section 3.3), and everything above
+    stays. fc6 reads conv5's pooled maps as they are (6x6 at 224). ``batch_norm`` follows every convolution;
+    ``dropout`` comes before fc6 and fc7, as in the paper. ``image_size`` at least 32.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    stem = {"kernel_size": 5, "padding": 2} if image_size < SMALL_IMAGE else {"kernel_size": 11, "stride": 4, "padding": 2}
+    stem = (
+        {"kernel_size": 5, "padding": 2}
+        if image_size < SMALL_IMAGE
+        else {"kernel_size": 11, "stride": 4, "padding": 2}
+    )
     size = image_size if image_size < SMALL_IMAGE else (image_size - 7) // 4 + 1
     channels = in_channels
     for i, (base, options) in enumerate(
-        zip(CHANNELS, (stem, {"kernel_size": 5, "padding": 2}, *[{"kernel_size": 3, "padding": 1}] * 3), strict=True), start=1
+        zip(
+            CHANNELS,
+            (stem, {"kernel_size": 5, "padding": 2}, *[{"kernel_size": 3, "padding": 1}] * 3),
+            strict=True,
+        ),
+        start=1,
     ):
         out = scaled(base, width)
         layers[f"conv{i}"] = nn.Conv2d(channels, out, **options)

@@ -1,7 +1,9 @@
-"""GoogLeNet (Szegedy et al. 2015, "Going deeper with convolutions", https://arxiv.org/abs/1409.4842), without batch norm by default.
+"""GoogLeNet (Szegedy et al. 2015, "Going deeper with convolutions", https://arxiv.org/abs/1409.4842), without
+batch norm by default.
 
-The graph, the names and the sizes are torchvision's (its 5x5 branch has 3x3 kernels: pytorch/vision#906), so that weights go over as
-they are. torchvision's class cannot leave batch norm out or change the width; its Inception block can, and is used here.
+The graph, the names and the sizes are torchvision's (its 5x5 branch has 3x3 kernels: pytorch/vision#906), so
+that weights go over as they are. torchvision's class cannot leave batch norm out or change the width; its
+Inception block can, and is used here.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ class ConvBlock(nn.Sequential):
     """A convolution, batch norm (where asked for; the convolution then has no bias) and a ReLU."""
 
     def __init__(self, inputs: int, outputs: int, batch_norm: bool, **options: int):
-        layers: OrderedDict[str, nn.Module] = OrderedDict(conv=nn.Conv2d(inputs, outputs, bias=not batch_norm, **options))
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            conv=nn.Conv2d(inputs, outputs, bias=not batch_norm, **options)
+        )
         if batch_norm:
             layers["bn"] = nn.BatchNorm2d(outputs, eps=0.001)
         layers["relu"] = nn.ReLU()
@@ -28,7 +32,9 @@ class ConvBlock(nn.Sequential):
 
 
 class Auxiliary(nn.Module):
-    """One of the two classifiers that look at the middle of the network, in training only (the paper's section 5)."""
+    """One of the two classifiers that look at the middle of the network, in training only (the paper's
+    section 5).
+    """
 
     def __init__(self, inputs: int, num_classes: int, width: float, batch_norm: bool, dropout: float):
         super().__init__()
@@ -48,10 +54,12 @@ class Auxiliary(nn.Module):
 class GoogLeNet(nn.Module):
     """GoogLeNet from images ``(N, in_channels, image_size, image_size)`` to logits ``(N, num_classes)``.
 
-    In training mode it returns torchvision's ``GoogLeNetOutputs(logits, aux_logits2, aux_logits1)``; ``initscope.networks.outputs`` makes the
-    paper's loss of them. Below ``SMALL_IMAGE`` pixels the first convolution is 3x3 with stride 1 and the first pooling is left out, so
-    that the maps are as large as at 128 pixels or more. ``width`` multiplies every channel and hidden-unit count; ``dropout`` is that
-    before all classifiers' last layers (the paper's: 0.4, and 0.7 in the auxiliary ones). ``image_size`` at least 32.
+    In training mode it returns torchvision's ``GoogLeNetOutputs(logits, aux_logits2, aux_logits1)``;
+    ``initscope.networks.outputs`` makes the paper's loss of them. Below ``SMALL_IMAGE`` pixels the first
+    convolution is 3x3 with stride 1 and the first pooling is left out, so that the maps are as large as at
+    128 pixels or more. ``width`` multiplies every channel and hidden-unit count; ``dropout`` is that before
+    all classifiers' last layers (the paper's: 0.4, and 0.7 in the auxiliary ones). ``image_size`` at least
+    32.
     """
 
     def __init__(

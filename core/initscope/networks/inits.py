@@ -1,12 +1,13 @@
 """Initializations: one function a scheme, its formula and paper in the docstring.
 
-Every scheme fills the weight of one convolution or linear layer in place. ``initialize`` applies a scheme to a whole
-model: weights by the scheme times ``gain``, biases zero (``default`` keeps the constructors' own). ``weight_std`` is
-each scheme's formula on its own, for theory and for tests that hold measurement and formula together.
+Every scheme fills the weight of one convolution or linear layer in place. ``initialize`` applies a scheme to
+a whole model: weights by the scheme times ``gain``, biases zero (``default`` keeps the constructors' own).
+``weight_std`` is each scheme's formula on its own, for theory and for tests that hold measurement and formula
+together.
 
-fan_in is the number of inputs a unit sums over, fan_out the number of units an input reaches:
-for a convolution ``in_channels / groups * kernel area`` and, as torch counts it, ``out_channels * kernel area`` (He et al. 2015,
-section 2.2).
+fan_in is the number of inputs a unit sums over, fan_out the number of units an input reaches: for a
+convolution ``in_channels / groups * kernel area`` and, as torch counts it, ``out_channels * kernel area`` (He
+et al. 2015, section 2.2).
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ def fans(module: nn.Module) -> tuple[int, int]:
 def default(module: nn.Module, generator: torch.Generator) -> None:
     """PyTorch's own: ``kaiming_uniform_(a=sqrt(5))``, that is U(±1/sqrt(fan_in)), std 1/sqrt(3 fan_in).
 
-    Biases are U(±1/sqrt(fan_in)) too. Each ReLU layer passes on 1/6 of the variance (1/3 from the weights, 1/2 from
-    the ReLU; He et al. 2015, equation 9). The constructor has drawn the values already, so nothing is left to do.
-    For transposed convolutions torch takes the fan of the other side: see ``_torch_fan_in``.
+    Biases are U(±1/sqrt(fan_in)) too. Each ReLU layer passes on 1/6 of the variance (1/3 from the weights,
+    1/2 from the ReLU; He et al. 2015, equation 9). The constructor has drawn the values already, so nothing
+    is left to do. For transposed convolutions torch takes the fan of the other side: see ``_torch_fan_in``.
     """
 
 
@@ -73,7 +74,8 @@ def xavier_uniform(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def orthogonal(module: nn.Module, generator: torch.Generator) -> None:
-    """Rows (or columns, whichever are fewer) of the flattened weight orthonormal, gain 1 (Saxe et al. 2014, section 3).
+    """Rows (or columns, whichever are fewer) of the flattened weight orthonormal, gain 1 (Saxe et al. 2014,
+    section 3).
 
     The entries' standard deviation is 1/sqrt(max(rows, columns)); rows = output units, columns = fan_in.
     """
@@ -102,7 +104,9 @@ SCHEMES: dict[str, Callable[[nn.Module, torch.Generator], None]] = {
     "normal_0.01": normal_001,
     "zeros": zeros,
 }
-"""What fills one layer's weight. ``lsuv`` begins as ``orthogonal``; ``rescale_to_unit_variance`` does the rest."""
+"""What fills one layer's weight. ``lsuv`` begins as ``orthogonal``; ``rescale_to_unit_variance`` does the
+rest.
+"""
 
 
 @torch.no_grad()
@@ -111,8 +115,9 @@ def initialize(
 ) -> nn.Module:
     """Fill the weights of every convolution and linear layer of ``model`` in place, and return it.
 
-    Layers are visited in module order with one generator seeded by ``seed``. ``gain`` multiplies the weights. ``lsuv``
-    needs ``sample``, a batch of inputs. Raises ConfigError for an unknown scheme (listing those there are) or a missing sample.
+    Layers are visited in module order with one generator seeded by ``seed``. ``gain`` multiplies the weights.
+    ``lsuv`` needs ``sample``, a batch of inputs. Raises ConfigError for an unknown scheme (listing those
+    there are) or a missing sample.
     """
     if scheme not in SCHEMES:
         raise ConfigError(choose_from("init", scheme, SCHEMES), "init")
@@ -124,7 +129,9 @@ def initialize(
                 module.bias.zero_()
     if scheme == "lsuv":
         if sample is None:
-            raise ConfigError("init lsuv measures a batch of inputs, and none was given; pass sample=", "init")
+            raise ConfigError(
+                "init lsuv measures a batch of inputs, and none was given; pass sample=", "init"
+            )
         rescale_to_unit_variance(model, sample)
     if gain != 1.0:
         for module in model.modules():
@@ -143,8 +150,9 @@ class _Reached(Exception):
 
 @torch.no_grad()
 def rescale_to_unit_variance(model: nn.Module, sample: torch.Tensor) -> None:
-    """Layer-sequential unit variance (Mishkin and Matas 2015, algorithm 1): from the input to the output, divide each
-    weight by the standard deviation of its layer's output on ``sample`` until the variance is within 0.1 of one.
+    """Layer-sequential unit variance (Mishkin and Matas 2015, algorithm 1): from the input to the output,
+    divide each weight by the standard deviation of its layer's output on ``sample`` until the variance is
+    within 0.1 of one.
 
     A layer whose output is constant, or not finite, is left as it is.
     """
@@ -181,7 +189,9 @@ def _output_variance(model: nn.Module, module: nn.Module, sample: torch.Tensor) 
 
 
 def weight_std(scheme: str, module: nn.Module, gain: float = 1.0) -> float:
-    """Standard deviation that ``scheme``'s formula gives the weights of ``module``; NaN where the data decide (``lsuv``)."""
+    """Standard deviation that ``scheme``'s formula gives the weights of ``module``; NaN where the data decide
+    (``lsuv``).
+    """
     if scheme == "lsuv":
         return math.nan
     longest = max(module.weight.shape[0], module.weight[0].numel())
@@ -201,7 +211,7 @@ def bias_std(scheme: str, module: nn.Module) -> float:
 
 
 def _torch_fan_in(module: nn.Module) -> int:
-    """What torch's constructors count as fan_in: the weight's size without its first dimension, also where that is the input."""
+    """What torch's constructors count as fan_in: the weight's size without its first dimension, also where
+    that is the input.
+    """
     return module.weight[0].numel()
-
-

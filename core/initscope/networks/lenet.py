@@ -1,7 +1,9 @@
-"""LeNet-5 (LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition", section II.B).
+"""LeNet-5 (LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition",
+section II.B).
 
-A plain ``nn.Sequential`` whose layers carry the paper's names: C1, S2, C3, S4, C5, F6, OUTPUT. Three things are as everybody has
-built it since: C3 reads every map of S2 (the paper's table I leaves some out), sub-sampling is a plain mean, and the output is linear.
+A plain ``nn.Sequential`` whose layers carry the paper's names: C1, S2, C3, S4, C5, F6, OUTPUT. Three things
+are as everybody has built it since: C3 reads every map of S2 (the paper's table I leaves some out),
+sub-sampling is a plain mean, and the output is linear.
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ def lenet(
     batch_norm: bool = False,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """LeNet-5 from images ``(N, in_channels, image_size, image_size)`` to logits ``(N, num_classes)``; 61,706 parameters at the defaults.
+    """LeNet-5 from images ``(N, in_channels, image_size, image_size)`` to logits ``(N, num_classes)``; 61,706
+    parameters at the defaults.
 
-    5x5 convolutions without padding, tanh, 2x2 means. At 32 pixels C5 is 1x1, as in the paper; on larger images its maps are
-    larger, and F6 reads all of them. ``batch_norm`` follows every convolution, ``dropout`` follows F6. ``image_size`` at least 32.
+    5x5 convolutions without padding, tanh, 2x2 means. At 32 pixels C5 is 1x1, as in the paper; on larger
+    images its maps are larger, and F6 reads all of them. ``batch_norm`` follows every convolution,
+    ``dropout`` follows F6. ``image_size`` at least 32.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels, size = in_channels, image_size

@@ -1,4 +1,6 @@
-"""What a network's output means where it is more than logits: GoogLeNet's auxiliary classifiers in training."""
+"""What a network's output means where it is more than logits: GoogLeNet's auxiliary classifiers in
+training.
+"""
 
 from __future__ import annotations
 

@@ -12,16 +12,26 @@ from initscope.config.run_config import RunConfig
 from initscope.errors import ConfigError
 
 
-def build(config: RunConfig, *, in_channels: int, num_classes: int, sample: Tensor | None = None) -> nn.Module:
+def build(
+    config: RunConfig, *, in_channels: int, num_classes: int, sample: Tensor | None = None
+) -> nn.Module:
     """The network that the factory of ``config.model`` returns, as its constructors initialized it.
 
-    The factory is given, by name, what its signature asks for: num_classes, in_channels, image_size, input_shape (of one sample),
-    width, batch_norm, dropout. With ``sample``, a batch of inputs, one forward pass in eval mode checks that it answers with logits
-    (samples, classes), and gives lazy layers their shape. Raises ConfigError, or FactoryFailed with the line of the file.
+    The factory is given, by name, what its signature asks for: num_classes, in_channels, image_size,
+    input_shape (of one sample), width, batch_norm, dropout. With ``sample``, a batch of inputs, one forward
+    pass in eval mode checks that it answers with logits (samples, classes), and gives lazy layers their
+    shape. Raises ConfigError, or FactoryFailed with the line of the file.
     """
     factory, make = load(config.model, config.model_sha256)
-    shape = tuple(sample.shape[1:]) if sample is not None else (in_channels, config.image_size, config.image_size)
-    offered = {"num_classes": num_classes, "in_channels": in_channels, "image_size": config.image_size, "input_shape": shape}
+    shape = (
+        tuple(sample.shape[1:]) if sample is not None else (in_channels, config.image_size, config.image_size)
+    )
+    offered = {
+        "num_classes": num_classes,
+        "in_channels": in_channels,
+        "image_size": config.image_size,
+        "input_shape": shape,
+    }
     asked = arguments(factory, make, {**offered, **{name: getattr(config, name) for name in ARCHITECTURE}})
     usual = RunConfig()
     for name in ARCHITECTURE:
@@ -31,11 +41,22 @@ def build(config: RunConfig, *, in_channels: int, num_classes: int, sample: Tens
     with blamed(factory):
         model = make(**asked)
     if not isinstance(model, nn.Module):
-        what = f"the class {model.__name__}; return {model.__name__}()" if isinstance(model, type) else type(model).__name__
+        what = (
+            f"the class {model.__name__}; return {model.__name__}()"
+            if isinstance(model, type)
+            else type(model).__name__
+        )
         raise ConfigError(f"{factory.title} must return an nn.Module, not {what}")
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        has = "every parameter has requires_grad=False" if any(True for _ in model.parameters()) else "it has no layer with weights"
-        raise ConfigError(f"nothing to train in the network of {factory.title}: {has}; return one with weights that can be trained")
+        has = (
+            "every parameter has requires_grad=False"
+            if any(True for _ in model.parameters())
+            else "it has no layer with weights"
+        )
+        raise ConfigError(
+            f"nothing to train in the network of {factory.title}: {has}; return one with weights that can "
+            "be trained"
+        )
     if sample is not None:
         _check_answer(factory, model, sample[:2], num_classes)
     return model
@@ -51,10 +72,14 @@ def _check_answer(factory: Factory, model: nn.Module, sample: Tensor, classes: i
     for module, training in modes:
         module.training = training
     if not isinstance(answer, Tensor):
-        raise ConfigError(f"the network of {factory.title} answers with {type(answer).__name__}, not with a tensor of logits (samples, classes)")
+        raise ConfigError(
+            f"the network of {factory.title} answers with {type(answer).__name__}, not with a tensor of "
+            "logits (samples, classes)"
+        )
     if answer.dim() != 2 or len(answer) != len(sample) or answer.shape[1] < classes:
         raise ConfigError(
-            f"the network of {factory.title} answers {tuple(sample.shape)} with {tuple(answer.shape)}; expected logits ({len(sample)}, {classes})"
+            f"the network of {factory.title} answers {tuple(sample.shape)} with {tuple(answer.shape)}; "
+            f"expected logits ({len(sample)}, {classes})"
         )
 
 

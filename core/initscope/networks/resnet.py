@@ -1,8 +1,10 @@
-"""ResNet-18, 34 and 50 (He et al. 2016, "Deep residual learning for image recognition", https://arxiv.org/abs/1512.03385), and that paper's
-own control: the plain network of 34 layers without shortcuts.
+"""ResNet-18, 34 and 50 (He et al. 2016, "Deep residual learning for image recognition",
+https://arxiv.org/abs/1512.03385), and that paper's own control: the plain network of 34 layers without
+shortcuts.
 
-Built from torchvision's blocks under torchvision's names, so that weights go over as they are. torchvision's class has a fixed
-width and the ImageNet stem, and fills its weights itself (``fan_out``, here ``--init tutorial``); this one leaves that to ``initscope.networks.inits``.
+Built from torchvision's blocks under torchvision's names, so that weights go over as they are. torchvision's
+class has a fixed width and the ImageNet stem, and fills its weights itself (``fan_out``, here ``--init
+tutorial``); this one leaves that to ``initscope.networks.inits``.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ from initscope.config.shapes import RESNET_BLOCKS, RESNET_CHANNELS, SMALL_IMAGE,
 
 
 class Projection(nn.Sequential):
-    """A shortcut's 1x1 convolution and norm (option B of the paper's section 3.3), on every ``stride``-th pixel.
+    """A shortcut's 1x1 convolution and norm (option B of the paper's section 3.3), on every ``stride``-th
+    pixel.
 
-    A convolution with that stride computes the same, but its backward pass in torch 2.14's CPU library writes beyond its memory
-    for fewer than eight channels in channels-last order: the process ends with "double free or corruption".
+    A convolution with that stride computes the same, but its backward pass in torch 2.14's CPU library writes
+    beyond its memory for fewer than eight channels in channels-last order: the process ends with "double free
+    or corruption".
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: type[nn.Module]):
@@ -49,11 +53,13 @@ NETWORKS: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
 
 
 class ResNet(nn.Module):
-    """A residual (or plain) network from images ``(N, in_channels, image_size, image_size)`` to logits ``(N, num_classes)``.
+    """A residual (or plain) network from images ``(N, in_channels, image_size, image_size)`` to logits ``(N,
+    num_classes)``.
 
-    Below ``SMALL_IMAGE`` pixels the first convolution is 3x3 with stride 1 and the first pooling is left out, as in the paper's CIFAR-10
-    networks (section 4.2). ``width`` multiplies every channel count. Without ``batch_norm`` nothing takes its place: the convolutions
-    have no bias, as they have none beside it. ``image_size`` at least 32. Raises ValueError for an unknown name.
+    Below ``SMALL_IMAGE`` pixels the first convolution is 3x3 with stride 1 and the first pooling is left out,
+    as in the paper's CIFAR-10 networks (section 4.2). ``width`` multiplies every channel count. Without
+    ``batch_norm`` nothing takes its place: the convolutions have no bias, as they have none beside it.
+    ``image_size`` at least 32. Raises ValueError for an unknown name.
     """
 
     def __init__(

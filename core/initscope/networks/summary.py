@@ -1,4 +1,5 @@
-"""torchinfo's table of a configuration's network: ``python -m initscope.networks.summary '{"model": "vgg16"}'``.
+"""torchinfo's table of a configuration's network: ``python -m initscope.networks.summary '{"model":
+"vgg16"}'``.
 
 A program of its own, because the dashboard's process never imports torch.
 """
@@ -25,7 +26,9 @@ def summary(config: RunConfig) -> str:
     with torch.device("meta"):  # shapes without numbers: any size, in no memory
         model = networks.build(config.replace(init="default"), in_channels=channels, num_classes=classes)
     size = (1, channels, config.image_size, config.image_size)
-    table = torchinfo.summary(model, input_size=size, col_names=COLUMNS, row_settings=("var_names",), device="meta", verbose=0)
+    table = torchinfo.summary(
+        model, input_size=size, col_names=COLUMNS, row_settings=("var_names",), device="meta", verbose=0
+    )
     # torchinfo prints its enum's name where the unit belongs: "Total mult-adds (Units.GIGABYTES)".
     return re.sub(r"Units\.(\w)\w*", r"\1", str(table))
 

@@ -1,7 +1,8 @@
-"""The VGG family (Simonyan and Zisserman, 2014, https://arxiv.org/abs/1409.1556), without batch norm or dropout by default.
+"""The VGG family (Simonyan and Zisserman, 2014, https://arxiv.org/abs/1409.1556), without batch norm or
+dropout by default.
 
-A plain ``nn.Sequential``: layers carry the paper's names (``conv1_1`` ... ``conv5_3``, ``fc1`` ... ``fc3``), so hooks,
-heatmaps and state dicts all speak the same language.
+A plain ``nn.Sequential``: layers carry the paper's names (``conv1_1`` ... ``conv5_3``, ``fc1`` ... ``fc3``),
+so hooks, heatmaps and state dicts all speak the same language.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ def vgg(
 ) -> nn.Sequential:
     """A VGG network from images ``(N, in_channels, image_size, image_size)`` to logits ``(N, num_classes)``.
 
-    Convolutions are 3x3, stride 1, padding 1; each block ends in a 2x2 max pool of stride 2, so ``image_size`` must be
-    a multiple of 32. At the defaults the maps shrink 224, 112, 56, 28, 14, 7 and there are 134,300,362 parameters.
-    ``width`` multiplies channels and hidden units. Raises ValueError for an unknown name or image size.
+    Convolutions are 3x3, stride 1, padding 1; each block ends in a 2x2 max pool of stride 2, so
+    ``image_size`` must be a multiple of 32. At the defaults the maps shrink 224, 112, 56, 28, 14, 7 and there
+    are 134,300,362 parameters. ``width`` multiplies channels and hidden units. Raises ValueError for an
+    unknown name or image size.
     """
     if name not in VGG_BLOCKS:
         raise ValueError(f"unknown VGG {name!r}; available: {', '.join(VGG_BLOCKS)}")
@@ -57,4 +59,3 @@ def vgg(
         units = hidden
     layers["fc3"] = nn.Linear(units, num_classes)
     return nn.Sequential(layers)
-

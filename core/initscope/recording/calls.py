@@ -23,15 +23,21 @@ class LayerCall:
     values: dict[str, Number]
     """What ``forward_statistics`` found."""
     place: tuple[int, int]
-    """Where the output lies, and in which version: by this a rectifier's input is recognized as this output."""
+    """Where the output lies, and in which version: by this a rectifier's input is recognized as this
+    output.
+    """
     batched: bool = True
     """Whether the output has samples, across which a signal can be told."""
     evaluating: bool = False
     """Whether the model was in evaluation mode (``model.eval()``) though gradients were computed."""
     below: Tensor | None = None
-    """For each unit, whether it is not above zero for any sample; only of layers that went straight into a rectifier before."""
+    """For each unit, whether it is not above zero for any sample; only of layers that went straight into a
+    rectifier before.
+    """
     gradients: list[Number] = field(default_factory=list)
-    """L2 norms of the loss gradient for the output, one a backward pass: of two passes through one call the sum is not known."""
+    """L2 norms of the loss gradient for the output, one a backward pass: of two passes through one call the
+    sum is not known.
+    """
     off: Tensor | None = None
     """For each unit after the layer's rectifier, whether it is zero for all samples."""
 
@@ -45,7 +51,9 @@ class LayerCall:
 
 @dataclass(eq=False)
 class StepCalls:
-    """The calls of a layer in a step. Those that a gradient reached count; if none was reached, the newest one."""
+    """The calls of a layer in a step. Those that a gradient reached count; if none was reached, the newest
+    one.
+    """
 
     reached: list[LayerCall] = field(default_factory=list)
     newest: LayerCall | None = None
@@ -59,20 +67,26 @@ class StepCalls:
 
 
 class ProducerIndex:
-    """Maps an autograd sequence number to the layer call that produced the tensor, so that an activation finds its layer even if another
-    branch ran in between. Without a graph (frozen layers) that is the newest call."""
+    """Maps an autograd sequence number to the layer call that produced the tensor, so that an activation
+    finds its layer even if another branch ran in between. Without a graph (frozen layers) that is the newest
+    call.
+    """
 
     def __init__(self) -> None:
         self._calls: dict[int, tuple[int, LayerCall]] = {}
         self._found: dict[int, int | None] = {}
-        """For outputs of activations and normalizations the number of their layer's: a search ends there, however long the network is."""
+        """For outputs of activations and normalizations the number of their layer's: a search ends there,
+        however long the network is.
+        """
         self._newest: tuple[int, LayerCall] | None = None
         self._thread = 0
 
     def add(self, layer: int, call: LayerCall, output: Tensor) -> None:
         """Note that ``call`` of the layer of this index made ``output``."""
         self._newest = layer, call
-        if self._thread != threading.get_ident():  # each counts its operations by itself; checkpointing computes in the backward pass's thread
+        if (
+            self._thread != threading.get_ident()
+        ):  # each counts its operations by itself; checkpointing computes in the backward pass's thread
             self._calls.clear()
             self._found.clear()
             self._thread = threading.get_ident()
@@ -80,12 +94,17 @@ class ProducerIndex:
             self._calls[output.grad_fn._sequence_nr()] = self._newest
 
     def before(self, x: Tensor, output: Tensor | None = None) -> tuple[int, LayerCall] | None:
-        """(index, call) of the newest layer that ``x`` was computed from, None if of no layer or of none near. ``output`` is what a module has just
-        made of ``x``: later searches that meet it end there."""
+        """(index, call) of the newest layer that ``x`` was computed from, None if of no layer or of none
+        near. ``output`` is what a module has just made of ``x``: later searches that meet it end there.
+        """
         if self._newest is None or x.grad_fn is None:
             return self._newest
         number = last_before(x, self._calls, self._found)
-        if output is not None and output.grad_fn is not None and (made := output.grad_fn._sequence_nr()) not in self._calls:
+        if (
+            output is not None
+            and output.grad_fn is not None
+            and (made := output.grad_fn._sequence_nr()) not in self._calls
+        ):
             self._found[made] = number
         return None if number is None else self._calls.get(number)
 
@@ -97,16 +116,20 @@ class ProducerIndex:
 
 
 def off_counts(calls: Sequence[LayerCall]) -> tuple[list[Number], int]:
-    """(how many units of a layer are off, in parts, out of how many). A unit is off if it is in all calls; of calls that differ in
-    shape each counts by itself."""
+    """(how many units of a layer are off, in parts, out of how many). A unit is off if it is in all calls; of
+    calls that differ in shape each counts by itself.
+    """
     off = [call.off for call in calls if call.off is not None]
     if len(off) > 1 and all(mask.shape == off[0].shape for mask in off):
         off = [functools.reduce(torch.logical_and, off)]
-    return [int(mask.sum()) if on_cpu(mask) else mask.sum() for mask in off], sum(mask.numel() for mask in off)
+    return [int(mask.sum()) if on_cpu(mask) else mask.sum() for mask in off], sum(
+        mask.numel() for mask in off
+    )
 
 
 def pooled_columns(calls: Sequence[LayerCall], off: Sequence[float], units: int) -> dict[str, float]:
-    """The columns of a layer over all its calls in a step, each number of an output counting alike; ``off`` of ``units`` are dead.
+    """The columns of a layer over all its calls in a step, each number of an output counting alike; ``off``
+    of ``units`` are dead.
 
     ``signal_std`` is the spread across the samples of a call.
     """

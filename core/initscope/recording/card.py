@@ -1,7 +1,8 @@
-"""What a notebook shows of a Recorder: the loss curve, the weakest layer, how the run stands, and where to see all of it.
+"""What a notebook shows of a Recorder: the loss curve, the weakest layer, how the run stands, and where to
+see all of it.
 
-Displayed once, the card goes on to follow the training, also from later cells. Plain HTML and SVG: no script, nothing from outside,
-colours that read on a light page and on a dark one.
+Displayed once, the card goes on to follow the training, also from later cells. Plain HTML and SVG: no script,
+nothing from outside, colours that read on a light page and on a dark one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ UPDATE_SECONDS = 1.0
 DASHBOARD = "http://localhost:8501"
 """Where `initscope ui` serves unless it is told otherwise."""
 WIDTH, HEIGHT = 240, 48
-_BOX = "font:13px/1.5 system-ui,sans-serif;border:1px solid #8886;border-radius:6px;padding:10px 14px;display:inline-block;max-width:640px"
+_BOX = (
+    "font:13px/1.5 system-ui,sans-serif;border:1px solid #8886;border-radius:6px;padding:10px "
+    "14px;display:inline-block;max-width:640px"
+)
 _BLUE, _VERMILION = "#0072B2", "#D55E00"
 
 
@@ -57,7 +61,11 @@ class LiveCard:
         """The card as it stands."""
         run = recorder.run
         if run is None:
-            text = "records nothing in this process" if not recorder.recording else "has not begun: use it in a with block"
+            text = (
+                "records nothing in this process"
+                if not recorder.recording
+                else "has not begun: use it in a with block"
+            )
             return f'<div style="{_BOX}">This Recorder {text}.</div>'
         state = recorder.writer.state if recorder.writer is not None else {}
         name = str((recorder._new_run.get("name") if recorder.owns_run else "") or run.id)
@@ -71,12 +79,15 @@ class LiveCard:
             lines.append(f'<span style="color:{_VERMILION}">Recording: {html.escape(str(error))}</span>')
         page = f"{DASHBOARD}/diagnosis?run={quote(run.id)}"
         command = f"initscope ui --runs {shlex.quote(str(run.path.parent))}"
-        lines.append(f'<a href="{page}" target="_blank">Open in the dashboard</a>, started by <code>{html.escape(command)}</code>')
+        lines.append(
+            f'<a href="{page}" target="_blank">Open in the dashboard</a>, started by '
+            f"<code>{html.escape(command)}</code>"
+        )
         return f'<div style="{_BOX}">' + "".join(f"<div>{line}</div>" for line in lines if line) + "</div>"
 
 
 def standing(state: Any) -> str:
-    """"running, step 120", "finished after 500 steps: diverged"."""
+    """ "running, step 120", "finished after 500 steps: diverged"."""
     status, step = state.get("status", ""), state.get("step") or 0
     if status == Status.RUNNING:
         return f"running, step {step}"
@@ -90,7 +101,9 @@ def loss_line(state: Any) -> str:
     loss, accuracy = state.get("loss"), state.get("accuracy")
     if loss is None:
         return "No loss yet."
-    return f"Loss {loss:.4g}" + (f", accuracy {100 * accuracy:.1f} %" if accuracy is not None and math.isfinite(accuracy) else "")
+    return f"Loss {loss:.4g}" + (
+        f", accuracy {100 * accuracy:.1f} %" if accuracy is not None and math.isfinite(accuracy) else ""
+    )
 
 
 def weakest_line(measured: tuple[Sequence[str], np.ndarray] | None) -> str:
@@ -131,6 +144,7 @@ def sparkline(curve: Sequence[float]) -> str:
     if end is not None:
         cross = f'<path d="M{end - 4:.1f} 4l8 8m0 -8l-8 8" stroke="{_VERMILION}" stroke-width="2"/>'
     return (
-        f'<svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="loss from {curve[0]:.4g} to {curve[-1]:.4g}">'
+        f'<svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="loss from {curve[0]:.4g} to '
+        f'{curve[-1]:.4g}">'
         f'<polyline points="{" ".join(points)}" fill="none" stroke="{_BLUE}" stroke-width="2"/>{cross}</svg>'
     )

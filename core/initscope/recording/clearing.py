@@ -1,4 +1,6 @@
-"""Whether gradients are cleared between two updates, seen directly: by what ``.grad`` holds when a new gradient arrives."""
+"""Whether gradients are cleared between two updates, seen directly: by what ``.grad`` holds when a new
+gradient arrives.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ LEAST = 3
 
 
 class Clearing:
-    """Watches a few parameters: the gradient of an update is left over if ``.grad`` was not empty at any backward pass since the one before.
+    """Watches a few parameters: the gradient of an update is left over if ``.grad`` was not empty at any
+    backward pass since the one before.
 
-    Several passes between two updates are accumulation and are let be, if the first of them, or any, began with an empty ``.grad``.
+    Several passes between two updates are accumulation and are let be, if the first of them, or any, began
+    with an empty ``.grad``.
     """
 
     def __init__(self, parameters: list[nn.Parameter]):
@@ -66,8 +70,14 @@ class _Watched:
 
 
 def watched_parameters(model: nn.Module, held: set[int] | None) -> Iterator[nn.Parameter]:
-    """The last and the first of the small parameters that are trained (biases, mostly): looking at them costs next to nothing."""
-    trained = [p for p in model.parameters() if p.requires_grad and p.is_leaf and not is_lazy(p) and (held is None or id(p) in held)]
+    """The last and the first of the small parameters that are trained (biases, mostly): looking at them costs
+    next to nothing.
+    """
+    trained = [
+        p
+        for p in model.parameters()
+        if p.requires_grad and p.is_leaf and not is_lazy(p) and (held is None or id(p) in held)
+    ]
     small = sorted(trained, key=lambda p: p.numel() > 4096)
     few = [p for p in small if p.numel() <= 4096] or small
     yield from dict.fromkeys([*few[-1:], *few[:1]])

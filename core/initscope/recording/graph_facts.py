@@ -1,4 +1,6 @@
-"""What autograd's graph tells of the tensors that a model computes with: those that learn, and those that nobody holds."""
+"""What autograd's graph tells of the tensors that a model computes with: those that learn, and those that
+nobody holds.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ _DEPTH = 3
 
 
 def leaves(output: Any, inputs: Any) -> list[Tensor]:
-    """The tensors with ``requires_grad`` from which ``output`` was computed, up to ``inputs`` and without them."""
+    """The tensors with ``requires_grad`` from which ``output`` was computed, up to ``inputs`` and without
+    them.
+    """
     given = [x for x in tensors_of(inputs) if x.requires_grad]
     ends = {id(x.grad_fn) for x in given if x.grad_fn is not None}
     known = {id(x) for x in given}
@@ -41,15 +45,21 @@ def leaves(output: Any, inputs: Any) -> list[Tensor]:
 
 
 def unheld(model: nn.Module, output: Any, inputs: Any, held: set[int]) -> tuple[list[Tensor], list[Tensor]]:
-    """(leaves that are in no ``parameters()`` and not among ``held``, the others). A tensor of the inputs' own shape is data, not a weight."""
+    """(leaves that are in no ``parameters()`` and not among ``held``, the others). A tensor of the inputs'
+    own shape is data, not a weight.
+    """
     own = held | {id(p) for p in model.parameters()}
     shapes = {x.shape for x in tensors_of(inputs) if is_dense(x)}
     found = leaves(output, inputs)
-    return [x for x in found if id(x) not in own and x.shape not in shapes], [x for x in found if id(x) in own]
+    return [x for x in found if id(x) not in own and x.shape not in shapes], [
+        x for x in found if id(x) in own
+    ]
 
 
 def names_of(model: nn.Module, wanted: Mapping[int, Tensor]) -> dict[int, str]:
-    """Where the tensors (by id) are kept among the attributes of the model's modules: "hidden.0.weight" for a layer in a plain list."""
+    """Where the tensors (by id) are kept among the attributes of the model's modules: "hidden.0.weight" for a
+    layer in a plain list.
+    """
     names: dict[int, str] = {}
 
     def look(value: Any, name: str, depth: int) -> None:
@@ -71,10 +81,11 @@ def names_of(model: nn.Module, wanted: Mapping[int, Tensor]) -> dict[int, str]:
 
 
 class Unregistered:
-    """Watches two passes for weights that the model computes with, and that neither ``parameters()`` nor an optimizer holds.
+    """Watches two passes for weights that the model computes with, and that neither ``parameters()`` nor an
+    optimizer holds.
 
-    The first pass finds candidates; a pass after an update tells: those still there and never changed, while weights that are held
-    have changed, are not trained. Weights that are new tensors in every pass cannot be.
+    The first pass finds candidates; a pass after an update tells: those still there and never changed, while
+    weights that are held have changed, are not trained. Weights that are new tensors in every pass cannot be.
     """
 
     def __init__(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]):
@@ -86,8 +97,15 @@ class Unregistered:
         self._seen = False
 
     def look(self, output: Any, inputs: Any) -> dict[str, Any] | None:
-        """The fact, once it is known: ``names``, ``share`` of the weights that run, ``anew`` (made in every pass); None until then."""
-        held = {id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
+        """The fact, once it is known: ``names``, ``share`` of the weights that run, ``anew`` (made in every
+        pass); None until then.
+        """
+        held = {
+            id(p)
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
         loose, others = unheld(self.model, output, inputs, held)
         if not self._seen:
             self._seen = True

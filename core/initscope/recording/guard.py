@@ -1,8 +1,9 @@
 """Keeps what goes wrong inside the Recorder away from the training it watches.
 
-The rule, in one place: a fault of ours is one warning, a missing number, and a training that goes on. Everything that the Recorder
-does inside somebody's loop runs in a ``with guard(...)`` block, and every hook of the meter is ``@guarded``. Exceptions of the loop
-itself never pass through here, nor do KeyboardInterrupt and SystemExit.
+The rule, in one place: a fault of ours is one warning, a missing number, and a training that goes on.
+Everything that the Recorder does inside somebody's loop runs in a ``with guard(...)`` block, and every hook
+of the meter is ``@guarded``. Exceptions of the loop itself never pass through here, nor do KeyboardInterrupt
+and SystemExit.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ LONGEST = 300
 class Guard:
     """Notes faults: each kind is warned of once, all are counted, the first is kept for the run's facts.
 
-    ``strict``: faults are raised as they are, for the project's own trainer, which answers for its run. ``step`` is named in messages.
+    ``strict``: faults are raised as they are, for the project's own trainer, which answers for its run.
+    ``step`` is named in messages.
     """
 
     def __init__(self, strict: bool = False):
@@ -37,14 +39,18 @@ class Guard:
         self.count = 0
         self.first = ""
         self.passing = False
-        """Whether an exception of the loop is on its way: then nothing may take its place, not even a warning that is turned into an error."""
+        """Whether an exception of the loop is on its way: then nothing may take its place, not even a warning
+        that is turned into an error.
+        """
         self.tracebacks: list[str] = []
         """Of faults that are not yet in the run's log."""
         self._told: set[str] = set()
 
     @contextmanager
     def __call__(self, doing: str, *, refuse: bool = False) -> Iterator[None]:
-        """A block whose faults are noted as "while ``doing``". ``refuse``: a person's mistake (InitScopeError) is raised all the same."""
+        """A block whose faults are noted as "while ``doing``". ``refuse``: a person's mistake
+        (InitScopeError) is raised all the same.
+        """
         try:
             yield
         except Exception as error:
@@ -62,19 +68,26 @@ class Guard:
         self.first = self.first or f"at step {self.step}, while {doing}: {text}"
         if doing not in self._told:
             when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            self.tracebacks.append(f"{when} WARNING at step {self.step}, while {doing}:\n{''.join(traceback.format_exception(error))}")
+            self.tracebacks.append(
+                f"{when} WARNING at step {self.step}, while "
+                f"{doing}:\n{''.join(traceback.format_exception(error))}"
+            )
             self.tell_once(
-                f"the Recorder failed at step {self.step}, while {doing}: {text}; the training goes on, and what could not be recorded is missing",
+                f"the Recorder failed at step {self.step}, while {doing}: {text}; the training goes on, and "
+                "what could not be recorded is missing",
                 key=doing,
             )
 
     def tell_once(self, message: str, key: str | None = None) -> None:
-        """Warn, unless that has been done for ``key`` (the message); the warning points at the loop's own line."""
+        """Warn, unless that has been done for ``key`` (the message); the warning points at the loop's own
+        line.
+        """
         if (key or message) not in self._told:
             self._told.add(key or message)
             try:
                 warnings.warn(message, stacklevel=_levels_to_caller())
-            except Warning as error:  # `-W error`: whoever asks for that gets it, but not in place of the loop's own exception
+            # `-W error`: whoever asks for that gets it, but not in place of the loop's own exception
+            except Warning as error:
                 if not self.passing:
                     raise
                 print(f"{type(error).__name__}: {message}", file=sys.stderr)
@@ -87,7 +100,9 @@ class Guard:
 
 
 def guarded(doing: str) -> Callable[[Callable], Callable]:
-    """Decorator of a hook: what it raises goes to ``self.fault(doing, error)`` instead of into the training."""
+    """Decorator of a hook: what it raises goes to ``self.fault(doing, error)`` instead of into the
+    training.
+    """
 
     def decorate(hook: Callable) -> Callable:
         @functools.wraps(hook)

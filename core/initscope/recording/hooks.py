@@ -1,8 +1,9 @@
 """Forward hooks on the modules of a network that somebody else trains.
 
-A hook in a module's own dictionary travels with every copy and pickle of the module, takes transformer layers off their fast path
-in evaluation, and is compiled into graphs. torch's global hooks do none of this, but slow down every other network of the process.
-So a module's empty dictionary of hooks is replaced, while it is watched, by one that shows our hook only where torch calls hooks.
+A hook in a module's own dictionary travels with every copy and pickle of the module, takes transformer layers
+off their fast path in evaluation, and is compiled into graphs. torch's global hooks do none of this, but slow
+down every other network of the process. So a module's empty dictionary of hooks is replaced, while it is
+watched, by one that shows our hook only where torch calls hooks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-_WITH_KWARGS = {"_forward_pre_hooks": "_forward_pre_hooks_with_kwargs", "_forward_hooks": "_forward_hooks_with_kwargs"}
+_WITH_KWARGS = {
+    "_forward_pre_hooks": "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks": "_forward_hooks_with_kwargs",
+}
 
 
 class _Key:
@@ -26,8 +30,9 @@ class _Key:
 
 
 class HiddenHooks(OrderedDict):
-    """A module's dictionary of hooks. Others' hooks are its items; ours come after them when torch iterates over ``items()`` to call
-    them, and are no part of its length, its copies and its pickles."""
+    """A module's dictionary of hooks. Others' hooks are its items; ours come after them when torch iterates
+    over ``items()`` to call them, and are no part of its length, its copies and its pickles.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,12 +81,19 @@ class Handle:
 
 
 def hook(module: nn.Module, where: str, function: Callable, kwargs: bool = False) -> Handle | RemovableHandle:
-    """Have ``function`` called as a hook of ``module``: ``where`` is ``_forward_pre_hooks`` or ``_forward_hooks``."""
+    """Have ``function`` called as a hook of ``module``: ``where`` is ``_forward_pre_hooks`` or
+    ``_forward_hooks``.
+    """
     hooks, flags = module.__dict__[where], module.__dict__[_WITH_KWARGS[where]]
     if not isinstance(hooks, HiddenHooks):
         if hooks or flags:
-            # Others' handles point to this dictionary, so it stays. Copies and pickles of the module keep a hook that does nothing.
-            register = module.register_forward_pre_hook if where == "_forward_pre_hooks" else module.register_forward_hook
+            # Others' handles point to this dictionary, so it stays. Copies and pickles of the module keep a
+            # hook that does nothing.
+            register = (
+                module.register_forward_pre_hook
+                if where == "_forward_pre_hooks"
+                else module.register_forward_hook
+            )
             return register(CopiesAsNothing(function), with_kwargs=kwargs)
         hooks = module.__dict__[where] = HiddenHooks()
     if not isinstance(flags, HiddenKwargs) and kwargs:
@@ -115,7 +127,8 @@ class Undo:
 
 
 class CompiledCall:
-    """A module's own compiled call (``module.compile()``), after which a function is called with (module, inputs, keyword inputs, output).
+    """A module's own compiled call (``module.compile()``), after which a function is called with (module,
+    inputs, keyword inputs, output).
 
     Such a module calls no hooks. Copies and pickles of a module leave its compiled call out.
     """
@@ -141,8 +154,9 @@ def numbered_modules(model: nn.Module) -> Iterator[tuple[nn.Module, list, list]]
 
 
 def structure_changed(known: list[tuple[nn.Module, list, list]]) -> bool:
-    """Whether a module has been given other children or parameters since. Tensors that only stand in for parameters
-    (``torch.func.functional_call``) are no change."""
+    """Whether a module has been given other children or parameters since. Tensors that only stand in for
+    parameters (``torch.func.functional_call``) are no change.
+    """
     for module, children, parameters in known:
         if (children or module._modules) and list(module._modules.values()) != children:
             return True

@@ -1,6 +1,8 @@
-"""What a Recorder looks at besides its rows, at a few steps: the structure of the network, and how it behaves when tried.
+"""What a Recorder looks at besides its rows, at a few steps: the structure of the network, and how it behaves
+when tried.
 
-One object decides when to look and collects the facts; what is looked at stands in ``graph_facts``, ``clearing``, ``shadow`` and ``nonfinite``.
+One object decides when to look and collects the facts; what is looked at stands in ``graph_facts``,
+``clearing``, ``shadow`` and ``nonfinite``.
 """
 
 from __future__ import annotations
@@ -18,15 +20,21 @@ from initscope.recording.meter import LayerMeter
 from initscope.recording.nonfinite import NonfiniteWatch
 
 MIXING_STEPS = (1, 6)
-"""Steps after which one sample is changed to see whose output moves: twice, since outputs may all be zero at first."""
+"""Steps after which one sample is changed to see whose output moves: twice, since outputs may all be zero at
+first.
+"""
 FIRST_GAP, GAP_GROWTH = 8, 1.5
-"""Training and evaluation mode are compared after so many steps, and then each time there are so many times as many."""
+"""Training and evaluation mode are compared after so many steps, and then each time there are so many times
+as many.
+"""
 GAPS_KEPT = 20
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 class Inspection:
-    """Facts of the network's structure and behaviour, handed to ``note`` when they are known. ``step`` is the first step's number."""
+    """Facts of the network's structure and behaviour, handed to ``note`` when they are known. ``step`` is the
+    first step's number.
+    """
 
     def __init__(self, meter: LayerMeter, note: Callable[[dict[str, Any]], None], step: int = 0):
         self.meter = meter
@@ -34,7 +42,11 @@ class Inspection:
         model, optimizers = meter.model, meter.optimizers
         fresh = step == 0
         self._unregistered = Unregistered(model, optimizers) if fresh else None
-        held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]} if optimizers else None
+        held = (
+            {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+            if optimizers
+            else None
+        )
         self._clearing = Clearing(list(watched_parameters(model, held))) if fresh else None
         self._kept: bool | None = None
         measured = {id(layer.weight) for layer in meter.layers if layer.weight is not None}
@@ -107,14 +119,17 @@ class Inspection:
                 if gap and (found := twins.mode_gap(self.meter.model, arguments)):
                     self._gaps = [*self._gaps, {"step": step, **found}][-GAPS_KEPT:]
                     self._note({"mode_gap": self._gaps})
-        except Exception as error:  # somebody's network in a mode or with a batch it was not made for: what is not known is said
+        # somebody's network in a mode or with a batch it was not made for: what is not known is said
+        except Exception as error:
             self._twins = False
             self._note({"not_tried": " ".join(f"{type(error).__name__}: {error}".split())[:200]})
 
 
 def _dropouts(model: nn.Module) -> dict[str, Any]:
     """The largest dropout rate and where it stands; nothing if there is none."""
-    rates = [(module.p, clean(name)) for name, module in model.named_modules() if isinstance(module, DROPOUTS)]
+    rates = [
+        (module.p, clean(name)) for name, module in model.named_modules() if isinstance(module, DROPOUTS)
+    ]
     if not rates:
         return {}
     rate, name = max(rates)

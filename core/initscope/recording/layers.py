@@ -1,9 +1,10 @@
 """Which parameters of a model make a row: its weights, layer by layer, chosen by name pattern and by kind.
 
-A layer is a module that holds parameters of its own. One row stands for one weight: a layer with a single weight goes by its own
-name (``features.3``), one with several adds the parameter's (``lstm.weight_ih_l0``), and so does a module that has layers inside besides
-(``cls_token``). Biases make no row unless a module holds nothing else. A weight that is computed from others (``spectral_norm``,
-``weight_norm``, pruning) stands for the parameters that are trained: it is never read itself, because reading may change it.
+A layer is a module that holds parameters of its own. One row stands for one weight: a layer with a single
+weight goes by its own name (``features.3``), one with several adds the parameter's (``lstm.weight_ih_l0``),
+and so does a module that has layers inside besides (``cls_token``). Biases make no row unless a module holds
+nothing else. A weight that is computed from others (``spectral_norm``, ``weight_norm``, pruning) stands for
+the parameters that are trained: it is never read itself, because reading may change it.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "activation": (),
     "other": (),
 }
-"""Families of layers. ``norm``: every normalization; ``activation``: nonlinearities with weights (PReLU); ``other``: a module of one's own
-that holds parameters directly."""
+"""Families of layers. ``norm``: every normalization; ``activation``: nonlinearities with weights (PReLU);
+``other``: a module of one's own that holds parameters directly.
+"""
 DEFAULT_KINDS = ("conv", "linear", "embedding", "recurrent", "attention", "other")
 """All but ``norm`` and ``activation``, whose few weights scale what the layers before them computed."""
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
@@ -41,7 +43,8 @@ _LISTED = 12
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One row: a parameter, the module whose calls are watched for it, and whether that module's output is this row's.
+    """One row: a parameter, the module whose calls are watched for it, and whether that module's output is
+    this row's.
 
     ``kind`` is the class in lower case (``conv2d``), ``family`` one of ``KINDS``.
     """
@@ -62,47 +65,77 @@ class Layer:
 
     @property
     def plain(self) -> bool:
-        """Whether the parameter is the weight that the layer multiplies by, not what that is computed from."""
+        """Whether the parameter is the weight that the layer multiplies by, not what that is computed
+        from.
+        """
         return self.key == "weight"
 
 
-def find_layers(model: nn.Module, patterns: str | Sequence[str] | None = None, kinds: str | Sequence[str] | None = None) -> list[Layer]:
+def find_layers(
+    model: nn.Module, patterns: str | Sequence[str] | None = None, kinds: str | Sequence[str] | None = None
+) -> list[Layer]:
     """The rows of ``model`` in the order of its modules.
 
-    ``patterns``: shell patterns (``"blocks.*.attn*"``), matched with the names; a name of a module chooses what is inside, too. ``kinds``: families (``KINDS``) or
-    classes in lower case (``"conv2d"``). Without ``kinds``: ``DEFAULT_KINDS``, or everything that ``patterns`` name.
-    Raises ConfigError if nothing is left, and says what there is.
+    ``patterns``: shell patterns (``"blocks.*.attn*"``), matched with the names; a name of a module chooses
+    what is inside, too. ``kinds``: families (``KINDS``) or classes in lower case (``"conv2d"``). Without
+    ``kinds``: ``DEFAULT_KINDS``, or everything that ``patterns`` name. Raises ConfigError if nothing is left,
+    and says what there is.
     """
-    scripted = next((clean(path) or "the model" for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)), None)
+    scripted = next(
+        (
+            clean(path) or "the model"
+            for path, module in model.named_modules()
+            if isinstance(module, torch.jit.ScriptModule)
+        ),
+        None,
+    )
     if scripted is not None:
-        raise ConfigError(f"{scripted} was made by torch.jit.script or trace, whose layers cannot be watched; record the model it was made from")
+        raise ConfigError(
+            f"{scripted} was made by torch.jit.script or trace, whose layers cannot be watched; record the "
+            "model it was made from"
+        )
     everything = _all_layers(model)
     if not everything:
         classes = sorted({type(module).__name__ for module in model.modules()})
         raise ConfigError(f"nothing to record: the model has no layer with weights, only {_few(classes)}")
     patterns = [patterns] if isinstance(patterns, str) else patterns
-    wanted = _check_kinds(kinds, everything) if kinds is not None else DEFAULT_KINDS if patterns is None else tuple(KINDS)
+    wanted = (
+        _check_kinds(kinds, everything)
+        if kinds is not None
+        else DEFAULT_KINDS
+        if patterns is None
+        else tuple(KINDS)
+    )
     chosen = [layer for layer in everything if layer.family in wanted or layer.kind in wanted]
     if not chosen:
         there = sorted({layer.family for layer in everything})
-        raise ConfigError(f"nothing to record: the model has no layer of kind {', '.join(wanted)}; it has {', '.join(there)}: choose them with kinds=")
+        raise ConfigError(
+            f"nothing to record: the model has no layer of kind {', '.join(wanted)}; it has "
+            f"{', '.join(there)}: choose them with kinds="
+        )
     if patterns is None:
         return chosen
     for pattern in patterns:
         if not any(_matches(layer.name, pattern) for layer in chosen):
-            raise ConfigError(f"no layer's name matches {pattern!r}; there are {_few([layer.name for layer in chosen])}")
+            raise ConfigError(
+                f"no layer's name matches {pattern!r}; there are {_few([layer.name for layer in chosen])}"
+            )
     return [layer for layer in chosen if any(_matches(layer.name, pattern) for pattern in patterns)]
 
 
 def is_normalization(module: nn.Module) -> bool:
-    """Whether ``module`` is a batch, layer, group, instance or RMS norm, torch's or anybody's, by its class name."""
+    """Whether ``module`` is a batch, layer, group, instance or RMS norm, torch's or anybody's, by its class
+    name.
+    """
     name = type(module).__name__
     return not name.startswith("_") and name.rstrip("123dD").endswith("Norm")
 
 
 def is_activation(module: nn.Module) -> bool:
     """Whether ``module`` is one of torch's element-wise nonlinearities."""
-    return type(module).__module__ == "torch.nn.modules.activation" and not isinstance(module, nn.MultiheadAttention)
+    return type(module).__module__ == "torch.nn.modules.activation" and not isinstance(
+        module, nn.MultiheadAttention
+    )
 
 
 def clean(name: str) -> str:
@@ -136,12 +169,18 @@ def _children(module: nn.Module) -> Iterable[nn.Module]:
 
 
 def _weights(module: nn.Module) -> Iterable[tuple[nn.Module, str]]:
-    """(owner, key) of the module's own weights; its biases where it holds nothing else. Whole numbers (quantized, frozen) are no weights."""
+    """(owner, key) of the module's own weights; its biases where it holds nothing else. Whole numbers
+    (quantized, frozen) are no weights.
+    """
     own = [(module, key) for key, parameter in module._parameters.items() if _is_trainable_kind(parameter)]
     parametrized = module._modules.get("parametrizations")
     for target, origins in parametrized.items() if isinstance(parametrized, nn.ModuleDict) else ():
         if not _is_bias(target):
-            own += [(origins, key) for key, parameter in origins._parameters.items() if _is_trainable_kind(parameter)]
+            own += [
+                (origins, key)
+                for key, parameter in origins._parameters.items()
+                if _is_trainable_kind(parameter)
+            ]
     return [(owner, key) for owner, key in own if not _is_bias(key)] or own
 
 

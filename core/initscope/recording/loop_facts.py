@@ -1,4 +1,6 @@
-"""Facts of a loop itself: its optimizers' settings, its loss function, and where the first number that is none came from."""
+"""Facts of a loop itself: its optimizers' settings, its loss function, and where the first number that is
+none came from.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,15 @@ _TENSORS = [LAYER_METRICS.index(metric) for _, metric in (*_BEFORE_THE_LOSS, *_A
 
 
 def optimizer_settings(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]:
-    """Class and hyperparameters of each optimizer; a hyperparameter that differs between its groups is a list, one value a group.
+    """Class and hyperparameters of each optimizer; a hyperparameter that differs between its groups is a
+    list, one value a group.
 
-    Values are JSON's: flags, numbers, texts, None, and tuples of them (Adam's betas). What is not (a function) is left out.
+    Values are JSON's: flags, numbers, texts, None, and tuples of them (Adam's betas). What is not (a
+    function) is left out.
     """
-    return [{"class": type(optimizer).__name__, **_settings(optimizer.param_groups)} for optimizer in optimizers]
+    return [
+        {"class": type(optimizer).__name__, **_settings(optimizer.param_groups)} for optimizer in optimizers
+    ]
 
 
 def _settings(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -49,15 +55,19 @@ def _plain(value: Any) -> Any:
 
 
 def loss_function(chain: Sequence[str]) -> str | None:
-    """Autograd's name of the loss function ("NllLoss", "MseLoss") in the operations from the loss down; None if there are none."""
+    """Autograd's name of the loss function ("NllLoss", "MseLoss") in the operations from the loss down; None
+    if there are none.
+    """
     return next((name for name in chain if not name.startswith(_SCALING)), None)
 
 
 def first_nonfinite(loss: float | None, measured: np.ndarray, names: Sequence[str]) -> dict[str, Any] | None:
-    """The first tensor of a step that holds a NaN or an infinity, in the order of computing: weights, outputs, the loss, gradients.
+    """The first tensor of a step that holds a NaN or an infinity, in the order of computing: weights,
+    outputs, the loss, gradients.
 
-    ``measured`` is (metrics, layers), from the input to the output; gradients are computed from the output. {"tensor": "weight",
-    "output", "loss", "output gradient" or "gradient", "layer": its name or None}; None if all are finite.
+    ``measured`` is (metrics, layers), from the input to the output; gradients are computed from the output.
+    {"tensor": "weight", "output", "loss", "output gradient" or "gradient", "layer": its name or None}; None
+    if all are finite.
     """
     if np.isfinite(measured[_TENSORS]).all() and (loss is None or np.isfinite(loss)):
         return None

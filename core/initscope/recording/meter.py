@@ -2,22 +2,27 @@
 
 The life of a step, in order:
 
-1. Forward. Before the model's own call the structure is compared with what is known (``_discover`` follows a change). After each layer
-   its output is reduced to a few numbers, kept as a ``LayerCall`` (``_after_layer``); activations and normalizations find the layer
-   they stand behind and note it (``_after_activation``). Of compiled code nothing is seen: once the model's call has returned, a copy
-   runs over the first samples instead (``_shadow``).
-2. Backward. The gradient of an output is heard of by a hook on that tensor and reduced (``_output_gradient_arrives``); it counts once
-   the pass has reached a parameter. A parameter's own hook notes that its gradient has arrived (``_gradient_arrives``).
-3. The pass ends. Gradients are read as they are now, averaged over processes but not yet clipped (``_pass_ends``). A loop that frees
-   them during the pass is found out in the first one, and then they are read when they arrive.
-4. Optimizer. Before its step each weight is copied, with its norm taken on the way (``_before_update``); after it the norm of the
-   difference is taken (``_after_update``). An optimizer nobody told of that updates the same weights takes the other's place.
-5. Read. ``collect`` hands all numbers over as ``StepMeasurements``; those of a GPU still lie there and come in one transfer
-   (``HostCopy``), those of weights that are spread over processes are first added up in one all-reduce (``sharding``). A new step
-   begins, with parameters that have been made, thawed or replaced since.
+1. Forward. Before the model's own call the structure is compared with what is known (``_discover`` follows a
+   change). After each layer its output is reduced to a few numbers, kept as a ``LayerCall``
+   (``_after_layer``); activations and normalizations find the layer they stand behind and note it
+   (``_after_activation``). Of compiled code nothing is seen: once the model's call has returned, a copy runs
+   over the first samples instead (``_shadow``).
+2. Backward. The gradient of an output is heard of by a hook on that tensor and reduced
+   (``_output_gradient_arrives``); it counts once the pass has reached a parameter. A parameter's own hook
+   notes that its gradient has arrived (``_gradient_arrives``).
+3. The pass ends. Gradients are read as they are now, averaged over processes but not yet clipped
+   (``_pass_ends``). A loop that frees them during the pass is found out in the first one, and then they are
+   read when they arrive.
+4. Optimizer. Before its step each weight is copied, with its norm taken on the way (``_before_update``);
+   after it the norm of the difference is taken (``_after_update``). An optimizer nobody told of that updates
+   the same weights takes the other's place.
+5. Read. ``collect`` hands all numbers over as ``StepMeasurements``; those of a GPU still lie there and come
+   in one transfer (``HostCopy``), those of weights that are spread over processes are first added up in one
+   all-reduce (``sharding``). A new step begins, with parameters that have been made, thawed or replaced
+   since.
 
-Only the model's own modules, parameters and optimizers are hooked (``hooks`` says how its copies stay free of that); of the process there
-is one hook that looks at which optimizers step.
+Only the model's own modules, parameters and optimizers are hooked (``hooks`` says how its copies stay free of
+that); of the process there is one hook that looks at which optimizers step.
 """
 
 from __future__ import annotations
@@ -75,7 +80,9 @@ _SCALES = ("norm", "activation")
 
 @dataclass(eq=False)
 class _Weight:
-    """One parameter, the rows that show it (several if layers share it), and what was measured of it in this step."""
+    """One parameter, the rows that show it (several if layers share it), and what was measured of it in this
+    step.
+    """
 
     parameter: nn.Parameter
     rows: list[int]
@@ -107,13 +114,16 @@ class _Weight:
 
 
 class LayerMeter:
-    """Measures the layers of ``model`` (``layers.find_layers`` says which); a context manager that always takes its hooks off.
+    """Measures the layers of ``model`` (``layers.find_layers`` says which); a context manager that always
+    takes its hooks off.
 
-    ``enabled`` decides whether the coming step is measured. Passes without gradients (``no_grad``) never are, those of a model in evaluation
-    mode only if a backward pass follows. Of a weight that its optimizer updates several times between two ``collect`` the last update
-    counts. In a closure that an optimizer calls several times (LBFGS) the first evaluation counts, the one at the weights before the step.
+    ``enabled`` decides whether the coming step is measured. Passes without gradients (``no_grad``) never are,
+    those of a model in evaluation mode only if a backward pass follows. Of a weight that its optimizer
+    updates several times between two ``collect`` the last update counts. In a closure that an optimizer calls
+    several times (LBFGS) the first evaluation counts, the one at the weights before the step.
 
-    ``names`` and ``kinds`` say what the rows of ``StepMeasurements.order`` are; where layers are added or replaced, both grow.
+    ``names`` and ``kinds`` say what the rows of ``StepMeasurements.order`` are; where layers are added or
+    replaced, both grow.
     """
 
     def __init__(
@@ -130,15 +140,21 @@ class LayerMeter:
         self.kinds: list[str] = []
         self.enabled = True
         self.follows_another = False
-        """Whether this process only adds its parts of weights to what another one records: it looks at no output."""
+        """Whether this process only adds its parts of weights to what another one records: it looks at no
+        output.
+        """
         self.activations: dict[str, str] = {}
         self.normalized: set[str] = set()
         self.late_update = False
-        """Whether an optimizer stepped between a ``collect`` and the next backward pass: too late to be measured."""
+        """Whether an optimizer stepped between a ``collect`` and the next backward pass: too late to be
+        measured.
+        """
         self.trained_in_evaluation = False
         """Whether a backward pass has followed a pass of the model in evaluation mode."""
         self.shadow: dict[str, Any] = {}
-        """Of a compiled model: ``samples`` of the ``batch`` that the forward columns hold for, or how the second pass ``failed``."""
+        """Of a compiled model: ``samples`` of the ``batch`` that the forward columns hold for, or how the
+        second pass ``failed``.
+        """
         self.on_forward: Callable[[tuple, dict, Any], None] | None = None
         """Called with (inputs, keyword inputs, output) after every training pass of the whole model."""
         self.on_pass: Callable[[tuple, dict, Any], None] | None = None
@@ -222,7 +238,9 @@ class LayerMeter:
 
     def _discover(self) -> None:
         """Follow a change: layers, parameters or hooks that are new, gone or others."""
-        if not structure_changed(self._known) and not any(isinstance(h, Handle) and h.lost for h in self._on_modules):
+        if not structure_changed(self._known) and not any(
+            isinstance(h, Handle) and h.lost for h in self._on_modules
+        ):
             return
         try:
             layers = find_layers(self.model, *self._choice)
@@ -274,7 +292,9 @@ class LayerMeter:
         ]
 
     def _attach(self) -> None:
-        """Follow the parameters that have been made (lazy modules) or have begun to be trained since the last look."""
+        """Follow the parameters that have been made (lazy modules) or have begun to be trained since the last
+        look.
+        """
         waiting = []
         for i in self._waiting:
             parameter = self._layer_of[i].weight
@@ -311,7 +331,12 @@ class LayerMeter:
 
     def __exit__(self, *exception: object) -> None:
         following = [handle for _, handle in self._followed.values()]
-        for handle in [*self._handles, *self._on_modules, *(h for pair in self._on_optimizers for h in pair), *following]:
+        for handle in [
+            *self._handles,
+            *self._on_modules,
+            *(h for pair in self._on_optimizers for h in pair),
+            *following,
+        ]:
             handle.remove()
         self._handles.clear()
         self._on_modules.clear()
@@ -334,7 +359,9 @@ class LayerMeter:
 
     def _evaluating_again(self) -> bool:
         """Whether an optimizer calls its closure again, at other weights than those before the step."""
-        return self._updating is not None and self._evaluated is not None and self._evaluated != self._versions()
+        return (
+            self._updating is not None and self._evaluated is not None and self._evaluated != self._versions()
+        )
 
     @guarded(MEASURING)
     def _before_module(self, module: nn.Module, inputs: Any) -> None:
@@ -414,7 +441,9 @@ class LayerMeter:
             call.off = call.below if straight and call.below is not None else dead_units(output)
 
     def _notice_function(self, x: Tensor) -> None:
-        """Notice a nonlinearity that was called as a function (``F.relu``) before a layer: no module's hook sees it."""
+        """Notice a nonlinearity that was called as a function (``F.relu``) before a layer: no module's hook
+        sees it.
+        """
         function = function_before(x)
         before = self._producers.before(x) if function is not None else None
         if before is not None:
@@ -431,7 +460,9 @@ class LayerMeter:
             self.normalized.add(self.names[before[0]])
 
     def _shadow(self, inputs: tuple, kwargs: dict) -> None:
-        """Measure by a second pass, uncompiled and over few samples, the layers that compiled code has run."""
+        """Measure by a second pass, uncompiled and over few samples, the layers that compiled code has
+        run.
+        """
         self._shadowed = True
         rows = {i for i in self._layer_of if self._calls[i].newest is None and not self._calls[i].reached}
         if not rows or "failed" in self.shadow or self.follows_another:
@@ -449,7 +480,9 @@ class LayerMeter:
             self._producers, self._shadow_rows = producers, None
 
     def _after_shadow(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._executed.update(dict.fromkeys(i for i in self._rows_of.get(module, ()) if i not in self._executed))
+        self._executed.update(
+            dict.fromkeys(i for i in self._rows_of.get(module, ()) if i not in self._executed)
+        )
         for role in self._roles.get(module, ()):
             role(module, inputs, output)
 
@@ -469,7 +502,9 @@ class LayerMeter:
     @guarded(MEASURING)
     @torch.no_grad()
     def _gradient_arrives(self, parameter: Tensor) -> None:
-        """A gradient is whole for this process. It counts as it is at the end of the pass, when it has been averaged over processes."""
+        """A gradient is whole for this process. It counts as it is at the end of the pass, when it has been
+        averaged over processes.
+        """
         self._backward_since_update = True
         if not self.enabled or torch.compiler.is_compiling() or self._evaluating_again():
             return
@@ -482,14 +517,18 @@ class LayerMeter:
         this_pass = torch._C._current_graph_task_id()
         if this_pass not in self._passes:
             self._passes.add(this_pass)
-            # Queued twice: what others have queued for the end of the pass (DistributedDataParallel's averaging) comes first.
+            # Queued twice: what others have queued for the end of the pass (DistributedDataParallel's
+            # averaging) comes first.
             later = functools.partial(self._pass_ends, this_pass)
-            Variable._execution_engine.queue_callback(lambda: Variable._execution_engine.queue_callback(later))
+            Variable._execution_engine.queue_callback(
+                lambda: Variable._execution_engine.queue_callback(later)
+            )
 
     @guarded(MEASURING)
     @torch.no_grad()
     def _pass_ends(self, this_pass: int) -> None:
-        # Only passes that reach parameters count: others (torch.autograd.grad for an input) are not the loss's.
+        # Only passes that reach parameters count: others (torch.autograd.grad for an input) are not the
+        # loss's.
         for calls, call, length in self._heard.pop(this_pass, ()):
             if calls.over:
                 continue
@@ -525,8 +564,14 @@ class LayerMeter:
 
     @guarded(MEASURING)
     def _before_any_update(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        """Follow an optimizer that nobody has told of: one made anew takes the place of the one whose weights it updates."""
-        if torch.compiler.is_compiling() or self._updating is not None or any(optimizer is known for known in self.optimizers):
+        """Follow an optimizer that nobody has told of: one made anew takes the place of the one whose weights
+        it updates.
+        """
+        if (
+            torch.compiler.is_compiling()
+            or self._updating is not None
+            or any(optimizer is known for known in self.optimizers)
+        ):
             return
         count = sum(len(group["params"]) for group in optimizer.param_groups)
         if self._strangers.get(optimizer) == count:
@@ -535,22 +580,31 @@ class LayerMeter:
         if not any(id(p) in held for p in self.model.parameters()):
             self._strangers[optimizer] = count
             return
-        own = {id(p) for p in self.model.parameters() if p.requires_grad}  # what has been frozen since, nobody updates
-        place = next((k for k, known in enumerate(self.optimizers) if (_held(known) & own) <= held), len(self.optimizers))
+        own = {
+            id(p) for p in self.model.parameters() if p.requires_grad
+        }  # what has been frozen since, nobody updates
+        place = next(
+            (k for k, known in enumerate(self.optimizers) if (_held(known) & own) <= held),
+            len(self.optimizers),
+        )
         if place == len(self.optimizers):
             self.optimizers.append(optimizer)
             self._on_optimizers.append([])
         for handle in self._on_optimizers[place]:
             handle.remove()
         self.optimizers[place], self._owned = optimizer, -1
-        self._on_optimizers[place] = self._hook_optimizer(optimizer)  # torch calls these next, for this same step
+        self._on_optimizers[place] = self._hook_optimizer(
+            optimizer
+        )  # torch calls these next, for this same step
 
     def _number_of(self, reference: weakref.ref) -> int | None:
         optimizer = reference()
         return next((k for k, known in enumerate(self.optimizers) if known is optimizer), None)
 
     def _of(self, k: int) -> list[_Weight]:
-        """Weights that optimizer ``k`` holds and that can be read; those that none holds go with the first."""
+        """Weights that optimizer ``k`` holds and that can be read; those that none holds go with the
+        first.
+        """
         held = sum(len(group["params"]) for optimizer in self.optimizers for group in optimizer.param_groups)
         if held != self._owned:
             self._owned = held
@@ -576,7 +630,11 @@ class LayerMeter:
             self._backward_seen or self._backward_since_update
         )  # somebody has put gradients there: per-sample ones, averaged
         if within or by_hand:
-            fresh = [w for w in weights if within or (w.parameter.grad is not None and w.gradient_version != w.used)]
+            fresh = [
+                w
+                for w in weights
+                if within or (w.parameter.grad is not None and w.gradient_version != w.used)
+            ]
             for weight in fresh:
                 weight.scale = self.loss_scale.current
             self._read_gradients(fresh)
@@ -628,15 +686,22 @@ class LayerMeter:
         return self._backward_seen
 
     def misses_gradients(self) -> bool:
-        """Whether layers ran in a training pass since the last ``collect`` and no gradient came for weights that are trained."""
+        """Whether layers ran in a training pass since the last ``collect`` and no gradient came for weights
+        that are trained.
+        """
         ran = any(calls.newest is not None for calls in self._calls)
-        return ran and not self._backward_seen and any(weight.parameter.requires_grad for weight in self._weights)
+        return (
+            ran
+            and not self._backward_seen
+            and any(weight.parameter.requires_grad for weight in self._weights)
+        )
 
     @torch.no_grad()
     def collect(self) -> StepMeasurements:
         """What this step has shown of every layer, in execution order; a new step begins.
 
-        Where weights are spread over processes (``sharded``), all of them have to call this for the same steps.
+        Where weights are spread over processes (``sharded``), all of them have to call this for the same
+        steps.
         """
         try:
             weights = []
@@ -674,7 +739,10 @@ class LayerMeter:
 
     def _ordered(self) -> list[int]:
         """Layers in the order of their first execution; those never run last."""
-        return [*(i for i in self._executed if i in self._layer_of), *(i for i in self._layer_of if i not in self._executed)]
+        return [
+            *(i for i in self._executed if i in self._layer_of),
+            *(i for i in self._layer_of if i not in self._executed),
+        ]
 
 
 def _held(optimizer: torch.optim.Optimizer) -> set[int]:

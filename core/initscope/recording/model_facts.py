@@ -1,4 +1,5 @@
-"""What a diagnosis wants to know besides the rows: facts of the model before training, of the first step and of the end.
+"""What a diagnosis wants to know besides the rows: facts of the model before training, of the first step and
+of the end.
 
 Kept small and plain (JSON in ``status.json``); measured once a run.
 """
@@ -33,7 +34,18 @@ _PRODUCTS = (
     "BaddbmmBackward0",
     "LinearBackward0",
 )
-_SHAPING = ("TBackward", "Transpose", "Permute", "View", "Expand", "Unsqueeze", "UnsafeView", "Reshape", "ToCopy", "Clone")
+_SHAPING = (
+    "TBackward",
+    "Transpose",
+    "Permute",
+    "View",
+    "Expand",
+    "Unsqueeze",
+    "UnsafeView",
+    "Reshape",
+    "ToCopy",
+    "Clone",
+)
 """Autograd operations between a parameter and the product it takes part in."""
 _CHAIN_LIMIT = 400
 """Autograd nodes looked at between the loss and the last layer."""
@@ -43,7 +55,8 @@ _GRAPH_LIMIT = 50_000
 
 @torch.no_grad()
 def weight_facts(model: nn.Module, meter: LayerMeter) -> dict[str, Any]:
-    """Parameter counts, what is frozen or missing from the optimizers, scales of weights and biases, units all alike.
+    """Parameter counts, what is frozen or missing from the optimizers, scales of weights and biases, units
+    all alike.
 
     Of a weight that is not there yet (a lazy module's) nothing is said.
     """
@@ -55,24 +68,35 @@ def weight_facts(model: nn.Module, meter: LayerMeter) -> dict[str, Any]:
         "parameters": total,
         "trainable_share": trainable / total if total else 0.0,
         "weights": {name: weight.numel() for name, weight in weights.items()},
-        "layer_titles": {layer.name: layer_title(layer) for layer in meter.layers if layer.name.replace(".", "").isdigit()},
+        "layer_titles": {
+            layer.name: layer_title(layer) for layer in meter.layers if layer.name.replace(".", "").isdigit()
+        },
         "identical_units": identical_layers(meter),
         "normalization": any(is_normalization(m) for m in model.modules()),
         "frozen": [name for name, weight in weights.items() if not weight.requires_grad],
         "scales": {layer.name: scales(layer.owner) for layer in multiplying(meter.layers)},
     }
     if meter.optimizers:
-        held = {id(p) for optimizer in meter.optimizers for group in optimizer.param_groups for p in group["params"]}
+        held = {
+            id(p)
+            for optimizer in meter.optimizers
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
         owned = sum(p.numel() for p in parameters if p.requires_grad and id(p) in held)
         facts["optimized_share"] = owned / total if total else 0.0
         facts["unoptimized"] = [name for name, weight in weights.items() if id(weight) not in held]
-        facts["optimizer"] = ", ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in meter.optimizers))
+        facts["optimizer"] = ", ".join(
+            dict.fromkeys(type(optimizer).__name__ for optimizer in meter.optimizers)
+        )
         facts["optimizer_settings"] = optimizer_settings(meter.optimizers)
     return facts
 
 
 def optimizer_settings(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, float]:
-    """Learning rate, weight decay and momentum at the start: the largest of all parameter groups with weights, as far as they are plain numbers."""
+    """Learning rate, weight decay and momentum at the start: the largest of all parameter groups with
+    weights, as far as they are plain numbers.
+    """
     groups = [group for optimizer in optimizers for group in optimizer.param_groups if group["params"]]
     settings = {}
     for key, name in (("lr", "learning_rate"), ("weight_decay", "weight_decay"), ("momentum", "momentum")):
@@ -89,19 +113,28 @@ def layer_title(layer: Layer) -> str:
         return kind
     ins, outs = (getattr(layer.owner, name, None) for name in ("in_channels", "out_channels"))
     if ins is None or outs is None:
-        ins, outs = (getattr(layer.owner, name, size) for name, size in (("in_features", weight.shape[1]), ("out_features", weight.shape[0])))
+        ins, outs = (
+            getattr(layer.owner, name, size)
+            for name, size in (("in_features", weight.shape[1]), ("out_features", weight.shape[0]))
+        )
     kernel = " × ".join(map(str, weight.shape[2:]))
     return f"{kind} {ins} to {outs}" + (f", {kernel}" if kernel else "")
 
 
 def multiplying(layers: Sequence[Layer]) -> list[Layer]:
-    """The convolutions and linear layers whose weight is a parameter with units that sum over inputs, and can be looked at."""
-    found = [x for x in layers if x.family in ("conv", "linear") and x.key == "weight" and x.weight is not None]
+    """The convolutions and linear layers whose weight is a parameter with units that sum over inputs, and can
+    be looked at.
+    """
+    found = [
+        x for x in layers if x.family in ("conv", "linear") and x.key == "weight" and x.weight is not None
+    ]
     return [x for x in found if x.weight.numel() and is_readable(x.weight)]
 
 
 def scales(module: nn.Module) -> dict[str, float]:
-    """``gain``: weight std times sqrt(fan_in), 1.41 for Kaiming, 0.58 for torch's default; ``bias_mean`` and ``bias_std``."""
+    """``gain``: weight std times sqrt(fan_in), 1.41 for Kaiming, 0.58 for torch's default; ``bias_mean`` and
+    ``bias_std``.
+    """
     fan_in = fans(module)[0]
     weight, bias = module.weight.detach().float(), getattr(module, "bias", None)
     result = {"gain": (weight.std(correction=0) * fan_in**0.5).item(), "mean": weight.mean().item()}
@@ -116,13 +149,17 @@ def identical_layers(meter: LayerMeter) -> list[str]:
 
 
 def units_first(module: nn.Module) -> Tensor:
-    """The layer's weight with output units as its first dimension (transposed convolutions keep them second)."""
+    """The layer's weight with output units as its first dimension (transposed convolutions keep them
+    second).
+    """
     return module.weight.transpose(0, 1) if getattr(module, "transposed", False) else module.weight
 
 
 @torch.no_grad()
 def units_identical(weight: Tensor) -> bool:
-    """Whether every output unit of a weight (units first) has the same incoming weights, up to ``IDENTICAL`` of their size."""
+    """Whether every output unit of a weight (units first) has the same incoming weights, up to ``IDENTICAL``
+    of their size.
+    """
     if weight.shape[0] < 2:
         return False
     return bool((weight - weight[:1]).abs().max() <= IDENTICAL * weight.abs().max())
@@ -130,13 +167,16 @@ def units_identical(weight: Tensor) -> bool:
 
 @torch.no_grad()
 def first_batch_facts(inputs: Any, output: Any) -> dict[str, Any]:
-    """Range, mean and spread of the inputs; number and range of outputs, and whether they are probabilities already.
+    """Range, mean and spread of the inputs; number and range of outputs, and whether they are probabilities
+    already.
 
-    ``signal`` of the inputs is their standard deviation across the samples, root-mean-squared over elements. Of several inputs the first tensor is
-    taken, of several outputs ``main_output``.
+    ``signal`` of the inputs is their standard deviation across the samples, root-mean-squared over elements.
+    Of several inputs the first tensor is taken, of several outputs ``main_output``.
     """
     facts: dict[str, Any] = {}
-    x = next((tensor for tensor in tensors_of(inputs) if not tensor.is_nested), None)  # a nested one has no one shape
+    x = next(
+        (tensor for tensor in tensors_of(inputs) if not tensor.is_nested), None
+    )  # a nested one has no one shape
     if x is not None and x.numel() and x.dim():
         if is_dense(x):
             facts["input"] = input_facts(x.detach().float())
@@ -148,13 +188,19 @@ def first_batch_facts(inputs: Any, output: Any) -> dict[str, Any]:
         sums = y.sum(1)
         facts["outputs"] = y.shape[1]
         facts["output_range"] = [y.min().item(), y.max().item()]
-        facts["outputs_sum_to_one"] = bool(y.shape[1] > 1 and (y >= 0).all() and (sums - 1).abs().max() < 1e-3)
-        facts["outputs_log_probabilities"] = bool(y.shape[1] > 1 and (y <= 0).all() and (y.exp().sum(1) - 1).abs().max() < 1e-3)
+        facts["outputs_sum_to_one"] = bool(
+            y.shape[1] > 1 and (y >= 0).all() and (sums - 1).abs().max() < 1e-3
+        )
+        facts["outputs_log_probabilities"] = bool(
+            y.shape[1] > 1 and (y <= 0).all() and (y.exp().sum(1) - 1).abs().max() < 1e-3
+        )
     return facts
 
 
 def main_output(output: Any) -> Tensor | None:
-    """What the loss is most likely taken of: what the output calls ``logits``, else the first real tensor with samples and units."""
+    """What the loss is most likely taken of: what the output calls ``logits``, else the first real tensor
+    with samples and units.
+    """
     logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
     output = logits if isinstance(logits, Tensor) else output
     return next((x for x in tensors_of(output) if is_dense(x) and x.numel() and x.dim() > 1), None)
@@ -162,7 +208,12 @@ def main_output(output: Any) -> Tensor | None:
 
 def input_facts(x: Tensor) -> dict[str, float]:
     """mean, std, low, high, signal of a batch (samples first), and how many values are NaN or infinite."""
-    facts = {"mean": x.mean().item(), "std": x.std(correction=0).item(), "low": x.min().item(), "high": x.max().item()}
+    facts = {
+        "mean": x.mean().item(),
+        "std": x.std(correction=0).item(),
+        "low": x.min().item(),
+        "high": x.max().item(),
+    }
     difference = (x - x[:1]).flatten(1) if x.dim() > 1 else (x - x[:1]).unsqueeze(1)
     facts["signal"] = difference.double().var(0, correction=0).mean().sqrt().item()
     facts["nonfinite"] = int((~torch.isfinite(x)).sum())
@@ -170,10 +221,11 @@ def input_facts(x: Tensor) -> dict[str, float]:
 
 
 def first_step_facts(meter: LayerMeter, loss: Any, output_node: Any = None) -> dict[str, Any]:
-    """Which nonlinearity and normalization follow each layer, and the operations between the last layer and the loss.
+    """Which nonlinearity and normalization follow each layer, and the operations between the last layer and
+    the loss.
 
-    ``output_node`` is the autograd node of the model's output: with it ``loss.other_network`` says whether the loss is computed by weights
-    that are none of the model's, as a generator's by its discriminator.
+    ``output_node`` is the autograd node of the model's output: with it ``loss.other_network`` says whether
+    the loss is computed by weights that are none of the model's, as a generator's by its discriminator.
     """
     facts: dict[str, Any] = {"activations": dict(meter.activations), "normalized": sorted(meter.normalized)}
     if meter.trained_in_evaluation:
@@ -188,20 +240,30 @@ def first_step_facts(meter: LayerMeter, loss: Any, output_node: Any = None) -> d
 
 
 def _judged_by_another(loss: Tensor, output_node: Any, model: nn.Module) -> bool:
-    """Whether the last product before the loss is of weights that are not the model's, and lies above the model's output."""
+    """Whether the last product before the loss is of weights that are not the model's, and lies above the
+    model's output.
+    """
     path = _path_to_last_layer(loss)
     if not path or output_node in path:
         return False
     leaves = [child for child, _ in path[-1].next_functions if child is not None]
     while any(leaf.name().startswith(_SHAPING) for leaf in leaves):
-        leaves = [x for leaf in leaves for x in ([c for c, _ in leaf.next_functions if c] if leaf.name().startswith(_SHAPING) else [leaf])]
+        leaves = [
+            x
+            for leaf in leaves
+            for x in (
+                [c for c, _ in leaf.next_functions if c] if leaf.name().startswith(_SHAPING) else [leaf]
+            )
+        ]
     held = [leaf.variable for leaf in leaves if hasattr(leaf, "variable")]
     own = {id(p) for p in model.parameters()}
     return not any(id(p) in own for p in held)
 
 
 def reaches(loss: Tensor, model: nn.Module) -> bool:
-    """Whether the loss's graph holds any of the model's parameters; True too where the graph is too large to tell."""
+    """Whether the loss's graph holds any of the model's parameters; True too where the graph is too large to
+    tell.
+    """
     own = {id(p) for p in model.parameters()}
     seen, waiting = {loss.grad_fn}, deque([loss.grad_fn])
     while waiting and len(seen) < _GRAPH_LIMIT:
@@ -216,7 +278,9 @@ def reaches(loss: Tensor, model: nn.Module) -> bool:
 
 
 def backward_has_run(loss: Tensor) -> bool:
-    """Whether what the loss's graph had saved for the backward pass has been used and freed; False where nothing was saved near the loss."""
+    """Whether what the loss's graph had saved for the backward pass has been used and freed; False where
+    nothing was saved near the loss.
+    """
     seen, waiting = {loss.grad_fn}, deque([loss.grad_fn])
     while waiting and len(seen) < _CHAIN_LIMIT:
         node = waiting.popleft()
@@ -241,8 +305,9 @@ def backward_has_run(loss: Tensor) -> bool:
 def loss_facts(loss: Tensor) -> dict[str, Any]:
     """What autograd knows of the loss, from it down to the last layer (shortest path).
 
-    ``chain``: the operations, such as ["NllLoss", "LogSoftmax", "Softmax"] for a softmax before cross-entropy; ``classes``: the size of
-    what the first softmax runs over; ``across_batch``: whether that is the batch; ``broadcast``: whether n outputs became n x n.
+    ``chain``: the operations, such as ["NllLoss", "LogSoftmax", "Softmax"] for a softmax before
+    cross-entropy; ``classes``: the size of what the first softmax runs over; ``across_batch``: whether that
+    is the batch; ``broadcast``: whether n outputs became n x n.
     """
     path = _path_to_last_layer(loss)
     shapes = [_shape(node) for node in path]
@@ -250,7 +315,9 @@ def loss_facts(loss: Tensor) -> dict[str, Any]:
         "chain": [node.name().removesuffix("Backward0") for node in path[:-1]],
         "classes": None,
         "across_batch": False,
-        "broadcast": any(a and b and math.prod(b) > 1 and math.prod(a) == math.prod(b) ** 2 for a, b in pairwise(shapes)),
+        "broadcast": any(
+            a and b and math.prod(b) > 1 and math.prod(a) == math.prod(b) ** 2 for a, b in pairwise(shapes)
+        ),
     }
     soft = next((node for node in path if "Softmax" in node.name()), None)
     if soft is not None and (shape := _shape(soft)):
@@ -261,7 +328,9 @@ def loss_facts(loss: Tensor) -> dict[str, Any]:
 
 
 def _path_to_last_layer(loss: Tensor) -> list[Any]:
-    """Autograd nodes from the loss to the nearest matrix product or convolution, both ends included; empty if there is none near."""
+    """Autograd nodes from the loss to the nearest matrix product or convolution, both ends included; empty if
+    there is none near.
+    """
     above: dict[Any, Any] = {loss.grad_fn: None}
     waiting = deque(above)
     while waiting and len(above) < _CHAIN_LIMIT:
@@ -284,7 +353,9 @@ def _shape(node: Any) -> tuple[int, ...]:
         shape = tuple(node._input_metadata[0].shape)
     except (AttributeError, RuntimeError, IndexError):
         return ()
-    return shape if all(isinstance(size, int) for size in shape) else ()  # a nested tensor has sizes that are no numbers
+    return (
+        shape if all(isinstance(size, int) for size in shape) else ()
+    )  # a nested tensor has sizes that are no numbers
 
 
 def last_facts(meter: LayerMeter) -> dict[str, Any]:

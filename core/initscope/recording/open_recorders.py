@@ -1,7 +1,8 @@
 """The Recorders of this process that are recording, for what ends them from outside of their block.
 
-A forked child must not write into its parent's runs; a notebook's cell that runs again leaves the Recorder of its earlier execution
-behind; and the process may end first. Nothing here keeps a Recorder alive: one that nobody holds any more ends its run by itself.
+A forked child must not write into its parent's runs; a notebook's cell that runs again leaves the Recorder of
+its earlier execution behind; and the process may end first. Nothing here keeps a Recorder alive: one that
+nobody holds any more ends its run by itself.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ _open: weakref.WeakSet[Recorder] = weakref.WeakSet()
 
 @dataclass(frozen=True)
 class Cell:
-    """Which notebook cell something happened in (its id, or its code's file), and in which of the session's executions."""
+    """Which notebook cell something happened in (its id, or its code's file), and in which of the session's
+    executions.
+    """
 
     cell: str
     execution: int
 
 
 def opened(recorder: Recorder) -> None:
-    """Note that ``recorder`` has begun; end those that an earlier execution of its notebook left open, of the same model or cell."""
+    """Note that ``recorder`` has begun; end those that an earlier execution of its notebook left open, of the
+    same model or cell.
+    """
     here = recorder.cell
     for other in list(_open):
         earlier = here is not None and other.cell is not None and other.cell.execution != here.execution

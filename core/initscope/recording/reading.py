@@ -1,4 +1,5 @@
-"""One step's measurements: raw numbers, some perhaps still on a device, and the columns they make once all have arrived.
+"""One step's measurements: raw numbers, some perhaps still on a device, and the columns they make once all
+have arrived.
 
 Formulas run on the host, over plain floats: on a GPU each of them would be one more kernel a layer a step.
 """
@@ -26,7 +27,9 @@ class WeightNumbers:
     rows: Sequence[int]
     size: int
     values: dict[str, Number]
-    """L2 norms: ``weight`` before the update, ``moved`` by it, ``gradient``; what was not measured is not there."""
+    """L2 norms: ``weight`` before the update, ``moved`` by it, ``gradient``; what was not measured is not
+    there.
+    """
 
     def columns(self) -> dict[str, float]:
         weight, moved, gradient = (self.values.get(name) for name in ("weight", "moved", "gradient"))
@@ -39,17 +42,27 @@ class WeightNumbers:
 
 
 class StepMeasurements:
-    """A step of all layers: ``calls`` of each, the weights, and the layers' ``order`` from the input to the output."""
+    """A step of all layers: ``calls`` of each, the weights, and the layers' ``order`` from the input to the
+    output.
+    """
 
-    def __init__(self, calls: Sequence[Sequence[LayerCall]], weights: Sequence[WeightNumbers], order: Sequence[int]):
+    def __init__(
+        self, calls: Sequence[Sequence[LayerCall]], weights: Sequence[WeightNumbers], order: Sequence[int]
+    ):
         self.order = order
         self._calls, self._weights = calls, weights
         self._off = [off_counts(of_layer) for of_layer in calls]
         for call in (call for of_layer in calls for call in of_layer):
-            call.off = call.below = None  # counted: as large as an output's units, and no need to wait with the numbers
-        holders = [holder for of_layer in calls for call in of_layer for holder in (call.values, call.gradients)]
+            call.off = call.below = (
+                None  # counted: as large as an output's units, and no need to wait with the numbers
+            )
+        holders = [
+            holder for of_layer in calls for call in of_layer for holder in (call.values, call.gradients)
+        ]
         holders += [weight.values for weight in weights] + [counts for counts, _ in self._off]
-        self._places = [(holder, key) for holder in holders for key, value in _items(holder) if isinstance(value, Tensor)]
+        self._places = [
+            (holder, key) for holder in holders for key, value in _items(holder) if isinstance(value, Tensor)
+        ]
 
     @property
     def waiting(self) -> list[Tensor]:
@@ -58,13 +71,16 @@ class StepMeasurements:
 
     @property
     def weights_finite(self) -> bool:
-        """Whether every weight was finite before its update and after it, as far as its numbers have arrived (on the CPU all have)."""
+        """Whether every weight was finite before its update and after it, as far as its numbers have arrived
+        (on the CPU all have).
+        """
         known = (weight.values.get(name) for weight in self._weights for name in ("weight", "moved"))
         return all(not isinstance(value, float) or math.isfinite(value) for value in known)
 
     def table(self, arrived: Sequence[float] = ()) -> np.ndarray:
-        """(metrics, layers), float32: a row for each of ``LAYER_METRICS`` less ``nonfinite``, a column a layer in ``order``. ``arrived``
-        are the values of ``waiting``. What was not measured (a frozen weight, a layer that did not run, no optimizer given) is ``MISSING``.
+        """(metrics, layers), float32: a row for each of ``LAYER_METRICS`` less ``nonfinite``, a column a
+        layer in ``order``. ``arrived`` are the values of ``waiting``. What was not measured (a frozen weight,
+        a layer that did not run, no optimizer given) is ``MISSING``.
         """
         for (holder, key), number in zip(self._places, arrived, strict=True):
             holder[key] = number
@@ -83,26 +99,39 @@ def _items(holder: dict[str, Number] | list[Number]) -> Any:
 
 
 def relative_signal(measured: np.ndarray) -> float:
-    """signal_std over the RMS of the last layer's pre-activation, from ``StepMeasurements.table``; infinity where not measured."""
-    mean, std, signal = (float(measured[LAYER_METRICS.index(name), -1]) for name in ("activation_mean", "activation_std", "signal_std"))
+    """signal_std over the RMS of the last layer's pre-activation, from ``StepMeasurements.table``; infinity
+    where not measured.
+    """
+    mean, std, signal = (
+        float(measured[LAYER_METRICS.index(name), -1])
+        for name in ("activation_mean", "activation_std", "signal_std")
+    )
     size = math.hypot(mean, std)
-    return signal / size if size > 0 and signal >= 0 and math.isfinite(size) else 0.0 if size == 0 else math.inf
+    return (
+        signal / size if size > 0 and signal >= 0 and math.isfinite(size) else 0.0 if size == 0 else math.inf
+    )
 
 
 def layer_values(measured: np.ndarray) -> np.ndarray:
-    """Rows for the store from ``StepMeasurements.table`` (metrics, layers), with ``nonfinite`` counted as the last.
+    """Rows for the store from ``StepMeasurements.table`` (metrics, layers), with ``nonfinite`` counted as the
+    last.
 
     ``nonfinite`` says how many of weight, gradient, output and output gradient hold a NaN or an infinity.
     """
     return np.vstack([measured, (~np.isfinite(measured[_TENSORS])).sum(0, dtype=np.float32)])
 
 
-_TENSORS = [LAYER_METRICS.index(name) for name in ("weight_norm", "grad_norm", "activation_std", "activation_grad_rms")]
+_TENSORS = [
+    LAYER_METRICS.index(name)
+    for name in ("weight_norm", "grad_norm", "activation_std", "activation_grad_rms")
+]
 """The metrics that are no number if one of the four tensors holds one that is none."""
 
 
 class HostCopy:
-    """Numbers on their way to the host: plain ones and scalar tensors, those of a device in one transfer that nothing waits for."""
+    """Numbers on their way to the host: plain ones and scalar tensors, those of a device in one transfer that
+    nothing waits for.
+    """
 
     def __init__(self, numbers: Sequence[Number]):
         self._numbers = [x.item() if isinstance(x, Tensor) and x.device.type == "cpu" else x for x in numbers]

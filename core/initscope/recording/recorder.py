@@ -1,4 +1,5 @@
-"""Records a training loop into ``runs/``: two lines in anybody's loop, and what the project's own trainer uses.
+"""Records a training loop into ``runs/``: two lines in anybody's loop, and what the project's own trainer
+uses.
 
     with Recorder(model, optimizer, name="my net", runs="runs") as recorder:
         for inputs, targets in loader:
@@ -6,9 +7,9 @@
             if not recorder.step(loss): break                     # False: somebody pressed Stop
         recorder.validate(loss=val_loss, accuracy=val_accuracy)   # may be left out, like all of these
 
-Recording changes nothing: the same losses to the bit, no random number drawn, no hook left behind. Whatever fails inside of it is a
-warning and a missing number (``initscope.recording.guard``). Where several processes train together the first one records; a
-forked child does not.
+Recording changes nothing: the same losses to the bit, no random number drawn, no hook left behind. Whatever
+fails inside of it is a warning and a missing number (``initscope.recording.guard``). Where several processes
+train together the first one records; a forked child does not.
 """
 
 from __future__ import annotations
@@ -55,9 +56,13 @@ from initscope.schema import Outcome, Status
 from initscope.store import RECORDED, Run, Runs, RunWriter, own_process
 
 LOOK_AGAIN = 16
-"""After the first steps outputs are compared with targets again whenever 1 / LOOK_AGAIN more steps have been taken: some twelve times a doubling."""
+"""After the first steps outputs are compared with targets again whenever 1 / LOOK_AGAIN more steps have been
+taken: some twelve times a doubling.
+"""
 HELD_STEPS = 16
-"""Steps whose numbers wait until rows are made of them: many in a row find the code for it in the processor's cache, which a training step empties."""
+"""Steps whose numbers wait until rows are made of them: many in a row find the code for it in the processor's
+cache, which a training step empties.
+"""
 CURVE_POINTS = 40
 """Points of the loss sparkline kept in ``status.json``."""
 IGNORED_AFTER = 3
@@ -104,17 +109,19 @@ class _Mean:
 class Recorder:
     """Writes one row a layer and one row of loss and accuracy for every ``every``-th optimizer step.
 
-    ``optimizer`` is needed for the update ratio and the learning rate; several go in a list. A new run named ``name`` is made in
-    ``runs``, the folder of all runs. Names need not be unique: each run has an id of its own, and runs of one name are a group
-    that can be compared (``name=my net``). ``config``: your settings (a mapping, a dataclass or a Namespace), kept with the run.
-    ``layers`` chooses layers by shell patterns (``"features.*"``), ``kinds`` by family or class (``("conv", "linear")``,
-    ``("batchnorm2d",)``); the default is all weights but those of normalizations and PReLU (``initscope.recording.layers``).
-    ``step`` is the first step's number. ``quiet``: the line that says where the run is and how to look at it is not printed.
-    ``raise_on_stop``: ``step`` raises ``initscope.Stopped`` instead of returning False. ``run`` and ``writer`` instead write into a run
-    that exists (the trainer's way); faults are then raised.
+    ``optimizer`` is needed for the update ratio and the learning rate; several go in a list. A new run named
+    ``name`` is made in ``runs``, the folder of all runs. Names need not be unique: each run has an id of its
+    own, and runs of one name are a group that can be compared (``name=my net``). ``config``: your settings (a
+    mapping, a dataclass or a Namespace), kept with the run. ``layers`` chooses layers by shell patterns
+    (``"features.*"``), ``kinds`` by family or class (``("conv", "linear")``, ``("batchnorm2d",)``); the
+    default is all weights but those of normalizations and PReLU (``initscope.recording.layers``). ``step`` is
+    the first step's number. ``quiet``: the line that says where the run is and how to look at it is not
+    printed. ``raise_on_stop``: ``step`` raises ``initscope.Stopped`` instead of returning False. ``run`` and
+    ``writer`` instead write into a run that exists (the trainer's way); faults are then raised.
 
-    Raises ConfigError for a model without trainable weights, a pattern or kind that matches nothing, or settings that JSON cannot
-    hold; RecordingError for weights without values (device ``meta``). Entering it raises RunFolderError if the folder cannot be written.
+    Raises ConfigError for a model without trainable weights, a pattern or kind that matches nothing, or
+    settings that JSON cannot hold; RecordingError for weights without values (device ``meta``). Entering it
+    raises RunFolderError if the folder cannot be written.
     """
 
     def __init__(
@@ -143,7 +150,9 @@ class Recorder:
         self._new_run = {"name": arguments.as_name(name), "tags": arguments.as_tags(tags)}
         self._own_config = arguments.as_config(config)
         # Absolute from now on: the loop may go to another folder.
-        self._runs = arguments.as_runs(runs) or (arguments.as_runs(os.environ.get("INITSCOPE_RUNS")) if runs is None or runs == "" else None)
+        self._runs = arguments.as_runs(runs) or (
+            arguments.as_runs(os.environ.get("INITSCOPE_RUNS")) if runs is None or runs == "" else None
+        )
         self.owns_run = run is None
         self.guard = Guard(strict=not self.owns_run)
         self.recording = not _is_another_rank()
@@ -193,9 +202,13 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         if self._began is not None:
-            raise RecordingError("a Recorder records one run, and this one has been used; make a new Recorder for another run")
+            raise RecordingError(
+                "a Recorder records one run, and this one has been used; make a new Recorder for another run"
+            )
         self._began = time.monotonic()
-        self.recording = self.recording and not _is_another_rank()  # the processes may have met since it was made
+        self.recording = (
+            self.recording and not _is_another_rank()
+        )  # the processes may have met since it was made
         if self.recording and self.run is None:
             self.run = self._new()
         self._inside = True
@@ -236,7 +249,11 @@ class Recorder:
         run = runs.create(values, Status.RUNNING, source="recorder", started=time.time(), **own_process())
         if not self.quiet:
             shown = runs.shown if runs.shared else str(runs.root.absolute())
-            print(f"initscope: recording into {shown.rstrip('/')}/{run.id}; to see it: initscope ui --runs {shlex.quote(shown)}", file=sys.stderr)
+            print(
+                f"initscope: recording into {shown.rstrip('/')}/{run.id}; to see it: initscope ui --runs "
+                f"{shlex.quote(shown)}",
+                file=sys.stderr,
+            )
         return run
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
@@ -253,12 +270,15 @@ class Recorder:
         self._end(error, left=True)
 
     def forsake(self) -> None:
-        """In a forked child: the run is the parent's, and so are its files; measure and write nothing any more."""
+        """In a forked child: the run is the parent's, and so are its files; measure and write nothing any
+        more.
+        """
         self.recording = self.meter.enabled = False
         self.meter.on_forward = self.meter.on_pass = None
 
     def _end(self, error: BaseException | None, left: bool = False) -> None:
-        """Take the hooks off and write the run's last word, whatever else fails, and never over an ``error`` that passes through.
+        """Take the hooks off and write the run's last word, whatever else fails, and never over an ``error``
+        that passes through.
 
         ``left``: nobody has left the block, and nobody will.
         """
@@ -294,12 +314,18 @@ class Recorder:
 
     def _write_end(self, error: BaseException | None, left: bool) -> None:
         status = _status(error)
-        stopped = self._stop_step is not None and self.next_step - self._stop_step < IGNORED_AFTER  # because step() had returned False
+        stopped = (
+            self._stop_step is not None and self.next_step - self._stop_step < IGNORED_AFTER
+        )  # because step() had returned False
         if status is Status.FINISHED and (left or stopped):
             status = Status.STOPPED
         self._note_faults()
         # Loss rows may be every tenth step only: a loss that broke between them was seen all the same.
-        found = Decision(Outcome.UNDECIDED, None, "") if self.loss_finite else Decision(Outcome.DIVERGED, Basis.TRAINING_LOSS, "the loss is no number any more")
+        found = (
+            Decision(Outcome.UNDECIDED, None, "")
+            if self.loss_finite
+            else Decision(Outcome.DIVERGED, Basis.TRAINING_LOSS, "the loss is no number any more")
+        )
         if self.loss_finite:
             with self.guard("deciding on the outcome"):
                 found = settled(self.run.judged(self.writer.state), status)
@@ -329,14 +355,17 @@ class Recorder:
         epoch: int | None = None,
         whole: Tensor | None = None,
     ) -> bool:
-        """Call after ``optimizer.step()``: ``loss`` is the batch's loss (one number), ``accuracy`` its share classified correctly (a
-        percentage is converted). Returns whether to go on: False once somebody has asked the run to stop.
+        """Call after ``optimizer.step()``: ``loss`` is the batch's loss (one number), ``accuracy`` its share
+        classified correctly (a percentage is converted). Returns whether to go on: False once somebody has
+        asked the run to stop.
 
-        Where several processes share a batch, ``whole`` is the loss over all of it, to be written in place of this process's ``loss``.
+        Where several processes share a batch, ``whole`` is the loss over all of it, to be written in place of
+        this process's ``loss``.
 
-        On a GPU nothing is waited for: numbers are written when they have arrived, at the latest one step later. Raises
-        RecordingError outside of the ``with`` block, and at the first step for what is no number or comes before the backward
-        pass; at later steps the same is a warning and a missing number. Raises Stopped with ``raise_on_stop``.
+        On a GPU nothing is waited for: numbers are written when they have arrived, at the latest one step
+        later. Raises RecordingError outside of the ``with`` block, and at the first step for what is no
+        number or comes before the backward pass; at later steps the same is a warning and a missing number.
+        Raises Stopped with ``raise_on_stop``.
         """
         self._must_be_inside("step")
         if not self.recording:
@@ -349,9 +378,16 @@ class Recorder:
         return self.advance(loss, accuracy, self._epoch if number is None else number, whole, refuse=call)
 
     def advance(
-        self, loss: Tensor | float | None, accuracy: Tensor | float | None, epoch: int, whole: Tensor | None = None, refuse: bool = False
+        self,
+        loss: Tensor | float | None,
+        accuracy: Tensor | float | None,
+        epoch: int,
+        whole: Tensor | None = None,
+        refuse: bool = False,
     ) -> bool:
-        """``step`` for arguments that have been looked at; ``loss`` None: this step had none, and its row says so."""
+        """``step`` for arguments that have been looked at; ``loss`` None: this step had none, and its row
+        says so.
+        """
         if not self._inside:
             return True
         if not self.recording:
@@ -364,7 +400,9 @@ class Recorder:
             with self.guard(_WRITING):
                 self._record(loss if whole is None else whole, accuracy, epoch)
         self.next_step += 1
-        self.meter.on_forward = _weakly(self._look_at_output) if self._looking and self.next_step >= self._next_look else None
+        self.meter.on_forward = (
+            _weakly(self._look_at_output) if self._looking and self.next_step >= self._next_look else None
+        )
         self.meter.enabled = self.next_step % self.every == 0
         self.writer.note(step=self.next_step, epoch=epoch)
         if due := self.writer.due() or len(self._pending) >= HELD_STEPS:
@@ -377,7 +415,9 @@ class Recorder:
         return self._goes_on(look=due)
 
     def _add_parts(self) -> bool:
-        """A step in a process that records nothing: of weights that are spread over processes it adds its parts to the sums."""
+        """A step in a process that records nothing: of weights that are spread over processes it adds its
+        parts to the sums.
+        """
         with self.guard(MEASURING):
             if self.meter.enabled and self.meter.sharded:
                 self.meter.collect()
@@ -386,10 +426,11 @@ class Recorder:
         return True
 
     def validate(self, loss: Any = None, accuracy: Any = None, *, epoch: Any = None) -> None:
-        """Write a row of ``epochs``: these results of a validation, and the means of the training losses and accuracies since the last row.
+        """Write a row of ``epochs``: these results of a validation, and the means of the training losses and
+        accuracies since the last row.
 
-        ``epoch`` numbers the row; without it rows are counted, from the loop's own epoch if ``step`` is told one. Either result may be
-        left out. Raises as ``step`` does, at the first call.
+        ``epoch`` numbers the row; without it rows are counted, from the loop's own epoch if ``step`` is told
+        one. Either result may be left out. Raises as ``step`` does, at the first call.
         """
         self.epoch(epoch, val_loss=loss, val_accuracy=accuracy, _call="validate")
 
@@ -403,36 +444,63 @@ class Recorder:
         *,
         _call: str = "epoch",
     ) -> None:
-        """Write one row of ``epochs``. Losses in the units of ``step``, accuracies as shares or percentages; what is left out is not
-        known, but of training the mean since the last row. Raises as ``step`` does, at the first call.
+        """Write one row of ``epochs``. Losses in the units of ``step``, accuracies as shares or percentages;
+        what is left out is not known, but of training the mean since the last row. Raises as ``step`` does,
+        at the first call.
         """
         self._must_be_inside(_call)
         if not self.recording:
             return
         call, name = self._first(_call), f"recorder.{_call}()"
-        told = {"train_loss": train_loss, "train_accuracy": train_accuracy, "val_loss": val_loss, "val_accuracy": val_accuracy}
+        told = {
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+        }
         numbers: dict[str, float] = {}
         for key, value in told.items():
-            convert = (lambda v: arguments.as_accuracy(v, name)) if "accuracy" in key else (lambda v, key=key: arguments.as_number(key, v, name))
+            convert = (
+                (lambda v: arguments.as_accuracy(v, name))
+                if "accuracy" in key
+                else (lambda v, key=key: arguments.as_number(key, v, name))
+            )
             found = None if value is None else self._given(call, key, value, convert)
             numbers[key] = math.nan if found is None else float(found)
-        number = self._given(call, "epoch", epoch, lambda value: self._epoch_of(value, name, max(self._epoch, self._next_epoch)))
+        number = self._given(
+            call,
+            "epoch",
+            epoch,
+            lambda value: self._epoch_of(value, name, max(self._epoch, self._next_epoch)),
+        )
         with self.guard(_WRITING):
             self._harvest(everything=True)
             self._write_epoch(max(self._epoch, self._next_epoch) if number is None else number, numbers, told)
         self._note_faults()
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Record numbers of one's own, by name, at the step that ``step`` was told last: ``metrics.parquet``. Raises as ``step`` does, at the first call."""
+        """Record numbers of one's own, by name, at the step that ``step`` was told last: ``metrics.parquet``.
+        Raises as ``step`` does, at the first call.
+        """
         self._must_be_inside("log")
         if not self.recording:
             return
         with self.guard("reading what recorder.log() was given", refuse=self._first("log")):
             if not isinstance(values, Mapping):
-                raise RecordingError(f"recorder.log() takes a mapping of names to numbers, not {type(values).__name__}")
-            numbers = [arguments.as_number(str(name), value, "recorder.log()") for name, value in values.items()]
+                raise RecordingError(
+                    f"recorder.log() takes a mapping of names to numbers, not {type(values).__name__}"
+                )
+            numbers = [
+                arguments.as_number(str(name), value, "recorder.log()") for name, value in values.items()
+            ]
             if numbers:
-                self._logged.append((max(0, self.next_step - 1), [arguments.as_name(name) for name in values], HostCopy(numbers)))
+                self._logged.append(
+                    (
+                        max(0, self.next_step - 1),
+                        [arguments.as_name(name) for name in values],
+                        HostCopy(numbers),
+                    )
+                )
         self._note_faults()
 
     def sync(self) -> None:
@@ -448,18 +516,29 @@ class Recorder:
 
     def _must_be_inside(self, call: str) -> None:
         if not self._inside:
-            when = "before the `with Recorder(...)` block began" if self._began is None else "after the `with Recorder(...)` block had ended"
-            raise RecordingError(f"recorder.{call}() was called {when}; call it inside{', once after every optimizer.step()' if call == 'step' else ''}")
+            when = (
+                "before the `with Recorder(...)` block began"
+                if self._began is None
+                else "after the `with Recorder(...)` block had ended"
+            )
+            raise RecordingError(
+                f"recorder.{call}() was called {when}; call it "
+                f"inside{', once after every optimizer.step()' if call == 'step' else ''}"
+            )
 
     def _first(self, call: str) -> bool:
-        """Whether this is the first call of that name: a mistake in the loop is refused while that costs nothing."""
+        """Whether this is the first call of that name: a mistake in the loop is refused while that costs
+        nothing.
+        """
         first = call not in self._called
         self._called.add(call)
         self.guard.step = self.next_step
         return first
 
     def _given(self, refuse: bool, name: str, value: Any, convert: Callable[[Any], Any]) -> Any:
-        """What ``convert`` makes of a value that the loop gave; None, and a warning, where it makes nothing of it."""
+        """What ``convert`` makes of a value that the loop gave; None, and a warning, where it makes nothing
+        of it.
+        """
         with self.guard(f"reading the {name} it was given", refuse=refuse):
             return convert(value)
         return None
@@ -467,7 +546,9 @@ class Recorder:
     def _epoch_of(self, value: Any, call: str = "recorder.step()", last: int | None = None) -> int:
         number = arguments.as_epoch(value, self._epoch if last is None else last, call)
         if value is not None and float(value) < 0:
-            self.guard.tell_once("epochs are counted from 0: a negative one is recorded as 0", key="negative epoch")
+            self.guard.tell_once(
+                "epochs are counted from 0: a negative one is recorded as 0", key="negative epoch"
+            )
         return number
 
     def _share(self, accuracy: float) -> float:
@@ -476,15 +557,24 @@ class Recorder:
             return accuracy
         if 1 + ROUNDING < accuracy <= 100 * (1 + ROUNDING) and not self._percent:
             self._percent = True
-            self.guard.tell_once(f"an accuracy of {accuracy:.4g} is taken for a percentage, and so are all from now on; give a share from 0 to 1")
+            self.guard.tell_once(
+                f"an accuracy of {accuracy:.4g} is taken for a percentage, and so are all from now on; give "
+                "a share from 0 to 1"
+            )
         share = accuracy / 100 if self._percent else accuracy
         if not 0 <= share <= 1 + ROUNDING:
-            self.guard.tell_once(f"an accuracy of {accuracy:.4g} is neither a share nor a percentage, and is not recorded; give a share from 0 to 1", key="accuracy")
+            self.guard.tell_once(
+                f"an accuracy of {accuracy:.4g} is neither a share nor a percentage, and is not recorded; "
+                "give a share from 0 to 1",
+                key="accuracy",
+            )
             return math.nan
         return min(1.0, share)
 
     def _goes_on(self, look: bool) -> bool:
-        """Whether nobody has asked the run to stop; a loop that does not listen is told so, and whoever looks at the run, too."""
+        """Whether nobody has asked the run to stop; a loop that does not listen is told so, and whoever looks
+        at the run, too.
+        """
         if not self.owns_run:
             return True  # the trainer looks for itself
         if look and self._stop_step is None:
@@ -493,13 +583,16 @@ class Recorder:
         if self._stop_step is None:
             return True
         if self.raise_on_stop:
-            raise Stopped(f"the run was asked to stop at step {self._stop_step}; leave the loop, it ends as stopped")
+            raise Stopped(
+                f"the run was asked to stop at step {self._stop_step}; leave the loop, it ends as stopped"
+            )
         if self.next_step - self._stop_step == IGNORED_AFTER:
             self._add_facts({"stop_ignored": {"asked_at_step": self._stop_step}})
             with self.guard(_WRITING):
                 self.writer.flush()
             self.guard.tell_once(
-                "somebody asked this run to stop, and the loop goes on: write `if not recorder.step(loss): break`, or give the Recorder raise_on_stop=True"
+                "somebody asked this run to stop, and the loop goes on: write `if not recorder.step(loss): "
+                "break`, or give the Recorder raise_on_stop=True"
             )
         return False
 
@@ -523,26 +616,31 @@ class Recorder:
             if not reaches(loss, self.meter.model):
                 self._add_facts({"loss_detached": True})
                 self.guard.tell_once(
-                    "the loss does not depend on the model's parameters, so none of them gets a gradient: is the graph cut by detach(), "
+                    "the loss does not depend on the model's parameters, so none of them gets a gradient: "
+                    "is the graph cut by detach(), "
                     "no_grad() or a conversion to numbers between the model and the loss?"
                 )
                 return
             if not backward_has_run(loss):
                 raise RecordingError(
-                    "recorder.step(loss) was called before loss.backward(): no gradient has been computed; call it after optimizer.step()"
+                    "recorder.step(loss) was called before loss.backward(): no gradient has been computed; "
+                    "call it after optimizer.step()"
                 )
         if self.meter.trained_in_evaluation:
             self.guard.tell_once(
-                "the model is in evaluation mode (model.eval()) while it is trained: dropout is off and batch normalization keeps its statistics; "
+                "the model is in evaluation mode (model.eval()) while it is trained: dropout is off and "
+                "batch normalization keeps its statistics; "
                 "call model.train() before training unless that is meant"
             )
         if self.meter.late_update:
             self.guard.tell_once(
-                "recorder.step(loss) is called before optimizer.step(): no update ratio is recorded; call it after optimizer.step()"
+                "recorder.step(loss) is called before optimizer.step(): no update ratio is recorded; call "
+                "it after optimizer.step()"
             )
         if not self._gradient_seen and self.meter.enabled:
             self.guard.tell_once(
-                "recorder.step(loss) finds no gradient in the model's parameters, so none is recorded: only loss.backward() leaves them there, "
+                "recorder.step(loss) finds no gradient in the model's parameters, so none is recorded: only "
+                "loss.backward() leaves them there, "
                 "torch.autograd.grad and torch.func do not"
             )
 
@@ -553,8 +651,14 @@ class Recorder:
         if reading is None:
             self.meter.discard()
         waiting = [] if reading is None else reading.waiting
-        sent = HostCopy([math.nan if loss is None else loss, math.nan if accuracy is None else accuracy, *waiting])
-        self._pending.append(_Pending(self.next_step, epoch, self._learning_rate(), self.seconds, reading, sent, loss is not None))
+        sent = HostCopy(
+            [math.nan if loss is None else loss, math.nan if accuracy is None else accuracy, *waiting]
+        )
+        self._pending.append(
+            _Pending(
+                self.next_step, epoch, self._learning_rate(), self.seconds, reading, sent, loss is not None
+            )
+        )
         if reading is not None and self._inspection is not None:
             with self.guard(_TRYING):
                 self._inspection.after_step(self.next_step, loss, reading)
@@ -564,10 +668,16 @@ class Recorder:
         return float(groups[0]["lr"]) if groups and "lr" in groups[0] else math.nan
 
     def _harvest(self, everything: bool = False) -> None:
-        """Hand to the writer what has arrived on the host; wait for it only when ``everything`` is asked for."""
-        while self._pending and (everything or len(self._pending) > 2 * HELD_STEPS or self._pending[0].sent.arrived()):
+        """Hand to the writer what has arrived on the host; wait for it only when ``everything`` is asked
+        for.
+        """
+        while self._pending and (
+            everything or len(self._pending) > 2 * HELD_STEPS or self._pending[0].sent.arrived()
+        ):
             self._write(self._pending.popleft())
-        while self._logged and (everything or len(self._logged) > 2 * HELD_STEPS or self._logged[0][2].arrived()):
+        while self._logged and (
+            everything or len(self._logged) > 2 * HELD_STEPS or self._logged[0][2].arrived()
+        ):
             step, names, sent = self._logged.popleft()
             self.writer.metrics(step, dict(zip(names, map(float, sent.numbers()), strict=True)))
 
@@ -595,9 +705,11 @@ class Recorder:
             self._note_nonfinite(pending.step, loss)
 
     def _note_nonfinite(self, step: int, loss: float | None) -> None:
-        """The fact ``first_nonfinite``: since which recorded step every one has held a NaN or an infinity, and in which tensor it was first.
+        """The fact ``first_nonfinite``: since which recorded step every one has held a NaN or an infinity,
+        and in which tensor it was first.
 
-        One that passes without harm to the loss is forgotten: under loss scaling gradients overflow by design.
+        One that passes without harm to the loss is forgotten: under loss scaling gradients overflow by
+        design.
         """
         names, measured = self.measured
         found = first_nonfinite(loss, measured, names)
@@ -623,7 +735,12 @@ class Recorder:
         columns = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
         self.writer.epoch(epoch, *(numbers[key] for key in columns), self.seconds)
         if self.owns_run:  # the trainer tells these with what else it knows
-            self.writer.note(**{key: None if math.isnan(numbers[key]) and told[key] is None else numbers[key] for key in columns})
+            self.writer.note(
+                **{
+                    key: None if math.isnan(numbers[key]) and told[key] is None else numbers[key]
+                    for key in columns
+                }
+            )
 
     def _columns(self, order: list[int]) -> tuple[pa.Array, pa.Array, pa.Array]:
         if self._layer_columns is None or self._layer_columns[3] != order:
@@ -631,7 +748,9 @@ class Recorder:
             names = pa.DictionaryArray.from_arrays(index, [self.meter.names[i] for i in order])
             kinds = [self.meter.kinds[i] for i in order]
             distinct = sorted(set(kinds))
-            kind = pa.DictionaryArray.from_arrays(pa.array([distinct.index(k) for k in kinds], pa.int32()), distinct)
+            kind = pa.DictionaryArray.from_arrays(
+                pa.array([distinct.index(k) for k in kinds], pa.int32()), distinct
+            )
             self._layer_columns = (names, kind, index, order)
         return self._layer_columns[:3]
 
@@ -651,7 +770,9 @@ class Recorder:
     # -- facts
 
     def _note_weights(self) -> None:
-        """What the weights are like before training; of a lazy network once its first forward pass has made them."""
+        """What the weights are like before training; of a lazy network once its first forward pass has made
+        them.
+        """
         self._weights_noted = not any(is_lazy(p) for p in self.model.parameters())
         if self._weights_noted:
             with self.guard("looking at the optimizer"):
@@ -660,7 +781,9 @@ class Recorder:
             self.writer.update()
 
     def _look_at_output(self, inputs: tuple, kwargs: dict, output: Any) -> None:
-        """Keep the output and, once it comes, the loss's gradient for it; of the first batch more is noted."""
+        """Keep the output and, once it comes, the loss's gradient for it; of the first batch more is
+        noted.
+        """
         if not self._weights_noted:
             self._note_weights()
         if "batch_size" not in self.writer.state.get("facts", {}):
@@ -672,14 +795,20 @@ class Recorder:
             pair = [logits.detach()]
             self._outputs = [*self._outputs[-1:], pair]  # two passes are enough to know a discriminator by
             scale = self.meter.loss_scale
-            logits.register_hook(lambda gradient: pair.append(gradient.detach() / (1.0 if scale.current is None else scale.current)))
+            logits.register_hook(
+                lambda gradient: pair.append(
+                    gradient.detach() / (1.0 if scale.current is None else scale.current)
+                )
+            )
 
     def _look_at_outputs(self, loss: Any) -> None:
         """What the outputs and the loss's gradient for them say about the targets."""
         passes, self._outputs = self._outputs, []
         if not passes:
             return
-        self._next_look = self.next_step + max(1, self.next_step // LOOK_AGAIN if self.next_step >= FIRST_STEPS else 1)
+        self._next_look = self.next_step + max(
+            1, self.next_step // LOOK_AGAIN if self.next_step >= FIRST_STEPS else 1
+        )
         passes = [each[:2] for each in passes if len(each) > 1]
         value = float(torch.as_tensor(loss).detach())
         if len(passes) > 1 and is_discriminator(value, passes):
@@ -701,14 +830,20 @@ class Recorder:
         faults = self.guard.count, self.writer.rows_lost
         if faults != self._faults_told:
             self._faults_told = faults
-            lost = f"; {self.writer.rows_lost} rows found no room in memory meanwhile" if self.writer.rows_lost else ""
+            lost = (
+                f"; {self.writer.rows_lost} rows found no room in memory meanwhile"
+                if self.writer.rows_lost
+                else ""
+            )
             self._add_facts({"recording_error": (self.guard.fact or "") + lost})
         if self.guard.tracebacks:
             try:
                 self.writer.log("".join(self.guard.tracebacks))
                 self.guard.tracebacks.clear()
             except OSError:
-                return  # the disk that is away is what they are about: they wait, as the rows do, and have been warned of
+                # the disk that is away is what they are about: they wait, as the rows do, and have been
+                # warned of
+                return
 
     # -- in a notebook
 
@@ -734,7 +869,9 @@ def _status(error: BaseException | None) -> Status:
     """How a run ends whose block is left by ``error``."""
     if error is None:
         return Status.FINISHED
-    asked_for = isinstance(error, (KeyboardInterrupt, GeneratorExit, Stopped)) or (isinstance(error, SystemExit) and not error.code)
+    asked_for = isinstance(error, (KeyboardInterrupt, GeneratorExit, Stopped)) or (
+        isinstance(error, SystemExit) and not error.code
+    )
     return Status.STOPPED if asked_for else Status.FAILED
 
 
@@ -747,7 +884,9 @@ def _reason(error: BaseException) -> str:
 
 
 def _is_another_rank() -> bool:
-    """Whether this is one of several processes that train together, and not the first: as torch.distributed knows, else as torchrun says."""
+    """Whether this is one of several processes that train together, and not the first: as torch.distributed
+    knows, else as torchrun says.
+    """
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank() != 0
@@ -755,27 +894,42 @@ def _is_another_rank() -> bool:
 
 
 def _check_model(model: nn.Module, meter: LayerMeter, guard: Guard) -> None:
-    """Raise for weights that have no values or cannot be trained; warn of optimizers that train another model."""
+    """Raise for weights that have no values or cannot be trained; warn of optimizers that train another
+    model.
+    """
     if any(base.__name__ == _FLAT for module in model.modules() for base in type(module).__mro__):
         raise RecordingError(
-            "the model's parameters are spread over processes as flat pieces of several weights (FullyShardedDataParallel), in which no layer's "
-            "can be told; shard it with torch.distributed.fsdp.fully_shard, or record it under DistributedDataParallel"
+            "the model's parameters are spread over processes as flat pieces of several weights "
+            "(FullyShardedDataParallel), in which no layer's "
+            "can be told; shard it with torch.distributed.fsdp.fully_shard, or record it under "
+            "DistributedDataParallel"
         )
-    empty = [layer.name for layer in meter.layers if layer.weight is not None and layer.weight.device.type == "meta"]
+    empty = [
+        layer.name
+        for layer in meter.layers
+        if layer.weight is not None and layer.weight.device.type == "meta"
+    ]
     if empty:
         raise RecordingError(
-            f"the weights of {empty[0]} are on device meta, where they have no values; move the model to a real device before recording it"
+            f"the weights of {empty[0]} are on device meta, where they have no values; move the model to a "
+            "real device before recording it"
         )
     if not any(p.requires_grad for p in model.parameters()):
-        raise ConfigError("nothing to train: every parameter of the model has requires_grad=False; unfreeze a layer with requires_grad_(True)")
+        raise ConfigError(
+            "nothing to train: every parameter of the model has requires_grad=False; unfreeze a layer with "
+            "requires_grad_(True)"
+        )
     if meter.optimizers:
-        held = [p for optimizer in meter.optimizers for group in optimizer.param_groups for p in group["params"]]
+        held = [
+            p for optimizer in meter.optimizers for group in optimizer.param_groups for p in group["params"]
+        ]
         own = {id(p) for p in model.parameters()}
         if not any(id(p) in own for p in held):
             devices = sorted({str(p.device) for p in model.parameters()} | {str(p.device) for p in held})
             where = f" (devices: {', '.join(devices)})" if len(devices) > 1 else ""
             # No error: the loop runs as it was written, and the diagnosis of the run says the same.
             guard.tell_once(
-                f"the optimizer holds none of the model's parameters{where}, so nothing will be learned: it was made for another model, or "
+                f"the optimizer holds none of the model's parameters{where}, so nothing will be learned: it "
+                "was made for another model, or "
                 "before this one was copied or moved; make it from this model's parameters()"
             )

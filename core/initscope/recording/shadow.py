@@ -1,8 +1,10 @@
-"""The forward columns of a compiled network: a second, uncompiled pass of a copy of it over the first samples of the batch.
+"""The forward columns of a compiled network: a second, uncompiled pass of a copy of it over the first samples
+of the batch.
 
-Compiled code calls no hooks, and compiling hooks into it would change what is computed. So on recorded steps, once the compiled pass is
-over, a copy of the module runs without ``torch.compile`` and without a graph. The copy shares the parameters and has buffers and
-attributes of its own; random states are put back; autocast keeps nothing of it. What it measures holds for the samples it saw.
+Compiled code calls no hooks, and compiling hooks into it would change what is computed. So on recorded steps,
+once the compiled pass is over, a copy of the module runs without ``torch.compile`` and without a graph. The
+copy shares the parameters and has buffers and attributes of its own; random states are put back; autocast
+keeps nothing of it. What it measures holds for the samples it saw.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ _FUNCTIONS: dict[Any, str] = {
 
 
 class Communicates(Exception):
-    """The network sends something to other processes in its forward pass, which one of them cannot do alone."""
+    """The network sends something to other processes in its forward pass, which one of them cannot do
+    alone.
+    """
 
 
 def shadow_pass(
@@ -46,34 +50,50 @@ def shadow_pass(
     after: Callable[[nn.Module, Any, Any], None],
     function: Callable[[str, Tensor], None],
 ) -> tuple[int, int]:
-    """Run a copy of ``model``; ``after(module, inputs, output)`` is called after each of its modules with the module that it is a copy of,
-    ``function(name, output)`` after nonlinearities that are called as functions. Returns (samples it ran over, samples of the batch).
+    """Run a copy of ``model``; ``after(module, inputs, output)`` is called after each of its modules with the
+    module that it is a copy of, ``function(name, output)`` after nonlinearities that are called as functions.
+    Returns (samples it ran over, samples of the batch).
 
     Raises whatever the model raises, also where it cannot be copied; nothing has changed then either.
     """
     batch, given, named = first_samples(inputs, kwargs)
     parameters = list(model.parameters())
     memo: dict[int, Any] = {id(p): p for p in parameters}
-    for module in model.modules():  # what a forward pass has left in an attribute has a graph, and cannot be copied
-        memo |= {id(x): x for x in tree_leaves(list(module.__dict__.values())) if isinstance(x, Tensor) and x.grad_fn is not None}
+    for (
+        module
+    ) in model.modules():  # what a forward pass has left in an attribute has a graph, and cannot be copied
+        memo |= {
+            id(x): x
+            for x in tree_leaves(list(module.__dict__.values()))
+            if isinstance(x, Tensor) and x.grad_fn is not None
+        }
     twin = copy.deepcopy(model, memo)
     for original, module in zip(model.modules(), twin.modules(), strict=True):
         _without_observers(module)
         module.register_forward_hook(lambda _, x, y, original=original: after(original, x, y))
     devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
-    with torch.no_grad(), _states_kept(devices), torch.compiler.set_stance("force_eager"), _alone(), _NoticesFunctions(function):
+    with (
+        torch.no_grad(),
+        _states_kept(devices),
+        torch.compiler.set_stance("force_eager"),
+        _alone(),
+        _NoticesFunctions(function),
+    ):
         twin(*given, **named)
     samples = next((x.shape[0] for x in tensors_of([given, named]) if x.dim()), 0)
     return samples, batch
 
 
 def first_samples(inputs: tuple, kwargs: dict) -> tuple[int, tuple, dict]:
-    """(samples of the batch, inputs and keyword inputs of its first ``SAMPLES``); all of it where it is not certain which dimension that is."""
+    """(samples of the batch, inputs and keyword inputs of its first ``SAMPLES``); all of it where it is not
+    certain which dimension that is.
+    """
     tensors = [x for x in tree_leaves([inputs, kwargs]) if isinstance(x, Tensor)]
     sizes = {x.shape[0] for x in tensors if is_plain_batch(x)}
     batch = max(sizes, default=0)
     whole = len(sizes) != 1 or batch <= SAMPLES or not all(map(is_plain_batch, tensors))
-    # Whole numbers beside real ones may count samples (a graph's edges): out of range they would end a GPU's process.
+    # Whole numbers beside real ones may count samples (a graph's edges): out of range they would end a GPU's
+    # process.
     kinds = {x.is_floating_point() for x in tensors}
     if whole or (len(kinds) > 1 and any(x.device.type != "cpu" for x in tensors)):
         return batch, inputs, kwargs
@@ -86,15 +106,21 @@ def is_plain_batch(x: Tensor) -> bool:
 
 
 def _without_observers(module: nn.Module) -> None:
-    """Take off the copy's hooks that are functions, which may write down what they see; objects (old weight and spectral norm) stay."""
+    """Take off the copy's hooks that are functions, which may write down what they see; objects (old weight
+    and spectral norm) stay.
+    """
     for hooks in (module._forward_hooks, module._forward_pre_hooks):
-        for key in [key for key, hook in hooks.items() if isinstance(hook, (types.FunctionType, types.MethodType))]:
+        for key in [
+            key for key, hook in hooks.items() if isinstance(hook, (types.FunctionType, types.MethodType))
+        ]:
             del hooks[key]
 
 
 @contextmanager
 def _states_kept(devices: list[int]) -> Iterator[None]:
-    """Random states are as before afterwards, and autocast has kept no converted weight, which would have no gradient."""
+    """Random states are as before afterwards, and autocast has kept no converted weight, which would have no
+    gradient.
+    """
     plain, numpys, cached = random.getstate(), np.random.get_state(), torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
@@ -107,7 +133,9 @@ def _states_kept(devices: list[int]) -> Iterator[None]:
 
 
 def _alone() -> Any:
-    """Where several processes train, communication raises: the others run no second pass and would never answer."""
+    """Where several processes train, communication raises: the others run no second pass and would never
+    answer.
+    """
     distributed = torch.distributed
     many = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
     return _RefusesCommunication() if many else nullcontext()

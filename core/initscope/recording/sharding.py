@@ -1,7 +1,8 @@
 """Norms of weights that are spread over processes (FSDP2's ``fully_shard``, tensor parallel: ``DTensor``).
 
-The square of a whole tensor's norm is the sum of its parts' squares. What is replicated along a dimension of the mesh lies in every
-process of it and would be counted as often; so the sum runs only over dimensions along which a tensor is cut.
+The square of a whole tensor's norm is the sum of its parts' squares. What is replicated along a dimension of
+the mesh lies in every process of it and would be counted as often; so the sum runs only over dimensions along
+which a tensor is cut.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ NORMS = ("weight", "moved", "gradient")
 
 
 def sum_over_processes(weights: Sequence[tuple[Tensor, dict[str, Number]]]) -> None:
-    """Put into ``values`` of each (parameter, values) the norms of whole tensors in place of this process's parts.
+    """Put into ``values`` of each (parameter, values) the norms of whole tensors in place of this process's
+    parts.
 
-    One all-reduce for all weights that are cut along the same dimensions of one mesh: of FSDP2 one. All processes of the mesh have to
-    call this; a part that one of them does not have counts as zero.
+    One all-reduce for all weights that are cut along the same dimensions of one mesh: of FSDP2 one. All
+    processes of the mesh have to call this; a part that one of them does not have counts as zero.
     """
     together: dict[tuple[Any, tuple[int, ...]], list[tuple[Tensor, dict[str, Number]]]] = {}
     for parameter, values in weights:
@@ -33,7 +35,9 @@ def sum_over_processes(weights: Sequence[tuple[Tensor, dict[str, Number]]]) -> N
                 together.setdefault((parameter.device_mesh, cut), []).append((parameter, values))
     for (mesh, cut), group in together.items():
         here = local(group[0][0]).device
-        device = here if here.type == mesh.device_type else torch.device(mesh.device_type)  # weights offloaded to the CPU
+        device = (
+            here if here.type == mesh.device_type else torch.device(mesh.device_type)
+        )  # weights offloaded to the CPU
         squares = torch.stack([_square(values.get(name), device) for _, values in group for name in NORMS])
         for dimension in cut:
             torch.distributed.all_reduce(squares, group=mesh.get_group(dimension))

@@ -6,9 +6,10 @@ A recorder never sees the targets, but three losses give them away, and the loss
 - binary cross-entropy with logits: target = sigmoid(output) - n gradient;
 - mean squared error: target = output - n gradient / 2.
 
-n is the number of outputs averaged over, or 1 for a sum. A deduction counts as exact if the loss recomputed from it is the loss that was
-seen, up to ``EXACT``. Of losses with weights of classes or of samples (``weight=``, ``pos_weight=``) the sign of the gradient tells the
-class, and its size the weight. Of an absolute error only the sign is left: whether outputs lie above or below their targets.
+n is the number of outputs averaged over, or 1 for a sum. A deduction counts as exact if the loss recomputed
+from it is the loss that was seen, up to ``EXACT``. Of losses with weights of classes or of samples
+(``weight=``, ``pos_weight=``) the sign of the gradient tells the class, and its size the weight. Of an
+absolute error only the sign is left: whether outputs lie above or below their targets.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EXACT, EXACT_UNTOLD = 0.01, 1e-3
-"""A loss recomputed from the deduced targets may differ by this share, half precision considered; less where nothing else says which loss it is."""
+"""A loss recomputed from the deduced targets may differ by this share, half precision considered; less where
+nothing else says which loss it is.
+"""
 AGREED = 0.05
 """A loss's scale is a fact if it is the same in all observed steps, up to this share."""
 EDGE = 0.05
@@ -40,16 +43,24 @@ LARGEST_KEPT = 4096
 """Sums of more numbers than this are only pooled."""
 _SCALING = ("Mul", "Div", "Add", "Sub")
 """Autograd operations by which a loss is scaled or joined by a penalty."""
-_KINDS = {"NllLoss": "classes", "BinaryCrossEntropy": "binary", "MseLoss": "numbers", "Abs": "absolute", "L1Loss": "absolute"}
+_KINDS = {
+    "NllLoss": "classes",
+    "BinaryCrossEntropy": "binary",
+    "MseLoss": "numbers",
+    "Abs": "absolute",
+    "L1Loss": "absolute",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """One batch: ``kind`` of its loss (classes, binary, numbers, absolute), and what the targets turned out to be.
+    """One batch: ``kind`` of its loss (classes, binary, numbers, absolute), and what the targets turned out
+    to be.
 
-    ``mean_loss``: the mean loss of these outputs, weights included; ``exact``: whether the loss seen is that. ``mass`` (units, classes): weight of
-    each class for each output unit, rows sum to one; of numbers ``sums`` (3, units): count, sum and sum of squares. ``true``, ``predicted``,
-    ``right``: samples of each class. ``floor``: the loss that perfect outputs would have left (soft labels).
+    ``mean_loss``: the mean loss of these outputs, weights included; ``exact``: whether the loss seen is that.
+    ``mass`` (units, classes): weight of each class for each output unit, rows sum to one; of numbers ``sums``
+    (3, units): count, sum and sum of squares. ``true``, ``predicted``, ``right``: samples of each class.
+    ``floor``: the loss that perfect outputs would have left (soft labels).
     """
 
     kind: str
@@ -82,7 +93,9 @@ class Observed:
 
     @property
     def same_label(self) -> float:
-        """Probability that two samples of the batch, drawn without replacement, have the same label (Simpson's index, unbiased)."""
+        """Probability that two samples of the batch, drawn without replacement, have the same label
+        (Simpson's index, unbiased).
+        """
         return _same_label(self.true) if self.true is not None else math.nan
 
 
@@ -90,7 +103,8 @@ class Observed:
 def observe(chain: Sequence[str], loss: float, output: Tensor, gradient: Tensor) -> Observed | None:
     """What one batch tells; None where the loss is another, or something stands between the output and it.
 
-    ``chain`` are autograd's operations from the loss down to the last layer, empty if not known; then the numbers alone decide.
+    ``chain`` are autograd's operations from the loss down to the last layer, empty if not known; then the
+    numbers alone decide.
     """
     if output.dim() < 1 or output.shape != gradient.shape or not math.isfinite(loss):
         return None
@@ -141,18 +155,25 @@ def _logits(loss: float, o: Tensor, g: Tensor, counted: Tensor, told: bool, flat
         own = -(target * log_p).sum(1)
         mean = own.mean().item() if n == len(o) else own[counted].mean().item()
         factor = mean if n > 1 else mean * int(counted.sum())
-        if target.min() > -EDGE and target.max() < 1 + EDGE and math.isclose(factor, loss, rel_tol=EXACT if told else EXACT_UNTOLD, abs_tol=1e-4):
+        if (
+            target.min() > -EDGE
+            and target.max() < 1 + EDGE
+            and math.isclose(factor, loss, rel_tol=EXACT if told else EXACT_UNTOLD, abs_tol=1e-4)
+        ):
             rows = torch.ones_like(counted) if n == len(o) else counted
             return _of_classes(loss, mean, True, o[rows], target[rows].clamp(0, 1), None, flat)
     y = g.argmin(1)
     if (not told and int((g < 0).sum()) != int(counted.sum())) or not counted.any():
         return None
-    # The true class's gradient is -w (1 - p): read the weight, take a typical one where nearly nothing is left of it.
+    # The true class's gradient is -w (1 - p): read the weight, take a typical one where nearly nothing is
+    # left of it.
     rest = 1 - p.gather(1, y.unsqueeze(1)).squeeze(1)
     clear = counted & (rest > SURE)
     if not clear.any():
         return None
-    weight = torch.where(clear, -g.gather(1, y.unsqueeze(1)).squeeze(1) / rest.clamp(min=SURE), torch.zeros_like(rest))
+    weight = torch.where(
+        clear, -g.gather(1, y.unsqueeze(1)).squeeze(1) / rest.clamp(min=SURE), torch.zeros_like(rest)
+    )
     weight = torch.where(counted & ~clear, weight[clear].median(), weight)[counted]
     own = -log_p.gather(1, y.unsqueeze(1)).squeeze(1)[counted]
     mean = ((weight * own).sum() / weight.sum()).item()
@@ -162,7 +183,9 @@ def _logits(loss: float, o: Tensor, g: Tensor, counted: Tensor, told: bool, flat
 
 
 def _likelihoods(loss: float, o: Tensor, g: Tensor, counted: Tensor, flat: bool) -> Observed | None:
-    """Negative log-likelihood of outputs that are log-probabilities or probabilities already: one negative gradient a sample."""
+    """Negative log-likelihood of outputs that are log-probabilities or probabilities already: one negative
+    gradient a sample.
+    """
     if ((g != 0).sum(1)[counted] > 1).any() or (g > 0).any():
         return None
     y = g.argmin(1)
@@ -179,7 +202,9 @@ def _likelihoods(loss: float, o: Tensor, g: Tensor, counted: Tensor, flat: bool)
     return _of_classes(loss, mean, exact, o[counted], F.one_hot(y[counted], o.shape[1]).float(), weight, flat)
 
 
-def _of_classes(loss: float, mean: float, exact: bool, o: Tensor, target: Tensor, weight: Tensor | None, flat: bool) -> Observed:
+def _of_classes(
+    loss: float, mean: float, exact: bool, o: Tensor, target: Tensor, weight: Tensor | None, flat: bool
+) -> Observed:
     classes, y, answer = o.shape[1], target.argmax(1), o.argmax(1)
     shares = target / target.sum(1, keepdim=True).clamp(min=1e-6)
     mass = shares.mean(0) if weight is None else (shares * weight.unsqueeze(1)).sum(0) / weight.sum()
@@ -221,7 +246,9 @@ def _binary(loss: float, output: Tensor, gradient: Tensor, told: bool) -> Observ
             target = p - slope * n
             own = F.softplus(logits) - logits * target
             inside = target.min() > -EDGE and target.max() < 1 + EDGE
-            if (told or inside) and math.isclose(own.sum().item() / n, loss, rel_tol=EXACT if told else EXACT_UNTOLD, abs_tol=1e-4):
+            if (told or inside) and math.isclose(
+                own.sum().item() / n, loss, rel_tol=EXACT if told else EXACT_UNTOLD, abs_tol=1e-4
+            ):
                 return _of_binary(loss, own.mean().item(), True, logits, target, None, output.dim() == 2)
         if not told:
             continue
@@ -236,7 +263,9 @@ def _binary(loss: float, output: Tensor, gradient: Tensor, told: bool) -> Observ
     return None
 
 
-def _of_binary(loss: float, mean: float, exact: bool, o: Tensor, target: Tensor, weight: Tensor | None, flat: bool) -> Observed:
+def _of_binary(
+    loss: float, mean: float, exact: bool, o: Tensor, target: Tensor, weight: Tensor | None, flat: bool
+) -> Observed:
     low, high = target.min().item(), target.max().item()
     within = low > -EDGE and high < 1 + EDGE
     share = target.clamp(0, 1)
@@ -245,7 +274,9 @@ def _of_binary(loss: float, mean: float, exact: bool, o: Tensor, target: Tensor,
     y, answer = share > 0.5, o > 0
     pairs = [torch.tensor([(~x).sum(), x.sum()]) for x in (y, answer)]
     right = torch.tensor([(~y & ~answer).sum(), (y & answer).sum()])
-    entropy = -(share.clamp(1e-12, 1).log() * share + (1 - share).clamp(1e-12, 1).log() * (1 - share)).mean().item()
+    entropy = (
+        -(share.clamp(1e-12, 1).log() * share + (1 - share).clamp(1e-12, 1).log() * (1 - share)).mean().item()
+    )
     return Observed(
         "binary",
         loss,
@@ -273,7 +304,9 @@ def _numbers(loss: float, output: Tensor, gradient: Tensor, told: bool) -> Obser
         difference = g * (n / 2)
         if math.isclose(difference.square().sum().item() / n, loss, rel_tol=EXACT if told else EXACT_UNTOLD):
             target = o - difference
-            sums = torch.stack([torch.full_like(target[0], len(target)), target.sum(0), target.square().sum(0)])
+            sums = torch.stack(
+                [torch.full_like(target[0], len(target)), target.sum(0), target.square().sum(0)]
+            )
             moved = o - o.mean(0)
             moments = torch.stack([(moved * (target - target.mean(0))).mean(0), moved.square().mean(0)])
             mean = difference.square().mean().item()
@@ -317,7 +350,9 @@ _LOOKS = {"classes": _classes, "binary": _binary, "numbers": _numbers, "absolute
 
 @torch.no_grad()
 def is_discriminator(loss: float, passes: Sequence[Sequence[Tensor]]) -> bool:
-    """Whether the loss is the sum (or mean) of two passes' binary cross-entropies, one of them all yes and the other all no: real and fake."""
+    """Whether the loss is the sum (or mean) of two passes' binary cross-entropies, one of them all yes and
+    the other all no: real and fake.
+    """
     if any(o.shape != g.shape or o.dim() < 1 for o, g in passes):
         return False
     targets, means = [], []
@@ -325,7 +360,10 @@ def is_discriminator(loss: float, passes: Sequence[Sequence[Tensor]]) -> bool:
         o, g = output.detach().float().cpu(), gradient.detach().float().cpu()
         for half in (1, 2):  # a mean of the two halves each gradient
             target = o.sigmoid() - g * g.numel() * half
-            if target.std(correction=0) < EDGE and min(abs(target.mean().item()), abs(target.mean().item() - 1)) < 0.25:
+            if (
+                target.std(correction=0) < EDGE
+                and min(abs(target.mean().item()), abs(target.mean().item() - 1)) < 0.25
+            ):
                 targets.append(target.mean().item())
                 means.append((F.softplus(o) - o * target).mean().item())
                 break
@@ -353,9 +391,13 @@ class TargetLog:
         self._range = [math.inf, -math.inf]
 
     def add(self, seen: Observed) -> None:
-        """Take one batch in. A batch of another kind or shape than the first is left out: several losses cannot be pooled."""
+        """Take one batch in. A batch of another kind or shape than the first is left out: several losses
+        cannot be pooled.
+        """
         sums = seen.mass if seen.mass is not None else seen.sums
-        if self._kind not in (None, seen.kind) or (sums is not None and self._pooled is not None and sums.shape != self._pooled.shape):
+        if self._kind not in (None, seen.kind) or (
+            sums is not None and self._pooled is not None and sums.shape != self._pooled.shape
+        ):
             return
         self._kind = seen.kind
         self._count, self._samples = self._count + 1, self._samples + seen.samples
@@ -378,9 +420,11 @@ class TargetLog:
     def facts(self) -> dict[str, Any]:
         """Plain numbers for ``status.json``; empty if nothing was observed.
 
-        ``price``: loss of the best answer that does not look at the input, pooled over all observed batches, with its standard error;
-        ``floor``: the loss that perfect outputs would leave; ``coverage``: estimated share of the classes' weight that has been seen (Good and Turing); ``scale``: the loss over its mean, None where it changes; ``same_label`` within batches
-        and over all; ``first`` and ``late``: how outputs compare with targets.
+        ``price``: loss of the best answer that does not look at the input, pooled over all observed batches,
+        with its standard error; ``floor``: the loss that perfect outputs would leave; ``coverage``: estimated
+        share of the classes' weight that has been seen (Good and Turing); ``scale``: the loss over its mean,
+        None where it changes; ``same_label`` within batches and over all; ``first`` and ``late``: how outputs
+        compare with targets.
         """
         if self._kind is None:
             return {}
@@ -410,7 +454,10 @@ class TargetLog:
                 "entropy": float(_entropy(self._true.double() / float(self._true.sum()))),
             }
             if len(self._same) > 1:
-                facts |= {"same_label": statistics.fmean(self._same), "same_label_overall": _same_label(self._true)}
+                facts |= {
+                    "same_label": statistics.fmean(self._same),
+                    "same_label_overall": _same_label(self._true),
+                }
         if self._kind == "numbers" and self._pooled is not None:
             count, total, squares = self._pooled
             mean = total / count
@@ -427,7 +474,9 @@ class TargetLog:
         if self._kind == "numbers":
             count, total, squares = self._pooled
             mean = total / count
-            price = float(((squares / count - mean**2).clamp(min=0) * (count / (count - 1).clamp(min=1))).mean())
+            price = float(
+                ((squares / count - mean**2).clamp(min=0) * (count / (count - 1).clamp(min=1))).mean()
+            )
             each = [float((s[2] / s[0] - 2 * mean * s[1] / s[0] + mean**2).mean()) for _, s in self._each]
         else:
             shares = self._pooled / self._pooled.sum(1, keepdim=True)
@@ -446,11 +495,16 @@ class TargetLog:
 
 def _summary(batches: Sequence[Observed]) -> dict[str, float]:
     """Predictions against targets of some batches, as plain numbers."""
-    facts = {"output_mean": statistics.fmean(s.output_mean for s in batches), "output_std": statistics.fmean(s.output_std for s in batches)}
+    facts = {
+        "output_mean": statistics.fmean(s.output_mean for s in batches),
+        "output_std": statistics.fmean(s.output_std for s in batches),
+    }
     facts["mean_loss"] = statistics.fmean(s.mean_loss for s in batches)
     facts["penalty"] = statistics.fmean(s.loss - s.mean_loss for s in batches)
     if batches[0].true is not None:
-        true, predicted, right = (sum(getattr(s, name) for s in batches) for name in ("true", "predicted", "right"))
+        true, predicted, right = (
+            sum(getattr(s, name) for s in batches) for name in ("true", "predicted", "right")
+        )
         total = float(true.sum())
         there = true > 0
         recall = right[there].double() / true[there].double()
@@ -464,14 +518,19 @@ def _summary(batches: Sequence[Observed]) -> dict[str, float]:
             "never_predicted": float(true[predicted == 0].sum()) / total,
             "minority_recall": float(right[others].sum()) / max(1.0, float(true[others].sum())),
             "minority": float(true[others].sum()),
-            "agreement_by_chance": float((true.double() / total * predicted.double() / float(predicted.sum())).sum()),
+            "agreement_by_chance": float(
+                (true.double() / total * predicted.double() / float(predicted.sum())).sum()
+            ),
             "judged": total,
         }
     if batches[0].moments is not None:
         covariance, variance = sum(s.moments for s in batches) / len(batches)
         spread = torch.stack([_variances(s.sums) for s in batches]).mean(0)
         r = covariance / (variance * spread).clamp(min=1e-300).sqrt()
-        facts |= {"correlation": float(r.nan_to_num().mean()), "judged": float(sum(s.samples for s in batches))}
+        facts |= {
+            "correlation": float(r.nan_to_num().mean()),
+            "judged": float(sum(s.samples for s in batches)),
+        }
         facts |= {"target_mean": statistics.fmean(float((s.sums[1] / s.sums[0]).mean()) for s in batches)}
     if math.isfinite(batches[0].one_sided):
         facts["one_sided"] = statistics.fmean(s.one_sided for s in batches)
@@ -506,6 +565,8 @@ def _least(a: float, b: float) -> float:
 
 
 def agreed(scales: Sequence[float]) -> float | None:
-    """The median of ``scales``; None where they differ by more than ``AGREED``: a loss with a penalty or with smoothed labels has no one scale."""
+    """The median of ``scales``; None where they differ by more than ``AGREED``: a loss with a penalty or with
+    smoothed labels has no one scale.
+    """
     middle = statistics.median(scales)
     return middle if max(scales) - min(scales) <= AGREED * middle else None

@@ -1,4 +1,6 @@
-"""Tensors in what modules take and return: which one is a layer's output, which can be looked at, and what made them."""
+"""Tensors in what modules take and return: which one is a layer's output, which can be looked at, and what
+made them.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_FUNCTIONS = {"ReluBackward0": "ReLU", "TanhBackward0": "Tanh", "SigmoidBackward0": "Sigmoid", "GeluBackward0": "GELU", "SiluBackward0": "SiLU"}
+_FUNCTIONS = {
+    "ReluBackward0": "ReLU",
+    "TanhBackward0": "Tanh",
+    "SigmoidBackward0": "Sigmoid",
+    "GeluBackward0": "GELU",
+    "SiluBackward0": "SiLU",
+}
 """Nonlinearities called as functions, by the name of their autograd node."""
 _RESHAPING_OPERATIONS = re.compile("View|Pool|Dropout|Mul|Reshape|Squeeze|Permute|Transpose|Mean")
-"""Autograd nodes that may stand between a nonlinearity and the next layer. A mean: ``adaptive_avg_pool2d(x, 1)`` is one."""
+"""Autograd nodes that may stand between a nonlinearity and the next layer. A mean: ``adaptive_avg_pool2d(x,
+1)`` is one.
+"""
 SEARCH_LIMIT = 1000
 """Autograd nodes looked at for the layer that a tensor was computed from."""
 
 
 def output_of(module: nn.Module, output: Any) -> tuple[Tensor | None, int | None]:
-    """(a layer's output, which of its dimensions is that of the samples, None if none is); no output where it cannot be measured.
+    """(a layer's output, which of its dimensions is that of the samples, None if none is); no output where it
+    cannot be measured.
 
-    Of a tuple or dict the first tensor is taken: for recurrent layers and attention that is what the next layer sees.
+    Of a tuple or dict the first tensor is taken: for recurrent layers and attention that is what the next
+    layer sees.
     """
     if isinstance(output, nn.utils.rnn.PackedSequence):
         return (output.data, None) if is_dense(output.data) else (None, None)
@@ -39,7 +51,9 @@ def output_of(module: nn.Module, output: Any) -> tuple[Tensor | None, int | None
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """The tensors in a model's output: a tensor, or tuples, lists, mappings and dataclasses of them, in their order."""
+    """The tensors in a model's output: a tensor, or tuples, lists, mappings and dataclasses of them, in their
+    order.
+    """
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
@@ -47,7 +61,11 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (list, tuple)):
         yield from (tensor for item in value for tensor in tensors_of(item))
     elif dataclasses.is_dataclass(value):
-        yield from (tensor for field in dataclasses.fields(value) for tensor in tensors_of(getattr(value, field.name, None)))
+        yield from (
+            tensor
+            for field in dataclasses.fields(value)
+            for tensor in tensors_of(getattr(value, field.name, None))
+        )
 
 
 def is_dense(x: Tensor) -> bool:
@@ -56,17 +74,26 @@ def is_dense(x: Tensor) -> bool:
 
 
 def is_readable(x: Tensor) -> bool:
-    """Whether the numbers of a parameter can be looked at: dense, real or complex, of two bytes or more, in this process.
+    """Whether the numbers of a parameter can be looked at: dense, real or complex, of two bytes or more, in
+    this process.
 
-    Not so: float8 and quantized weights, whose tensors know few operations, and weights that are spread over processes.
+    Not so: float8 and quantized weights, whose tensors know few operations, and weights that are spread over
+    processes.
     """
     return _is_plain(x) and (x.is_floating_point() or x.is_complex())
 
 
 def _is_plain(x: Tensor) -> bool:
-    # A subclass that computes by itself may know only some operations; one that does not is an ordinary tensor under another name.
+    # A subclass that computes by itself may know only some operations; one that does not is an ordinary
+    # tensor under another name.
     own = type(x) in (Tensor, nn.Parameter) or type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
-    return own and not x.is_nested and x.layout == torch.strided and x.device.type != "meta" and x.dtype.itemsize > 1
+    return (
+        own
+        and not x.is_nested
+        and x.layout == torch.strided
+        and x.device.type != "meta"
+        and x.dtype.itemsize > 1
+    )
 
 
 def is_shared(x: Tensor) -> bool:
@@ -78,7 +105,11 @@ def local(x: Tensor) -> Tensor:
     """``x`` without its graph; of a tensor that is spread over several processes this one's part."""
     x = x.detach()
     x = x.to_local() if is_shared(x) else x
-    return x if type(x) is Tensor or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__ else x.as_subclass(Tensor)
+    return (
+        x
+        if type(x) is Tensor or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__
+        else x.as_subclass(Tensor)
+    )
 
 
 def dense(gradient: Tensor) -> Tensor:
@@ -108,7 +139,9 @@ def is_compiled_output(inputs: Any) -> bool:
 
 
 def function_before(x: Tensor) -> str | None:
-    """The nonlinearity whose output ``x`` is, perhaps pooled, reshaped or dropped out since; None if the last operation was another."""
+    """The nonlinearity whose output ``x`` is, perhaps pooled, reshaped or dropped out since; None if the last
+    operation was another.
+    """
     node = x.grad_fn
     while node is not None and _RESHAPING_OPERATIONS.search(node.name()):
         inputs = [child for child, _ in node.next_functions if child is not None]

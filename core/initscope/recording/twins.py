@@ -1,7 +1,9 @@
-"""Passes of a twin of the model, which shares its weights and nothing else: what a recorder may try without touching the training.
+"""Passes of a twin of the model, which shares its weights and nothing else: what a recorder may try without
+touching the training.
 
-A twin has modules, buffers and attributes of its own, so that a batch norm's averages, a kept hidden state or an auxiliary loss of the
-model stay as they are. Every pass runs without a graph and leaves Python's, NumPy's and torch's random states as they were.
+A twin has modules, buffers and attributes of its own, so that a batch norm's averages, a kept hidden state or
+an auxiliary loss of the model stay as they are. Every pass runs without a graph and leaves Python's, NumPy's
+and torch's random states as they were.
 """
 
 from __future__ import annotations
@@ -31,18 +33,29 @@ LEAST_SAMPLES = 2
 NOISE = 1e-2
 """Outputs that move by less than this share of the largest movement have not moved."""
 _FORWARD_HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
-"""Somebody else's hooks, which may note what they see. Hooks before a pass stay: ``spectral_norm`` computes its weight in one."""
+"""Somebody else's hooks, which may note what they see. Hooks before a pass stay: ``spectral_norm`` computes
+its weight in one.
+"""
 
 
 def has_twin(model: nn.Module) -> bool:
-    """Whether a twin of ``model`` can be made: no compiled or scripted part, and buffers that are not huge."""
-    if any(isinstance(m, torch.jit.ScriptModule) or "_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules()):
+    """Whether a twin of ``model`` can be made: no compiled or scripted part, and buffers that are not
+    huge.
+    """
+    if any(
+        isinstance(m, torch.jit.ScriptModule)
+        or "_orig_mod" in m._modules
+        or m._compiled_call_impl is not None
+        for m in model.modules()
+    ):
         return False
     return sum(b.numel() for b in model.buffers()) <= MOST_BUFFERS
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` in evaluation mode that shares its parameters; buffers and Python attributes are its own."""
+    """A copy of ``model`` in evaluation mode that shares its parameters; buffers and Python attributes are
+    its own.
+    """
     made = _Twins().module(model)
     for module in made.modules():
         module.training = False
@@ -50,7 +63,9 @@ def twin(model: nn.Module) -> nn.Module:
 
 
 class _Twins:
-    """Copies modules one by one; what was copied is found again by its id, so that shared layers stay shared."""
+    """Copies modules one by one; what was copied is found again by its id, so that shared layers stay
+    shared.
+    """
 
     def __init__(self) -> None:
         self._made: dict[int, Any] = {}
@@ -114,7 +129,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             random.setstate(before[0])
             np.random.set_state(before[1])
             for buffer, value in buffers:
-                if not torch.equal(buffer, value):  # code that holds on to the original's modules, such as a lambda
+                if not torch.equal(
+                    buffer, value
+                ):  # code that holds on to the original's modules, such as a lambda
                     buffer.data.copy_(value)  # a graph that has saved the buffer must not see a new version
 
 
@@ -149,15 +166,20 @@ def _with_row(x: Tensor, dim: int, size: int, row: int) -> Tensor:
 def mixing(model: nn.Module, arguments: tuple[tuple, dict]) -> dict[str, Any] | None:
     """How much a sample's output depends on other samples of its batch, in evaluation mode.
 
-    ``leak``: when one sample's input is replaced by another's, the largest movement among the other samples' outputs over the largest of
-    all, 0 to 1 (the median over three samples); ``batch``: samples. None where it cannot be told: inputs without a common first
-    dimension, outputs that do not move, a network that reads its second dimension as samples, batch statistics in evaluation mode.
+    ``leak``: when one sample's input is replaced by another's, the largest movement among the other samples'
+    outputs over the largest of all, 0 to 1 (the median over three samples); ``batch``: samples. None where it
+    cannot be told: inputs without a common first dimension, outputs that do not move, a network that reads
+    its second dimension as samples, batch statistics in evaluation mode.
     """
     tensors = [x for x in tensors_of(list(arguments)) if x.dim()]
     if not tensors or any(x.shape[0] != tensors[0].shape[0] for x in tensors):
         return None
     size = tensors[0].shape[0]
-    if size < LEAST_SAMPLES or any(x.dim() > 1 and x.shape[0] == x.shape[1] for x in tensors) or _uses_batch(model):
+    if (
+        size < LEAST_SAMPLES
+        or any(x.dim() > 1 and x.shape[0] == x.shape[1] for x in tensors)
+        or _uses_batch(model)
+    ):
         return None
     copy = twin(model)
     base = _output(copy, arguments)
@@ -168,7 +190,9 @@ def mixing(model: nn.Module, arguments: tuple[tuple, dict]) -> dict[str, Any] | 
         base = base.reshape(size, second, -1)
 
     def leak(dim: int, count: int, axis: int) -> float | None:
-        """Over three indices along the inputs' ``dim``: how far other indices of the output's ``axis`` move."""
+        """Over three indices along the inputs' ``dim``: how far other indices of the output's ``axis``
+        move.
+        """
         shares = []
         for row in sorted({0, count // 2, count - 2}):
             changed = _output(copy, mapped(arguments, lambda x, row=row: _with_row(x, dim, count, row)))
@@ -193,7 +217,9 @@ def mixing(model: nn.Module, arguments: tuple[tuple, dict]) -> dict[str, Any] | 
 
 
 def _uses_batch(model: nn.Module) -> bool:
-    """Whether the network normalizes by the batch in evaluation mode too, so that samples cannot but touch each other."""
+    """Whether the network normalizes by the batch in evaluation mode too, so that samples cannot but touch
+    each other.
+    """
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if module.running_mean is None:
@@ -205,14 +231,20 @@ def _uses_batch(model: nn.Module) -> bool:
 
 def averaging(model: nn.Module) -> list[nn.Module]:
     """The normalizations that use a batch's statistics in training and running averages in evaluation."""
-    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None and m.training]
+    return [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None and m.training
+    ]
 
 
 def mode_gap(model: nn.Module, arguments: tuple[tuple, dict]) -> dict[str, Any] | None:
-    """How far apart the outputs for one batch are with the batch's statistics and with the running averages, all else in evaluation mode.
+    """How far apart the outputs for one batch are with the batch's statistics and with the running averages,
+    all else in evaluation mode.
 
-    ``distance``: RMS of the difference over the outputs' standard deviation across samples; ``agreement``: share of the samples (pixels)
-    whose largest output is the same, None for a single output; ``momentum``: the smallest of the averages (None: of all batches alike). None where the outputs cannot be compared.
+    ``distance``: RMS of the difference over the outputs' standard deviation across samples; ``agreement``:
+    share of the samples (pixels) whose largest output is the same, None for a single output; ``momentum``:
+    the smallest of the averages (None: of all batches alike). None where the outputs cannot be compared.
     """
     norms = averaging(model)
     if not norms:
@@ -224,10 +256,22 @@ def mode_gap(model: nn.Module, arguments: tuple[tuple, dict]) -> dict[str, Any] 
     for module in norms:
         twins[places[id(module)]].training = True
     by_batch = _output(copy, arguments)
-    if by_averages is None or by_batch is None or by_averages.shape != by_batch.shape or len(by_batch) < LEAST_SAMPLES:
+    if (
+        by_averages is None
+        or by_batch is None
+        or by_averages.shape != by_batch.shape
+        or len(by_batch) < LEAST_SAMPLES
+    ):
         return None
     spread = float((by_batch - by_batch.mean(0)).square().mean().sqrt())
     difference = float((by_averages - by_batch).square().mean().sqrt())
-    agreement = float((by_averages.argmax(1) == by_batch.argmax(1)).float().mean()) if by_batch.shape[1] > 1 else None
+    agreement = (
+        float((by_averages.argmax(1) == by_batch.argmax(1)).float().mean()) if by_batch.shape[1] > 1 else None
+    )
     momentum = min((module.momentum for module in norms if module.momentum is not None), default=None)
-    return {"distance": difference / spread if spread else None, "agreement": agreement, "batch": len(by_batch), "momentum": momentum}
+    return {
+        "distance": difference / spread if spread else None,
+        "agreement": agreement,
+        "batch": len(by_batch),
+        "momentum": momentum,
+    }

@@ -27,16 +27,20 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def as_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:
-    """One optimizer, several or none as a list; in place of a wrapper that torch cannot watch, the optimizer that it holds.
+    """One optimizer, several or none as a list; in place of a wrapper that torch cannot watch, the optimizer
+    that it holds.
 
     Raises ConfigError for anything else.
     """
-    given = [] if optimizer is None else list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
+    given = (
+        [] if optimizer is None else list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
+    )
     return [_watchable(one) for one in given]
 
 
 def _watchable(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer itself, or the one inside of a wrapper: of training frameworks, or of differential privacy.
+    """The optimizer itself, or the one inside of a wrapper: of training frameworks, or of differential
+    privacy.
 
     A wrapper that was initialized as an optimizer is watched itself: its step is the whole update.
     """
@@ -50,4 +54,7 @@ def _watchable(optimizer: Any) -> torch.optim.Optimizer:
             if holds and id(found) not in seen:
                 seen.add(id(found))
                 waiting.append(found)
-    raise ConfigError(f"optimizer must be a torch.optim.Optimizer, several in a list, or None, not {type(optimizer).__name__}")
+    raise ConfigError(
+        "optimizer must be a torch.optim.Optimizer, several in a list, or None, not "
+        f"{type(optimizer).__name__}"
+    )

@@ -1,6 +1,8 @@
-"""What every registered network costs, told from its configuration alone: weights, and what the backward pass keeps of a sample. No torch.
+"""What every registered network costs, told from its configuration alone: weights, and what the backward pass
+keeps of a sample. No torch.
 
-The geometry is that of ``initscope.networks``; `tests/safety/test_limits.py` holds both against torch's own accounting.
+The geometry is that of ``initscope.networks``; `tests/safety/test_limits.py` holds both against torch's own
+accounting.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ POSITION = 8
 
 
 class Size:
-    """Adds layers up as they come. ``channels`` and ``side`` are of the newest map; ``parameters`` is a count, ``kept`` bytes a
-    sample (outputs of activations and poolings, inputs of batch norms), ``largest`` the numbers of the largest map."""
+    """Adds layers up as they come. ``channels`` and ``side`` are of the newest map; ``parameters`` is a
+    count, ``kept`` bytes a sample (outputs of activations and poolings, inputs of batch norms), ``largest``
+    the numbers of the largest map.
+    """
 
     def __init__(self, config: RunConfig, channels: int):
         self.channels, self.side = channels, config.image_size
@@ -34,8 +38,19 @@ class Size:
     def scaled(self, units: int) -> int:
         return shapes.scaled(units, self._width)
 
-    def conv(self, outputs: int, kernel: int, stride: int = 1, padding: int | None = None, *, bias: bool = True, activation: bool = True) -> None:
-        """A convolution, the batch norm if there is any, an activation; without ``padding`` the side stays as it is for stride 1."""
+    def conv(
+        self,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int | None = None,
+        *,
+        bias: bool = True,
+        activation: bool = True,
+    ) -> None:
+        """A convolution, the batch norm if there is any, an activation; without ``padding`` the side stays as
+        it is for stride 1.
+        """
         around = kernel // 2 if padding is None else padding
         self.parameters += (self.channels * kernel**2 + bias) * outputs
         self.channels, self.side = outputs, (self.side + 2 * around - kernel) // stride + 1
@@ -65,7 +80,9 @@ class Size:
 
 
 def size_of(config: RunConfig, channels: int, classes: int) -> Size | None:
-    """The size of ``config``'s network; None for one of somebody's own, which is known only once it is built."""
+    """The size of ``config``'s network; None for one of somebody's own, which is known only once it is
+    built.
+    """
     build = _NETWORKS.get(config.model)
     if build is None:
         return None
@@ -113,7 +130,9 @@ def _resnet(size: Size, config: RunConfig, classes: int) -> None:
     size.conv(size.scaled(64), *((3,) if size.small else (7, 2)), bias=False)
     if not size.small:
         size.pool(3, 2, 1)
-    for layer, (base, count) in enumerate(zip(shapes.RESNET_CHANNELS, shapes.RESNET_BLOCKS[config.model], strict=True)):
+    for layer, (base, count) in enumerate(
+        zip(shapes.RESNET_CHANNELS, shapes.RESNET_BLOCKS[config.model], strict=True)
+    ):
         planes = size.scaled(base)
         for i in range(count):
             stride, inputs = 2 if i == 0 and layer else 1, size.channels
@@ -154,7 +173,12 @@ def _googlenet(size: Size, config: RunConfig, classes: int) -> None:
 def _inception(size: Size, counts: list[int], bias: bool) -> None:
     """Four branches from the same map, laid one behind the other."""
     inputs, joined = size.channels, 0
-    for branch in ((counts[0], 1), (counts[1], 1, counts[2], 3), (counts[3], 1, counts[4], 3), (0, 0, counts[5], 1)):
+    for branch in (
+        (counts[0], 1),
+        (counts[1], 1, counts[2], 3),
+        (counts[3], 1, counts[4], 3),
+        (0, 0, counts[5], 1),
+    ):
         size.channels = inputs
         for outputs, kernel in zip(branch[::2], branch[1::2], strict=True):
             size.conv(outputs, kernel, bias=bias) if kernel else size.pool(3, 1, 1)

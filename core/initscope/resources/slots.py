@@ -6,9 +6,17 @@ import os
 
 
 def slots() -> int:
-    """How many processor threads may train at once: ``INITSCOPE_SLOTS``, else the cores this process may use."""
+    """How many processor threads may train at once: ``INITSCOPE_SLOTS``, else the cores this process may
+    use.
+    """
     wanted = os.environ.get("INITSCOPE_SLOTS", "")
-    return max(1, int(wanted)) if wanted.isdecimal() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (
+        max(1, int(wanted))
+        if wanted.isdecimal()
+        else len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1
+    )
 
 
 def processes_of(config: object) -> int:
@@ -18,7 +26,9 @@ def processes_of(config: object) -> int:
 
 
 def threads_of(config: object, whole: int | None = None) -> int:
-    """Threads that a run with this config (a mapping) takes from a machine of ``whole`` threads (None: this one), over all its processes."""
+    """Threads that a run with this config (a mapping) takes from a machine of ``whole`` threads (None: this
+    one), over all its processes.
+    """
     whole = slots() if whole is None else whole
     wanted = config.get("threads") if isinstance(config, dict) else 0
     return min(wanted * processes_of(config), whole) if isinstance(wanted, int) and wanted > 0 else whole

@@ -1,7 +1,7 @@
 """Where queued runs train: in processes of this machine, or as tasks of a Ray cluster.
 
-The launcher has three verbs, ``submit``, ``stop`` and ``state``, and all three only read and write the folder of runs. What
-works its queue off is an ``Engine``; the supervisor alone knows that there is more than one.
+The launcher has three verbs, ``submit``, ``stop`` and ``state``, and all three only read and write the folder
+of runs. What works its queue off is an ``Engine``; the supervisor alone knows that there is more than one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ RAY = "ray==2.60.0"
 
 @dataclass(frozen=True)
 class State:
-    """What is known of a queue: the engine, its slots (processor threads it carries at once) and how many are free, None while no
-    supervisor has told; runs that wait and that train; ``trouble``: what keeps the engine from working, in one line."""
+    """What is known of a queue: the engine, its slots (processor threads it carries at once) and how many are
+    free, None while no supervisor has told; runs that wait and that train; ``trouble``: what keeps the engine
+    from working, in one line.
+    """
 
     engine: str
     slots: int | None
@@ -40,7 +42,9 @@ class Engine(Protocol):
     address: str
     """Of its cluster, as ``choose`` gives it."""
     restarts: int
-    """How often in a row a run whose process is lost is queued again, to go on from its checkpoint, without getting any further."""
+    """How often in a row a run whose process is lost is queued again, to go on from its checkpoint, without
+    getting any further.
+    """
 
     def open(self) -> None:
         """Load or reach what it works with. Raises EngineTrouble."""
@@ -55,7 +59,9 @@ class Engine(Protocol):
         """Threads that a run with this config takes of them."""
 
     def unmet_requirement(self, config: Mapping[str, Any]) -> str:
-        """What a run needs that is nowhere to be had at present; empty if it only has to wait for its turn."""
+        """What a run needs that is nowhere to be had at present; empty if it only has to wait for its
+        turn.
+        """
 
     def fits(self, config: Mapping[str, Any], busy: Sequence[Mapping[str, Any]]) -> bool:
         """Whether a run fits in beside those with the configs ``busy``."""
@@ -64,14 +70,17 @@ class Engine(Protocol):
         """Begin the run, or hand it over to who will. Raises EngineTrouble."""
 
     def ended(self) -> Iterator[tuple[Run, str]]:
-        """The runs whose processes are over since the last call, and how: right only for one that has written no end."""
+        """The runs whose processes are over since the last call, and how: right only for one that has written
+        no end.
+        """
 
     def wait(self, seconds: float) -> None:
         """Until so much later, or until a run's process is over, where that can be known at once."""
 
 
 def choose(name: str, current: tuple[str, str] = ("local", "")) -> tuple[str, str]:
-    """(engine, address of its cluster): the one named, else ``INITSCOPE_ENGINE``, else the ``current`` one of the folder.
+    """(engine, address of its cluster): the one named, else ``INITSCOPE_ENGINE``, else the ``current`` one of
+    the folder.
 
     Raises ConfigError for one that does not exist or is not installed.
     """
@@ -79,7 +88,9 @@ def choose(name: str, current: tuple[str, str] = ("local", "")) -> tuple[str, st
     if name not in ENGINES:
         raise ConfigError(choose_from("engine", name, ENGINES))
     if name == "ray" and importlib.util.find_spec("ray") is None:
-        raise ConfigError(f"engine ray needs Ray, which is not installed: pip install {RAY}; available without it: local")
+        raise ConfigError(
+            f"engine ray needs Ray, which is not installed: pip install {RAY}; available without it: local"
+        )
     address = os.environ.get("RAY_ADDRESS", "").strip() or (current[1] if current[0] == name else "")
     return name, address if name == "ray" else ""
 
@@ -94,7 +105,9 @@ def here(address: str) -> bool:
 
 
 def engine(name: str, address: str = "") -> Engine:
-    """A new engine, not opened yet; ``address`` is a Ray cluster's, empty for one of its own on this machine."""
+    """A new engine, not opened yet; ``address`` is a Ray cluster's, empty for one of its own on this
+    machine.
+    """
     if name == "ray":
         from initscope.scheduling.engines.ray_cluster import Cluster
 

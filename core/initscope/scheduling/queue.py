@@ -1,6 +1,8 @@
-"""The queue on disk: a marker in ``runs/.queue/`` for each run that waits, and the engine that the queue is for.
+"""The queue on disk: a marker in ``runs/.queue/`` for each run that waits, and the engine that the queue is
+for.
 
-It outlives every process: a supervisor that comes after a killed one, a restarted machine or a restarted cluster goes on with it.
+It outlives every process: a supervisor that comes after a killed one, a restarted machine or a restarted
+cluster goes on with it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ _MARK = re.compile(r"(\d{20})~" + RUN_ID.pattern)
 
 
 def marks(runs: Runs) -> list[str]:
-    """Names of the queue's markers in order: a time in nanoseconds, "~", the run's id. Anything else is not ours."""
+    """Names of the queue's markers in order: a time in nanoseconds, "~", the run's id. Anything else is not
+    ours.
+    """
     try:
         return sorted(name for name in os.listdir(runs.root / QUEUE) if _MARK.fullmatch(name))
     except OSError:
@@ -44,7 +48,9 @@ def queued(runs: Runs) -> list[str]:
 
 
 def enqueue(runs: Runs, made: Sequence[Run], first: bool = False) -> None:
-    """Put runs behind those that wait, or with ``first`` before them; among each other they keep their order."""
+    """Put runs behind those that wait, or with ``first`` before them; among each other they keep their
+    order.
+    """
     folder = _folder(runs)
     numbers = [int(name.split("~")[0]) for name in marks(runs)]
     before = min(numbers, default=time.time_ns()) - len(made)
@@ -54,7 +60,9 @@ def enqueue(runs: Runs, made: Sequence[Run], first: bool = False) -> None:
 
 
 def _folder(runs: Runs) -> Path:
-    """The queue's folder, made if it is not there; a group that shares the folder of runs shares this one too."""
+    """The queue's folder, made if it is not there; a group that shares the folder of runs shares this one
+    too.
+    """
     folder = runs.root / QUEUE
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,14 +71,23 @@ def _folder(runs: Runs) -> Path:
 
 
 def share(path: Path, root: Path) -> None:
-    """Give the group the rights on ``path`` that it has on the folder of runs, whatever the umask of whoever is first."""
+    """Give the group the rights on ``path`` that it has on the folder of runs, whatever the umask of whoever
+    is first.
+    """
     with contextlib.suppress(OSError):  # another's, who has done so
         group = root.stat().st_mode & (0o070 if path.is_dir() else 0o060)
-        os.chmod(path, (path.stat().st_mode & ~0o077) | group | (root.stat().st_mode & 0o005 if path.is_dir() else root.stat().st_mode & 0o004))
+        os.chmod(
+            path,
+            (path.stat().st_mode & ~0o077)
+            | group
+            | (root.stat().st_mode & 0o005 if path.is_dir() else root.stat().st_mode & 0o004),
+        )
 
 
 def open_lock(root: Path) -> int:
-    """A handle of the folder's lock; one that another user made may be readable only, which is enough to hold it."""
+    """A handle of the folder's lock; one that another user made may be readable only, which is enough to hold
+    it.
+    """
     path = root / LOCK
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -96,7 +113,9 @@ _ASKS = re.compile(r"([0-9a-f]{16})\.asks")
 
 
 def ask_for_a_turn(runs: Runs) -> None:
-    """Have the supervisor of another installation let this folder go when it has nothing to do, or has had its turn."""
+    """Have the supervisor of another installation let this folder go when it has nothing to do, or has had
+    its turn.
+    """
     with contextlib.suppress(OSError):
         (_folder(runs) / f"{origin.name()}.asks").touch()
 
@@ -105,7 +124,11 @@ def others_ask(runs: Runs) -> bool:
     """Whether another installation's supervisor waits for this folder at present."""
     try:
         with os.scandir(runs.root / QUEUE) as entries:
-            asking = [entry for entry in entries if (match := _ASKS.fullmatch(entry.name)) and match[1] != origin.name()]
+            asking = [
+                entry
+                for entry in entries
+                if (match := _ASKS.fullmatch(entry.name)) and match[1] != origin.name()
+            ]
         return any(abs(time.time() - entry.stat().st_mtime) < ASKED_SECONDS for entry in asking)
     except OSError:
         return False
@@ -124,7 +147,10 @@ def check_writable(runs: Runs) -> None:
 def cannot_queue(runs: Runs, error: OSError) -> RunFolderError:
     """What is said if the queue's folder takes nothing."""
     reason = error.strerror or str(error)
-    return RunFolderError(f"cannot write into {QUEUE} of {runs.shown}: {reason}; free space, or have its owner run chmod g+w on it if your group shares it")
+    return RunFolderError(
+        f"cannot write into {QUEUE} of {runs.shown}: {reason}; free space, or have its owner run chmod g+w "
+        "on it if your group shares it"
+    )
 
 
 def unmark(runs: Runs, run_id: str) -> None:
@@ -144,7 +170,9 @@ def end_queued(runs: Runs, run: Run) -> None:
 
 
 def chosen(runs: Runs) -> tuple[str, str]:
-    """(engine, address of its cluster): what whoever launched last wanted for this folder; local where nobody has said."""
+    """(engine, address of its cluster): what whoever launched last wanted for this folder; local where nobody
+    has said.
+    """
     found = _read(runs.root / QUEUE / ENGINE)
     return str(found.get("engine", "local")), str(found.get("address", ""))
 
@@ -160,7 +188,9 @@ PREPARED_SECONDS = 300
 
 
 def prepared(runs: Runs) -> bool:
-    """Whether somebody asked for a supervisor within ``PREPARED_SECONDS``; a time that lies ahead was set by another clock."""
+    """Whether somebody asked for a supervisor within ``PREPARED_SECONDS``; a time that lies ahead was set by
+    another clock.
+    """
     try:
         return abs(time.time() - os.path.getmtime(runs.root / LOCK)) < PREPARED_SECONDS
     except OSError:
@@ -179,7 +209,9 @@ def read_state(runs: Runs) -> dict[str, Any]:
 
 
 def abandoned(runs: Runs) -> bool:
-    """Whether a supervisor that is gone had runs on a cluster, which went with it and are to be queued again."""
+    """Whether a supervisor that is gone had runs on a cluster, which went with it and are to be queued
+    again.
+    """
     found = _read(runs.root / QUEUE / TOLD)
     return found.get("engine") == "ray" and bool(found.get("running")) and not alive(found)
 

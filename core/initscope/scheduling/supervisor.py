@@ -1,7 +1,9 @@
-"""The supervisor of a folder of runs: has an engine work its queue off, and writes down when a run's process died.
+"""The supervisor of a folder of runs: has an engine work its queue off, and writes down when a run's process
+died.
 
-It holds the folder's lock, so there is one. Whoever comes after one that died adopts its runs. An engine that could take the
-process along (a Ray cluster that loses its head) is served from a child, which is started anew as often as need be.
+It holds the folder's lock, so there is one. Whoever comes after one that died adopts its runs. An engine that
+could take the process along (a Ray cluster that loses its head) is served from a child, which is started anew
+as often as need be.
 """
 
 from __future__ import annotations
@@ -36,10 +38,14 @@ from initscope.store.files import alive
 from initscope.store.writer import set_status
 
 IDLE_SECONDS = 300
-"""An idle supervisor leaves after so long, unless somebody looks at a launch form; the next launch starts another."""
+"""An idle supervisor leaves after so long, unless somebody looks at a launch form; the next launch starts
+another.
+"""
 POLL_SECONDS = 0.1
 IDLE_POLL_SECONDS = 0.05
-"""With nothing to supervise on this machine a look at the queue is all there is to do, and somebody may be waiting for it."""
+"""With nothing to supervise on this machine a look at the queue is all there is to do, and somebody may be
+waiting for it.
+"""
 LOOKS = 3
 TROUBLE_SECONDS = 2.0
 """Pause after the disk or the engine refused something."""
@@ -48,7 +54,10 @@ TURN_SECONDS = 60.0
 """So long one user's runs are begun while another's wait."""
 WAIT_SECONDS = 1.0
 """How often a supervisor looks whether another user's has left."""
-NOT_OURS = "the supervisor of whoever queued it; if the folder came from elsewhere there is none: stop the run and resume it"
+NOT_OURS = (
+    "the supervisor of whoever queued it; if the folder came from elsewhere there is none: stop the run and "
+    "resume it"
+)
 LEFT_SECONDS = 60
 """A run folder that is not complete after so long never will be."""
 
@@ -72,7 +81,9 @@ class Supervisor:
         self.carried: dict[str, Mapping[str, Any]] = {}
         """Configs of the runs that the engine has, by id."""
         self.adopted: dict[str, Mapping[str, Any] | None] = {}
-        """Configs of those that were running before; None for a loop of somebody's own, which takes nobody's place."""
+        """Configs of those that were running before; None for a loop of somebody's own, which takes nobody's
+        place.
+        """
         self.lost: dict[str, str] = {}
         """Runs whose process is over, and how; until what is to be written about it has been."""
         self._told: dict[str, Any] = {}
@@ -83,7 +94,9 @@ class Supervisor:
         self._measured, self._used = -math.inf, 0
 
     def serve(self) -> End:
-        """Work until idle for ``IDLE_SECONDS``, or until somebody wants another engine and nothing trains here any more. Raises EngineTrouble."""
+        """Work until idle for ``IDLE_SECONDS``, or until somebody wants another engine and nothing trains
+        here any more. Raises EngineTrouble.
+        """
         self._take_over()
         self.engine.open()
         last_busy = time.monotonic()
@@ -101,12 +114,18 @@ class Supervisor:
                 time.sleep(TROUBLE_SECONDS)
             if changed and waiting and not (self._busy() or self.lost):
                 return End.ANOTHER_ENGINE
-            if not (self.carried or self.lost) and (not waiting or self._turn_is_over()) and queue.others_ask(self.runs):
+            if (
+                not (self.carried or self.lost)
+                and (not waiting or self._turn_is_over())
+                and queue.others_ask(self.runs)
+            ):
                 return End.TURN
             busy = bool(self.carried or self.adopted or self.lost or waiting)
             if busy:
                 last_busy = time.monotonic()
-            elif not self.runs.root.exists() or (time.monotonic() - last_busy > IDLE_SECONDS and not queue.prepared(self.runs)):
+            elif not self.runs.root.exists() or (
+                time.monotonic() - last_busy > IDLE_SECONDS and not queue.prepared(self.runs)
+            ):
                 return End.IDLE
             self.engine.wait(POLL_SECONDS if busy or self.engine.name != "local" else IDLE_POLL_SECONDS)
 
@@ -131,12 +150,19 @@ class Supervisor:
             self.lost[info.run] = "its process is gone"
 
     def _start_what_fits(self) -> int:
-        """Start waiting runs of this installation in order while there is room; returns how many of them still wait."""
+        """Start waiting runs of this installation in order while there is room; returns how many of them
+        still wait.
+        """
         for run_id in () if self._turn_is_over() else self._own_queue():
             run = Run(self.runs.root / run_id)
             info = run.info()
             if info.status != Status.QUEUED:
-                queue.unmark(self.runs, run_id)  # deleted, stopped, or begun meanwhile: by hand, or by a task whose driver died before it had
+                queue.unmark(
+                    self.runs,
+                    run_id,
+                    # deleted, stopped, or begun meanwhile: by hand, or by a task whose driver died before it
+                    # had
+                )
                 if run_id not in self.carried:
                     self._take_on(info)
                 continue
@@ -154,7 +180,8 @@ class Supervisor:
                 continue
             self.engine.start(run)
             self.carried[run_id] = info.config
-            self._tell()  # before the mark goes: a run that neither waits nor is told of would be missed by nobody
+            # before the mark goes: a run that neither waits nor is told of would be missed by nobody
+            self._tell()
             queue.unmark(self.runs, run_id)
         return len(self._own_queue())
 
@@ -163,8 +190,9 @@ class Supervisor:
         return time.monotonic() - self._began > TURN_SECONDS and queue.others_ask(self.runs)
 
     def _own_queue(self) -> list[str]:
-        """Ids of the runs that wait and that this installation queued. The others stay where they are: they are another user's, whose own
-        supervisor starts them, or came in a folder from elsewhere."""
+        """Ids of the runs that wait and that this installation queued. The others stay where they are: they
+        are another user's, whose own supervisor starts them, or came in a folder from elsewhere.
+        """
         marked = queue.marks(self.runs)
         self._whose = {name: ours for name, ours in self._whose.items() if name in marked}
         for name in marked:
@@ -176,7 +204,9 @@ class Supervisor:
         return [name.partition("~")[2] for name in marked if self._whose[name]]
 
     def _is_ours(self, run: Run) -> bool:
-        """Whether this installation queued the run. One that cannot be read, or has ended, is looked at as ours are."""
+        """Whether this installation queued the run. One that cannot be read, or has ended, is looked at as
+        ours are.
+        """
         try:
             state = run.json_file("status.json")
         except RunFolderError:
@@ -184,10 +214,14 @@ class Supervisor:
         return state.get("status") != Status.QUEUED or origin.named_here(state)
 
     def _refusal(self, run: Run) -> str:
-        """Why a run may not begin: looked at in its folder now, for much may have changed there since it was queued. Empty if it may."""
+        """Why a run may not begin: looked at in its folder now, for much may have changed there since it was
+        queued. Empty if it may.
+        """
         try:
             values = run.json_file("config.json").get("config")
-            if not isinstance(values, Mapping) or not origin.made_here(run.id, values, run.json_file("status.json")):
+            if not isinstance(values, Mapping) or not origin.made_here(
+                run.id, values, run.json_file("status.json")
+            ):
                 return "config.json has changed since this run was queued; start a new run with it"
             config = run.config()
             check_unchanged(config)
@@ -200,16 +234,29 @@ class Supervisor:
         """Write down that a run was not begun, and why."""
         with contextlib.suppress(InitScopeError, OSError), claimed(run):
             if run.state()["status"] == Status.QUEUED:
-                set_status(run, status=str(Status.FAILED), outcome="undecided", phase=None, error=reason, ended=time.time())
+                set_status(
+                    run,
+                    status=str(Status.FAILED),
+                    outcome="undecided",
+                    phase=None,
+                    error=reason,
+                    ended=time.time(),
+                )
                 complain(f"{run.id} was not begun: {reason}")
                 queue.unmark(self.runs, run.id)
 
     def _disk_is_full(self) -> str:
-        """What runs wait for if they take all that they may; looked at seldom, for it is a walk through all folders."""
+        """What runs wait for if they take all that they may; looked at seldom, for it is a walk through all
+        folders.
+        """
         quota = limits.limits().disk_quota
         if quota is not None and time.monotonic() - self._measured > DISK_SECONDS:
             self._measured, self._used = time.monotonic(), limits.usage(self.runs.root)
-        return f"space: runs take {size(self._used)} of the {size(quota)} that INITSCOPE_DISK_QUOTA allows" if quota is not None and self._used >= quota else ""
+        return (
+            f"space: runs take {size(self._used)} of the {size(quota)} that INITSCOPE_DISK_QUOTA allows"
+            if quota is not None and self._used >= quota
+            else ""
+        )
 
     def _fits(self, config: Mapping[str, Any]) -> bool:
         busy = self._busy()
@@ -230,16 +277,30 @@ class Supervisor:
         """Leave word for ``launcher.state``."""
         slots = self.engine.slots()
         used = sum(map(self.engine.threads_of, self._busy()))
-        words = {"engine": self.engine.name, "slots": slots, "free": max(0, slots - used), "running": len(self._busy()), "trouble": ""}
+        words = {
+            "engine": self.engine.name,
+            "slots": slots,
+            "free": max(0, slots - used),
+            "running": len(self._busy()),
+            "trouble": "",
+        }
         if words != self._told:
             queue.write_state(self.runs, {**words, **self.process})
             self._told = words
 
     def tell_trouble(self, trouble: str) -> None:
-        """Leave word that the engine cannot work, and why; in the log once, however often it is tried again."""
+        """Leave word that the engine cannot work, and why; in the log once, however often it is tried
+        again.
+        """
         if queue.read_state(self.runs).get("trouble") != trouble:
             complain(trouble)
-        words = {"engine": self.engine.name, "slots": None, "free": None, "running": len(self._busy()), "trouble": trouble}
+        words = {
+            "engine": self.engine.name,
+            "slots": None,
+            "free": None,
+            "running": len(self._busy()),
+            "trouble": trouble,
+        }
         with contextlib.suppress(OSError):
             queue.write_state(self.runs, {**words, **self.process})
 
@@ -262,8 +323,9 @@ class Supervisor:
                 del self.lost[run_id]
 
     def _record_death(self, run: Run, how: str) -> bool:
-        """Write ``crashed`` for a run whose process ended without writing an end, or queue it again where the engine's runs go on
-        elsewhere. False: somebody holds the run still, look again."""
+        """Write ``crashed`` for a run whose process ended without writing an end, or queue it again where the
+        engine's runs go on elsewhere. False: somebody holds the run still, look again.
+        """
         if not (run.path / "status.json").exists():
             return True  # deleted
         try:
@@ -273,29 +335,49 @@ class Supervisor:
                 if status == Status.RUNNING and alive(state):
                     return False  # of another machine, and not yet silent for long enough
                 # Queued still: it died before its first word, unless somebody has queued it again since.
-                if status == Status.RUNNING or (status == Status.QUEUED and run.id not in queue.queued(self.runs)):
+                if status == Status.RUNNING or (
+                    status == Status.QUEUED and run.id not in queue.queued(self.runs)
+                ):
                     self._end_or_restart(run, state, how)
-        except RunStateError:  # claimed: a process that is about to end, or one that somebody has started meanwhile
+        except (
+            RunStateError
+        ):  # claimed: a process that is about to end, or one that somebody has started meanwhile
             return self.engine.restarts == 0
         except (InitScopeError, OSError):
             return True
         return True
 
     def _end_or_restart(self, run: Run, state: Mapping[str, Any], how: str) -> None:
-        restarts, lost_at, in_vain = state.get("restarts") or 0, state.get("lost_at"), state.get("in_vain") or 0
+        restarts, lost_at, in_vain = (
+            state.get("restarts") or 0,
+            state.get("lost_at"),
+            state.get("in_vain") or 0,
+        )
         step = state.get("step") or 0
         in_vain = in_vain + 1 if lost_at is not None and step <= lost_at else 0
         ours = state.get("engine") == self.engine.name or state["status"] == Status.QUEUED
         if not ours or in_vain >= self.engine.restarts:
             again = f", {in_vain + 1} times in a row without getting any further" if in_vain else ""
-            set_status(run, status=str(Status.CRASHED), error=f"the training process was {how}{again}", ended=time.time())
+            set_status(
+                run,
+                status=str(Status.CRASHED),
+                error=f"the training process was {how}{again}",
+                ended=time.time(),
+            )
             (run.path / "stop").unlink(missing_ok=True)
         elif run.stop_requested():
             queue.end_queued(self.runs, run)
         else:
             print(f"{run.id}: {how}; queued again", file=sys.stderr, flush=True)
             lost_at = max(step, lost_at or 0)
-            set_status(run, status=str(Status.QUEUED), phase=None, restarts=restarts + 1, lost_at=lost_at, in_vain=in_vain)
+            set_status(
+                run,
+                status=str(Status.QUEUED),
+                phase=None,
+                restarts=restarts + 1,
+                lost_at=lost_at,
+                in_vain=in_vain,
+            )
             queue.enqueue(self.runs, [run], first=True)  # it had its turn
 
 
@@ -317,8 +399,9 @@ def complain(error: BaseException | str) -> None:
 
 
 def main(root: str) -> int:
-    """Supervise ``root`` until idle. Returns at once if a supervisor of this installation is there; another's is waited for while
-    runs of ours wait."""
+    """Supervise ``root`` until idle. Returns at once if a supervisor of this installation is there; another's
+    is waited for while runs of ours wait.
+    """
     runs = Runs(root)
     while True:
         if not _supervise(runs):
@@ -365,7 +448,9 @@ def _locked(root: Path) -> int | None:
 
 
 def _serve(runs: Runs) -> End:
-    """Serve the folder with the engine that is wanted, from a child if that is an engine which may take it along."""
+    """Serve the folder with the engine that is wanted, from a child if that is an engine which may take it
+    along.
+    """
     name, address = queue.chosen(runs)
     if name == "local":
         return Supervisor(runs, engines.engine(name)).serve()

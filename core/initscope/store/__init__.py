@@ -1,7 +1,7 @@
 """The only reader and writer of ``runs/``. No torch.
 
-A run is a folder: JSON files that are replaced atomically, and parquet parts that become one file a table at the end.
-``Runs`` is all of them, ``Run`` reads one, ``RunWriter`` writes one.
+A run is a folder: JSON files that are replaced atomically, and parquet parts that become one file a table at
+the end. ``Runs`` is all of them, ``Run`` reads one, ``RunWriter`` writes one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,21 @@ from initscope.store.locks import claimed
 from initscope.store.run import Cursor, Run, RunInfo
 from initscope.store.writer import RunWriter
 
-__all__ = ["RECORDED", "RUN_ID", "Cursor", "Run", "RunInfo", "RunWriter", "Runs", "claimed", "default_root", "new_id", "own_process", "process_alive", "write_json"]
+__all__ = [
+    "RECORDED",
+    "RUN_ID",
+    "Cursor",
+    "Run",
+    "RunInfo",
+    "RunWriter",
+    "Runs",
+    "claimed",
+    "default_root",
+    "new_id",
+    "own_process",
+    "process_alive",
+    "write_json",
+]
 
 RECORDED = "custom"
 """What runs of somebody's own loop have for an initialization: a name that no config may choose."""
@@ -42,7 +56,8 @@ RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 def default_root() -> str:
     """``INITSCOPE_RUNS``, a folder or the address of one in an object store.
 
-    Without it: inside of InitScope's own checkout that checkout's ``runs/``, elsewhere ``runs`` in the working folder.
+    Without it: inside of InitScope's own checkout that checkout's ``runs/``, elsewhere ``runs`` in the
+    working folder.
     """
     own, here = checkout(), Path.cwd()
     inside = own is not None and (here == own or own in here.parents)
@@ -50,7 +65,8 @@ def default_root() -> str:
 
 
 class Runs:
-    """All runs in one folder, or below an address such as ``s3://bucket/runs`` (``initscope.store.bucket.folder``).
+    """All runs in one folder, or below an address such as ``s3://bucket/runs``
+    (``initscope.store.bucket.folder``).
 
     ``shown`` is what messages call it, where its path is nobody's business.
     """
@@ -58,7 +74,11 @@ class Runs:
     def __init__(self, root: str | Path | None = None, shown: str = ""):
         given = str(root or default_root())
         url = remote_url(given)
-        self.root = folder_of(url) if url else Path(unquote(given.removeprefix("file://")) if given.startswith("file://") else given)
+        self.root = (
+            folder_of(url)
+            if url
+            else Path(unquote(given.removeprefix("file://")) if given.startswith("file://") else given)
+        )
         self.shown = shown or url or str(self.root)
         self._store = store_of(self.root)
         self._index = Index(self.root)
@@ -68,7 +88,13 @@ class Runs:
         """Whether they are in an object store, and here only for those who work on them."""
         return self._store is not None
 
-    def create(self, config: RunConfig | Mapping[str, Any], status: Status = Status.QUEUED, run_id: str | None = None, **extra: Any) -> Run:
+    def create(
+        self,
+        config: RunConfig | Mapping[str, Any],
+        status: Status = Status.QUEUED,
+        run_id: str | None = None,
+        **extra: Any,
+    ) -> Run:
         """A new run folder with config and status, complete from the moment it is seen.
 
         Raises RunFolderError if the folder cannot be written, RunStateError if the id is taken.
@@ -77,7 +103,9 @@ class Runs:
         values = config.to_dict() if isinstance(config, RunConfig) else dict(config)
         run_id = run_id or new_id(values)
         if not RUN_ID.fullmatch(run_id):
-            raise RunFolderError(f"a run id is 1 to 120 letters, digits, '.', '_' or '-', not {one_line(run_id)}")
+            raise RunFolderError(
+                f"a run id is 1 to 120 letters, digits, '.', '_' or '-', not {one_line(run_id)}"
+            )
         if self._store:
             self._store.claim(run_id)
         temporary = self.root / f".new-{secrets.token_hex(6)}"
@@ -86,17 +114,29 @@ class Runs:
             (temporary / "parts").mkdir(parents=True)
             write_json(temporary / "config.json", {"config": values, **environment()})
             now = time.time()
-            with suppress(RunFolderError):  # without a home folder a loop is recorded all the same; what is queued says so
+            with suppress(
+                RunFolderError
+            ):  # without a home folder a loop is recorded all the same; what is queued says so
                 extra = {origin.MARK: origin.mark(run_id, values), **extra}
-            first = {"status": str(status), "outcome": None, "step": 0, "total_steps": None, "heartbeat": now, "created": now}
+            first = {
+                "status": str(status),
+                "outcome": None,
+                "step": 0,
+                "total_steps": None,
+                "heartbeat": now,
+                "created": now,
+            }
             write_json(temporary / "status.json", {**first, "error": None, **extra})
             (temporary / "log.txt").touch()
             if (self.root / run_id).exists():
-                raise RunStateError(f"there is a run {run_id} already in {self.shown}; choose another id or delete it")
+                raise RunStateError(
+                    f"there is a run {run_id} already in {self.shown}; choose another id or delete it"
+                )
             os.rename(temporary, self.root / run_id)
         except OSError as error:
             raise RunFolderError(
-                f"cannot write a run into {self.shown}: {error.strerror or error}; free space, or check who may write there"
+                f"cannot write a run into {self.shown}: {error.strerror or error}; free space, or check who "
+                "may write there"
             ) from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)  # gone already if all went well
@@ -113,22 +153,33 @@ class Runs:
         refresh(self.root)
         try:
             with os.scandir(self.root) as entries:
-                return [e.name for e in entries if RUN_ID.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+                return [
+                    e.name for e in entries if RUN_ID.fullmatch(e.name) and e.is_dir(follow_symlinks=False)
+                ]
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise RunFolderError(f"cannot read {self.shown}: {error.strerror or error}; check INITSCOPE_RUNS and who may read it") from None
+            raise RunFolderError(
+                f"cannot read {self.shown}: {error.strerror or error}; check INITSCOPE_RUNS and who may "
+                "read it"
+            ) from None
 
     def _is_run(self, name: str) -> bool:
         """Whether the folder is a run's, damaged or not: one of its two JSON files is there."""
-        return any(os.path.lexists(os.path.join(self.root, name, file)) for file in ("status.json", "config.json"))
+        return any(
+            os.path.lexists(os.path.join(self.root, name, file)) for file in ("status.json", "config.json")
+        )
 
     def list(self) -> list[RunInfo]:
         """What a table of runs needs, newest first. A folder that cannot be read is listed with its error."""
-        return sorted(self._index.infos(self._folders()), key=lambda info: (info.created, info.run), reverse=True)
+        return sorted(
+            self._index.infos(self._folders()), key=lambda info: (info.created, info.run), reverse=True
+        )
 
     def own(self) -> list[RunInfo]:
-        """Those that processes of this machine work on: all but what an object store has of other machines."""
+        """Those that processes of this machine work on: all but what an object store has of other
+        machines.
+        """
         return [info for info in self.list() if self._store is None or self._store.owns(info.run)]
 
     def settle(self, run_id: str) -> None:
@@ -146,14 +197,18 @@ class Runs:
         refresh(self.root)
         if RUN_ID.fullmatch(run_id) and self._is_run(run_id):
             if os.path.islink(self.root / run_id):
-                raise RunFolderError(f"{run_id} in {self.shown} is a link, not a run folder; nothing is done through it. Move what it leads to here")
+                raise RunFolderError(
+                    f"{run_id} in {self.shown} is a link, not a run folder; nothing is done through it. "
+                    "Move what it leads to here"
+                )
             return Run(self.root / run_id)
         newest = self.ids()[:5]
         there = "the newest are " + ", ".join(newest) if newest else "there are none yet"
         raise RunNotFound(f"no run {one_line(run_id)} in {self.shown}; {there}")
 
     def select(self, expression: str, among: Sequence[RunInfo] | None = None) -> list[Run]:
-        """A run id, or a group such as ``init=default,sweep=ID``: every run whose config has these values, the oldest first.
+        """A run id, or a group such as ``init=default,sweep=ID``: every run whose config has these values,
+        the oldest first.
 
         Values may hold commas.
 
@@ -165,7 +220,9 @@ class Runs:
             return [self.get(expression)]
         infos = self.list() if among is None else among
         if named := [info.run for info in infos if expression == f"name={info.name}"]:
-            return [Run(self.root / run_id) for run_id in reversed(named)]  # a name may hold commas and equal signs
+            return [
+                Run(self.root / run_id) for run_id in reversed(named)
+            ]  # a name may hold commas and equal signs
         wanted: dict[str, Any] = {}
         for term in re.split(r",(?=[^,]*=)", expression):
             key, _, value = (part.strip() for part in term.partition("="))

@@ -1,7 +1,8 @@
 """A run in other tools' formats: CSV files, one JSON file, TensorBoard events.
 
-What was not measured (null on disk) is an empty cell in CSV, ``null`` in JSON and no point in TensorBoard. A measured NaN or infinity
-stays what it is: ``nan``, ``inf``, ``-inf`` in CSV and TensorBoard, the same words as strings in JSON, which has no such numbers.
+What was not measured (null on disk) is an empty cell in CSV, ``null`` in JSON and no point in TensorBoard. A
+measured NaN or infinity stays what it is: ``nan``, ``inf``, ``-inf`` in CSV and TensorBoard, the same words
+as strings in JSON, which has no such numbers.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from initscope.store.files import number
 
 
 def export(run: Run, form: str, output: str | Path) -> Path:
-    """Write ``run`` as ``form`` to ``output``: a folder of three files for ``csv``, a file for ``json``, a log folder for ``tensorboard``.
+    """Write ``run`` as ``form`` to ``output``: a folder of three files for ``csv``, a file for ``json``, a
+    log folder for ``tensorboard``.
 
-    Whole or not at all. Raises ConfigError if ``output`` exists or the format is unknown, RunFolderError if nothing can be written there.
+    Whole or not at all. Raises ConfigError if ``output`` exists or the format is unknown, RunFolderError if
+    nothing can be written there.
     """
     if form not in FORMATS:
         raise ConfigError(choose_from("format", form, FORMATS))
@@ -37,7 +40,9 @@ def export(run: Run, form: str, output: str | Path) -> Path:
         FORMATS[form](run, temporary)
         os.rename(temporary, output)
     except OSError as error:
-        raise RunFolderError(f"cannot write {output}: {error.strerror or error}; free space, or choose another --output") from None
+        raise RunFolderError(
+            f"cannot write {output}: {error.strerror or error}; free space, or choose another --output"
+        ) from None
     finally:
         if os.path.isdir(temporary):
             shutil.rmtree(temporary)
@@ -47,7 +52,9 @@ def export(run: Run, form: str, output: str | Path) -> Path:
 
 
 def to_csv(run: Run, folder: Path) -> None:
-    """``steps.csv``, ``epochs.csv`` and ``layers.csv``, and ``metrics.csv`` if there are any, columns as in ``initscope.schema``."""
+    """``steps.csv``, ``epochs.csv`` and ``layers.csv``, and ``metrics.csv`` if there are any, columns as in
+    ``initscope.schema``.
+    """
     folder.mkdir()
     for name, table in _tables(run).items():
         plain = pa.table({column: _plain(table[column]) for column in table.column_names})
@@ -56,12 +63,16 @@ def to_csv(run: Run, folder: Path) -> None:
 
 def to_json(run: Run, path: Path) -> None:
     """One object: run, config, status, and each table as {column: values}."""
-    tables = {name: {column: _plain(table[column]).to_pylist() for column in table.column_names} for name, table in _tables(run).items()}
+    tables = {
+        name: {column: _plain(table[column]).to_pylist() for column in table.column_names}
+        for name, table in _tables(run).items()
+    }
     write_json(path, {"run": run.id, "config": run.json_file("config.json"), "status": run.state(), **tables})
 
 
 def to_tensorboard(run: Run, folder: Path) -> None:
-    """Scalars ``steps/loss`` …, ``epochs/val_loss`` …, and for each layer ``grad_norm/conv1_1`` …, each at its step.
+    """Scalars ``steps/loss`` …, ``epochs/val_loss`` …, and for each layer ``grad_norm/conv1_1`` …, each at
+    its step.
 
     A row of ``epochs`` stands at the last step of its epoch. Time is the run's start plus the training time.
     """
@@ -84,7 +95,11 @@ def to_tensorboard(run: Run, folder: Path) -> None:
         for row in steps:
             for name in ("loss", "accuracy", "learning_rate"):
                 # A loop that told no accuracy left NaN: nothing was measured.
-                add(f"steps/{name}", None if name != "loss" and row[name] != row[name] else row[name], row["step"])
+                add(
+                    f"steps/{name}",
+                    None if name != "loss" and row[name] != row[name] else row[name],
+                    row["step"],
+                )
         for row in run.read("epochs").to_pylist():
             for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
                 add(f"epochs/{name}", row[name], last_of.get(row["epoch"], row["epoch"]))
@@ -105,4 +120,8 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
 
 
-FORMATS: dict[str, Callable[[Run, Path], None]] = {"csv": to_csv, "json": to_json, "tensorboard": to_tensorboard}
+FORMATS: dict[str, Callable[[Run, Path], None]] = {
+    "csv": to_csv,
+    "json": to_json,
+    "tensorboard": to_tensorboard,
+}

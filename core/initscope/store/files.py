@@ -1,4 +1,6 @@
-"""Small files, written whole or not at all, and the facts about this process and machine that go into them."""
+"""Small files, written whole or not at all, and the facts about this process and machine that go into
+them.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ FOREIGN_HEARTBEAT_SECONDS = 60
 def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
     """A temporary sibling that takes ``path``'s place on success and vanishes on failure.
 
-    ``durable``: on the disk itself before it replaces anything, so that a power cut leaves the old file or the new one.
+    ``durable``: on the disk itself before it replaces anything, so that a power cut leaves the old file or
+    the new one.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}")
     try:
@@ -62,19 +65,26 @@ def remove_temporaries(*folders: Path) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a JSON file atomically. Non-finite floats are written as the strings "nan", "inf" and "-inf"."""
+    """Replace a JSON file atomically. Non-finite floats are written as the strings "nan", "inf" and
+    "-inf".
+    """
     text = _encoded(value)
     with replacing(path) as temporary:
         temporary.write_bytes(text)
 
 
 def overwrite_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file in its own place, for a disk that has no room for a second one: its blocks are there already."""
+    """Write a JSON file in its own place, for a disk that has no room for a second one: its blocks are there
+    already.
+    """
     text = _encoded(value)
     with open(path, "r+b") as file:
         there = os.fstat(file.fileno())
         room = max(there.st_size, getattr(there, "st_blocks", 0) * 512)
-        for spare in ("curve", "facts"):  # what could be had from the rows, or done without, makes way for the reason
+        for spare in (
+            "curve",
+            "facts",
+        ):  # what could be had from the rows, or done without, makes way for the reason
             if len(text) > room:
                 text = _encoded({key: item for key, item in value.items() if key != spare})
         file.write(text.ljust(there.st_size))  # blanks over the rest: never the tail of the old text
@@ -113,8 +123,10 @@ LARGEST = 64_000_000
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading that is one: a pipe or a device in its place would keep the reader waiting for ever, and a link in
-    a run folder from elsewhere would show whoever looks at the run what its owner may read. Raises OSError."""
+    """Open a file for reading that is one: a pipe or a device in its place would keep the reader waiting for
+    ever, and a link in a run folder from elsewhere would show whoever looks at the run what its owner may
+    read. Raises OSError.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | AS_BYTES | NO_WAITING | NO_LINK | NO_INHERITANCE)
     except OSError as error:
@@ -138,7 +150,9 @@ def read_small(path: Path) -> bytes:
 
 def touch(path: Path) -> None:
     """Make an empty file, or leave the one that is there; never through a link. Raises OSError."""
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | AS_BYTES | NO_LINK | NO_WAITING | NO_INHERITANCE, 0o666))
+    os.close(
+        os.open(path, os.O_WRONLY | os.O_CREAT | AS_BYTES | NO_LINK | NO_WAITING | NO_INHERITANCE, 0o666)
+    )
 
 
 def stamp(path: str | Path) -> tuple[int, int] | None:
@@ -150,7 +164,9 @@ def stamp(path: str | Path) -> tuple[int, int] | None:
 
 
 def alive(state: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote this state still runs. A zombie, or another process of the same pid, is not it."""
+    """Whether the process that wrote this state still runs. A zombie, or another process of the same pid, is
+    not it.
+    """
     if state.get("host") not in (None, socket.gethostname()):
         return time.time() - (number(state.get("heartbeat")) or 0) < FOREIGN_HEARTBEAT_SECONDS
     return process_alive(state.get("pid"), state.get("pid_created"), state.get("pid_birth"))
@@ -159,8 +175,8 @@ def alive(state: Mapping[str, Any]) -> bool:
 def process_alive(pid: int | None, created: float | None, birth: str | None = None) -> bool:
     """Whether process ``pid`` still runs, is no zombie, and is the one that was meant.
 
-    ``birth`` is ``birth_of`` that process; where it is not known, ``created`` (seconds, as psutil tells) stands for it, which
-    a clock that is set anew moves along.
+    ``birth`` is ``birth_of`` that process; where it is not known, ``created`` (seconds, as psutil tells)
+    stands for it, which a clock that is set anew moves along.
     """
     if not isinstance(pid, int) or not 0 < pid < 2**31:
         return False
@@ -177,7 +193,9 @@ def process_alive(pid: int | None, created: float | None, birth: str | None = No
 
 
 def birth_of(pid: int) -> str | None:
-    """When a process was born, in ticks since a boot that is named: what no clock can change. None where Linux does not tell."""
+    """When a process was born, in ticks since a boot that is named: what no clock can change. None where
+    Linux does not tell.
+    """
     try:
         ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{ticks}"
@@ -197,13 +215,21 @@ def environment() -> dict[str, Any]:
     for package in ("torch", "torchvision", "numpy", "scikit-learn", "pyarrow"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    return {"versions": {"python": platform.python_version(), **versions}, "platform": platform.platform(), "git": git_revision()}
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "platform": platform.platform(),
+        "git": git_revision(),
+    }
 
 
 def git_revision(root: Path | None = None) -> str | None:
-    """The commit that the project in ``root`` (the working folder) stands on, read from ``.git``; None outside of one."""
+    """The commit that the project in ``root`` (the working folder) stands on, read from ``.git``; None
+    outside of one.
+    """
     here = root or Path.cwd()
-    git = next((folder / ".git" for folder in (here, *here.parents) if (folder / ".git").exists()), here / ".git")
+    git = next(
+        (folder / ".git" for folder in (here, *here.parents) if (folder / ".git").exists()), here / ".git"
+    )
     try:
         head = (git / "HEAD").read_text().strip()
         if not head.startswith("ref: "):

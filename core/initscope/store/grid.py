@@ -1,5 +1,6 @@
-"""One metric of the ``layers`` table as layers x steps, read piece by piece: a run of a million steps needs no more memory
-than one of its row groups."""
+"""One metric of the ``layers`` table as layers x steps, read piece by piece: a run of a million steps needs
+no more memory than one of its row groups.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +18,11 @@ PIECE_ROWS = 1_000_000
 
 
 class Grid(NamedTuple):
-    """Some steps of one metric. ``values`` and ``present`` have the shape (layers, steps); ``depths`` has one entry a layer.
+    """Some steps of one metric. ``values`` and ``present`` have the shape (layers, steps); ``depths`` has one
+    entry a layer.
 
-    ``present`` is False where a row is missing or its value null (not measured); NaN and infinities are present.
+    ``present`` is False where a row is missing or its value null (not measured); NaN and infinities are
+    present.
     """
 
     layers: list[str]
@@ -30,8 +33,9 @@ class Grid(NamedTuple):
 
 
 class Scan:
-    """The rows of a table so far, in order and in pieces. Its files are open from the start: a run that is compacted
-    meanwhile takes nothing away."""
+    """The rows of a table so far, in order and in pieces. Its files are open from the start: a run that is
+    compacted meanwhile takes nothing away.
+    """
 
     def __init__(self, files: Sequence[pq.ParquetFile], table: str, columns: Sequence[str]):
         self.files = files
@@ -52,7 +56,9 @@ class Scan:
 
 
 def grids(scan: Scan, metric: str) -> Iterator[Grid]:
-    """The pieces of ``scan`` (columns step, layer, depth and ``metric``) as grids; no step is in two of them."""
+    """The pieces of ``scan`` (columns step, layer, depth and ``metric``) as grids; no step is in two of
+    them.
+    """
     held: pa.Table | None = None
     for piece in scan:
         table = piece if held is None else _one([held, piece])
@@ -76,7 +82,9 @@ def grid(table: pa.Table, metric: str) -> Grid:
     there = column.is_valid().to_numpy() if column.null_count else None
     used, first = np.unique(codes[: _period(codes)], return_index=True)
     count = len(used)
-    if _regular(codes, steps, count):  # every step has the same layers in the same order: no row needs to be looked up
+    if _regular(
+        codes, steps, count
+    ):  # every step has the same layers in the same order: no row needs to be looked up
         order = np.argsort(depth[:count], kind="stable")
         shown = values.reshape(-1, count).T[order]
         present = np.ones(shown.shape, bool) if there is None else there.reshape(-1, count).T[order]
@@ -98,7 +106,11 @@ def grid(table: pa.Table, metric: str) -> Grid:
 
 def _period(codes: np.ndarray) -> int:
     """Rows until the first row's layer comes again."""
-    again = np.flatnonzero(codes[1:] == codes[0]) if len(codes) < 10_000 else np.flatnonzero(codes[1:10_000] == codes[0])
+    again = (
+        np.flatnonzero(codes[1:] == codes[0])
+        if len(codes) < 10_000
+        else np.flatnonzero(codes[1:10_000] == codes[0])
+    )
     return int(again[0]) + 1 if again.size else len(codes)
 
 
@@ -106,7 +118,9 @@ def _regular(codes: np.ndarray, steps: np.ndarray, count: int) -> bool:
     if len(codes) % count:
         return False
     table, when = codes.reshape(-1, count), steps.reshape(-1, count)
-    return bool((table == table[0]).all() and (when[:, 0] == when[:, -1]).all() and len(np.unique(table[0])) == count)
+    return bool(
+        (table == table[0]).all() and (when[:, 0] == when[:, -1]).all() and len(np.unique(table[0])) == count
+    )
 
 
 def _one(tables: Sequence[pa.Table]) -> pa.Table:

@@ -1,9 +1,10 @@
 """What is remembered of ended runs, so that ten thousand are listed without opening twenty thousand files.
 
-``runs/.index.sqlite`` may be deleted at any time; nothing in it is the truth. An entry counts while the files it was read from
-have the change time, size and inode they had then, none of which a program can set. A file changed less than
-``SETTLED_SECONDS`` before it was read could change again within one tick of the file system's clock, and is not remembered yet.
-Live runs, damaged ones and those whose files are links are read anew every time.
+``runs/.index.sqlite`` may be deleted at any time; nothing in it is the truth. An entry counts while the files
+it was read from have the change time, size and inode they had then, none of which a program can set. A file
+changed less than ``SETTLED_SECONDS`` before it was read could change again within one tick of the file
+system's clock, and is not remembered yet. Live runs, damaged ones and those whose files are links are read
+anew every time.
 """
 
 from __future__ import annotations
@@ -38,12 +39,21 @@ BUSY_SECONDS = 0.2
 """So long a reader waits for another one's writing; what it could not write it writes the next time."""
 _NEVER = 2**63
 """A change time that does not settle."""
-_PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR)
+_PASSING = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_IOERR,
+)
 """Errors that say nothing against the file."""
 _STAMPS = struct.Struct(f"<{3 * len(FILES)}Q")
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS made_by (digest TEXT)",
-    "CREATE TABLE IF NOT EXISTS entries (run TEXT PRIMARY KEY, stamps BLOB, entry BLOB, config BLOB, state BLOB, checksum INTEGER)",
+    "CREATE TABLE IF NOT EXISTS entries (run TEXT PRIMARY KEY, stamps BLOB, entry BLOB, config BLOB, state "
+    "BLOB, checksum INTEGER)",
 )
 
 Result = TypeVar("Result")
@@ -125,7 +135,9 @@ class Index:
             known.pop(name, None)
         return info
 
-    def _write(self, database: sqlite3.Connection, known: Mapping[str, tuple[Stamps, RunInfo]], gone: Iterable[str]) -> None:
+    def _write(
+        self, database: sqlite3.Connection, known: Mapping[str, tuple[Stamps, RunInfo]], gone: Iterable[str]
+    ) -> None:
         for table in _TABLES:
             database.execute(table)
         if database.execute("SELECT digest FROM made_by").fetchall() != [(_code_digest(),)]:
@@ -140,12 +152,16 @@ class Index:
         self._unwritten.clear()
 
     def _try(self, mode: str, action: Callable[[sqlite3.Connection], Result]) -> Result | None:
-        """``action`` on the file; None where that cannot be, and the folders are read instead. A damaged file is deleted."""
+        """``action`` on the file; None where that cannot be, and the folders are read instead. A damaged file
+        is deleted.
+        """
         path = self.root / NAME
         try:
             if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
                 return None  # a link or a pipe: nothing is read or written through it
-            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=BUSY_SECONDS)) as database:
+            with closing(
+                sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=BUSY_SECONDS)
+            ) as database:
                 database.execute("PRAGMA trusted_schema = OFF")
                 database.execute("PRAGMA synchronous = OFF")  # what a power cut spoils is read again
                 return action(database)
@@ -171,8 +187,12 @@ def _stamps(folder: str) -> Stamps:
 
 
 def _lasting(info: RunInfo) -> bool:
-    """Whether the entry says what the files say: ``crashed`` without an end is a guess from a process that is gone."""
-    return info.status in (Status.FINISHED, Status.STOPPED, Status.FAILED) or (info.status == Status.CRASHED and bool(info.state.get("ended")))
+    """Whether the entry says what the files say: ``crashed`` without an end is a guess from a process that is
+    gone.
+    """
+    return info.status in (Status.FINISHED, Status.STOPPED, Status.FAILED) or (
+        info.status == Status.CRASHED and bool(info.state.get("ended"))
+    )
 
 
 def _entries(database: sqlite3.Connection) -> dict[str, tuple[Stamps, RunInfo]]:
@@ -185,14 +205,20 @@ def _entries(database: sqlite3.Connection) -> dict[str, tuple[Stamps, RunInfo]]:
                 continue
             values = json.loads(entry)
             values["tags"] = tuple(values["tags"])
-            found[name] = _STAMPS.unpack(stamps), RunInfo(run=name, config=LazyJson(settings), state=LazyJson(state), **values)
+            found[name] = (
+                _STAMPS.unpack(stamps),
+                RunInfo(run=name, config=LazyJson(settings), state=LazyJson(state), **values),
+            )
         except (TypeError, ValueError, AttributeError, struct.error):  # not a row of ours
             continue
     return found
 
 
 def _row(name: str, stamps: Stamps, info: RunInfo) -> tuple:
-    shown = {key: getattr(info, key) for key in ("name", "status", "outcome", "init", "loss", "accuracy", "created", "tags", "error")}
+    shown = {
+        key: getattr(info, key)
+        for key in ("name", "status", "outcome", "init", "loss", "accuracy", "created", "tags", "error")
+    }
     packed = (_STAMPS.pack(*stamps), json.dumps(shown).encode(), _pack(info.config), _pack(info.state))
     return name, *packed, _checksum(name, *packed)
 
@@ -211,5 +237,11 @@ def _checksum(name: str, *columns: bytes) -> int:
 @cache
 def _code_digest() -> str:
     """A digest of the code that reads run folders: what another version made of them is not used."""
-    made_by = (Path(__file__), *(Path(module.__file__ or "") for module in (catalog, run_config, factory, outcome, schema, validation, run)))
+    made_by = (
+        Path(__file__),
+        *(
+            Path(module.__file__ or "")
+            for module in (catalog, run_config, factory, outcome, schema, validation, run)
+        ),
+    )
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in made_by)).hexdigest()

@@ -1,8 +1,8 @@
 """Rows as parquet: numbered parts while a run is live, one compacted file a table at its end.
 
-A part is written beside its name and renamed, so a reader never sees a torn file. ``MERGE_AT`` neighbours of equal size
-become one, so their number grows as a logarithm. A compacted file says in its metadata up to which part it holds the
-rows, so a crash between writing it and deleting those parts duplicates nothing.
+A part is written beside its name and renamed, so a reader never sees a torn file. ``MERGE_AT`` neighbours of
+equal size become one, so their number grows as a logarithm. A compacted file says in its metadata up to which
+part it holds the rows, so a crash between writing it and deleting those parts duplicates nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,15 @@ MERGE_AT = 32
 """So many neighbouring parts of equal size become one."""
 ROW_GROUP = 1_000_000
 
-_ARROW = {"int32": pa.int32(), "float32": pa.float32(), "float64": pa.float64(), "string": pa.dictionary(pa.int32(), pa.string())}
+_ARROW = {
+    "int32": pa.int32(),
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+    "string": pa.dictionary(pa.int32(), pa.string()),
+}
 SCHEMAS: dict[str, pa.Schema] = {
-    name: pa.schema([(column.name, _ARROW[column.dtype]) for column in columns]) for name, columns in TABLES.items()
+    name: pa.schema([(column.name, _ARROW[column.dtype]) for column in columns])
+    for name, columns in TABLES.items()
 }
 _HOLDS = b"initscope.parts"
 _KEYS = ("step", "epoch", "layer", "depth", "name")
@@ -48,7 +54,9 @@ def parts(folder: Path, table: str) -> list[tuple[int, int, Path]]:
 
 
 def drop_parts(folder: Path, table: str, through: int) -> None:
-    """Delete the parts whose rows are elsewhere: all up to number ``through``, those a merged part covers too."""
+    """Delete the parts whose rows are elsewhere: all up to number ``through``, those a merged part covers
+    too.
+    """
     for _, last, path in _listed(folder, table):
         if last <= through:
             path.unlink(missing_ok=True)
@@ -60,7 +68,9 @@ def _listed(folder: Path, table: str) -> list[tuple[int, int, Path]]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     matches = [_PART.fullmatch(name) for name in names if name.startswith(table)]
-    return [(int(match[2]), int(match[3]), folder / match[0]) for match in matches if match and match[1] == table]
+    return [
+        (int(match[2]), int(match[3]), folder / match[0]) for match in matches if match and match[1] == table
+    ]
 
 
 def holds_through(final: Path) -> int:
@@ -70,7 +80,10 @@ def holds_through(final: Path) -> int:
     try:
         return held(opened(final).schema_arrow)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise RunFolderError(f"{final.parent.name}/{final.name} cannot be read, the file is damaged: {one_line(str(error))}; put back a copy of it, or delete the run") from None
+        raise RunFolderError(
+            f"{final.parent.name}/{final.name} cannot be read, the file is damaged: {one_line(str(error))}; "
+            "put back a copy of it, or delete the run"
+        ) from None
 
 
 def held(schema: pa.Schema) -> int:
@@ -79,23 +92,39 @@ def held(schema: pa.Schema) -> int:
 
 
 def opened(path: Path) -> pq.ParquetFile:
-    """A parquet file whose pages are checked against their checksums: a flipped bit is an error, not a number."""
+    """A parquet file whose pages are checked against their checksums: a flipped bit is an error, not a
+    number.
+    """
     if not path.is_file():
         raise FileNotFoundError(path) if not path.exists() else OSError(f"{path.name} is not a regular file")
     return pq.ParquetFile(path, page_checksum_verification=True)
 
 
-def rows_of(file: pq.ParquetFile, table: str, columns: Sequence[str] | None = None, group: int | None = None, first: int = 0) -> pa.Table:
-    """The columns of ``table`` that are asked for, of the whole file, of one row group or of its ``first`` rows, of the schema's types; a measurement that an older version did not make is
-    null. Raises KeyError without the columns that say which row it is, pyarrow's errors if a type does not fit."""
-    wanted = SCHEMAS[table] if columns is None else pa.schema([SCHEMAS[table].field(name) for name in columns])
+def rows_of(
+    file: pq.ParquetFile,
+    table: str,
+    columns: Sequence[str] | None = None,
+    group: int | None = None,
+    first: int = 0,
+) -> pa.Table:
+    """The columns of ``table`` that are asked for, of the whole file, of one row group or of its ``first``
+    rows, of the schema's types; a measurement that an older version did not make is null. Raises KeyError
+    without the columns that say which row it is, pyarrow's errors if a type does not fit.
+    """
+    wanted = (
+        SCHEMAS[table] if columns is None else pa.schema([SCHEMAS[table].field(name) for name in columns])
+    )
     there = [name for name in wanted.names if name in file.schema_arrow.names]
     if len(there) < len(wanted) and (strange := set(file.schema_arrow.names) - set(SCHEMAS[table].names)):
-        raise KeyError(f"a column is called {sorted(strange)[0]!r}")  # damaged: an older version has fewer columns, not others
+        raise KeyError(
+            f"a column is called {sorted(strange)[0]!r}"
+        )  # damaged: an older version has fewer columns, not others
     if missing := [name for name in wanted.names if name not in there and name in _KEYS]:
         raise KeyError(f"it has no column {missing[0]}")
     if first:
-        found = pa.Table.from_batches([next(file.iter_batches(first, columns=there), pa.RecordBatch.from_pylist([], file.schema_arrow))])
+        found = pa.Table.from_batches(
+            [next(file.iter_batches(first, columns=there), pa.RecordBatch.from_pylist([], file.schema_arrow))]
+        )
     else:
         found = file.read(columns=there) if group is None else file.read_row_group(group, columns=there)
     footer = file.metadata
@@ -111,10 +140,19 @@ def rows_of(file: pq.ParquetFile, table: str, columns: Sequence[str] | None = No
     return pa.table(made, schema=wanted)
 
 
-def concatenate(sources: Sequence[Path], target: Path, holds: int = -1, schema: pa.Schema | None = None, durable: bool = False) -> None:
+def concatenate(
+    sources: Sequence[Path],
+    target: Path,
+    holds: int = -1,
+    schema: pa.Schema | None = None,
+    durable: bool = False,
+) -> None:
     """Stream ``sources`` into ``target``, row group by row group, so that memory stays bounded."""
     schema = (schema or pq.read_schema(sources[0])).with_metadata({_HOLDS: str(holds).encode()})
-    with replacing(target, durable) as temporary, pq.ParquetWriter(temporary, schema, **_format(schema)) as writer:
+    with (
+        replacing(target, durable) as temporary,
+        pq.ParquetWriter(temporary, schema, **_format(schema)) as writer,
+    ):
         waiting: list[pa.Table] = []
         for batch in _batches(sources):
             waiting.append(batch)
@@ -134,7 +172,9 @@ def _batches(sources: Iterable[Path]) -> Iterator[pa.Table]:
 
 def _joined(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
     bare = [table.replace_schema_metadata(None) for table in tables]
-    return pa.concat_tables(bare).unify_dictionaries().combine_chunks().replace_schema_metadata(schema.metadata)
+    return (
+        pa.concat_tables(bare).unify_dictionaries().combine_chunks().replace_schema_metadata(schema.metadata)
+    )
 
 
 def write_table(table: pa.Table, path: Path, holds: int = -1, durable: bool = False) -> None:
@@ -145,7 +185,9 @@ def write_table(table: pa.Table, path: Path, holds: int = -1, durable: bool = Fa
 
 
 def _format(schema: pa.Schema) -> dict[str, Any]:
-    """Encodings by type: dictionary for names, DELTA for counters, BYTE_STREAM_SPLIT for floats, all under zstd."""
+    """Encodings by type: dictionary for names, DELTA for counters, BYTE_STREAM_SPLIT for floats, all under
+    zstd.
+    """
     encodings, names = {}, []
     for field in schema:
         if pa.types.is_dictionary(field.type):
@@ -154,4 +196,9 @@ def _format(schema: pa.Schema) -> dict[str, Any]:
             encodings[field.name] = "BYTE_STREAM_SPLIT"
         else:
             encodings[field.name] = "DELTA_BINARY_PACKED"
-    return {"compression": "zstd", "use_dictionary": names, "column_encoding": encodings, "write_page_checksum": True}
+    return {
+        "compression": "zstd",
+        "use_dictionary": names,
+        "column_encoding": encodings,
+        "write_page_checksum": True,
+    }

@@ -1,7 +1,9 @@
-"""Questions over all runs in SQL: DuckDB reads the views ``runs``, ``steps``, ``epochs`` and ``layers``, and can reach nothing else.
+"""Questions over all runs in SQL: DuckDB reads the views ``runs``, ``steps``, ``epochs`` and ``layers``, and
+can reach nothing else.
 
-A process of its own answers each question (``initscope.store.query_process``) under limits of the operating system, and is killed at
-its deadline: DuckDB's own bounds do not hold inside of one function call (``lpad('a', 2000000000, 'b')`` took 4 GB and 114 s).
+A process of its own answers each question (``initscope.store.query_process``) under limits of the operating
+system, and is killed at its deadline: DuckDB's own bounds do not hold inside of one function call
+(``lpad('a', 2000000000, 'b')`` took 4 GB and 114 s).
 """
 
 from __future__ import annotations
@@ -60,14 +62,14 @@ RECIPES = {
         "Rate by initialization",
         """SELECT init, count(*) FILTER (outcome = 'converged') AS converged, count(*) AS of_runs, converged / of_runs AS rate
 FROM runs WHERE outcome IN ('converged', 'not_converged', 'diverged')
-GROUP BY init ORDER BY rate DESC, of_runs DESC, init""",
+GROUP BY init ORDER BY rate DESC, of_runs DESC, init""",  # noqa: E501
     ),
     "worst": Recipe(
         "Worst layer by run",
         """WITH final AS (SELECT run, max(step) AS step FROM layers GROUP BY run)
 SELECT run, step, arg_min(layer, grad_rms) AS layer, min(grad_rms) AS grad_rms, arg_min(signal_std, grad_rms) AS signal_std
 FROM layers JOIN final USING (run, step)
-GROUP BY run, step ORDER BY grad_rms, run LIMIT 1000""",
+GROUP BY run, step ORDER BY grad_rms, run LIMIT 1000""",  # noqa: E501
     ),
     "slowest": Recipe(
         "Slowest runs",
@@ -78,20 +80,53 @@ ORDER BY seconds DESC LIMIT 20""",
 }
 
 STATE = {
-    "step": pa.int64(), "total_steps": pa.int64(), "epoch": pa.int64(), "seconds": pa.float64(), "images_per_second": pa.float64(),
-    "train_loss": pa.float64(), "train_accuracy": pa.float64(), "val_loss": pa.float64(), "val_accuracy": pa.float64(),
-    "chance": pa.float64(), "parameters": pa.int64(), "host": pa.string(),
-    "created": pa.timestamp("us"), "started": pa.timestamp("us"), "ended": pa.timestamp("us"),
-}  # fmt: skip
-_KIND = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string(), tuple: pa.list_(pa.string())}
+    "step": pa.int64(),
+    "total_steps": pa.int64(),
+    "epoch": pa.int64(),
+    "seconds": pa.float64(),
+    "images_per_second": pa.float64(),
+    "train_loss": pa.float64(),
+    "train_accuracy": pa.float64(),
+    "val_loss": pa.float64(),
+    "val_accuracy": pa.float64(),
+    "chance": pa.float64(),
+    "parameters": pa.int64(),
+    "host": pa.string(),
+    "created": pa.timestamp("us"),
+    "started": pa.timestamp("us"),
+    "ended": pa.timestamp("us"),
+}
+_KIND = {
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    str: pa.string(),
+    tuple: pa.list_(pa.string()),
+}
 RUNS = pa.schema(
-    [("run", pa.string()), ("name", pa.string()), ("status", pa.string()), ("outcome", pa.string()), ("loss", pa.float64()), ("accuracy", pa.float64()),
-     *STATE.items(), ("error", pa.string()), ("tags", pa.list_(pa.string())),
-     *((key, _KIND[option.kind]) for key, option in OPTIONS.items() if key not in ("name", "tags"))]
-)  # fmt: skip
-"""``runs``: what the list shows, what ``status.json`` says, and every field of the configuration. Times are UTC."""
+    [
+        ("run", pa.string()),
+        ("name", pa.string()),
+        ("status", pa.string()),
+        ("outcome", pa.string()),
+        ("loss", pa.float64()),
+        ("accuracy", pa.float64()),
+        *STATE.items(),
+        ("error", pa.string()),
+        ("tags", pa.list_(pa.string())),
+        *((key, _KIND[option.kind]) for key, option in OPTIONS.items() if key not in ("name", "tags")),
+    ]
+)
+"""``runs``: what the list shows, what ``status.json`` says, and every field of the configuration. Times are
+UTC.
+"""
 VIEWS: dict[str, pa.Schema] = {"runs": RUNS} | {
-    name: pa.schema([("run", pa.string()), *((f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in schema)])
+    name: pa.schema(
+        [
+            ("run", pa.string()),
+            *((f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in schema),
+        ]
+    )
     for name, schema in SCHEMAS.items()
 }
 
@@ -109,21 +144,33 @@ def described() -> str:
     return "; ".join(f"{name}({', '.join(schema.names)})" for name, schema in VIEWS.items())
 
 
-def query(runs: Runs, sql: str, seconds: float = SECONDS, most: int = ROWS, most_bytes: int = BYTES) -> Answer:
-    """The answer to one SELECT over all runs, or to the recipe of that name; its first ``most`` rows, of at most ``most_bytes``.
+def query(
+    runs: Runs, sql: str, seconds: float = SECONDS, most: int = ROWS, most_bytes: int = BYTES
+) -> Answer:
+    """The answer to one SELECT over all runs, or to the recipe of that name; its first ``most`` rows, of at
+    most ``most_bytes``.
 
-    Raises QueryError for SQL that is wrong, more than one SELECT, or beyond the bounds; RunFolderError for a damaged file.
+    Raises QueryError for SQL that is wrong, more than one SELECT, or beyond the bounds; RunFolderError for a
+    damaged file.
     """
     text = sql.strip()
     if len(text) > LONGEST:
-        raise QueryError(f"a question may have {LONGEST:,} characters, not {len(text):,}; ask for less at once")
+        raise QueryError(
+            f"a question may have {LONGEST:,} characters, not {len(text):,}; ask for less at once"
+        )
     if text in RECIPES:
         text = RECIPES[text].sql
     elif text.isidentifier():
         raise QueryError(f"{choose_from('recipe', text, RECIPES)}; or a SELECT over {described()}")
     if runs.shared:
         _bring_here(runs, text)
-    asked = {"root": str(runs.root.absolute()), "sql": text, "seconds": seconds, "most": most, "most_bytes": most_bytes}
+    asked = {
+        "root": str(runs.root.absolute()),
+        "sql": text,
+        "seconds": seconds,
+        "most": most,
+        "most_bytes": most_bytes,
+    }
     deadline = time.monotonic() + ATTEMPTS * seconds
     for _ in range(ATTEMPTS):
         head, rows = _answered(asked)
@@ -156,7 +203,10 @@ def _answered(asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
             if told is None:
                 raise too_slow(seconds)
         elif told is None:
-            raise QueryError(f"the list of runs was not read within {READY_SECONDS:g} seconds; ask again when this machine is less busy")
+            raise QueryError(
+                f"the list of runs was not read within {READY_SECONDS:g} seconds; ask again when this "
+                "machine is less busy"
+            )
     head, _, rows = told.partition(b"\n")
     if not head:  # the limits of the operating system have ended it
         raise too_large()
@@ -168,11 +218,15 @@ def too_large() -> QueryError:
 
 
 def too_slow(seconds: float) -> QueryError:
-    return QueryError(f"no answer within {seconds:g} seconds; ask for fewer runs or columns, such as WHERE run = '...'")
+    return QueryError(
+        f"no answer within {seconds:g} seconds; ask for fewer runs or columns, such as WHERE run = '...'"
+    )
 
 
 class _Service:
-    """The process that has DuckDB loaded and forks one for each question; started with the first, and ends with this process."""
+    """The process that has DuckDB loaded and forks one for each question; started with the first, and ends
+    with this process.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -192,15 +246,30 @@ class _Service:
     def _running(self) -> socket.socket:
         if self._channel is None:
             self._channel, theirs = socket.socketpair()
-            # No secret of ours goes along, and no address: it reads a folder, whatever that folder is a copy of.
-            environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
-            environment |= {"INITSCOPE_READ_ONLY": "1", "INITSCOPE_SCRATCH": os.devnull, "OMP_NUM_THREADS": "1"}
+            # No secret of ours goes along, and no address: it reads a folder, whatever that folder is a copy
+            # of.
+            environment = {
+                name: os.environ[name]
+                for name in ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TZ")
+                if name in os.environ
+            }
+            environment |= {
+                "INITSCOPE_READ_ONLY": "1",
+                "INITSCOPE_SCRATCH": os.devnull,
+                "OMP_NUM_THREADS": "1",
+            }
             with theirs:
                 process = subprocess.Popen(
-                    module_command("initscope.store.query_process", theirs.fileno()), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment,
-                )  # fmt: skip
-            threading.Thread(target=process.wait, name="end of queries", daemon=True).start()  # or it stays as a zombie of ours
+                    module_command("initscope.store.query_process", theirs.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    env=environment,
+                )
+            threading.Thread(
+                target=process.wait, name="end of queries", daemon=True
+            ).start()  # or it stays as a zombie of ours
         return self._channel
 
 

@@ -1,8 +1,10 @@
-"""The process that answers one question: DuckDB over the rows of a folder of runs, under limits of the operating system.
+"""The process that answers one question: DuckDB over the rows of a folder of runs, under limits of the
+operating system.
 
-It is forked from one that has DuckDB loaded. It reads a question (JSON) from its line and says "ready" once it has the list of runs;
-then one line of JSON, ``cut`` or ``error`` with its message, and the rows as an Arrow stream. DuckDB opens no file at all: Arrow hands it the rows of the folders' own parquet
-files, those columns and runs that a question needs. No extension, no setting, no file can be named in a question.
+It is forked from one that has DuckDB loaded. It reads a question (JSON) from its line and says "ready" once
+it has the list of runs; then one line of JSON, ``cut`` or ``error`` with its message, and the rows as an
+Arrow stream. DuckDB opens no file at all: Arrow hands it the rows of the folders' own parquet files, those
+columns and runs that a question needs. No extension, no setting, no file can be named in a question.
 """
 
 from __future__ import annotations
@@ -30,7 +32,18 @@ from initscope.errors import InitScopeError, QueryError, RunFolderError
 from initscope.store import Runs
 from initscope.store.files import number
 from initscope.store.parts import holds_through, parts
-from initscope.store.query import MEMORY, MOVED, READY, RUNS, STATE, VIEWS, Answer, described, too_large, too_slow
+from initscope.store.query import (
+    MEMORY,
+    MOVED,
+    READY,
+    RUNS,
+    STATE,
+    VIEWS,
+    Answer,
+    described,
+    too_large,
+    too_slow,
+)
 from initscope.store.run import RunInfo
 
 if TYPE_CHECKING:
@@ -38,7 +51,9 @@ if TYPE_CHECKING:
 
 THREADS = 2
 HEADROOM = 1_000_000_000
-"""Bytes of address space beyond what the process has when it is ready: DuckDB's memory, twice, for the answer is there once more as Arrow."""
+"""Bytes of address space beyond what the process has when it is ready: DuckDB's memory, twice, for the answer
+is there once more as Arrow.
+"""
 NICENESS = 10
 """Whoever looks at a page goes before whoever asks."""
 LOOK_MILLISECONDS = 50
@@ -47,7 +62,9 @@ _FROM_ARROW = " failed: "
 
 
 def serve(channel: socket.socket) -> None:
-    """Fork a process for each line that comes through ``channel``; end it when its line is closed, and all of them with the channel."""
+    """Fork a process for each line that comes through ``channel``; end it when its line is closed, and all of
+    them with the channel.
+    """
     with contextlib.suppress(ImportError):
         import duckdb  # noqa: F401  (loaded once, before the first fork; a question says that it is missing)
     gc.freeze()
@@ -78,7 +95,9 @@ def serve(channel: socket.socket) -> None:
         for handle, (pid, line) in list(children.items()):
             if os.waitpid(pid, os.WNOHANG)[0]:
                 poll.unregister(line)
-                with contextlib.suppress(OSError):  # whoever waits is told by this, if the process did not live to
+                with contextlib.suppress(
+                    OSError
+                ):  # whoever waits is told by this, if the process did not live to
                     line.shutdown(socket.SHUT_RDWR)
                 line.close()
                 del children[handle]
@@ -97,7 +116,10 @@ def answer(line: socket.socket) -> None:
         try:
             found = ask(Runs(asked["root"]), asked["sql"], asked["seconds"], asked["most"], confine)
             if found.rows.nbytes > asked["most_bytes"]:
-                raise QueryError(f"the answer takes {found.rows.nbytes / 1e6:,.0f} MB of at most {asked['most_bytes'] / 1e6:,.0f}; ask for fewer rows or columns")
+                raise QueryError(
+                    f"the answer takes {found.rows.nbytes / 1e6:,.0f} MB of at most "
+                    f"{asked['most_bytes'] / 1e6:,.0f}; ask for fewer rows or columns"
+                )
             file.write(json.dumps({"cut": found.cut}).encode() + b"\n")
             with pa.ipc.new_stream(file, found.rows.schema) as stream:
                 stream.write_table(found.rows)
@@ -112,16 +134,23 @@ def answer(line: socket.socket) -> None:
 
 def limit(seconds: float) -> None:
     """From now on: so much memory and processor time, and no file written."""
-    limits = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0, resource.RLIMIT_CPU: math.ceil(THREADS * seconds) + 5}
+    limits = {
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CPU: math.ceil(THREADS * seconds) + 5,
+    }
     with contextlib.suppress(OSError, ValueError):  # not Linux: DuckDB's own bound, and the deadline
-        limits[resource.RLIMIT_AS] = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + HEADROOM
+        limits[resource.RLIMIT_AS] = (
+            int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + HEADROOM
+        )
     for kind, most in limits.items():
         resource.setrlimit(kind, (most, most))
 
 
 def ask(runs: Runs, text: str, seconds: float, most: int, ready: Callable[[], None] = lambda: None) -> Answer:
-    """The answer, within this process. ``ready`` is called before a word of the question is read. Raises as ``query`` does, and
-    FileNotFoundError if a file went away meanwhile."""
+    """The answer, within this process. ``ready`` is called before a word of the question is read. Raises as
+    ``query`` does, and FileNotFoundError if a file went away meanwhile.
+    """
     infos = runs.list()
     database = _database()
     import duckdb
@@ -146,9 +175,14 @@ def ask(runs: Runs, text: str, seconds: float, most: int, ready: Callable[[], No
         if "No such file" in str(error):
             raise FileNotFoundError from None
         what, _, more = str(error).partition("\n")
-        said = (f"{what} {more.splitlines()[0]}" if more.startswith("Candidate bindings") else what).replace(f"{runs.root.absolute()}/", "")[:300]
+        said = (f"{what} {more.splitlines()[0]}" if more.startswith("Candidate bindings") else what).replace(
+            f"{runs.root.absolute()}/", ""
+        )[:300]
         if isinstance(error, pa.ArrowException) or _FROM_ARROW in said:
-            raise RunFolderError(f"the rows of a run cannot be read: {said.rpartition(_FROM_ARROW)[2]}; the list of runs may say which") from None
+            raise RunFolderError(
+                f"the rows of a run cannot be read: {said.rpartition(_FROM_ARROW)[2]}; the list of runs may "
+                "say which"
+            ) from None
         raise QueryError(f"{said}; the views are {described()}") from None
     finally:
         alarm.cancel()
@@ -161,8 +195,19 @@ def _database() -> duckdb.DuckDBPyConnection:
         import duckdb
     except ImportError:
         raise QueryError("a query needs DuckDB, which is not installed: pip install duckdb") from None
-    off = ("autoinstall_known_extensions", "autoload_known_extensions", "allow_community_extensions", "allow_persistent_secrets")
-    settings = {"memory_limit": MEMORY, "threads": THREADS, "temp_directory": "", "secret_directory": "none", **dict.fromkeys(off, False)}
+    off = (
+        "autoinstall_known_extensions",
+        "autoload_known_extensions",
+        "allow_community_extensions",
+        "allow_persistent_secrets",
+    )
+    settings = {
+        "memory_limit": MEMORY,
+        "threads": THREADS,
+        "temp_directory": "",
+        "secret_directory": "none",
+        **dict.fromkeys(off, False),
+    }
     database = duckdb.connect(":memory:", config={**settings, "python_enable_replacements": False})
     database.execute("SET enable_external_access = false")
     database.execute("SET lock_configuration = true")
@@ -176,7 +221,10 @@ def _cut(reader: pa.RecordBatchReader, most: int) -> Answer:
         if sum(map(len, batches)) > most:
             break
     found = pa.Table.from_batches(batches, reader.schema)
-    names = [name if name not in found.column_names[:i] else f"{name}_{i}" for i, name in enumerate(found.column_names)]
+    names = [
+        name if name not in found.column_names[:i] else f"{name}_{i}"
+        for i, name in enumerate(found.column_names)
+    ]
     return Answer(found.rename_columns(names).slice(0, most), len(found) > most)
 
 
@@ -185,22 +233,35 @@ def _table(infos: Iterable[RunInfo]) -> pa.Table:
     rows = []
     for info in infos:
         values = {**info.config, **{key: info.state.get(key) for key in STATE}}
-        values |= {key: getattr(info, key) for key in ("run", "name", "status", "outcome", "loss", "accuracy", "error")} | {"tags": list(info.tags)}
+        values |= {
+            key: getattr(info, key)
+            for key in ("run", "name", "status", "outcome", "loss", "accuracy", "error")
+        } | {"tags": list(info.tags)}
         rows.append(values)
-    return pa.table([pa.array([_value(row.get(f.name), f.type) for row in rows], f.type) for f in RUNS], schema=RUNS)
+    return pa.table(
+        [pa.array([_value(row.get(f.name), f.type) for row in rows], f.type) for f in RUNS], schema=RUNS
+    )
 
 
 def _value(value: Any, kind: pa.DataType) -> Any:
     if pa.types.is_timestamp(kind):
-        return dt.datetime.fromtimestamp(value, dt.UTC).replace(tzinfo=None) if number(value) is not None else None
-    wanted = {pa.int64(): int, pa.float64(): (int, float), pa.bool_(): bool, pa.string(): str}.get(kind, (list, tuple))
+        return (
+            dt.datetime.fromtimestamp(value, dt.UTC).replace(tzinfo=None)
+            if number(value) is not None
+            else None
+        )
+    wanted = {pa.int64(): int, pa.float64(): (int, float), pa.bool_(): bool, pa.string(): str}.get(
+        kind, (list, tuple)
+    )
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind != pa.bool_()):
         return None
     return value if not isinstance(value, str) else value.encode("utf-8", "replace").decode()
 
 
 def _rows(runs: Runs, infos: Iterable[RunInfo], table: str) -> pds.Dataset | pa.Table:
-    """The rows of a table of all runs, with the run they belong to; nothing is opened before DuckDB asks for it."""
+    """The rows of a table of all runs, with the run they belong to; nothing is opened before DuckDB asks for
+    it.
+    """
     schema, root = VIEWS[table], runs.root.absolute()
     files: list[str] = []
     for info in infos:
@@ -214,7 +275,9 @@ def _rows(runs: Runs, infos: Iterable[RunInfo], table: str) -> pds.Dataset | pa.
             files += [str(path) for _, last, path in live if last > through]
     if not files:
         return schema.empty_table()
-    checked = pds.ParquetFileFormat(default_fragment_scan_options=pds.ParquetFragmentScanOptions(page_checksum_verification=True))
+    checked = pds.ParquetFileFormat(
+        default_fragment_scan_options=pds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    )
     folders = pds.DirectoryPartitioning(pa.schema([schema.field("run")]))
     return pds.dataset(files, schema, format=checked, partitioning=folders, partition_base_dir=str(root))
 

@@ -39,7 +39,9 @@ HEAD_ROWS = 65_536
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a list shows of a run. ``config`` is the plain mapping from disk; numbers are the last known, or None."""
+    """What a list shows of a run. ``config`` is the plain mapping from disk; numbers are the last known, or
+    None.
+    """
 
     run: str
     name: str
@@ -66,16 +68,21 @@ class RunInfo:
 
     @property
     def scores(self) -> tuple[float | None, float | None]:
-        """(loss, accuracy) as a list shows them, both of the same images: those of validation once an epoch is over, before that, and
-        where the loss is no number any more, the last batch's."""
+        """(loss, accuracy) as a list shows them, both of the same images: those of validation once an epoch
+        is over, before that, and where the loss is no number any more, the last batch's.
+        """
         validated = number(self.state.get("val_loss")), number(self.state.get("val_accuracy"))
         unusable = None in validated or (self.loss is not None and not math.isfinite(self.loss))
         return (self.loss, self.accuracy) if unusable else validated
 
 
 def with_loss(steps: pa.Table) -> pa.Table:
-    """The rows of ``steps`` whose loss was told: null says that it was not (a batch was left out), NaN that it was no number."""
-    told = "loss" not in steps.column_names or not steps["loss"].null_count  # of a damaged file there are no columns at all
+    """The rows of ``steps`` whose loss was told: null says that it was not (a batch was left out), NaN that
+    it was no number.
+    """
+    told = (
+        "loss" not in steps.column_names or not steps["loss"].null_count
+    )  # of a damaged file there are no columns at all
     return steps if told else steps.filter(steps["loss"].is_valid())
 
 
@@ -103,10 +110,14 @@ class Run:
         try:
             return RunConfig.from_dict(self.json_file("config.json").get("config"))
         except ConfigError as error:
-            raise RunFolderError(f"run {self.id}: config.json is not valid: {error}; delete the run, or correct the file") from None
+            raise RunFolderError(
+                f"run {self.id}: config.json is not valid: {error}; delete the run, or correct the file"
+            ) from None
 
     def state(self) -> dict[str, Any]:
-        """``status.json`` as readers should see it: ``stopping`` once asked to stop, ``crashed`` once its process is gone."""
+        """``status.json`` as readers should see it: ``stopping`` once asked to stop, ``crashed`` once its
+        process is gone.
+        """
         state = self._written_state()
         if state.get("status") == Status.RUNNING:
             if not alive(state):
@@ -114,7 +125,9 @@ class Run:
                 state = self._written_state()
                 if state.get("status") == Status.RUNNING:
                     state["status"] = str(Status.CRASHED)
-                    state["error"] = state.get("error") or "the training process is gone; the end of log.txt may say why"
+                    state["error"] = (
+                        state.get("error") or "the training process is gone; the end of log.txt may say why"
+                    )
             elif self.stop_requested():
                 state["status"] = str(Status.STOPPING)
         return state
@@ -124,7 +137,9 @@ class Run:
         try:
             return validation.state(self.json_file("status.json"))
         except validation.Wrong as error:
-            raise RunFolderError(f"run {self.id}: status.json is damaged: {error}; delete the run, or correct the file") from None
+            raise RunFolderError(
+                f"run {self.id}: status.json is damaged: {error}; delete the run, or correct the file"
+            ) from None
 
     def info(self) -> RunInfo:
         """The listing entry. Broken files become an entry with ``error``."""
@@ -150,7 +165,9 @@ class Run:
             return RunInfo(self.id, self.id, "unreadable", None, "", None, None, 0.0, {}, {}, (), str(error))
 
     def judged(self, state: Mapping[str, Any]) -> Decision:
-        """What became of the run by its rows so far (``initscope.outcome.decide``). Raises RunFolderError if they are damaged."""
+        """What became of the run by its rows so far (``initscope.outcome.decide``). Raises RunFolderError if
+        they are damaged.
+        """
         steps, epochs = self.read("steps", ["loss"]), self.read("epochs", ["val_loss", "val_accuracy"])
         return decide(
             with_loss(steps)["loss"].to_numpy(),
@@ -161,12 +178,18 @@ class Run:
         )
 
     def _with_outcome(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The state with the outcome as every page and command shows it: that of an ended loop of somebody's own, which an older version
-        or a process that is gone did not write, is decided by its rows; that of a run that broke off is no more than its rows show."""
+        """The state with the outcome as every page and command shows it: that of an ended loop of somebody's
+        own, which an older version or a process that is gone did not write, is decided by its rows; that of a
+        run that broke off is no more than its rows show.
+        """
         status, written = str(state.get("status")), state.get("outcome")
         if status in LIVE:
             return state
-        if state.get("source") == "recorder" and state.get("outcome_by") is None and written != Outcome.DIVERGED:
+        if (
+            state.get("source") == "recorder"
+            and state.get("outcome_by") is None
+            and written != Outcome.DIVERGED
+        ):
             try:
                 found = settled(self.judged(state), status)
             except RunFolderError:
@@ -174,15 +197,28 @@ class Run:
         elif written is None:
             return state
         else:
-            by = state.get("outcome_by") or (Basis.TRAINING_LOSS if written == Outcome.DIVERGED else None if written == Outcome.UNDECIDED else Basis.VALIDATION)
+            by = state.get("outcome_by") or (
+                Basis.TRAINING_LOSS
+                if written == Outcome.DIVERGED
+                else None
+                if written == Outcome.UNDECIDED
+                else Basis.VALIDATION
+            )
             found = settled(Decision(Outcome(written), by, str(state.get("outcome_because") or "")), status)
-        return {**state, "outcome": str(found.outcome), "outcome_by": found.by and str(found.by), "outcome_because": found.because}
+        return {
+            **state,
+            "outcome": str(found.outcome),
+            "outcome_by": found.by and str(found.by),
+            "outcome_because": found.because,
+        }
 
     def _written_config(self) -> dict[str, Any]:
         try:
             return validation.config(self.json_file("config.json").get("config"))
         except validation.Wrong as error:
-            raise RunFolderError(f"run {self.id}: config.json is damaged: {error}; delete the run, or correct the file") from None
+            raise RunFolderError(
+                f"run {self.id}: config.json is damaged: {error}; delete the run, or correct the file"
+            ) from None
 
     def meta(self) -> dict[str, Any]:
         """What a person wrote on the run after it began: name, tags, notes."""
@@ -191,10 +227,13 @@ class Run:
         try:
             return validation.meta(self.json_file("meta.json"))
         except validation.Wrong as error:
-            raise RunFolderError(f"run {self.id}: meta.json is damaged: {error}; correct or remove the file") from None
+            raise RunFolderError(
+                f"run {self.id}: meta.json is damaged: {error}; correct or remove the file"
+            ) from None
 
     def edit(self, **changes: Any) -> None:
-        """Change name, tags or notes; validated like the config's own. Two people at once: both changes are kept.
+        """Change name, tags or notes; validated like the config's own. Two people at once: both changes are
+        kept.
 
         Raises ConfigError, RunNotFound if the run is gone, NotAllowed.
         """
@@ -205,7 +244,9 @@ class Run:
                 changes[key] = list(parsed) if isinstance(parsed, tuple) else parsed
         with editing(self), self._writing("change"):
             store = folder.store_of(self.path.parent)
-            write_json(self.path / "meta.json", store.edit(self.id, changes) if store else {**self.meta(), **changes})
+            write_json(
+                self.path / "meta.json", store.edit(self.id, changes) if store else {**self.meta(), **changes}
+            )
 
     @contextlib.contextmanager
     def _writing(self, action: str) -> Iterator[None]:
@@ -216,7 +257,9 @@ class Run:
             raise RunNotFound(f"run {self.id} is gone: somebody has deleted it; choose another one") from None
         except OSError as error:
             reason = error.strerror or error
-            raise RunFolderError(f"cannot {action} run {self.id}: {reason}; free space, or check who may write there") from None
+            raise RunFolderError(
+                f"cannot {action} run {self.id}: {reason}; free space, or check who may write there"
+            ) from None
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of ``log.txt``, or an empty string."""
@@ -230,12 +273,17 @@ class Run:
     def revision(self) -> tuple:
         """Changes whenever anything a reader sees may have changed; cheap enough for a cache key."""
         folder.look(self.path)
-        return tuple(stamp(self.path / name) for name in ("status.json", "meta.json", "parts", "layers.parquet", "stop"))
+        return tuple(
+            stamp(self.path / name)
+            for name in ("status.json", "meta.json", "parts", "layers.parquet", "stop")
+        )
 
     # -- what it does
 
     def request_stop(self) -> None:
-        """Ask the run to stop after the current step. A queued run is stopped at once. Raises RunStateError if it has ended."""
+        """Ask the run to stop after the current step. A queued run is stopped at once. Raises RunStateError
+        if it has ended.
+        """
         require("stop a run")
         status = self.state()["status"]
         if status not in LIVE:
@@ -251,11 +299,14 @@ class Run:
     def delete(self) -> None:
         """Remove the folder; links in it are removed, what they lead to is left alone.
 
-        Raises RunStateError while the run is live or a process works on it, RunNotFound if it is gone, NotAllowed.
+        Raises RunStateError while the run is live or a process works on it, RunNotFound if it is gone,
+        NotAllowed.
         """
         require("delete a run")
         if self.path.is_symlink() or not self.path.parent.name or self.path.name in ("", ".", ".."):
-            raise RunFolderError(f"{self.id} is a link, not a run folder; nothing deleted. Remove it by hand if you mean to")
+            raise RunFolderError(
+                f"{self.id} is a link, not a run folder; nothing deleted. Remove it by hand if you mean to"
+            )
         # Claimed, so that nobody resumes it meanwhile; renamed first, so that no reader sees half a run.
         grave = self.path.with_name(f".deleted-{self.id}-{secrets.token_hex(3)}")
         store = folder.store_of(self.path.parent)
@@ -291,16 +342,22 @@ class Run:
         return self._retrying(table, lambda: self._read(table, -1, columns)[0])
 
     def tail(self, table: str, after: Cursor | None = None) -> tuple[pa.Table, Cursor]:
-        """Rows that came since ``after`` (a cursor of an earlier call; None: all), and the cursor for the next call."""
+        """Rows that came since ``after`` (a cursor of an earlier call; None: all), and the cursor for the
+        next call.
+        """
         seen = after or Cursor()
         rows, part = self._retrying(table, lambda: self._read(table, seen.part, None))
         key = rows["epoch" if table == "epochs" else "step"]
-        rows = rows.filter(pc.greater(key, seen.key))  # a merged part begins with rows that were seen in its pieces
+        rows = rows.filter(
+            pc.greater(key, seen.key)
+        )  # a merged part begins with rows that were seen in its pieces
         last = pc.max(rows["epoch" if table == "epochs" else "step"]).as_py()
         return rows, Cursor(part, seen.key if last is None else last)
 
     def head(self, table: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of the first recorded step (or epoch), without reading the others. Raises RunFolderError if a file is damaged."""
+        """The rows of the first recorded step (or epoch), without reading the others. Raises RunFolderError
+        if a file is damaged.
+        """
 
         def look() -> pa.Table:
             for file, _ in self._files(table, -1):
@@ -317,11 +374,17 @@ class Run:
         return self.scan(table, ()).rows
 
     def scan(self, table: str, columns: Sequence[str]) -> Scan:
-        """The same rows in pieces, for runs that may be too long to hold. Raises RunFolderError if a file is damaged."""
-        return self._retrying(table, lambda: Scan([file for file, _ in self._files(table, -1)], table, columns))
+        """The same rows in pieces, for runs that may be too long to hold. Raises RunFolderError if a file is
+        damaged.
+        """
+        return self._retrying(
+            table, lambda: Scan([file for file, _ in self._files(table, -1)], table, columns)
+        )
 
     def grids(self, metric: str) -> Iterator[Grid]:
-        """One metric of ``layers`` as layers x steps, piece by piece. Raises RunFolderError if a file is damaged."""
+        """One metric of ``layers`` as layers x steps, piece by piece. Raises RunFolderError if a file is
+        damaged.
+        """
         found = grids(self.scan("layers", ("step", "layer", "depth", metric)), metric)
         while (piece := self._retrying("layers", lambda: next(found, None))) is not None:
             yield piece
@@ -332,21 +395,36 @@ class Run:
                 return look()
             except FileNotFoundError:
                 continue
-            except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+            except (
+                pa.ArrowException,
+                OSError,
+                ValueError,
+                KeyError,
+                TypeError,
+                OverflowError,
+                MemoryError,
+            ) as error:
                 # Damaged bytes come out of a parquet reader as almost anything.
-                raise RunFolderError(f"run {self.id}: {table} cannot be read, the file is damaged: {one_line(str(error))}; put back a copy of it, or delete the run") from None
+                raise RunFolderError(
+                    f"run {self.id}: {table} cannot be read, the file is damaged: {one_line(str(error))}; "
+                    "put back a copy of it, or delete the run"
+                ) from None
         raise RunFolderError(f"run {self.id}: {table} cannot be read: its parts keep moving; try again")
 
     def _files(self, table: str, after: int) -> list[tuple[pq.ParquetFile, int]]:
-        """The files that hold rows beyond part number ``after``, in order, each with the number of its last part."""
+        """The files that hold rows beyond part number ``after``, in order, each with the number of its last
+        part.
+        """
         found, last = [], after
         folder.look(self.path)
-        # Parts are listed before the compacted file is looked at: compaction writes that file first and deletes parts
-        # after, so rows that leave one are already in the other.
+        # Parts are listed before the compacted file is looked at: compaction writes that file first and
+        # deletes parts after, so rows that leave one are already in the other.
         listed = parts(self.path / "parts", table)
         final = self.path / f"{table}.parquet"
         if final.exists():
-            file = opened(final)  # opened once: a resumed run replaces it, and rows must fit the number they go with
+            file = opened(
+                final
+            )  # opened once: a resumed run replaces it, and rows must fit the number they go with
             through = held(file.schema_arrow)
             if after < max(through, 0):
                 found.append((file, through))
@@ -360,20 +438,32 @@ class Run:
     def _read(self, table: str, after: int, columns: Sequence[str] | None) -> tuple[pa.Table, int]:
         files = self._files(table, after)
         bare = [rows_of(file, table, columns) for file, _ in files]
-        wanted = SCHEMAS[table] if columns is None else pa.schema([SCHEMAS[table].field(name) for name in columns])
-        return (pa.concat_tables(bare).unify_dictionaries() if bare else wanted.empty_table()), max([after, *(end for _, end in files)])
+        wanted = (
+            SCHEMAS[table] if columns is None else pa.schema([SCHEMAS[table].field(name) for name in columns])
+        )
+        return (pa.concat_tables(bare).unify_dictionaries() if bare else wanted.empty_table()), max(
+            [after, *(end for _, end in files)]
+        )
 
     def json_file(self, name: str) -> dict[str, Any]:
         """The object in a JSON file of the folder. Raises RunFolderError if it is missing or broken."""
         try:
             value = json.loads(read_small(self.path / name))
         except FileNotFoundError:
-            raise RunFolderError(f"run {self.id}: {name} is missing; the run cannot be shown, delete it if you do not know why") from None
+            raise RunFolderError(
+                f"run {self.id}: {name} is missing; the run cannot be shown, delete it if you do not know why"
+            ) from None
         except (ValueError, RecursionError):
-            raise RunFolderError(f"run {self.id}: {name} is not valid JSON; delete the run, or correct the file") from None
+            raise RunFolderError(
+                f"run {self.id}: {name} is not valid JSON; delete the run, or correct the file"
+            ) from None
         except OSError as error:
             advice = "put the file itself there" if error.errno == errno.ELOOP else "check who may read it"
-            raise RunFolderError(f"run {self.id}: {name} cannot be read: {error.strerror}; {advice}") from None
+            raise RunFolderError(
+                f"run {self.id}: {name} cannot be read: {error.strerror}; {advice}"
+            ) from None
         if not isinstance(value, dict):
-            raise RunFolderError(f"run {self.id}: {name} holds no JSON object; delete the run, or correct the file")
+            raise RunFolderError(
+                f"run {self.id}: {name} holds no JSON object; delete the run, or correct the file"
+            )
         return value

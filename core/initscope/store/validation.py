@@ -1,7 +1,8 @@
-"""What readers may rely on in a run's JSON files: the types and ranges of what is there. Missing values are allowed.
+"""What readers may rely on in a run's JSON files: the types and ranges of what is there. Missing values are
+allowed.
 
-A run folder may come from another version, another program or a damaged disk. One wrong value makes one run unreadable,
-with a line that names it; no page and no list has to expect it.
+A run folder may come from another version, another program or a damaged disk. One wrong value makes one run
+unreadable, with a line that names it; no page and no list has to expect it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ class Wrong(ValueError):
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1 or not 0 <= value < 2**53:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or value != value // 1
+        or not 0 <= value < 2**53
+    ):
         raise Wrong("a whole number from 0")
     return int(value)
 
@@ -55,7 +61,9 @@ def _moment(value: Any) -> float:
 
 
 def text(value: Any, limit: int = LONGEST) -> str:
-    """A text as it may be shown anywhere: valid Unicode, no control characters, at most ``limit`` characters."""
+    """A text as it may be shown anywhere: valid Unicode, no control characters, at most ``limit``
+    characters.
+    """
     if not isinstance(value, str):
         raise Wrong("text")
     cut = value if len(value) <= limit else value[: limit - 1] + "…"
@@ -88,7 +96,10 @@ def _one_of(names: type[Status] | type[Outcome]) -> Callable[[Any], str]:
 _STATE: dict[str, Callable[[Any], Any]] = {
     "status": _one_of(Status),
     "outcome": _one_of(Outcome),
-    **dict.fromkeys(("step", "total_steps", "epoch", "num_classes", "validation_samples", "train_samples", "parameters"), _whole),
+    **dict.fromkeys(
+        ("step", "total_steps", "epoch", "num_classes", "validation_samples", "train_samples", "parameters"),
+        _whole,
+    ),
     **dict.fromkeys(("heartbeat", "created", "started", "ended"), _moment),
     **dict.fromkeys(("loss", "train_loss", "val_loss", "seconds", "images_per_second"), _number),
     **dict.fromkeys(("accuracy", "train_accuracy", "val_accuracy", "chance"), _share),
@@ -99,7 +110,9 @@ _STATE: dict[str, Callable[[Any], Any]] = {
 
 
 def state(found: Mapping[str, Any]) -> dict[str, Any]:
-    """``status.json`` with every known field of its type; "nan" and "inf" become the numbers. Raises Wrong."""
+    """``status.json`` with every known field of its type; "nan" and "inf" become the numbers. Raises
+    Wrong.
+    """
     if found.get("status") is None:
         raise Wrong("there is no status")
     return {key: _checked(key, value, _STATE.get(key)) for key, value in found.items()}

@@ -33,7 +33,9 @@ FLUSH_SECONDS = 0.5
 PAUSE_SECONDS = 30.0
 """A disk that takes nothing is asked again after twice the pause before, at most after this long."""
 WAITING_NUMBERS = 4_000_000
-"""So many numbers of a table (32 MB at most) wait in memory for a disk that takes nothing; of more the oldest go."""
+"""So many numbers of a table (32 MB at most) wait in memory for a disk that takes nothing; of more the oldest
+go.
+"""
 
 
 class RunWriter:
@@ -53,8 +55,9 @@ class RunWriter:
         """Rows that found no room in memory while the disk took none."""
 
     def _first_free(self, table: str) -> int:
-        """Number of the next part. Parts that a compaction wrote down but did not live to delete go first: merged with a
-        new one they would be read twice."""
+        """Number of the next part. Parts that a compaction wrote down but did not live to delete go first:
+        merged with a new one they would be read twice.
+        """
         holds = holds_through(self.run.path / f"{table}.parquet")
         drop_parts(self.run.path / "parts", table, holds)
         return max([holds, *(end for _, end, _ in parts(self.run.path / "parts", table))]) + 1
@@ -67,8 +70,12 @@ class RunWriter:
         """One row of ``epochs``, in the schema's column order."""
         self._rows["epochs"].append(values)
 
-    def layers(self, step: int, names: pa.DictionaryArray, kinds: pa.DictionaryArray, depths: pa.Array, values: Any) -> None:
-        """One row a layer. ``values``: (metrics, layers), one row for each of ``LAYER_METRICS``; None or ``MISSING`` is not measured."""
+    def layers(
+        self, step: int, names: pa.DictionaryArray, kinds: pa.DictionaryArray, depths: pa.Array, values: Any
+    ) -> None:
+        """One row a layer. ``values``: (metrics, layers), one row for each of ``LAYER_METRICS``; None or
+        ``MISSING`` is not measured.
+        """
         if not isinstance(values, np.ndarray):
             values = [[MISSING if value is None else value for value in row] for row in values]
         self._rows["layers"].append((step, names, kinds, depths, np.array(values, np.float32)))
@@ -91,7 +98,8 @@ class RunWriter:
     def flush(self) -> None:
         """Write waiting rows as parts, and the status with a fresh heartbeat.
 
-        Raises OSError or RunFolderError if the disk takes nothing: the rows wait on, and the next flush writes them.
+        Raises OSError or RunFolderError if the disk takes nothing: the rows wait on, and the next flush
+        writes them.
         """
         try:
             if self._pause:
@@ -126,9 +134,14 @@ class RunWriter:
         self._merge(table)
 
     def _find_again(self) -> None:
-        """After a failure: the folder must still be this run's, not one that has taken its place. Raises OSError, RunFolderError."""
+        """After a failure: the folder must still be this run's, not one that has taken its place. Raises
+        OSError, RunFolderError.
+        """
         if self.run.json_file("status.json").get("created") != self._state.get("created"):
-            raise RunFolderError(f"run {self.run.id}: another run has taken the place of its folder; nothing is written into it")
+            raise RunFolderError(
+                f"run {self.run.id}: another run has taken the place of its folder; nothing is written into "
+                "it"
+            )
         (self.run.path / "parts").mkdir(exist_ok=True)
 
     def _forget_beyond(self, table: str) -> None:
@@ -144,13 +157,21 @@ class RunWriter:
         if table == "layers":
             return _layer_rows(rows)
         schema = SCHEMAS[table]
-        return pa.table([pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), schema, strict=True)], schema=schema)
+        return pa.table(
+            [
+                pa.array(column, field.type)
+                for column, field in zip(zip(*rows, strict=True), schema, strict=True)
+            ],
+            schema=schema,
+        )
 
     def _part(self, table: str, first: int, last: int) -> Path:
         return self.run.path / "parts" / part_name(table, first, last)
 
     def _merge(self, table: str) -> None:
-        """Make one part of the last ``MERGE_AT`` if they are equally large: the number of parts grows as a logarithm."""
+        """Make one part of the last ``MERGE_AT`` if they are equally large: the number of parts grows as a
+        logarithm.
+        """
         live = self._live[table]
         while len(live) >= MERGE_AT and len({last - first for first, last in live[-MERGE_AT:]}) == 1:
             pieces = [self._part(table, *span) for span in live[-MERGE_AT:]]
@@ -170,7 +191,9 @@ class RunWriter:
         write_json(self.run.path / "status.json", self._state)
 
     def end(self, **changes: Any) -> None:
-        """The last ``update``, also on a disk that has no room for a second file. Raises OSError or RunFolderError if not even the old one can be written."""
+        """The last ``update``, also on a disk that has no room for a second file. Raises OSError or
+        RunFolderError if not even the old one can be written.
+        """
         if self._pause:
             self._find_again()
         self._state.update(changes, heartbeat=time.time())
@@ -209,14 +232,21 @@ class RunWriter:
         elif live or not (final.exists() or table in OPTIONAL_TABLES):
             sources = [final] if final.exists() else []
             covered = holds_through(final)
-            concatenate(sources + [path for _, end, path in live if end > covered], final, holds, SCHEMAS[table], durable=True)
+            concatenate(
+                sources + [path for _, end, path in live if end > covered],
+                final,
+                holds,
+                SCHEMAS[table],
+                durable=True,
+            )
         drop_parts(self.run.path / "parts", table, holds)
         self._live[table] = []
 
 
 def _layer_rows(rows: Sequence[tuple]) -> pa.Table:
     """Rows of ``layers`` from what ``RunWriter.layers`` was given, step by step."""
-    # Arrow objects cost more than the numbers in them, so they are made once for all steps that have the same layers.
+    # Arrow objects cost more than the numbers in them, so they are made once for all steps that have the same
+    # layers.
     groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: tuple(map(id, row[1:4])))]
     return pa.Table.from_batches(list(map(_layer_batch, groups))).unify_dictionaries()
 
@@ -233,7 +263,9 @@ def _layer_batch(rows: Sequence[tuple]) -> pa.RecordBatch:
         flat = numbers.reshape(-1)
         missing = flat == np.float32(MISSING)
         kind = schema.field(name).type
-        columns.append(pa.array(np.where(missing, 0, flat) if pa.types.is_integer(kind) else flat, kind, mask=missing))
+        columns.append(
+            pa.array(np.where(missing, 0, flat) if pa.types.is_integer(kind) else flat, kind, mask=missing)
+        )
     return pa.record_batch(columns, schema=schema)
 
 
@@ -258,13 +290,24 @@ def _write_status(run: Run, state: Mapping[str, Any]) -> None:
 
 
 def refuse_links(run: Run) -> None:
-    """A link in a run folder would have us write, or delete parts, somewhere else; a pipe would have us wait for ever. Raises RunFolderError."""
+    """A link in a run folder would have us write, or delete parts, somewhere else; a pipe would have us wait
+    for ever. Raises RunFolderError.
+    """
     try:
         with os.scandir(run.path) as entries:
-            strange = {entry.name: entry.is_symlink() for entry in entries if entry.is_symlink() or not (entry.is_file() or entry.is_dir())}
+            strange = {
+                entry.name: entry.is_symlink()
+                for entry in entries
+                if entry.is_symlink() or not (entry.is_file() or entry.is_dir())
+            }
     except OSError as error:
-        raise RunFolderError(f"run {run.id} cannot be read: {error.strerror or error}; check who may read its folder") from None
+        raise RunFolderError(
+            f"run {run.id} cannot be read: {error.strerror or error}; check who may read its folder"
+        ) from None
     for name, linked in strange.items():
         if linked:
-            raise RunFolderError(f"run {run.id}: {name} is a link; nothing is written through it. Replace it by the file it stands for")
+            raise RunFolderError(
+                f"run {run.id}: {name} is a link; nothing is written through it. Replace it by the file it "
+                "stands for"
+            )
         raise RunFolderError(f"run {run.id}: {name} is neither a file nor a folder; remove it")

@@ -1,7 +1,9 @@
-"""A typical batch without reading any data: what theory needs to draw its curve where torch and the data set are not loaded.
+"""A typical batch without reading any data: what theory needs to draw its curve where torch and the data set
+are not loaded.
 
-The numbers are those of the embedded digits (``input_stats`` of 64 images at 32x32; a test holds them against it).
-Strokes in the middle of a dark image: FashionMNIST and MNIST differ by tens of percent, not by powers of ten.
+The numbers are those of the embedded digits (``input_stats`` of 64 images at 32x32; a test holds them against
+it). Strokes in the middle of a dark image: FashionMNIST and MNIST differ by tens of percent, not by powers of
+ten.
 """
 
 from __future__ import annotations
@@ -32,7 +34,11 @@ def typical_stats(config: RunConfig, *, in_channels: int = 1, num_classes: int =
     square = _MEAN_SQUARE
     if config.normalize == "standardize":
         variance = _MEAN_SQUARE - _MEAN**2
-        within, apart, square = (within * _MEAN_SQUARE - _MEAN**2) / variance, apart * _MEAN_SQUARE / variance, 1.0
+        within, apart, square = (
+            (within * _MEAN_SQUARE - _MEAN**2) / variance,
+            apart * _MEAN_SQUARE / variance,
+            1.0,
+        )
     sides = np.minimum(2.0 ** np.arange(count + 1) * _SIZE / size, _SIZE)
     return InputStats(
         shape=(in_channels, size, size),
@@ -51,7 +57,9 @@ def typical_stats(config: RunConfig, *, in_channels: int = 1, num_classes: int =
 
 
 def _at(pixels: np.ndarray, table: tuple[float, ...]) -> np.ndarray:
-    """A table by distance 0, 1, 2, 4, ... at other distances: smooth images differ by the square of a small distance."""
+    """A table by distance 0, 1, 2, 4, ... at other distances: smooth images differ by the square of a small
+    distance.
+    """
     knots = np.log2(1 + np.array([0, *(2**i for i in range(len(table) - 1))]))
     far = np.interp(np.log2(1 + pixels), knots, table)
     return np.where(pixels < 1, table[0] - (table[0] - table[1]) * pixels**2, far)

@@ -1,15 +1,15 @@
 """Second moments of a layer's units: what the mean-field recursion carries from layer to layer.
 
-Units of one map are alike. Their covariance between two pixels, of one sample or of two, is the CNN Gaussian process
-of Novak et al. 2019 and Garriga-Alonso et al. 2019; here it is condensed to
+Units of one map are alike. Their covariance between two pixels, of one sample or of two, is the CNN Gaussian
+process of Novak et al. 2019 and Garriga-Alonso et al. 2019; here it is condensed to
 
-    E[z(x) z(x + lag)] = sqrt(p(x) p(x + lag)) * table(lag)                                                       (1)
+    E[z(x) z(x + lag)] = sqrt(p(x) p(x + lag)) * table(lag) (1)
 
-a table by the lag between the pixels, times a profile p of mean one over the map's rows and one over its columns:
-images are brighter in the middle, and zero padding darkens the rim.
+a table by the lag between the pixels, times a profile p of mean one over the map's rows and one over its
+columns: images are brighter in the middle, and zero padding darkens the rim.
 
-Differences are carried, not covariances: two samples whose pre-activations agree to twelve digits are told apart by
-a number of its own, not by the subtraction of two nearly equal ones.
+Differences are carried, not covariances: two samples whose pre-activations agree to twelve digits are told
+apart by a number of its own, not by the subtraction of two nearly equal ones.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ FLAT: Profile = (np.ones(1), np.ones(1))
 class Field:
     """Moments of one layer's units, averaged over units, pixels and pairs of samples.
 
-    Tables have one entry a lag (rows down, columns right), shape (height, width) of the map; a flat layer's are (1, 1).
+    Tables have one entry a lag (rows down, columns right), shape (height, width) of the map; a flat layer's
+    are (1, 1).
     """
 
     square: float
@@ -38,13 +39,17 @@ class Field:
     mean: float
     """The mean of a unit (over weights)."""
     unequal: float
-    """How much two samples differ in length within the pixels a unit sees: 1 - sqrt(q1 q2) / q (see ``InputStats.unequal``).
+    """How much two samples differ in length within the pixels a unit sees: 1 - sqrt(q1 q2) / q (see
+    ``InputStats.unequal``).
 
-    ReLU passes on a difference of length in full, one of direction only in part: the two are carried apart."""
+    ReLU passes on a difference of length in full, one of direction only in part: the two are carried apart.
+    """
     space: Array
     """q minus the table of equation 1 within a sample: 0 at lag 0."""
     sample: Array
-    """What a difference of direction adds to ``apart``: what is left between two samples scaled to equal length."""
+    """What a difference of direction adds to ``apart``: what is left between two samples scaled to equal
+    length.
+    """
     coherence: Array
     """By lag, how far the difference of length at one pixel is that of another: 1 at lag 0."""
     profile: Profile = FLAT
@@ -63,7 +68,9 @@ class Field:
 
     @property
     def apart(self) -> Array:
-        """``same`` minus the table between samples of their real lengths: half the mean squared difference at lag 0."""
+        """``same`` minus the table between samples of their real lengths: half the mean squared difference at
+        lag 0.
+        """
         return self.length + (1 - self.unequal) * self.sample
 
     @property
@@ -118,14 +125,18 @@ class InputStats:
     mean_square: float
     """Mean squared input value."""
     unequal: tuple[float, ...] = (0.0,)
-    """How much two samples differ in length inside a square of 1, 2, 4, ... pixels and in the whole image (last):
-    1 - sum sqrt(Pa Pb) / sum (Pa + Pb)/2 over all squares and pairs, with P the sum of squares inside."""
+    """How much two samples differ in length inside a square of 1, 2, 4, ... pixels and in the whole image
+    (last): 1 - sum sqrt(Pa Pb) / sum (Pa + Pb)/2 over all squares and pairs, with P the sum of squares
+    inside.
+    """
     within: tuple[float, ...] = (1.0,)
     """Correlation (not centred) between pixels of one image at distance 0, 1, 2, 4, 8, ... pixels."""
     apart: tuple[float, ...] = (1.0,)
     """``within`` minus the same correlation between pixels of two different images."""
     coherence: tuple[float, ...] = (1.0,)
-    """Correlation between two images' difference in brightness at a pixel and that at pixels 0, 1, 2, 4, ... away."""
+    """Correlation between two images' difference in brightness at a pixel and that at pixels 0, 1, 2, 4, ...
+    away.
+    """
     same_label: float = 0.1
     """Share of pairs of different samples that have the same class."""
     rows: tuple[float, ...] = (1.0,)
@@ -143,7 +154,8 @@ class InputStats:
         distance = np.hypot(np.arange(height)[:, None], np.arange(width)[None, :])
         knots = np.log2(1 + np.array([0, *(2**i for i in range(len(self.within) - 1))]))
         within, apart, coherence = (
-            np.interp(np.log2(1 + distance), knots, values) for values in (self.within, self.apart, self.coherence)
+            np.interp(np.log2(1 + distance), knots, values)
+            for values in (self.within, self.apart, self.coherence)
         )
         start = Field(
             self.mean_square,
@@ -155,11 +167,18 @@ class InputStats:
             (_stretch(self.rows, height), _stretch(self.columns, width)),
             (_stretch(self.apart_rows, height), _stretch(self.apart_columns, width)),
         )
-        return start.with_apart(self.mean_square * apart, self.unequal_at(1.0) if height * width > 1 else self.unequal[-1])
+        return start.with_apart(
+            self.mean_square * apart, self.unequal_at(1.0) if height * width > 1 else self.unequal[-1]
+        )
 
     def unequal_at(self, scale: float) -> float:
         """``unequal`` inside a square of side ``scale``, interpolated in its logarithm."""
-        knots = np.log2([*(2.0**i for i in range(len(self.unequal) - 1)), max(self.shape[-2:]) if len(self.shape) > 1 else 1.0])
+        knots = np.log2(
+            [
+                *(2.0**i for i in range(len(self.unequal) - 1)),
+                max(self.shape[-2:]) if len(self.shape) > 1 else 1.0,
+            ]
+        )
         return float(np.interp(math.log2(scale), knots, self.unequal))
 
 
@@ -171,7 +190,8 @@ def _stretch(strips: tuple[float, ...], size: int) -> Array:
 
 
 def input_stats(inputs: Array, labels: Array | None = None) -> InputStats:
-    """Statistics of a batch ``(N, channels, height, width)`` or ``(N, features)``; class indices ``labels`` (N,).
+    """Statistics of a batch ``(N, channels, height, width)`` or ``(N, features)``; class indices ``labels``
+    (N,).
 
     Without labels, pairs are taken to share a class one time in ten.
     """
@@ -189,7 +209,11 @@ def input_stats(inputs: Array, labels: Array | None = None) -> InputStats:
         near = _lagged(images**2, np.ones_like(images), distance)
         within.append(_ratio(_lagged(images, images, distance), near, 1.0))
         apart.append(_ratio(bessel * _lagged(centred, centred, distance), near))
-        coherence.append(_ratio(_lagged(lengths, lengths, distance), _lagged(lengths**2, np.ones_like(lengths), distance), 1.0))
+        coherence.append(
+            _ratio(
+                _lagged(lengths, lengths, distance), _lagged(lengths**2, np.ones_like(lengths), distance), 1.0
+            )
+        )
         distance *= 2
     sides = [2**i for i in range(max(height, width).bit_length()) if 2**i < max(height, width)]
     return InputStats(
@@ -213,7 +237,9 @@ def _ratio(value: float, of: float, otherwise: float = 0.0) -> float:
 
 
 def _lagged(first: Array, second: Array, distance: int) -> float:
-    """Mean over all pairs of pixels ``distance`` apart along an axis of (first second' + second first') / 2."""
+    """Mean over all pairs of pixels ``distance`` apart along an axis of (first second' + second first') /
+    2.
+    """
     total, pairs = 0.0, 0
     for axis in (2, 3):
         if first.shape[axis] > distance:
@@ -225,11 +251,15 @@ def _lagged(first: Array, second: Array, distance: int) -> float:
 
 
 def _unequal(images: Array, side: int) -> float:
-    """``InputStats.unequal`` in squares of ``side`` pixels: sum over pairs of sqrt(Pa Pb) is ((sum sqrt P)^2 - sum P) / 2."""
+    """``InputStats.unequal`` in squares of ``side`` pixels: sum over pairs of sqrt(Pa Pb) is ((sum sqrt P)^2
+    - sum P) / 2.
+    """
     count, _, height, width = images.shape
     if count < 2:
         return 0.0
-    power = np.add.reduceat(np.add.reduceat((images**2).sum(axis=1), range(0, height, side), 1), range(0, width, side), 2)
+    power = np.add.reduceat(
+        np.add.reduceat((images**2).sum(axis=1), range(0, height, side), 1), range(0, width, side), 2
+    )
     total = power.sum()
     both = ((np.sqrt(power).sum(axis=0) ** 2).sum() - total) / (count - 1)
     return min(max(_ratio(total - both, total), 0.0), 0.999)

@@ -1,7 +1,9 @@
-"""Kernels and windows along one axis of a map: which input pixels an output pixel sees, and what that does to pairs.
+"""Kernels and windows along one axis of a map: which input pixels an output pixel sees, and what that does to
+pairs.
 
-A pair of pixels a lag apart has covariance sqrt(p(x) p(x + lag)) table(lag) (equation 1 of ``fields``). Everything here
-is exact for such covariances but for one average: a share by lag stands for all pairs at that lag.
+A pair of pixels a lag apart has covariance sqrt(p(x) p(x + lag)) table(lag) (equation 1 of ``fields``).
+Everything here is exact for such covariances but for one average: a share by lag stands for all pairs at that
+lag.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Shares:
-    """What a profile becomes: its mean, the new profile over that mean, and by lag how much of the table two pixels share."""
+    """What a profile becomes: its mean, the new profile over that mean, and by lag how much of the table two
+    pixels share.
+    """
 
     mean: float
     profile: Array
@@ -24,7 +28,9 @@ class Shares:
 
 
 def _shares(views: Array, taps: int) -> Shares:
-    """``views[t, x]``: square root of the profile at the pixel that x sees through tap t, 0 where there is none."""
+    """``views[t, x]``: square root of the profile at the pixel that x sees through tap t, 0 where there is
+    none.
+    """
     size = views.shape[1]
     profile = (views**2).sum(axis=0) / taps
     lengths = np.sqrt(profile)
@@ -68,7 +74,11 @@ class Taps:
     @functools.cached_property
     def _sees(self) -> tuple[Array, Array]:
         """(input pixel of (tap, output), whether it is inside), both of shape (kernel, outputs)."""
-        position = np.arange(self.outputs)[None, :] * self.stride - self.padding + np.arange(self.kernel)[:, None] * self.dilation
+        position = (
+            np.arange(self.outputs)[None, :] * self.stride
+            - self.padding
+            + np.arange(self.kernel)[:, None] * self.dilation
+        )
         inside = (position >= 0) & (position < self.size)
         return np.where(inside, position, 0), inside
 
@@ -77,7 +87,9 @@ class Taps:
         return np.sqrt(profile)[position] * inside
 
     def gather(self, profile: Array) -> Shares:
-        """Outputs as means over their taps: at lag 0 the mean is the share of the taps that fall inside, 10/12 for 3 on 4 pixels."""
+        """Outputs as means over their taps: at lag 0 the mean is the share of the taps that fall inside,
+        10/12 for 3 on 4 pixels.
+        """
         return _shares(self._views(profile), self.kernel)
 
     def scatter(self, profile: Array) -> Shares:
@@ -89,7 +101,9 @@ class Taps:
         return _shares(views, 1)
 
     def overlap(self, grads: Array, profile: Array) -> Array:
-        """By output lag, for the mean over taps: the sum over ordered pairs of outputs of the roots of both profiles."""
+        """By output lag, for the mean over taps: the sum over ordered pairs of outputs of the roots of both
+        profiles.
+        """
         views = self._views(profile) * np.sqrt(grads)
         total = sum(_by_lag(view, view) for view in views) / self.kernel
         return total * np.where(np.arange(self.outputs) == 0, 1, 2)
@@ -105,16 +119,22 @@ class Windows:
 
     @functools.cached_property
     def average(self) -> Array:
-        """Matrix (outputs, size): a table by pixel lag to its mean over pairs of pixels of two windows a lag apart."""
+        """Matrix (outputs, size): a table by pixel lag to its mean over pairs of pixels of two windows a lag
+        apart.
+        """
         result = np.zeros((self.outputs, self.size))
         for lag in range(self.outputs):
             for shift in range(1 - self.kernel, self.kernel):
-                result[lag, min(abs(lag * self.stride + shift), self.size - 1)] += (self.kernel - abs(shift)) / self.kernel**2
+                result[lag, min(abs(lag * self.stride + shift), self.size - 1)] += (
+                    self.kernel - abs(shift)
+                ) / self.kernel**2
         return result
 
     @functools.cached_property
     def spread(self) -> Array:
-        """Matrix (size, outputs): pairs of pixels a lag apart in windows a lag apart, per pair of pixels a lag apart."""
+        """Matrix (size, outputs): pairs of pixels a lag apart in windows a lag apart, per pair of pixels a
+        lag apart.
+        """
         result = np.zeros((self.size, self.outputs))
         for lag in range(1 - self.outputs, self.outputs):
             for shift in range(1 - self.kernel, self.kernel):
@@ -127,7 +147,9 @@ class Windows:
     @functools.cached_property
     def _members(self) -> Array:
         """Matrix (outputs, size): 1 where the pixel is in the window."""
-        position = np.arange(self.size)[None, :] + self.padding - np.arange(self.outputs)[:, None] * self.stride
+        position = (
+            np.arange(self.size)[None, :] + self.padding - np.arange(self.outputs)[:, None] * self.stride
+        )
         return ((position >= 0) & (position < self.kernel)).astype(float)
 
     def pool(self, profile: Array) -> Array:

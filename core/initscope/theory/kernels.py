@@ -1,17 +1,19 @@
 """What one nonlinearity does to pairs of Gaussian pre-activations: the kernels of mean-field theory.
 
-Everything follows from one function of the *difference variance* x = v - cov, where v is the variance of two jointly
-Gaussian pre-activations y1, y2 and cov their covariance (x is half their mean squared difference):
+Everything follows from one function of the *difference variance* x = v - cov, where v is the variance of two
+jointly Gaussian pre-activations y1, y2 and cov their covariance (x is half their mean squared difference):
 
-    gate(x) = E[f'(y1) f'(y2)]                                                                              (1)
+    gate(x) = E[f'(y1) f'(y2)] (1)
 
-By Price's theorem d E[f(y1) f(y2)] / d cov = E[f'(y1) f'(y2)], hence the difference variance of the outputs is
+By Price's theorem d E[f(y1) f(y2)] / d cov = E[f'(y1) f'(y2)], hence the difference variance of the outputs
+is
 
-    E[f(y1)^2] - E[f(y1) f(y2)] = integral of gate from 0 to x                                              (2)
+    E[f(y1)^2] - E[f(y1) f(y2)] = integral of gate from 0 to x (2)
 
-This is chi of Poole et al. 2016 (equation 5) and Schoenholz et al. 2017 (equation 5) away from correlation one.
-Equation 2 never subtracts nearly equal numbers, so differences 1e-30 of the variance keep all their digits.
-The same gate weighs gradients on their way back (Schoenholz et al. 2017, equation 10). numpy and scipy only.
+This is chi of Poole et al. 2016 (equation 5) and Schoenholz et al. 2017 (equation 5) away from correlation
+one. Equation 2 never subtracts nearly equal numbers, so differences 1e-30 of the variance keep all their
+digits. The same gate weighs gradients on their way back (Schoenholz et al. 2017, equation 10). numpy and
+scipy only.
 """
 
 from __future__ import annotations
@@ -54,9 +56,9 @@ ACTIVATIONS = (*PIECEWISE, *SMOOTH)
 class Kernel:
     """One activation at one pre-activation variance.
 
-    ``mean`` = E[f], ``square`` = E[f^2], and ``gates``: equation 1 at the angles ``_ANGLES`` between y1 and y2, where
-    x = variance (1 - cos angle). ``homogeneous``: f(a y) = a f(y) for a > 0, so that the length of a sample's
-    activation vector and its direction travel separately.
+    ``mean`` = E[f], ``square`` = E[f^2], and ``gates``: equation 1 at the angles ``_ANGLES`` between y1 and
+    y2, where x = variance (1 - cos angle). ``homogeneous``: f(a y) = a f(y) for a > 0, so that the length of
+    a sample's activation vector and its direction travel separately.
     """
 
     variance: float
@@ -86,7 +88,8 @@ class Kernel:
 def kernel(name: str, variance: float, mean: float = 0.0, slope: float | None = None) -> Kernel:
     """The kernel of activation ``name`` for pre-activations N(mean, variance).
 
-    ``slope`` overrides the negative slope of a piecewise-linear activation. Raises KeyError for an unknown name.
+    ``slope`` overrides the negative slope of a piecewise-linear activation. Raises KeyError for an unknown
+    name.
     """
     if name in PIECEWISE:
         return _piecewise(PIECEWISE[name] if slope is None else slope, variance, mean)
@@ -96,10 +99,10 @@ def kernel(name: str, variance: float, mean: float = 0.0, slope: float | None = 
 def _piecewise(slope: float, variance: float, mean: float) -> Kernel:
     """f(y) = max(y, 0) + slope min(y, 0), in closed form.
 
-    With h = mean / std and t the angle between the two samples, P(y1 > 0, y2 > 0) is
-    Phi(h) - 1/(2 pi) * integral over 0..t of exp(-h^2 / (1 + cos s)) ds  (Plackett's identity; Sheppard's formula at
-    h = 0). For h = 0 this is the arc-cosine kernel of degree 0, (pi - t) / (2 pi), and equation 2 then gives the
-    kernel of degree 1 (Cho and Saul 2009, equations 4 to 6). E[max(y, 0)^2] = v ((1 + h^2) Phi(h) + h phi(h)).
+    With h = mean / std and t the angle between the two samples, P(y1 > 0, y2 > 0) is Phi(h) - 1/(2 pi) *
+    integral over 0..t of exp(-h^2 / (1 + cos s)) ds (Plackett's identity; Sheppard's formula at h = 0). For h
+    = 0 this is the arc-cosine kernel of degree 0, (pi - t) / (2 pi), and equation 2 then gives the kernel of
+    degree 1 (Cho and Saul 2009, equations 4 to 6). E[max(y, 0)^2] = v ((1 + h^2) Phi(h) + h phi(h)).
     """
     if variance <= 0:
         on = 1.0 if mean > 0 else slope
@@ -124,10 +127,13 @@ def _cumulative(values: Array) -> Array:
     return np.concatenate([[0.0], np.cumsum(steps)])
 
 
-def _smooth(f: Callable[[Array], Array], slope: Callable[[Array], Array], variance: float, mean: float) -> Kernel:
+def _smooth(
+    f: Callable[[Array], Array], slope: Callable[[Array], Array], variance: float, mean: float
+) -> Kernel:
     """Numeric expectations on a grid of +-6 standard deviations.
 
-    y1, y2 = mean + std (cos(t/2) m +- sin(t/2) s) with independent standard normal m, s has correlation cos t.
+    y1, y2 = mean + std (cos(t/2) m +- sin(t/2) s) with independent standard normal m, s has correlation cos
+    t.
     """
     grid = np.linspace(-6.0, 6.0, 121)
     weight = np.exp(-(grid**2) / 2)
@@ -147,7 +153,9 @@ def _smooth(f: Callable[[Array], Array], slope: Callable[[Array], Array], varian
 
 @functools.lru_cache
 def max_moments(count: int) -> tuple[float, float]:
-    """Mean and variance of the maximum of ``count`` independent standard normals (1.029 and 0.492 for four)."""
+    """Mean and variance of the maximum of ``count`` independent standard normals (1.029 and 0.492 for
+    four).
+    """
     grid = np.linspace(-9.0, 9.0, 4001)
     density = count * np.exp((count - 1) * log_ndtr(grid) - grid**2 / 2) / math.sqrt(2 * math.pi)
     density /= density.sum()
@@ -159,8 +167,8 @@ def max_moments(count: int) -> tuple[float, float]:
 def _agreement(count: int) -> tuple[Array, Array]:
     """(angles, probabilities) of ``same_winner``, tabulated by quadrature.
 
-    count * integral of phi2(a, b; r) Phi2(a, b; r)^(count - 1), with a, b = sqrt((1+r)/2) u +- sqrt((1-r)/2) w for
-    standard normal u, w, and Phi2 by Plackett's identity from r = 0.
+    count * integral of phi2(a, b; r) Phi2(a, b; r)^(count - 1), with a, b = sqrt((1+r)/2) u +- sqrt((1-r)/2)
+    w for standard normal u, w, and Phi2 by Plackett's identity from r = 0.
     """
     angles = np.linspace(0.0, math.pi / 2, 33)
     grid = np.linspace(-6.0, 6.0, 61)
@@ -175,8 +183,15 @@ def _agreement(count: int) -> tuple[Array, Array]:
         top = math.asin(r)
         for node, node_weight in zip(_NODES, _WEIGHTS, strict=True):
             t = top * node
-            both += top * node_weight / (2 * math.pi) * np.exp(-(a**2 + b**2 - 2 * a * b * math.sin(t)) / (2 * math.cos(t) ** 2))
-        result[i] = count * float((weight[:, None] * weight[None, :] * np.clip(both, 0, 1) ** (count - 1)).sum())
+            both += (
+                top
+                * node_weight
+                / (2 * math.pi)
+                * np.exp(-(a**2 + b**2 - 2 * a * b * math.sin(t)) / (2 * math.cos(t) ** 2))
+            )
+        result[i] = count * float(
+            (weight[:, None] * weight[None, :] * np.clip(both, 0, 1) ** (count - 1)).sum()
+        )
     return angles, result
 
 
@@ -196,14 +211,16 @@ def max_difference(count: int, x: float) -> float:
     Equation 2 with f = max: its derivative for one argument is 1 where that argument wins.
     """
     x = min(max(x, 0.0), 1.0)
-    return x * sum(w * 2 * t * float(same_winner(count, x * t**2)) for t, w in zip(_NODES, _WEIGHTS, strict=True))
+    return x * sum(
+        w * 2 * t * float(same_winner(count, x * t**2)) for t, w in zip(_NODES, _WEIGHTS, strict=True)
+    )
 
 
 def softmax_overlap(variance: float, difference: float, classes: int) -> tuple[float, float]:
     """(E sum p^2, E sum p p') of the softmax of Gaussian logits of two samples.
 
-    ``variance`` is that of a logit, ``difference`` the difference variance of one logit between the samples. Averaged
-    over a fixed set of normal draws, symmetrized: exact (1/classes) as the variance goes to 0.
+    ``variance`` is that of a logit, ``difference`` the difference variance of one logit between the samples.
+    Averaged over a fixed set of normal draws, symmetrized: exact (1/classes) as the variance goes to 0.
     """
     draws = np.random.default_rng(0).standard_normal((max(64, 40_000 // classes), 3, classes))
     common = math.sqrt(max(variance - difference, 0.0)) * draws[:, 0]

@@ -1,8 +1,8 @@
 """The layers theory knows: each maps a ``Field`` forward and the covariances of the gradient back.
 
-Back-propagated errors are taken to be independent of the forward pass (Schoenholz et al. 2017, section 3). The fans
-are exact: taps of a kernel that fall on zero padding add nothing, so that a 3x3 kernel on a 1x1 map sums over one
-ninth of its fan_in.
+Back-propagated errors are taken to be independent of the forward pass (Schoenholz et al. 2017, section 3).
+The fans are exact: taps of a kernel that fall on zero padding add nothing, so that a 3x3 kernel on a 1x1 map
+sums over one ninth of its fan_in.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Weighted:
-    """A convolution or linear layer with independent weights N(0, weight_std^2) and biases N(0, bias_std^2)."""
+    """A convolution or linear layer with independent weights N(0, weight_std^2) and biases N(0,
+    bias_std^2).
+    """
 
     name: str
     kind: str
@@ -54,10 +56,11 @@ class Weighted:
         return [geometry.Taps(*side) for side in sides]
 
     def forward(self, field: Field, stats: InputStats) -> Field:
-        """K_out = bias_std^2 + weight_std^2 fan_in K_in (Poole et al. 2016, equation 3; Xiao et al. 2018, equation 2.5).
+        """K_out = bias_std^2 + weight_std^2 fan_in K_in (Poole et al. 2016, equation 3; Xiao et al. 2018,
+        equation 2.5).
 
-        On a map, K_in is the mean over the taps that two output pixels have in common. The bias is the same for every
-        pixel and sample: it drops out of all differences, and dilutes a difference of lengths.
+        On a map, K_in is the mean over the taps that two output pixels have in common. The bias is the same
+        for every pixel and sample: it drops out of all differences, and dilutes a difference of lengths.
         """
         axes = self._axes(field)
         near = np.ix_(*(axis.input_lags for axis in axes))
@@ -65,7 +68,10 @@ class Weighted:
         rows, columns = (axis.gather(p) for axis, p in zip(axes, field.profile, strict=True))
         kept, shared = weight * rows.mean * columns.mean, np.multiply.outer(rows.shares, columns.shares)
         s_rows, s_columns = (axis.gather(p) for axis, p in zip(axes, field.sample_profile, strict=True))
-        s_kept, s_shared = weight * s_rows.mean * s_columns.mean, np.multiply.outer(s_rows.shares, s_columns.shares)
+        s_kept, s_shared = (
+            weight * s_rows.mean * s_columns.mean,
+            np.multiply.outer(s_rows.shares, s_columns.shares),
+        )
 
         square = bias + kept * field.square
         share = kept * field.square / square if square > 0 else 1.0
@@ -81,27 +87,33 @@ class Weighted:
             reach=field.reach + field.jump**2 * sum(axis.spread for axis in axes) / 2,
             jump=field.jump * math.sqrt(math.prod(self.stride)),
         )
-        # A wider view averages lengths: what was a difference of length inside small squares becomes one of direction.
+        # A wider view averages lengths: what was a difference of length inside small squares becomes one of
+        # direction.
         widened = _quotient(stats.unequal_at(result.scale), stats.unequal_at(field.scale))
         unequal = unequal_of(field.ratio * share) * widened
         apart = kept * shared * field.length[near] + (1 - field.unequal) * result.sample
         return result if unequal == field.unequal else result.with_apart(apart, unequal)
 
     def backward(self, grads: Gradient, field: Field, stats: InputStats) -> Gradient:
-        """d loss / d input: weight_std^2 fan_out times the covariance of d loss / d output (He et al. 2015, equation 13)."""
+        """d loss / d input: weight_std^2 fan_out times the covariance of d loss / d output (He et al. 2015,
+        equation 13).
+        """
         axes = self._axes(field)
         rows, columns = (axis.scatter(p) for axis, p in zip(axes, grads.profile, strict=True))
         weight = self.weight_std**2 * self.fan_out / math.prod(self.kernel) * rows.mean * columns.mean
         table = np.zeros((2, *field.space.shape))
         lags = np.ix_((0, 1), *(axis.input_lags for axis in axes))
         table[lags] = grads.table
-        return Gradient(weight * np.multiply.outer(rows.shares, columns.shares) * table, (rows.profile, columns.profile))
+        return Gradient(
+            weight * np.multiply.outer(rows.shares, columns.shares) * table, (rows.profile, columns.profile)
+        )
 
     def weight_grad_square(self, grads: Gradient, field: Field, stats: InputStats) -> float:
         """Mean square of the weight gradient, summed over the samples and pixels that share the weight.
 
-        The sum over pairs of (sample, pixel) of E[delta delta'] E[a a']; the activation covariance between samples is
-        written as ``same - apart`` so that a batch whose errors cancel leaves what the samples' differences are worth.
+        The sum over pairs of (sample, pixel) of E[delta delta'] E[a a']; the activation covariance between
+        samples is written as ``same - apart`` so that a batch whose errors cancel leaves what the samples'
+        differences are worth.
         """
         axes, others = self._axes(field), stats.batch - 1
         near = np.ix_(*(axis.input_lags for axis in axes))
@@ -122,16 +134,22 @@ def _quotient(value: float, of: float) -> float:
 @dataclass(frozen=True)
 class Flatten:
     def forward(self, field: Field, stats: InputStats) -> Field:
-        """A map as a vector: a linear layer's weights are independent between pixels, so only lag 0 is left."""
+        """A map as a vector: a linear layer's weights are independent between pixels, so only lag 0 is
+        left.
+        """
         one = np.ones((1, 1))
-        flat = Field(field.square, field.mean, field.unequal, 0 * one, field.sample[:1, :1], one, reach=field.reach)
+        flat = Field(
+            field.square, field.mean, field.unequal, 0 * one, field.sample[:1, :1], one, reach=field.reach
+        )
         size = max(stats.shape[-2:]) if len(stats.shape) > 1 else 1
         flat = replace(flat, reach=max(field.reach, (size**2 - 1) / 12))
         unequal = field.unequal * _quotient(stats.unequal_at(flat.scale), stats.unequal_at(field.scale))
         return flat.with_apart(field.apart[:1, :1], unequal)
 
     def backward(self, grads: Gradient, field: Field, stats: InputStats) -> Gradient:
-        """Pixels of one map reach the linear layer through independent weights: their gradients are uncorrelated."""
+        """Pixels of one map reach the linear layer through independent weights: their gradients are
+        uncorrelated.
+        """
         table = np.zeros((2, *field.space.shape))
         table[:, 0, 0] = grads.table[:, 0, 0]
         return Gradient(table, tuple(np.ones(size) for size in field.space.shape))
@@ -153,7 +171,10 @@ class Activation:
         result = replace(field, square=kernel.square, mean=kernel.mean, space=space)
         if kernel.homogeneous:
             return replace(result, sample=kernel.transfer(field.space, field.sample))
-        one, two = (kernels.kernel(self.name, field.variance * (1 + sign * field.ratio), field.mean).square for sign in (1, -1))
+        one, two = (
+            kernels.kernel(self.name, field.variance * (1 + sign * field.ratio), field.mean).square
+            for sign in (1, -1)
+        )
         unequal = unequal_of(_quotient(one - two, one + two))
         return result.with_apart(kernel.transfer(field.space, field.apart), unequal)
 
@@ -166,10 +187,11 @@ class Activation:
 class Pool:
     """The largest (``maximum``) or the mean of a window of correlated Gaussians.
 
-    For the largest, the pixels of a window are taken as exchangeable: z_i = common + private_i with the window's mean
-    covariance as the variance of ``common``. Then max z = common + max private, whose first two moments are those of
-    the maximum of independent normals (order statistics); the sum is treated as Gaussian again. Between two samples
-    the private parts are correlated, and ``kernels.max_difference`` says how far their maxima are apart.
+    For the largest, the pixels of a window are taken as exchangeable: z_i = common + private_i with the
+    window's mean covariance as the variance of ``common``. Then max z = common + max private, whose first two
+    moments are those of the maximum of independent normals (order statistics); the sum is treated as Gaussian
+    again. Between two samples the private parts are correlated, and ``kernels.max_difference`` says how far
+    their maxima are apart.
     """
 
     kernel: Pair
@@ -184,7 +206,8 @@ class Pool:
     def forward(self, field: Field, stats: InputStats) -> Field:
         axes = self._axes(field)
         space, sample, coherence = (
-            axes[0].average @ table @ axes[1].average.T for table in (field.space, field.apart, field.coherence)
+            axes[0].average @ table @ axes[1].average.T
+            for table in (field.space, field.apart, field.coherence)
         )
         first, count = space[0, 0], math.prod(axis.kernel for axis in axes)
         result = replace(
@@ -198,7 +221,9 @@ class Pool:
         widened = _quotient(stats.unequal_at(result.scale), stats.unequal_at(field.scale))
         unequal = field.unequal * widened
         if not self.maximum or count == 1:
-            return replace(result, square=field.square - first, space=np.maximum(space - first, 0.0)).with_apart(sample, unequal)
+            return replace(
+                result, square=field.square - first, space=np.maximum(space - first, 0.0)
+            ).with_apart(sample, unequal)
         private, other, unlike = self._private(field, count, first, sample[0, 0])
         mean_max, var_max = kernels.max_moments(count)
         mean = field.mean + mean_max * math.sqrt(private)
@@ -209,17 +234,20 @@ class Pool:
         return replace(result, square=square, mean=mean, space=space).with_apart(sample, unequal)
 
     def backward(self, grads: Gradient, field: Field, stats: InputStats) -> Gradient:
-        """A window's gradient goes to its largest pixel: 1/count of it to each, never to two of the same sample.
+        """A window's gradient goes to its largest pixel: 1/count of it to each, never to two of the same
+        sample.
 
-        Winners of different windows are taken as independent; those of the same window in two samples agree with
-        probability ``kernels.same_winner``. The mean spreads it over all pixels.
+        Winners of different windows are taken as independent; those of the same window in two samples agree
+        with probability ``kernels.same_winner``. The mean spreads it over all pixels.
         """
         axes = self._axes(field)
         count = math.prod(axis.kernel for axis in axes)
         table = axes[0].spread @ grads.table @ axes[1].spread.T / count**2
         profile = tuple(axis.unpool(p) for axis, p in zip(axes, grads.profile, strict=True))
         if self.maximum and count > 1:
-            first, mean_apart = ((axes[0].average @ values @ axes[1].average.T)[0, 0] for values in (field.space, field.apart))
+            first, mean_apart = (
+                (axes[0].average @ values @ axes[1].average.T)[0, 0] for values in (field.space, field.apart)
+            )
             agree = float(kernels.same_winner(count, self._private(field, count, first, mean_apart)[2]))
             one_window = np.multiply.outer(axes[0].spread[:, 0], axes[1].spread[:, 0])
             for pair, same in enumerate((1.0, agree)):
@@ -229,10 +257,14 @@ class Pool:
         return Gradient(table, profile)
 
     @staticmethod
-    def _private(field: Field, count: int, mean_space: float, mean_apart: float) -> tuple[float, float, float]:
-        """(variance of ``private``, ``apart`` between different pixels, 1 - correlation of ``private`` between samples).
+    def _private(
+        field: Field, count: int, mean_space: float, mean_apart: float
+    ) -> tuple[float, float, float]:
+        """(variance of ``private``, ``apart`` between different pixels, 1 - correlation of ``private``
+        between samples).
 
-        ``mean_space`` and ``mean_apart`` are means over all pairs of pixels of the window, a pixel with itself included.
+        ``mean_space`` and ``mean_apart`` are means over all pairs of pixels of the window, a pixel with
+        itself included.
         """
         private = min(mean_space * count / (count - 1), field.variance)
         here = float(field.apart[0, 0])
@@ -249,7 +281,8 @@ class AdaptivePool:
     def _pool(self, field: Field) -> Pool:
         if any(size % out for size, out in zip(field.space.shape, self.outputs, strict=True)):
             raise TheoryUnavailable(
-                f"theory knows adaptive pooling to equal windows, not from {field.space.shape} to {self.outputs}"
+                f"theory knows adaptive pooling to equal windows, not from {field.space.shape} to "
+                f"{self.outputs}"
             )
         windows = tuple(size // out for size, out in zip(field.space.shape, self.outputs, strict=True))
         return Pool(windows, windows, maximum=False)
@@ -281,7 +314,9 @@ class Dropout:
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Training mode: each unit minus its mean over batch and pixels, over its standard deviation (Yang et al. 2019)."""
+    """Training mode: each unit minus its mean over batch and pixels, over its standard deviation (Yang et al.
+    2019).
+    """
 
     epsilon: float = 1e-5
 
@@ -296,7 +331,9 @@ class BatchNorm:
         return result.with_apart(field.apart * scale, 0.0)
 
     def backward(self, grads: Gradient, field: Field, stats: InputStats) -> Gradient:
-        """Taking out the mean takes the gradient's mean out; the projection on the unit itself is left out (of order 1/batch)."""
+        """Taking out the mean takes the gradient's mean out; the projection on the unit itself is left out
+        (of order 1/batch).
+        """
         within, between = grads.table
         mean = (lag_mean(within) + (stats.batch - 1) * lag_mean(between)) / stats.batch
         return Gradient(self._moments(field, stats)[1] * (grads.table - mean), grads.profile)

@@ -1,7 +1,8 @@
 """From a configuration or an nn.Module to the list of layers that theory recurses over.
 
-Only geometry and the initialization's formulas are read. ``vgg_layers`` needs no torch, so that the dashboard can draw
-the theory curve of any VGG configuration; ``module_layers`` reads a network by the class names of its modules.
+Only geometry and the initialization's formulas are read. ``vgg_layers`` needs no torch, so that the dashboard
+can draw the theory curve of any VGG configuration; ``module_layers`` reads a network by the class names of
+its modules.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from initscope.theory.layers import (
 if TYPE_CHECKING:
     from torch import nn
 
+
 def has_formula(scheme: str) -> bool:
     """Whether ``weight_std`` knows the initialization."""
     try:
@@ -40,20 +42,41 @@ def has_formula(scheme: str) -> bool:
 
 
 def _weighted(
-    name: str, kind: str, scheme: str, gain: float, inputs: int, outputs: int, *, area: int = 1, bias: bool = True, **geometry
+    name: str,
+    kind: str,
+    scheme: str,
+    gain: float,
+    inputs: int,
+    outputs: int,
+    *,
+    area: int = 1,
+    bias: bool = True,
+    **geometry,
 ) -> Weighted:
-    """A layer of ``inputs`` channels a unit reads and ``outputs`` channels an input reaches, ``area`` taps."""
+    """A layer of ``inputs`` channels a unit reads and ``outputs`` channels an input reaches, ``area``
+    taps.
+    """
     fan_in, fan_out = inputs * area, outputs * area
     std = weight_std(
-        scheme, fan_in, fan_out, linear=kind == "linear", longest=max(fan_in, outputs), torch_fan_in=fan_in, gain=gain
+        scheme,
+        fan_in,
+        fan_out,
+        linear=kind == "linear",
+        longest=max(fan_in, outputs),
+        torch_fan_in=fan_in,
+        gain=gain,
     )
     return Weighted(name, kind, std, bias_std(scheme, fan_in) if bias else 0.0, fan_in, fan_out, **geometry)
 
 
 def vgg_layers(config: RunConfig, *, in_channels: int, num_classes: int) -> list[Layer]:
-    """The layers of ``initscope.networks.vgg`` for ``config``, in order of execution. Raises ConfigError for another model."""
+    """The layers of ``initscope.networks.vgg`` for ``config``, in order of execution. Raises ConfigError for
+    another model.
+    """
     if config.model not in VGG_BLOCKS:
-        raise ConfigError(f"only the VGG family is known without building the model, not {config.model!r}", "model")
+        raise ConfigError(
+            f"only the VGG family is known without building the model, not {config.model!r}", "model"
+        )
     init = (config.init, config.gain)
     geometry = {"area": 9, "kernel": (3, 3), "padding": (1, 1)}
     layers: list[Layer] = []
@@ -75,11 +98,13 @@ def vgg_layers(config: RunConfig, *, in_channels: int, num_classes: int) -> list
 
 
 def module_layers(model: nn.Module, scheme: str | None, gain: float = 1.0) -> list[Layer]:
-    """The layers of a network whose modules run one after the other, initialized by ``scheme`` times ``gain``.
+    """The layers of a network whose modules run one after the other, initialized by ``scheme`` times
+    ``gain``.
 
     ``scheme`` None: the standard deviations are read off the weights and biases, two numbers a layer; for
-    initializations that have no formula. ``nn.Sequential`` (nested too) is read as it stands, any other module as
-    ``torch.fx`` traces it. Raises TheoryUnavailable where the network branches or has a module that theory does not know.
+    initializations that have no formula. ``nn.Sequential`` (nested too) is read as it stands, any other
+    module as ``torch.fx`` traces it. Raises TheoryUnavailable where the network branches or has a module that
+    theory does not know.
     """
     layers = [layer for name, module in _chain(model, "") for layer in _read(name, module, scheme, gain)]
     if not any(isinstance(layer, Weighted) for layer in layers):
@@ -111,11 +136,15 @@ def _traced(module: nn.Module, name: str) -> Iterator[tuple[str, object]]:
     try:
         graph = torch.fx.symbolic_trace(module).graph
     except Exception as error:  # tracing runs the user's own forward: anything can come out of it
-        raise TheoryUnavailable(f"theory cannot follow {type(module).__name__}.forward: {error}".splitlines()[0]) from None
+        raise TheoryUnavailable(
+            f"theory cannot follow {type(module).__name__}.forward: {error}".splitlines()[0]
+        ) from None
     for node in graph.nodes:
         branches = len(node.all_input_nodes) > 1 or (len(node.users) > 1 and node.op != "placeholder")
         if branches and not _is_shape_query(node):
-            raise TheoryUnavailable(f"theory knows plain chains of layers; {type(module).__name__} branches at {node.name}")
+            raise TheoryUnavailable(
+                f"theory knows plain chains of layers; {type(module).__name__} branches at {node.name}"
+            )
         if node.op == "call_module":
             inner = f"{name}.{node.target}" if name else str(node.target)
             yield from _chain(module.get_submodule(str(node.target)), inner)
@@ -126,7 +155,8 @@ def _traced(module: nn.Module, name: str) -> Iterator[tuple[str, object]]:
 def _is_shape_query(node) -> bool:
     """``x.view(x.size(0), -1)`` uses x twice, and is still a chain."""
     return all(
-        (user.op == "call_method" and user.target in ("size", "view", "reshape", "flatten")) or "getattr" in user.name
+        (user.op == "call_method" and user.target in ("size", "view", "reshape", "flatten"))
+        or "getattr" in user.name
         for user in node.users
     ) or (node.op == "call_method" and node.target in ("view", "reshape"))
 
@@ -144,7 +174,10 @@ def _call(node) -> object:
     if name in kernels.ACTIVATIONS:
         return name
     if name in ("max_pool2d", "avg_pool2d", "boolean_dispatch", "fn") and node.target is not None:
-        size, stride, padding = (_argument(node, at, keyword) for at, keyword in ((1, "kernel_size"), (2, "stride"), (3, "padding")))
+        size, stride, padding = (
+            _argument(node, at, keyword)
+            for at, keyword in ((1, "kernel_size"), (2, "stride"), (3, "padding"))
+        )
         return Pool(_pair(size), _pair(stride or size), _pair(padding or 0), maximum=name != "avg_pool2d")
     raise TheoryUnavailable(f"theory does not know the function {name or node.name!r}")
 
@@ -171,11 +204,24 @@ def _read_conv(name, module, scheme, gain) -> list[Layer]:
     if isinstance(module.padding, str) or module.padding_mode != "zeros":
         raise TheoryUnavailable(f"theory knows zero padding given in pixels, not that of {name}")
     area = math.prod(module.kernel_size)
-    geometry = {"kernel": module.kernel_size, "stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+    geometry = {
+        "kernel": module.kernel_size,
+        "stride": module.stride,
+        "padding": module.padding,
+        "dilation": module.dilation,
+    }
     inputs, outputs = module.in_channels // module.groups, module.out_channels
     # fan_out of the formulas counts all output channels; an input reaches those of its own group.
     layer = _weighted(
-        name, "conv2d", scheme or "default", gain, inputs, outputs, area=area, bias=module.bias is not None, **geometry
+        name,
+        "conv2d",
+        scheme or "default",
+        gain,
+        inputs,
+        outputs,
+        area=area,
+        bias=module.bias is not None,
+        **geometry,
     )
     layer = replace(layer, fan_out=outputs // module.groups * area)
     return [layer if scheme else _as_measured(layer, module)]
@@ -189,12 +235,17 @@ def _read_linear(name, module, scheme, gain) -> list[Layer]:
 
 def _as_measured(layer: Weighted, module) -> Weighted:
     """The root mean squares of the module's own weight and bias in place of a formula's."""
-    stds = [float(p.detach().double().square().mean().sqrt()) if p is not None else 0.0 for p in (module.weight, module.bias)]
+    stds = [
+        float(p.detach().double().square().mean().sqrt()) if p is not None else 0.0
+        for p in (module.weight, module.bias)
+    ]
     return replace(layer, weight_std=stds[0], bias_std=stds[1])
 
 
 def _read_pool(maximum: bool):
-    return lambda name, m, *_: [Pool(_pair(m.kernel_size), _pair(m.stride or m.kernel_size), _pair(m.padding), maximum)]
+    return lambda name, m, *_: [
+        Pool(_pair(m.kernel_size), _pair(m.stride or m.kernel_size), _pair(m.padding), maximum)
+    ]
 
 
 _READERS = {

@@ -1,7 +1,8 @@
-"""One batch through a real model, forward and backward, no training: what each layer measures beside what theory says.
+"""One batch through a real model, forward and backward, no training: what each layer measures beside what
+theory says.
 
-The model is left as it was: hooks are removed, parameters' gradients, buffers (batch norm's running statistics),
-train/eval modes and the global random state are as before, whatever happens.
+The model is left as it was: hooks are removed, parameters' gradients, buffers (batch norm's running
+statistics), train/eval modes and the global random state are as before, whatever happens.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ def probe(
     targets: Tensor,
     loss_fn: Callable[[Any, Tensor], Tensor] = training_loss,
 ) -> list[Row]:
-    """Measure every convolution and linear layer of ``model`` on one batch, in train mode, in order of execution.
+    """Measure every convolution and linear layer of ``model`` on one batch, in train mode, in order of
+    execution.
 
-    Each row holds ``layer`` (name in the model), ``depth`` (0 = nearest the input), ``kind`` (class, lower case),
-    ``fan_in``, ``weight_rms`` and the quantities of ``theory.METRICS``, defined there; ``loss_fn(outputs, targets)`` must be the mean over the batch. A
-    value that does not exist is None: across-sample quantities of a single sample, the cosine of a zero vector,
-    gradients of a frozen weight. Of a layer that runs several times the first is measured.
+    Each row holds ``layer`` (name in the model), ``depth`` (0 = nearest the input), ``kind`` (class, lower
+    case), ``fan_in``, ``weight_rms`` and the quantities of ``theory.METRICS``, defined there;
+    ``loss_fn(outputs, targets)`` must be the mean over the batch. A value that does not exist is None:
+    across-sample quantities of a single sample, the cosine of a zero vector, gradients of a frozen weight. Of
+    a layer that runs several times the first is measured.
     """
     names = {module: name for name, module in model.named_modules() if isinstance(module, inits.LAYERS)}
     rows: dict[nn.Module, Row] = {}
@@ -71,7 +74,10 @@ def probe(
                 grads = torch.autograd.grad(loss, [module.weight for module in modules], allow_unused=True)
                 for module, grad in zip(modules, grads, strict=True):
                     rows[module]["grad_rms"] = None if grad is None else rms(grad)
-    return [{key: row[key] for key in ("layer", "depth", "kind", "fan_in", "weight_rms", *METRICS)} for row in rows.values()]
+    return [
+        {key: row[key] for key in ("layer", "depth", "kind", "fan_in", "weight_rms", *METRICS)}
+        for row in rows.values()
+    ]
 
 
 def rms(values: Tensor) -> float:
@@ -83,9 +89,14 @@ def forward_metrics(output: Tensor) -> dict[str, float | None]:
     """``activation_rms``, ``signal_std`` and ``correlation`` of pre-activations, one sample a row."""
     samples = output.flatten(1)
     count = len(samples)
-    result: dict[str, float | None] = {"activation_rms": rms(samples), "signal_std": None, "correlation": None}
+    result: dict[str, float | None] = {
+        "activation_rms": rms(samples),
+        "signal_std": None,
+        "correlation": None,
+    }
     if count > 1:
-        # Sample 0 is taken off first: close floats subtract exactly, so a signal 1e-7 of the value keeps its digits.
+        # Sample 0 is taken off first: close floats subtract exactly, so a signal 1e-7 of the value keeps its
+        # digits.
         differences = (samples - samples[:1]).double()
         result["signal_std"] = float(differences.var(dim=0, correction=0).mean().sqrt())
         unit = nn.functional.normalize(samples.double(), dim=1, eps=0)
@@ -114,11 +125,15 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 NORMALIZATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 """Layers that take the scale out of what they are given."""
 MOST_PIXELS = 2**18
-"""Pixels of a probe's batch (samples x height x width): 5 samples at 224x224, 256 at 32x32. A CPU takes seconds for it."""
+"""Pixels of a probe's batch (samples x height x width): 5 samples at 224x224, 256 at 32x32. A CPU takes
+seconds for it.
+"""
 
 
 def first_batch(config: RunConfig) -> tuple[Tensor, Tensor, int]:
-    """(images, labels, classes): the batch that training starts with, cut to ``MOST_PIXELS`` (at least two samples)."""
+    """(images, labels, classes): the batch that training starts with, cut to ``MOST_PIXELS`` (at least two
+    samples).
+    """
     batches = _Unresized(loading.raw(config), config)
     images, labels = next(batches.epoch(0))
     count = max(2, MOST_PIXELS // config.image_size**2)
@@ -133,11 +148,15 @@ class _Unresized(loading.Data):
 
 
 def probe_config(config: RunConfig, seeds: int = 1) -> list[list[Row]]:
-    """``probe`` of the model of ``config`` on its first batch, on the CPU, for ``seeds`` init seeds from ``config.init_seed`` on."""
+    """``probe`` of the model of ``config`` on its first batch, on the CPU, for ``seeds`` init seeds from
+    ``config.init_seed`` on.
+    """
     return [rows for _, rows in _probes(config, seeds, *first_batch(config))]
 
 
-def _probes(config: RunConfig, seeds: int, images: Tensor, labels: Tensor, classes: int) -> Iterator[tuple[nn.Module, list[Row]]]:
+def _probes(
+    config: RunConfig, seeds: int, images: Tensor, labels: Tensor, classes: int
+) -> Iterator[tuple[nn.Module, list[Row]]]:
     """(model, its rows) for each seed."""
     with _threads(config.threads):
         for seed in range(config.init_seed, config.init_seed + seeds):
@@ -166,24 +185,31 @@ def predict(model: nn.Module, config: RunConfig, images: Tensor, labels: Tensor)
 
 
 def band(runs: Sequence[Sequence[Row]]) -> list[Row]:
-    """Over several seeds: for each layer and metric {"min", "median", "max"}; None where a seed has no value."""
+    """Over several seeds: for each layer and metric {"min", "median", "max"}; None where a seed has no
+    value.
+    """
     result = []
     for layers in zip(*runs, strict=True):
         row = {key: layers[0][key] for key in ("layer", "depth")}
         for metric in METRICS:
             values = [layer[metric] for layer in layers]
             known = None not in values
-            row[metric] = {"min": min(values), "median": statistics.median(values), "max": max(values)} if known else None
+            row[metric] = (
+                {"min": min(values), "median": statistics.median(values), "max": max(values)}
+                if known
+                else None
+            )
         result.append(row)
     return result
 
 
 def report(config: RunConfig, seeds: int = 1) -> dict[str, Any]:
-    """Measured beside predicted, and what is to be expected of the training: what ``initscope probe`` prints as JSON.
+    """Measured beside predicted, and what is to be expected of the training: what ``initscope probe`` prints
+    as JSON.
 
-    ``layers``: {layer, depth, measured, predicted} with METRICS in both, measured at ``config.init_seed``; ``forecast``:
-    {outcome, reason}; ``seeds``, ``samples``, and with several seeds ``band``. Where theory does not cover the network,
-    predicted values are None and ``theory`` says why.
+    ``layers``: {layer, depth, measured, predicted} with METRICS in both, measured at ``config.init_seed``;
+    ``forecast``: {outcome, reason}; ``seeds``, ``samples``, and with several seeds ``band``. Where theory
+    does not cover the network, predicted values are None and ``theory`` says why.
     """
     images, labels, classes = first_batch(config)
     runs = []

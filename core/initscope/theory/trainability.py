@@ -1,5 +1,5 @@
-"""Where in a plane of two settings a network trains: what theory says of every cell, where it sees the boundary, and how
-often it was right. No torch.
+"""Where in a plane of two settings a network trains: what theory says of every cell, where it sees the
+boundary, and how often it was right. No torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Edge:
-    """A boundary: (x, y) pairs, one a line of the map. ``begins``: training is foreseen for larger x, else for smaller."""
+    """A boundary: (x, y) pairs, one a line of the map. ``begins``: training is foreseen for larger x, else
+    for smaller.
+    """
 
     begins: bool
     points: tuple[tuple[float, Any], ...]
@@ -49,11 +51,12 @@ class Score:
 
 
 def theory_map(base: RunConfig, x: str, xs: Sequence[Any], y: str, ys: Sequence[Any]) -> TheoryMap | None:
-    """Theory's forecast for every cell of the plane of the config fields ``x`` and ``y``, but for lines that theory does not cover (a network
-    that branches, ``lsuv``); None if it covers none.
+    """Theory's forecast for every cell of the plane of the config fields ``x`` and ``y``, but for lines that
+    theory does not cover (a network that branches, ``lsuv``); None if it covers none.
 
-    Between two neighbouring numbers of ``xs`` with different forecasts the boundary is found by bisection, on a log scale where both are
-    positive. Edges join the boundaries of neighbouring lines that point the same way.
+    Between two neighbouring numbers of ``xs`` with different forecasts the boundary is found by bisection, on
+    a log scale where both are positive. Edges join the boundaries of neighbouring lines that point the same
+    way.
     """
     xs, ys = sorted(xs), sorted(ys)
 
@@ -79,7 +82,11 @@ def theory_map(base: RunConfig, x: str, xs: Sequence[Any], y: str, ys: Sequence[
                 low, high = (low, middle) if trains(middle, line) == begins else (middle, high)
             points.setdefault((begins, seen[begins]), []).append((_middle(low, high), line))
             seen[begins] += 1
-    return TheoryMap(cells, tuple(Edge(begins, tuple(pairs)) for (begins, _), pairs in points.items())) if cells else None
+    return (
+        TheoryMap(cells, tuple(Edge(begins, tuple(pairs)) for (begins, _), pairs in points.items()))
+        if cells
+        else None
+    )
 
 
 def _middle(low: float, high: float) -> float:
@@ -87,17 +94,26 @@ def _middle(low: float, high: float) -> float:
 
 
 def score(rows: Sequence[Row], x: str, y: str, theory: TheoryMap) -> Score:
-    """How theory compares with rows of ``initscope.comparison.sweep.table`` over ``x`` and ``y``; cells without a decided run do not count."""
+    """How theory compares with rows of ``initscope.comparison.sweep.table`` over ``x`` and ``y``; cells
+    without a decided run do not count.
+    """
     told = [row for row in rows if row["runs"] and (row[x], row[y]) in theory.trains]
-    right = {(row[x], row[y]): row["converged"] if theory.trains[row[x], row[y]] else row["runs"] - row["converged"] for row in told}
+    right = {
+        (row[x], row[y]): row["converged"]
+        if theory.trains[row[x], row[y]]
+        else row["runs"] - row["converged"]
+        for row in told
+    }
     wrong = tuple((row[x], row[y]) for row in told if 2 * right[row[x], row[y]] < row["runs"])
     return Score(sum(right.values()), sum(row["runs"] for row in told), wrong)
 
 
 def sentence(rows: Sequence[Row], x: str, y: str, theory: TheoryMap | None = None, who: str = "") -> str:
-    """What a map shows, and how well theory foresaw it: "Kaiming normal trains from gain 0.4 in VGG11, from gain 1 in VGG19; theory foresaw 70 of 72 outcomes."
+    """What a map shows, and how well theory foresaw it: "Kaiming normal trains from gain 0.4 in VGG11, from
+    gain 1 in VGG19; theory foresaw 70 of 72 outcomes."
 
-    ``who`` trains. A cell does if more than half of its decided runs converged. Of more than two lines the first and the last are named.
+    ``who`` trains. A cell does if more than half of its decided runs converged. Of more than two lines the
+    first and the last are named.
     """
     lines = sorted({row[y] for row in rows if row["runs"]})
     if not lines:
@@ -107,7 +123,9 @@ def sentence(rows: Sequence[Row], x: str, y: str, theory: TheoryMap | None = Non
     if len(lines) > 1 and len(set(spans.values())) == 1:
         told = f"{trains} {spans[lines[0]]}, whatever the {title(y).lower()}"
     else:
-        told = f"{trains} " + ", ".join(f"{spans[line]} {_place(y, line)}" for line in dict.fromkeys([lines[0], lines[-1]]))
+        told = f"{trains} " + ", ".join(
+            f"{spans[line]} {_place(y, line)}" for line in dict.fromkeys([lines[0], lines[-1]])
+        )
     if theory is None:
         return told + "."
     found = score(rows, x, y, theory)
@@ -115,17 +133,23 @@ def sentence(rows: Sequence[Row], x: str, y: str, theory: TheoryMap | None = Non
 
 
 def sentences(base: RunConfig, rows: Sequence[Row], inits: Sequence[str], axes: Sequence[Any]) -> list[str]:
-    """One ``sentence`` an initialization, for a sweep of ``base`` over two axes (with ``field`` and ``values``)."""
+    """One ``sentence`` an initialization, for a sweep of ``base`` over two axes (with ``field`` and
+    ``values``).
+    """
     x, y = sorted(axes, key=lambda axis: axis.field == "model")
     told = []
     for init in inits:
         theory = theory_map(base.replace(init=init), x.field, x.values, y.field, y.values)
-        told.append(sentence([row for row in rows if row["init"] == init], x.field, y.field, theory, init_title(init)))
+        told.append(
+            sentence([row for row in rows if row["init"] == init], x.field, y.field, theory, init_title(init))
+        )
     return told
 
 
 def span(rows: Sequence[Row], x: str) -> str:
-    """The values of ``x`` at which most runs converged, of one line's rows: 'from gain 0.4', 'at no gain tried'."""
+    """The values of ``x`` at which most runs converged, of one line's rows: 'from gain 0.4', 'at no gain
+    tried'.
+    """
     told = sorted((row for row in rows if row["runs"]), key=lambda row: row[x])
     good = [i for i, row in enumerate(told) if 2 * row["converged"] > row["runs"]]
     name = title(x).lower()
@@ -134,8 +158,16 @@ def span(rows: Sequence[Row], x: str) -> str:
     if len(good) == len(told):
         return f"at every {name} tried"
     values = [shown(x, told[i][x]) for i in good]
-    if good[-1] - good[0] + 1 != len(good) or (len(good) == 1 and 0 < good[0] < len(told) - 1) or not isinstance(told[0][x], (int, float)):
-        return f"at {name} {', '.join(values[:-1])} and {values[-1]}" if len(values) > 1 else f"at {name} {values[0]}"
+    if (
+        good[-1] - good[0] + 1 != len(good)
+        or (len(good) == 1 and 0 < good[0] < len(told) - 1)
+        or not isinstance(told[0][x], (int, float))
+    ):
+        return (
+            f"at {name} {', '.join(values[:-1])} and {values[-1]}"
+            if len(values) > 1
+            else f"at {name} {values[0]}"
+        )
     if good[-1] == len(told) - 1:
         return f"from {name} {values[0]}"
     return f"up to {name} {values[-1]}" if good[0] == 0 else f"from {name} {values[0]} to {values[-1]}"
@@ -156,4 +188,7 @@ def shown(field: str, value: Any) -> str:
 
 
 def _place(field: str, value: Any) -> str:
-    return f"{'in' if field == 'model' else 'with'} {'' if field in ('model', 'init') else title(field).lower() + ' '}{shown(field, value)}"
+    return (
+        f"{'in' if field == 'model' else 'with'} "
+        f"{'' if field in ('model', 'init') else title(field).lower() + ' '}{shown(field, value)}"
+    )

@@ -1,1 +1,3 @@
-"""Training one run: the loop, what it computes on, its checkpoint and log, and the processes it takes. Importing this costs no torch."""
+"""Training one run: the loop, what it computes on, its checkpoint and log, and the processes it takes.
+Importing this costs no torch.
+"""

@@ -14,7 +14,9 @@ from initscope.errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; ``auto``: a CUDA GPU, else Apple's, else the CPU. Raises ConfigError if it is not there."""
+    """The device of that name; ``auto``: a CUDA GPU, else Apple's, else the CPU. Raises ConfigError if it is
+    not there.
+    """
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
@@ -34,13 +36,17 @@ def prepare_torch(config: RunConfig, device: torch.device) -> None:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """The precision of that name; ``auto``: bfloat16 where the device computes in it, float32 where it would be emulated."""
+    """The precision of that name; ``auto``: bfloat16 where the device computes in it, float32 where it would
+    be emulated.
+    """
     if name != "auto":
         return name
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = device.type == "cpu" and any(torch.cpu.get_capabilities().get(unit) for unit in ("amx_bf16", "avx512_bf16", "bf16"))
+        native = device.type == "cpu" and any(
+            torch.cpu.get_capabilities().get(unit) for unit in ("amx_bf16", "avx512_bf16", "bf16")
+        )
     return "bfloat16" if native else "float32"
 
 
@@ -55,10 +61,14 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
 
 
 def channels_last(model: nn.Module) -> None:
-    """Lay the weights of 2-d convolutions out as these kernels like them; other weights have no such layout."""
+    """Lay the weights of 2-d convolutions out as these kernels like them; other weights have no such
+    layout.
+    """
     for parameter in model.parameters():
         if parameter.dim() == 4:
-            parameter.data = parameter.data.to(memory_format=torch.channels_last)  # contiguous() leaves one channel as it is
+            parameter.data = parameter.data.to(
+                memory_format=torch.channels_last
+            )  # contiguous() leaves one channel as it is
 
 
 def in_layout(inputs: Tensor) -> Tensor:

@@ -18,10 +18,16 @@ def reason(error: BaseException) -> str:
 
 
 def is_out_of_disk(error: BaseException) -> bool:
-    """Whether a disk or a quota is full; torch's writer of checkpoints says so in words only: it could not write as far as it meant to."""
-    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)) or "inline_container.cc" in str(error)
+    """Whether a disk or a quota is full; torch's writer of checkpoints says so in words only: it could not
+    write as far as it meant to.
+    """
+    return (
+        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    ) or "inline_container.cc" in str(error)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the GPU's, the CPU's or Python's memory ran out; torch's CPU allocator says so in words only."""
+    """Whether the GPU's, the CPU's or Python's memory ran out; torch's CPU allocator says so in words
+    only.
+    """
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)

@@ -29,7 +29,8 @@ def planned_steps(config: RunConfig, steps_per_epoch: int) -> int:
 def learning_rate(config: RunConfig, step: int, total: int) -> float:
     """Learning rate of a step, a function of the step alone so that a resumed run needs no scheduler state.
 
-    Linear warm-up, then constant, half a cosine to zero, or a tenth after one half and a hundredth after three quarters.
+    Linear warm-up, then constant, half a cosine to zero, or a tenth after one half and a hundredth after
+    three quarters.
     """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps

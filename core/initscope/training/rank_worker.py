@@ -1,4 +1,6 @@
-"""One rank of a run in one process of its own: what ``initscope.training.torchrun`` starts, and what ends with it."""
+"""One rank of a run in one process of its own: what ``initscope.training.torchrun`` starts, and what ends
+with it.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ POLL_SECONDS = 0.1
 @record
 def main(path: str, parent: str, meeting: str) -> None:
     """The life of one rank; what it raises reaches the parent through a file that ``record`` writes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, whose stop request all ranks follow together
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the parent too, whose stop request all ranks follow together
     threading.Thread(target=_follow, args=(int(parent),), daemon=True).start()
     from initscope.training.trainer import (
         Training,

@@ -18,7 +18,9 @@ LOG_BYTES = 1_000_000
 
 
 class Line(logging.Formatter):
-    """One line an event: time in UTC, level, what happened. A text from elsewhere cannot begin a line of its own."""
+    """One line an event: time in UTC, level, what happened. A text from elsewhere cannot begin a line of its
+    own.
+    """
 
     converter = time.gmtime
 
@@ -33,7 +35,9 @@ class Line(logging.Formatter):
 @contextlib.contextmanager
 def logging_to(run: Run) -> Iterator[None]:
     """Append the project's log to the run's ``log.txt``."""
-    handler = RotatingFileHandler(run.path / "log.txt", maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace")
+    handler = RotatingFileHandler(
+        run.path / "log.txt", maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace"
+    )
     handler.setFormatter(Line())
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -46,7 +50,9 @@ def logging_to(run: Run) -> Iterator[None]:
 
 
 def output_to(run: Run) -> None:
-    """From now on what this process prints, and what libraries print below Python, goes to the run's ``log.txt``."""
+    """From now on what this process prints, and what libraries print below Python, goes to the run's
+    ``log.txt``.
+    """
     file = os.open(run.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_LINK, 0o666)
     os.dup2(file, 1)
     os.dup2(file, 2)

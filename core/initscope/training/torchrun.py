@@ -1,7 +1,8 @@
 """Starts the ranks of one run with torchrun's process launcher, and says why one of them died.
 
-The process that starts them holds the run's claim and trains nothing: when a rank dies it ends the others and writes the reason, and
-when it dies itself they follow. Ranks meet through a file, so no port is opened beyond loopback.
+The process that starts them holds the run's claim and trains nothing: when a rank dies it ends the others and
+writes the reason, and when it dies itself they follow. Ranks meet through a file, so no port is opened beyond
+loopback.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ POLL_SECONDS = 0.1
 def train(run: Run, progress: Callable[[Position, int], None]) -> Outcome:
     """Train ``run`` with ``config.processes`` ranks and wait for them.
 
-    Raises what the first of them to fail has raised, if that is one of ours, and TrainingFailed for any other end.
+    Raises what the first of them to fail has raised, if that is one of ours, and TrainingFailed for any other
+    end.
     """
     count = run.config().processes
     with tempfile.TemporaryDirectory(prefix="initscope-ranks-") as folder:
@@ -63,7 +65,10 @@ def _own_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    }
     try:
         yield
     finally:
@@ -75,17 +80,40 @@ def _pass_on(run: Run, progress: Callable[[Position, int], None]) -> None:
     """Tell the parent's listener how far the first rank has come, by what it has written."""
     state = run.json_file("status.json")
     if total := state.get("total_steps"):
-        progress(Position(step=state["step"], epoch=state.get("epoch") or 0, loss_sum=number(state.get("loss")) or 0.0, samples=1), total)
+        progress(
+            Position(
+                step=state["step"],
+                epoch=state.get("epoch") or 0,
+                loss_sum=number(state.get("loss")) or 0.0,
+                samples=1,
+            ),
+            total,
+        )
 
 
 def what_happened(failures: Mapping[int, ProcessFailure], count: int) -> InitScopeError:
-    """The error behind the ends of the ranks. One death is followed by others: the ranks that are left lose their connection, or are ended by us."""
-    killed = [rank for rank, failure in failures.items() if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM]
-    told = sorted((rank for rank, failure in failures.items() if os.path.isfile(failure.error_file)), key=lambda rank: os.stat(failures[rank].error_file).st_mtime_ns)
+    """The error behind the ends of the ranks. One death is followed by others: the ranks that are left lose
+    their connection, or are ended by us.
+    """
+    killed = [
+        rank
+        for rank, failure in failures.items()
+        if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM
+    ]
+    told = sorted(
+        (rank for rank, failure in failures.items() if os.path.isfile(failure.error_file)),
+        key=lambda rank: os.stat(failures[rank].error_file).st_mtime_ns,
+    )
     if told and not killed:
         kind, _, text = failures[told[0]].message["message"].partition(": ")
         return getattr(errors, kind, TrainingFailed)(text)
     rank = [*killed, *failures][0]
     code = failures[rank].exitcode
-    how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exited with status {code} without a word"
-    return TrainingFailed(f"rank {rank} of {count} {how}; the others were ended, and resuming goes on from the checkpoint")
+    how = (
+        f"was killed by signal {-code} ({signal.Signals(-code).name})"
+        if code < 0
+        else f"exited with status {code} without a word"
+    )
+    return TrainingFailed(
+        f"rank {rank} of {count} {how}; the others were ended, and resuming goes on from the checkpoint"
+    )

@@ -1,7 +1,8 @@
 """The training loop: from a configuration to a finished run folder.
 
-A non-finite loss is an outcome, not an exception. Everything that moves (weights, optimizer, position in the epoch, the
-epoch's sums, random state) is in the checkpoint, so a resumed run goes on along the curve it would have taken.
+A non-finite loss is an outcome, not an exception. Everything that moves (weights, optimizer, position in the
+epoch, the epoch's sums, random state) is in the checkpoint, so a resumed run goes on along the curve it would
+have taken.
 """
 
 from __future__ import annotations
@@ -45,21 +46,38 @@ from initscope.training.ranks import Ranks
 from initscope.training.run_log import log
 
 
-def train(run: Run, progress: Callable[[Position, int], None] = lambda position, total: None, engine: str | None = None) -> Outcome:
+def train(
+    run: Run,
+    progress: Callable[[Position, int], None] = lambda position, total: None,
+    engine: str | None = None,
+) -> Outcome:
     """Train ``run`` to its end, or on from its checkpoint, and write everything it is asked to record.
 
-    ``progress`` is called after every step with the position and the number of steps planned. A stop request or a
-    SIGTERM turned into one ends the run as ``stopped`` after the current step, with a checkpoint. Errors mark the run
-    ``failed`` and are raised on; InitScopeError ones carry a one-line message. ``engine``: who carries the run, if it came from the queue.
+    ``progress`` is called after every step with the position and the number of steps planned. A stop request
+    or a SIGTERM turned into one ends the run as ``stopped`` after the current step, with a checkpoint. Errors
+    mark the run ``failed`` and are raised on; InitScopeError ones carry a one-line message. ``engine``: who
+    carries the run, if it came from the queue.
     """
     try:
         writer = RunWriter(run)
         began = time.time()
         writer.update(
-            status=str(Status.RUNNING), engine=engine, started=writer.state.get("started") or began, ended=None, error=None, **own_process()
+            status=str(Status.RUNNING),
+            engine=engine,
+            started=writer.state.get("started") or began,
+            ended=None,
+            error=None,
+            **own_process(),
         )
         config = run.config()
-        log.info("start %s: %s on %s, init %s, seed %d", run.id, config.model, config.data, config.init, config.init_seed)
+        log.info(
+            "start %s: %s on %s, init %s, seed %d",
+            run.id,
+            config.model,
+            config.data,
+            config.init,
+            config.init_seed,
+        )
         if config.processes > 1:
             from initscope.training import torchrun  # torch.distributed, for those only who ask for it
 
@@ -77,7 +95,8 @@ def train(run: Run, progress: Callable[[Position, int], None] = lambda position,
 class Training:
     """One run's moving parts, put together in order by ``__init__`` and moved by ``go``.
 
-    Of several ``ranks`` all do this at once; what is written is written by the first, the others have no ``writer``.
+    Of several ``ranks`` all do this at once; what is written is written by the first, the others have no
+    ``writer``.
     """
 
     def __init__(
@@ -98,19 +117,26 @@ class Training:
         _refuse_what_cannot_fit(self.config, self.device)
         self._tell(phase="building the model")
         self.model = networks.build(
-            self.config, in_channels=self.data.channels, num_classes=self.data.classes, sample=self.data.sample().cpu()
+            self.config,
+            in_channels=self.data.channels,
+            num_classes=self.data.classes,
+            sample=self.data.sample().cpu(),
         )
         parameters = sum(p.numel() for p in self.model.parameters())
         limits.check_size(parameters, limits.limits())
         _refuse_what_cannot_fit(self.config, self.device, parameters)
         self.model.to(self.device)
-        channels_last(self.model)  # 1.3 to 1.6 times as fast for these convolutions on a CPU, and what tensor cores want
+        channels_last(
+            self.model
+        )  # 1.3 to 1.6 times as fast for these convolutions on a CPU, and what tensor cores want
         self.network = self.ranks.wrap(self.model, unused=factories.parse(self.config.model) is not None)
         self.optimizer = build_optimizer(self.config, self.model)
         self.total = planned_steps(self.config, self.data.steps_per_epoch)
         self.checkpoint = Checkpoint(run, self.model, self.optimizer, self.ranks, self.device)
         self.position = self._resume()
-        self._sums = torch.zeros(2, dtype=torch.float32 if self.device.type == "mps" else torch.float64, device=self.device)
+        self._sums = torch.zeros(
+            2, dtype=torch.float32 if self.device.type == "mps" else torch.float64, device=self.device
+        )
         self.outcome = Outcome.UNDECIDED
 
     def go(self) -> Outcome:
@@ -136,7 +162,9 @@ class Training:
         recorder.relative_signal = self.position.relative_signal
         status = Status.FINISHED
         with recorder:
-            while status is Status.FINISHED and self.position.step < self.total and not self._certain(recorder):
+            while (
+                status is Status.FINISHED and self.position.step < self.total and not self._certain(recorder)
+            ):
                 status = self._epoch(recorder)
         if self.ranks.first:
             self._finish(recorder, status)
@@ -148,7 +176,9 @@ class Training:
             self.writer.update(**changes)
 
     def _epoch(self, recorder: Recorder) -> Status:
-        """One epoch or what is left of it. FINISHED: go on; STOPPED: a stop was asked for, or the loss is not finite."""
+        """One epoch or what is left of it. FINISHED: go on; STOPPED: a stop was asked for, or the loss is not
+        finite.
+        """
         at = self.position
         self.model.train()
         if at.batch == 0:
@@ -178,7 +208,9 @@ class Training:
         return Status.FINISHED
 
     def _finite(self, recorder: Recorder, wait: bool = False) -> bool:
-        """Whether every loss so far is finite. A GPU is asked only to ``wait``, else what has arrived is looked at: it must not stand still."""
+        """Whether every loss so far is finite. A GPU is asked only to ``wait``, else what has arrived is
+        looked at: it must not stand still.
+        """
         if wait or self.device.type == "cpu":
             self.position.loss_sum, self.position.correct = self._sums.tolist()
             if not math.isfinite(self.position.loss_sum):
@@ -186,10 +218,12 @@ class Training:
         return self.ranks.agree(recorder.loss_finite)
 
     def _step(self, images: Tensor, labels: Tensor, recorder: Recorder) -> None:
-        """One optimizer step; the sums of the losses and of the samples classified correctly grow on the device.
+        """One optimizer step; the sums of the losses and of the samples classified correctly grow on the
+        device.
 
-        The loss told and recorded is the classifier's own, which has a price of guessing; auxiliary classifiers only take part in training.
-        Of several ranks each computes its share of the batch; losses, sums and gradients are the whole batch's on all of them.
+        The loss told and recorded is the classifier's own, which has a price of guessing; auxiliary
+        classifiers only take part in training. Of several ranks each computes its share of the batch; losses,
+        sums and gradients are the whole batch's on all of them.
         """
         at, config, whole = self.position, self.config, len(labels)
         images, labels, mine = self.ranks.share(images, labels)
@@ -209,7 +243,12 @@ class Training:
         correct = (logits.detach().argmax(1) == labels)[:mine].sum()
         sums = self.ranks.sum(torch.stack([loss.detach().to(self._sums.dtype) * mine, correct]))
         self._sums += sums
-        recorder.step(loss, sums[1].float() / whole, epoch=at.epoch, whole=sums[0] / whole if self.ranks.several else None)
+        recorder.step(
+            loss,
+            sums[1].float() / whole,
+            epoch=at.epoch,
+            whole=sums[0] / whole if self.ranks.several else None,
+        )
 
     def _validate(self, recorder: Recorder) -> None:
         """Loss and accuracy over the validation split, and the outcome so far."""
@@ -229,10 +268,16 @@ class Training:
 
     def _certain(self, recorder: Recorder) -> bool:
         """Whether the run may end before its last epoch because its outcome is settled."""
-        return self.config.stop_when_certain and self.ranks.agree(self.ranks.first and self._settled(recorder))
+        return self.config.stop_when_certain and self.ranks.agree(
+            self.ranks.first and self._settled(recorder)
+        )
 
     def _settled(self, recorder: Recorder) -> bool:
-        accuracies = self.run.read("epochs", ["val_accuracy"])["val_accuracy"].to_pylist() if self.position.step else []
+        accuracies = (
+            self.run.read("epochs", ["val_accuracy"])["val_accuracy"].to_pylist()
+            if self.position.step
+            else []
+        )
         return certain(
             accuracies=accuracies,
             steps=self.position.step,
@@ -281,14 +326,27 @@ class Training:
         (self.run.path / "stop").unlink(missing_ok=True)
         if status is Status.FINISHED and self.config.checkpoint != "keep":
             self.checkpoint.path.unlink(missing_ok=True)
-        by = Basis.TRAINING_LOSS if self.outcome is Outcome.DIVERGED else Basis.VALIDATION if "val_accuracy" in self.writer.state else None
+        by = (
+            Basis.TRAINING_LOSS
+            if self.outcome is Outcome.DIVERGED
+            else Basis.VALIDATION
+            if "val_accuracy" in self.writer.state
+            else None
+        )
         self.writer.update(
-            status=str(status), outcome=str(self.outcome), outcome_by=by and str(by), phase=None, ended=time.time(), step=self.position.step, seconds=recorder.seconds
+            status=str(status),
+            outcome=str(self.outcome),
+            outcome_by=by and str(by),
+            phase=None,
+            ended=time.time(),
+            step=self.position.step,
+            seconds=recorder.seconds,
         )
 
 
 def _refuse_what_cannot_fit(config: RunConfig, device: torch.device, parameters: int | None = None) -> None:
-    """A GPU's memory is known here only, and what a network of somebody's own needs, once it is built, by its ``parameters``.
+    """A GPU's memory is known here only, and what a network of somebody's own needs, once it is built, by its
+    ``parameters``.
 
     Of several processes each has its share of the batch. Raises LimitExceeded.
     """
@@ -298,23 +356,33 @@ def _refuse_what_cannot_fit(config: RunConfig, device: torch.device, parameters:
         needed = at_least(share, parameters)
     if needed is not None:
         gpu = device.type == "cuda"
-        limits.check_memory(needed, torch.cuda.get_device_properties(device).total_memory if gpu else limits.limits().memory_of_a_run)
+        limits.check_memory(
+            needed,
+            torch.cuda.get_device_properties(device).total_memory if gpu else limits.limits().memory_of_a_run,
+        )
 
 
 def _refuse_code_in(folder: Path, config: RunConfig) -> None:
-    """A run folder from elsewhere may name a Python file that came with it: nothing under ``runs/`` is ever executed.
+    """A run folder from elsewhere may name a Python file that came with it: nothing under ``runs/`` is ever
+    executed.
 
     Raises ConfigError.
     """
     for role in factories.ROLES:
         factory = factories.parse(getattr(config, role))
         if factory and factory.path.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(f"{role}: {factory.path.name} lies in the folder of runs, where no code is taken from; move it elsewhere", role)
+            raise ConfigError(
+                f"{role}: {factory.path.name} lies in the folder of runs, where no code is taken from; move "
+                "it elsewhere",
+                role,
+            )
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loaded: loading.Data, how: str = "float32") -> tuple[float, float]:
-    """(mean loss, accuracy) over the validation split in precision ``how``, in evaluation mode; the mode is restored."""
+    """(mean loss, accuracy) over the validation split in precision ``how``, in evaluation mode; the mode is
+    restored.
+    """
     training = model.training
     model.eval()
     sums: list[Tensor] = []
@@ -322,8 +390,14 @@ def evaluate(model: nn.Module, loaded: loading.Data, how: str = "float32") -> tu
         for images, labels in loaded.validate():
             with precision(how, loaded.device):
                 logits = model(in_layout(images)).float()
-            sums.append(torch.stack([F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()]))
+            sums.append(
+                torch.stack(
+                    [F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()]
+                )
+            )
     finally:
         model.train(training)
-    loss, correct = (total / len(loaded.validation) for total in torch.stack(sums).cpu().double().sum(0).tolist())
+    loss, correct = (
+        total / len(loaded.validation) for total in torch.stack(sums).cpu().double().sum(0).tolist()
+    )
     return loss, correct

@@ -17,11 +17,17 @@ from initscope.store.writer import refuse_links
 from initscope.training.run_log import log, logging_to
 
 
-def work(run: Run, progress: Callable[[Any, int], None] = lambda position, total: None, engine: str | None = None, graceful: bool = True) -> Outcome:
-    """Train ``run`` here and now. SIGTERM and the first Ctrl-C stop it gracefully, unless ``graceful`` is false; its story goes to ``log.txt``.
+def work(
+    run: Run,
+    progress: Callable[[Any, int], None] = lambda position, total: None,
+    engine: str | None = None,
+    graceful: bool = True,
+) -> Outcome:
+    """Train ``run`` here and now. SIGTERM and the first Ctrl-C stop it gracefully, unless ``graceful`` is
+    false; its story goes to ``log.txt``.
 
-    ``engine`` is the one that took the run from the queue; None: somebody at a terminal. Raises RunStateError if another process
-    works on it or, from the queue, if it waits no longer.
+    ``engine`` is the one that took the run from the queue; None: somebody at a terminal. Raises RunStateError
+    if another process works on it or, from the queue, if it waits no longer.
     """
     refuse_links(run)
     with claimed(run), logging_to(run), graceful_signals(run) if graceful else contextlib.nullcontext():

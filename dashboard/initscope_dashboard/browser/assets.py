@@ -34,7 +34,9 @@ def own_scripts() -> dict[str, bytes]:
 
 @cache
 def assets_path() -> str:
-    """Where this version of our scripts is served; changes with their content, so browsers may keep them for ever."""
+    """Where this version of our scripts is served; changes with their content, so browsers may keep them for
+    ever.
+    """
     digest = hashlib.sha256(b"\0".join(own_scripts().values())).hexdigest()[:12]
     prefix = str(st.get_option("server.baseUrlPath") or "").strip("/")
     return (f"/{prefix}" if prefix else "") + f"/assets/{digest}"

@@ -1,7 +1,8 @@
 """Every colour, shape and word the figures and tables share, so that one thing looks the same on every page.
 
-Figures name colours by token, ``var(--ink)``; ``plot.js`` puts in the value for the light or the dark theme as it draws.
-A token is therefore the only colour a figure may use, apart from the magnitude scale, which is the same in both.
+Figures name colours by token, ``var(--ink)``; ``plot.js`` puts in the value for the light or the dark theme
+as it draws. A token is therefore the only colour a figure may use, apart from the magnitude scale, which is
+the same in both.
 """
 
 from __future__ import annotations
@@ -37,7 +38,16 @@ _INITS: dict[str, tuple[str, str, str]] = {
     "lsuv": ("#7B5FC7", "#A78DEB", "star-square"),
 }
 _OTHER = ("#6B7280", "#A3ADBA", "circle")
-_BY_RUN = ("kaiming_normal", "default", "tutorial", "orthogonal", "xavier_normal", "lsuv", "kaiming_uniform", "normal_0.01")
+_BY_RUN = (
+    "kaiming_normal",
+    "default",
+    "tutorial",
+    "orthogonal",
+    "xavier_normal",
+    "lsuv",
+    "kaiming_uniform",
+    "normal_0.01",
+)
 """Whose colours and markers runs and groups take, in order, where no initialization tells them apart."""
 
 _TOKENS: dict[str, tuple[str, str]] = {
@@ -71,9 +81,20 @@ def slug(init: str) -> str:
 
 def tokens() -> dict[str, dict[str, str]]:
     """``{"light": {token: colour}, "dark": {...}}``: what ``plot.js`` fills in."""
-    inits = {f"init-{slug(name)}": colors[:2] for name, colors in _INITS.items()} | {"init-other": _OTHER[:2]} | {f"run-{i}": _INITS[name][:2] for i, name in enumerate(_BY_RUN)}
-    both = _TOKENS | inits | {f"{name}-soft": (light + "40", dark + "40") for name, (light, dark) in inits.items()}
-    return {"light": {name: c[0] for name, c in both.items()}, "dark": {name: c[1] for name, c in both.items()}}
+    inits = (
+        {f"init-{slug(name)}": colors[:2] for name, colors in _INITS.items()}
+        | {"init-other": _OTHER[:2]}
+        | {f"run-{i}": _INITS[name][:2] for i, name in enumerate(_BY_RUN)}
+    )
+    both = (
+        _TOKENS
+        | inits
+        | {f"{name}-soft": (light + "40", dark + "40") for name, (light, dark) in inits.items()}
+    )
+    return {
+        "light": {name: c[0] for name, c in both.items()},
+        "dark": {name: c[1] for name, c in both.items()},
+    }
 
 
 def init_color(init: str) -> str:
@@ -82,7 +103,9 @@ def init_color(init: str) -> str:
 
 
 def group_colors(labels: Sequence[str]) -> list[str]:
-    """A colour token for each of two groups or several: their initializations', others in turn for what is none."""
+    """A colour token for each of two groups or several: their initializations', others in turn for what is
+    none.
+    """
     others = itertools.cycle(f"var(--run-{i})" for i in range(len(_BY_RUN)))
     return [init_color(label) if label in _INITS else next(others) for label in labels]
 
@@ -183,7 +206,9 @@ _UNKNOWN = Mark("unreadable", "?", "x", "var(--muted)", "gray")
 
 def outcome_mark(outcome: str | None, status: str = Status.FINISHED) -> Mark:
     """The mark of a run: its outcome once there is one and it has ended well, else its status."""
-    if outcome in OUTCOMES and (status == Status.FINISHED or (status == Status.STOPPED and outcome != Outcome.UNDECIDED)):
+    if outcome in OUTCOMES and (
+        status == Status.FINISHED or (status == Status.STOPPED and outcome != Outcome.UNDECIDED)
+    ):
         return OUTCOMES[outcome]
     return STATUSES.get(status, _UNKNOWN)
 
@@ -205,15 +230,19 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
 def styles(inits: Iterable[str]) -> list[Style]:
-    """One style a run, in order: colour and marker by initialization, dash (then fading) by how often it came before.
+    """One style a run, in order: colour and marker by initialization, dash (then fading) by how often it came
+    before.
 
-    Where initialization tells nothing apart (all runs have the same, or one that is not in the catalogue) each run has a colour of its own.
+    Where initialization tells nothing apart (all runs have the same, or one that is not in the catalogue)
+    each run has a colour of its own.
     """
     names = list(inits)
     unknown = [init for init in names if init not in _INITS]
     alike = len(names) > 1 and len(set(names)) == 1
     by_run = alike or len(unknown) > 1 or (bool(unknown) and len(unknown) == len(names))
-    free = [i for i, name in enumerate(_BY_RUN) if alike or name not in names]  # no run looks like an initialization that is in the picture
+    free = [
+        i for i, name in enumerate(_BY_RUN) if alike or name not in names
+    ]  # no run looks like an initialization that is in the picture
     seen: dict[str, int] = {}
     result = []
     for init in names:

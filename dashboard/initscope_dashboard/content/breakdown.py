@@ -1,4 +1,6 @@
-"""Where the first number that is none appeared in a run: the step, the tensor, and what was sound until then."""
+"""Where the first number that is none appeared in a run: the step, the tensor, and what was sound until
+then.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ _AFTER_THE_LOSS = (("error signal", "activation_grad_rms"), ("gradient", "grad_n
 
 
 class Breakdown(NamedTuple):
-    """``place``: "the gradient of fc1", "the loss"; ``before``: what was sound until then; ``lasting``: nothing was finite again at the end."""
+    """``place``: "the gradient of fc1", "the loss"; ``before``: what was sound until then; ``lasting``:
+    nothing was finite again at the end.
+    """
 
     step: int
     place: str
@@ -27,12 +31,17 @@ class Breakdown(NamedTuple):
     @property
     def sentence(self) -> str:
         if not self.lasting:
-            return f"NaN at step {formatting.count(self.step)} in {self.place}{self.before}; later numbers are finite again."
+            return (
+                f"NaN at step {formatting.count(self.step)} in {self.place}{self.before}; later numbers are "
+                "finite again."
+            )
         return f"NaN from step {formatting.count(self.step)} on: first in {self.place}{self.before}."
 
 
 def breakdown(state: Mapping[str, Any], steps: pd.DataFrame, layers: pd.DataFrame) -> Breakdown | None:
-    """From the fact ``first_nonfinite`` where the recorder left it, else from the rows; None if every number is finite."""
+    """From the fact ``first_nonfinite`` where the recorder left it, else from the rows; None if every number
+    is finite.
+    """
     loss, at = steps["loss"].to_numpy(dtype=float, na_value=np.nan), steps["step"].to_numpy()
     found = _told(state) or _seen(loss, at, layers)
     if found is None:
@@ -55,11 +64,19 @@ def _told(state: Mapping[str, Any]) -> tuple[int, str] | None:
 
 def _place(what: str, layer: str) -> str:
     what = "error signal" if what == "output gradient" else what
-    return f"the {what} of {layer}" if layer and what not in ("loss", "input") else f"the {what}s" if what == "input" else f"the {what}"
+    return (
+        f"the {what} of {layer}"
+        if layer and what not in ("loss", "input")
+        else f"the {what}s"
+        if what == "input"
+        else f"the {what}"
+    )
 
 
 def _seen(loss: np.ndarray, at: np.ndarray, layers: pd.DataFrame) -> tuple[int, str] | None:
-    """By the rows of the first step that has a NaN or an infinity, in the order of computing: weights, outputs, the loss, gradients."""
+    """By the rows of the first step that has a NaN or an infinity, in the order of computing: weights,
+    outputs, the loss, gradients.
+    """
     bad_loss = at[~np.isfinite(loss)]
     bad_rows = layers[layers["nonfinite"] > 0] if len(layers) and "nonfinite" in layers else layers.iloc[:0]
     first = [int(steps.min()) for steps in (bad_loss, bad_rows["step"]) if len(steps)]
@@ -94,6 +111,9 @@ def _before(loss: np.ndarray, came: bool) -> str:
     if not math.isfinite(first) or len(finite) < 2:
         return f"; until then the loss was {formatting.number(last)}"
     word = "fell" if last < 0.97 * first else "rose" if last > 1.03 * first else None
-    return f"; until then every number was finite and the loss {word} from {formatting.number(first)} to {formatting.number(last)}" if word else (
-        f"; until then every number was finite and the loss stayed at {formatting.number(last)}"
+    return (
+        f"; until then every number was finite and the loss {word} from {formatting.number(first)} to "
+        f"{formatting.number(last)}"
+        if word
+        else (f"; until then every number was finite and the loss stayed at {formatting.number(last)}")
     )

@@ -19,7 +19,9 @@ _VARIES = tuple(name for name in OPTIONS if name not in (*SAME_RUN, "init", "ini
 
 
 class Group(NamedTuple):
-    """Runs that differ in nothing but their seed. ``frame``: what two groups share that can be compared: their sweep and its varied fields."""
+    """Runs that differ in nothing but their seed. ``frame``: what two groups share that can be compared:
+    their sweep and its varied fields.
+    """
 
     selection: str
     title: str
@@ -29,15 +31,19 @@ class Group(NamedTuple):
     @property
     def rate(self) -> float | None:
         """Share that converged of those that are decided; None if none is."""
-        told = [info for info in self.members if info.outcome in (Outcome.CONVERGED, Outcome.NOT_CONVERGED, Outcome.DIVERGED)]
+        told = [
+            info
+            for info in self.members
+            if info.outcome in (Outcome.CONVERGED, Outcome.NOT_CONVERGED, Outcome.DIVERGED)
+        ]
         return sum(info.outcome == Outcome.CONVERGED for info in told) / len(told) if told else None
 
 
 def choices(infos: Sequence[RunInfo]) -> dict[str, str]:
     """{selection: title}: groups of a sweep and of a name first, then single runs, newest first.
 
-    A selection is what the command line takes: a run id, ``init=NAME,sweep=ID`` or ``name=NAME``. The browser sends titles back: each is
-    unique, and none changes while runs go on.
+    A selection is what the command line takes: a run id, ``init=NAME,sweep=ID`` or ``name=NAME``. The browser
+    sends titles back: each is unique, and none changes while runs go on.
     """
     found = {group.selection: group.title for group in groups(infos)}
     for info in infos:
@@ -48,8 +54,9 @@ def choices(infos: Sequence[RunInfo]) -> dict[str, str]:
 
 
 def groups(infos: Sequence[RunInfo]) -> list[Group]:
-    """Groups of at least two runs: those of one sweep and one initialization, cell by cell where the sweep varies something else besides,
-    and loops of somebody's own by name and by tag."""
+    """Groups of at least two runs: those of one sweep and one initialization, cell by cell where the sweep
+    varies something else besides, and loops of somebody's own by name and by tag.
+    """
     return [*_of_sweeps(infos), *_own(infos)]
 
 
@@ -63,24 +70,45 @@ def _of_sweeps(infos: Sequence[RunInfo]) -> list[Group]:
         varied = [field for field in _VARIES if len({repr(info.config.get(field)) for info in members}) > 1]
         cells: dict[tuple, list[RunInfo]] = {}
         for info in members:
-            cells.setdefault((info.init, *(repr(info.config.get(field)) for field in varied)), []).append(info)
+            cells.setdefault((info.init, *(repr(info.config.get(field)) for field in varied)), []).append(
+                info
+            )
         for (init, *_), cell in cells.items():
             if len(cell) > 1:
                 values = [(field, cell[0].config.get(field)) for field in varied]
                 terms = "".join(f",{field}={_typed(value)}" for field, value in values)
-                words = "".join(f", {OPTIONS[field].title.lower()} {_typed(value)}" for field, value in values)
+                words = "".join(
+                    f", {OPTIONS[field].title.lower()} {_typed(value)}" for field, value in values
+                )
                 frame = (sweep, *(repr(value) for _, value in values))
-                found.append(Group(f"init={init},sweep={sweep}{terms}", f"{init_title(init)}{words} · all seeds of sweep {sweep}", frame, tuple(cell)))
+                found.append(
+                    Group(
+                        f"init={init},sweep={sweep}{terms}",
+                        f"{init_title(init)}{words} · all seeds of sweep {sweep}",
+                        frame,
+                        tuple(cell),
+                    )
+                )
     return found
 
 
 def _typed(value: Any) -> str:
     """A value as the command line takes it."""
-    return "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        ""
+        if value is None
+        else ", ".join(map(str, value))
+        if isinstance(value, list)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def _own(infos: Sequence[RunInfo]) -> list[Group]:
-    """Loops of somebody's own with one name or one tag. Only names that are said once of other runs, too, would name more than these."""
+    """Loops of somebody's own with one name or one tag. Only names that are said once of other runs, too,
+    would name more than these.
+    """
     own = [info for info in infos if is_own(info)]
     by: dict[tuple[str, str], list[RunInfo]] = {}
     for info in own:
@@ -89,9 +117,15 @@ def _own(infos: Sequence[RunInfo]) -> list[Group]:
             by.setdefault(("tags", tag), []).append(info)
     titles = {"name": "all runs named {}", "tags": "all runs tagged {}"}
     return [
-        Group(f"{field}={value}", titles[field].format(formatting.shorten(value, 48)), ("own", field), tuple(members))
-        for (field, value), members in by.items() if len(members) > 1
-    ]  # fmt: skip
+        Group(
+            f"{field}={value}",
+            titles[field].format(formatting.shorten(value, 48)),
+            ("own", field),
+            tuple(members),
+        )
+        for (field, value), members in by.items()
+        if len(members) > 1
+    ]
 
 
 RECENT = 60
@@ -99,9 +133,10 @@ RECENT = 60
 
 
 def suggested_pair(infos: Sequence[RunInfo]) -> tuple[str, str]:
-    """The pair a person most likely means: the newest sweep's (or the newest own runs') worst and best group if they differ; else the newest run
-    that converged and the newest that did not but differs in initialization only, with all their seeds if they belong to a sweep; else the
-    two newest."""
+    """The pair a person most likely means: the newest sweep's (or the newest own runs') worst and best group
+    if they differ; else the newest run that converged and the newest that did not but differs in
+    initialization only, with all their seeds if they belong to a sweep; else the two newest.
+    """
     recent = [info for info in infos if info.status != "unreadable"][:RECENT]
     if not recent:
         return "", ""
@@ -112,7 +147,9 @@ def suggested_pair(infos: Sequence[RunInfo]) -> tuple[str, str]:
         return group_pair
     good = [info for info in recent if info.outcome == Outcome.CONVERGED]
     bad = [info for info in recent if info.outcome in (Outcome.NOT_CONVERGED, Outcome.DIVERGED)]
-    pairs = [(b, g) for g in good for b in bad if _differ_in_init_only(b, g)] or [(b, g) for g in good[:1] for b in bad[:1]]
+    pairs = [(b, g) for g in good for b in bad if _differ_in_init_only(b, g)] or [
+        (b, g) for g in good[:1] for b in bad[:1]
+    ]
     if pairs:
         b, g = max(pairs, key=lambda pair: min(pair[0].created, pair[1].created))
         return _all_seeds(b, g, infos) or (b.run, g.run)
@@ -121,7 +158,9 @@ def suggested_pair(infos: Sequence[RunInfo]) -> tuple[str, str]:
 
 
 def _extremes(infos: Sequence[RunInfo], sweep: str | None) -> tuple[str, str] | None:
-    """(worst, best) group of a sweep, if the two differ: of a sweep that varies something else besides, the first frame where they do."""
+    """(worst, best) group of a sweep, if the two differ: of a sweep that varies something else besides, the
+    first frame where they do.
+    """
     if not sweep:
         return None
     frames: dict[tuple, list[Group]] = {}
@@ -140,32 +179,43 @@ def _extremes(infos: Sequence[RunInfo], sweep: str | None) -> tuple[str, str] | 
 
 
 def _own_pair(recent: Sequence[RunInfo]) -> tuple[str, str] | None:
-    """The two names of own runs of one network that were used last, groups before single runs; the one that was there first is A, unless it is
-    the one that trains."""
+    """The two names of own runs of one network that were used last, groups before single runs; the one that
+    was there first is A, unless it is the one that trains.
+    """
     networks: dict[str, dict[str, list[RunInfo]]] = {}
     for info in recent:
         if is_own(info):
             networks.setdefault(str(info.config.get("model")), {}).setdefault(info.name, []).append(info)
     repeated = ({name: runs for name, runs in sides.items() if len(runs) > 1} for sides in networks.values())
-    told = ({name: runs for name, runs in sides.items() if any(decided(info) for info in runs)} for sides in networks.values())
+    told = (
+        {name: runs for name, runs in sides.items() if any(decided(info) for info in runs)}
+        for sides in networks.values()
+    )
     for sides in (*repeated, *told):  # groups are evidence, single runs an anecdote
         if len(sides) > 1:
             newer, older = list(sides)[:2]
             pair = [f"name={name}" if len(sides[name]) > 1 else sides[name][0].run for name in (older, newer)]
-            rates = [sum(info.outcome == Outcome.CONVERGED for info in sides[name]) / len(sides[name]) for name in (older, newer)]
+            rates = [
+                sum(info.outcome == Outcome.CONVERGED for info in sides[name]) / len(sides[name])
+                for name in (older, newer)
+            ]
             return (pair[1], pair[0]) if rates[0] > rates[1] else (pair[0], pair[1])
     return None
 
 
 def _all_seeds(b: RunInfo, g: RunInfo, infos: Sequence[RunInfo]) -> tuple[str, str] | None:
-    """The worst and the best group of the sweep that two runs belong to, where nothing but the seed varies in their groups."""
+    """The worst and the best group of the sweep that two runs belong to, where nothing but the seed varies in
+    their groups.
+    """
     sweep = b.config.get("sweep")
     if not sweep or sweep != g.config.get("sweep"):
         return None
     members = [info for info in infos if info.config.get("sweep") == sweep]
     for one in (b, g):
         seeds = [info for info in members if info.init == one.init]
-        if len(seeds) < 2 or any(changed_fields(one.config, other.config).keys() - {"init_seed"} for other in seeds):
+        if len(seeds) < 2 or any(
+            changed_fields(one.config, other.config).keys() - {"init_seed"} for other in seeds
+        ):
             return None
     return _extremes(members, str(sweep))
 

@@ -19,7 +19,9 @@ def power(exponent: int) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Three significant digits: '2.3', '0.0432', '134,000,000'; powers of ten outside 0.001 to a billion; '–' for None."""
+    """Three significant digits: '2.3', '0.0432', '134,000,000'; powers of ten outside 0.001 to a billion; '–'
+    for None.
+    """
     if value is None:
         return "–"
     value = float(value)
@@ -35,7 +37,11 @@ def number(value: float | None, digits: int = 3) -> str:
     if -3 <= exponent < 9:
         text = f"{Decimal(repr(rounded)):,.{max(0, digits - 1 - exponent)}f}"
         return sign + (text.rstrip("0").rstrip(".") if "." in text else text)
-    mantissa = f"{rounded / 10**exponent:.{digits - 1}f}" if exponent > -300 else f"{rounded:.{digits - 1}e}".split("e")[0]
+    mantissa = (
+        f"{rounded / 10**exponent:.{digits - 1}f}"
+        if exponent > -300
+        else f"{rounded:.{digits - 1}e}".split("e")[0]
+    )
     mantissa = mantissa.rstrip("0").rstrip(".")
     return sign + (power(exponent) if mantissa == "1" else f"{mantissa} × {power(exponent)}")
 
@@ -74,7 +80,9 @@ def count(value: int) -> str:
 
 
 def times(ratio: float) -> str:
-    """'2,100,000 times': two significant digits, for a ratio of at least 1; '∞ times' when divided by an exact zero."""
+    """'2,100,000 times': two significant digits, for a ratio of at least 1; '∞ times' when divided by an
+    exact zero.
+    """
     return f"{number(ratio, 2)} times"
 
 
@@ -126,7 +134,9 @@ def shorten(name: str, limit: int = 30) -> str:
 
 
 def escape(name: str) -> str:
-    """A person's text for a Plotly label, which reads a little HTML and ``%{...}``: shown as typed, never interpreted."""
+    """A person's text for a Plotly label, which reads a little HTML and ``%{...}``: shown as typed, never
+    interpreted.
+    """
     safe = name.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return safe.replace("%{", "%\u200b{").replace("\n", " ")
 

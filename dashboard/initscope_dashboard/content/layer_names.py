@@ -7,7 +7,9 @@ from typing import Any
 
 
 def layer_names(layers: Iterable[str], state: Mapping[str, Any]) -> dict[str, str]:
-    """{name in the model: name for a person}, from ``status.json``: the recorder's fact ``layer_titles`` says what a numbered layer is."""
+    """{name in the model: name for a person}, from ``status.json``: the recorder's fact ``layer_titles`` says
+    what a numbered layer is.
+    """
     facts = state.get("facts")
     titles = facts.get("layer_titles") if isinstance(facts, Mapping) else None
     titles = titles if isinstance(titles, Mapping) else {}

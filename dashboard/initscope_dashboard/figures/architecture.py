@@ -1,7 +1,9 @@
-"""The VGG network as the story tells it: five blocks of maps that halve, then three linear layers, and where the parameters are.
+"""The VGG network as the story tells it: five blocks of maps that halve, then three linear layers, and where
+the parameters are.
 
-Tells apart what the eye expects (thirteen convolutions, most of the picture) from where the weights sit (the first linear layer).
-Shapes and counts are computed here from the configuration, without torch; a test holds them against the real network.
+Tells apart what the eye expects (thirteen convolutions, most of the picture) from where the weights sit (the
+first linear layer). Shapes and counts are computed here from the configuration, without torch; a test holds
+them against the real network.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from initscope_dashboard.figures import base
 
 
 class Layer(NamedTuple):
-    """One layer: its output is ``channels`` maps of ``size`` x ``size`` pixels (a linear layer: ``size`` 1)."""
+    """One layer: its output is ``channels`` maps of ``size`` x ``size`` pixels (a linear layer: ``size``
+    1).
+    """
 
     name: str
     kind: str
@@ -42,11 +46,15 @@ class Layer(NamedTuple):
 
     @property
     def shape(self) -> str:
-        return f"{self.channels:,}" if self.kind == "linear" else f"{self.channels} × {self.size} × {self.size}"
+        return (
+            f"{self.channels:,}" if self.kind == "linear" else f"{self.channels} × {self.size} × {self.size}"
+        )
 
 
 def layers(config: RunConfig) -> list[Layer]:
-    """Every layer with weights, and the poolings, from input to output; empty for a network that is not a VGG."""
+    """Every layer with weights, and the poolings, from input to output; empty for a network that is not a
+    VGG.
+    """
     if config.model not in shapes.VGG_BLOCKS:
         return []
     result = []
@@ -83,7 +91,11 @@ def short(value: int) -> str:
     """'640', '36.9 k', '102.8 M'."""
     for limit, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= limit:
-            return f"{value / limit:.1f}{unit}" if value < 100 * limit or unit == " M" else f"{value / limit:.0f}{unit}"
+            return (
+                f"{value / limit:.1f}{unit}"
+                if value < 100 * limit or unit == " M"
+                else f"{value / limit:.0f}{unit}"
+            )
     return str(value)
 
 
@@ -97,7 +109,9 @@ class Slab(NamedTuple):
 
 
 def slabs(network: Sequence[Layer], image_size: int) -> list[Slab]:
-    """Heights follow the map's size, thickness its channels, both flattened so that the smallest can still be seen."""
+    """Heights follow the map's size, thickness its channels, both flattened so that the smallest can still be
+    seen.
+    """
     result, at = [], 0.0
     before = None
     for layer in network:
@@ -115,41 +129,109 @@ def slabs(network: Sequence[Layer], image_size: int) -> list[Slab]:
     return result
 
 
-def architecture(network: Sequence[Layer], *, title: str = "From image to answer", image_size: int = 224, height: int = 430) -> go.Figure:
-    """Slabs (maps and channels) over a bar for each layer's parameters. Wants 760 pixels: scroll sideways below."""
+def architecture(
+    network: Sequence[Layer], *, title: str = "From image to answer", image_size: int = 224, height: int = 430
+) -> go.Figure:
+    """Slabs (maps and channels) over a bar for each layer's parameters. Wants 760 pixels: scroll sideways
+    below.
+    """
     if not network:
-        return base.blank(title, "Drawn for the VGG family; torchinfo's table below has every network.", height)
-    drawn = base.figure(formatting.escape(title), height, showlegend=False, hovermode="closest", margin={"l": 12, "r": 12, "t": 40, "b": 62})
+        return base.blank(
+            title, "Drawn for the VGG family; torchinfo's table below has every network.", height
+        )
+    drawn = base.figure(
+        formatting.escape(title),
+        height,
+        showlegend=False,
+        hovermode="closest",
+        margin={"l": 12, "r": 12, "t": 40, "b": 62},
+    )
     places = slabs(network, image_size)
     fills = {"conv": theme.CONV, "pool": theme.POOL, "linear": theme.LINEAR}
-    shapes = [shape for layer, slab in zip(network, places, strict=True) for shape in _slab(slab, fills[layer.kind])]
+    shapes = [
+        shape for layer, slab in zip(network, places, strict=True) for shape in _slab(slab, fills[layer.kind])
+    ]
     middles = [slab.left + slab.thick / 2 for slab in places]
     right = places[-1].left + 1.0
     drawn.update_layout(shapes=shapes)
     hover = [
         f"<b>{layer.name}</b><br>output {layer.shape}<br>"
-        + (f"{formatting.count(layer.parameters)} parameters" if layer.parameters else "2 × 2 maximum, no parameters")
+        + (
+            f"{formatting.count(layer.parameters)} parameters"
+            if layer.parameters
+            else "2 × 2 maximum, no parameters"
+        )
         for layer in network
     ]
     drawn.add_scatter(
-        x=[m + s.lean / 4 for m, s in zip(middles, places, strict=True)], y=[s.high / 2 for s in places], mode="markers",
-        marker={"size": 26, "opacity": 0}, text=hover, hovertemplate="%{text}<extra></extra>",
+        x=[m + s.lean / 4 for m, s in zip(middles, places, strict=True)],
+        y=[s.high / 2 for s in places],
+        mode="markers",
+        marker={"size": 26, "opacity": 0},
+        text=hover,
+        hovertemplate="%{text}<extra></extra>",
     )
-    with_weights = [(layer, m, words) for layer, m, words in zip(network, middles, hover, strict=True) if layer.parameters]
+    with_weights = [
+        (layer, m, words) for layer, m, words in zip(network, middles, hover, strict=True) if layer.parameters
+    ]
     drawn.add_bar(
-        x=[m for _, m, _ in with_weights], y=[layer.parameters for layer, _, _ in with_weights], width=0.6, yaxis="y2",
-        marker={"color": [theme.LINEAR if layer.kind == "linear" else theme.CONV for layer, _, _ in with_weights],
-                "line": {"color": theme.MUTED, "width": 0.8}},
-        text=[short(layer.parameters) for layer, _, _ in with_weights], textposition="outside", textangle=0, cliponaxis=False,
-        textfont={"size": 10}, customdata=[words for _, _, words in with_weights], hovertemplate="%{customdata}<extra></extra>",
+        x=[m for _, m, _ in with_weights],
+        y=[layer.parameters for layer, _, _ in with_weights],
+        width=0.6,
+        yaxis="y2",
+        marker={
+            "color": [theme.LINEAR if layer.kind == "linear" else theme.CONV for layer, _, _ in with_weights],
+            "line": {"color": theme.MUTED, "width": 0.8},
+        },
+        text=[short(layer.parameters) for layer, _, _ in with_weights],
+        textposition="outside",
+        textangle=0,
+        cliponaxis=False,
+        textfont={"size": 10},
+        customdata=[words for _, _, words in with_weights],
+        hovertemplate="%{customdata}<extra></extra>",
     )
     for words, x, y in _captions(network, places):
-        drawn.add_annotation(text=words, x=x, y=y, xanchor="center", yanchor="bottom", yshift=4, showarrow=False, font={"size": 12})
-    drawn.add_annotation(text="parameters", x=0, xref="paper", xanchor="left", y=0.3, yref="paper", yanchor="bottom", showarrow=False,
-                         font={"size": 12, "color": theme.MUTED})
-    drawn.update_xaxes(range=[-0.25, right], tickvals=middles, ticktext=[layer.name for layer in network], tickangle=-60, showgrid=False,
-                       zeroline=False, anchor="y2", fixedrange=True, ticks="")
-    hidden = {"showticklabels": False, "showgrid": False, "zeroline": False, "fixedrange": True, "ticks": "", "showline": False}
+        drawn.add_annotation(
+            text=words,
+            x=x,
+            y=y,
+            xanchor="center",
+            yanchor="bottom",
+            yshift=4,
+            showarrow=False,
+            font={"size": 12},
+        )
+    drawn.add_annotation(
+        text="parameters",
+        x=0,
+        xref="paper",
+        xanchor="left",
+        y=0.3,
+        yref="paper",
+        yanchor="bottom",
+        showarrow=False,
+        font={"size": 12, "color": theme.MUTED},
+    )
+    drawn.update_xaxes(
+        range=[-0.25, right],
+        tickvals=middles,
+        ticktext=[layer.name for layer in network],
+        tickangle=-60,
+        showgrid=False,
+        zeroline=False,
+        anchor="y2",
+        fixedrange=True,
+        ticks="",
+    )
+    hidden = {
+        "showticklabels": False,
+        "showgrid": False,
+        "zeroline": False,
+        "fixedrange": True,
+        "ticks": "",
+        "showline": False,
+    }
     drawn.update_layout(
         yaxis={**hidden, "domain": [0.4, 1], "range": [-0.03, 1.66]},
         yaxis2={**hidden, "domain": [0, 0.27], "zeroline": True, "rangemode": "tozero", "anchor": "x"},
@@ -162,11 +244,26 @@ def _slab(slab: Slab, fill: str) -> list[dict]:
     x0, x1, y1, d = slab.left, slab.left + slab.thick, slab.high, slab.lean
     dx = d * 0.9
     outline = {"color": theme.MUTED, "width": 0.8}
-    front = {"type": "path", "path": f"M{x0},0 L{x1},0 L{x1},{y1} L{x0},{y1} Z", "fillcolor": fill, "line": outline}
+    front = {
+        "type": "path",
+        "path": f"M{x0},0 L{x1},0 L{x1},{y1} L{x0},{y1} Z",
+        "fillcolor": fill,
+        "line": outline,
+    }
     if not d:
         return [front]
-    top = {"type": "path", "path": f"M{x0},{y1} L{x1},{y1} L{x1 + dx},{y1 + d} L{x0 + dx},{y1 + d} Z", "fillcolor": fill, "line": outline}
-    side = {"type": "path", "path": f"M{x1},0 L{x1},{y1} L{x1 + dx},{y1 + d} L{x1 + dx},{d} Z", "fillcolor": fill, "line": outline}
+    top = {
+        "type": "path",
+        "path": f"M{x0},{y1} L{x1},{y1} L{x1 + dx},{y1 + d} L{x0 + dx},{y1 + d} Z",
+        "fillcolor": fill,
+        "line": outline,
+    }
+    side = {
+        "type": "path",
+        "path": f"M{x1},0 L{x1},{y1} L{x1 + dx},{y1 + d} L{x1 + dx},{d} Z",
+        "fillcolor": fill,
+        "line": outline,
+    }
     return [top, side, front]
 
 
@@ -184,8 +281,12 @@ def _captions(network: Sequence[Layer], places: Sequence[Slab]) -> list[tuple[st
         first, last = places[inside[0]], places[inside[-1]]
         layer = network[inside[0]]
         middle = (first.left + last.left + last.thick + 0.9 * first.lean) / 2
-        result.append((f"<b>{layer.size}</b> × {layer.size}<br>{layer.channels} maps", middle, first.high + first.lean))
+        result.append(
+            (f"<b>{layer.size}</b> × {layer.size}<br>{layer.channels} maps", middle, first.high + first.lean)
+        )
     for i, layer in enumerate(network):
         if layer.kind == "linear":
-            result.append((f"<b>{layer.channels:,}</b>", places[i].left + places[i].thick / 2, places[i].high))
+            result.append(
+                (f"<b>{layer.channels:,}</b>", places[i].left + places[i].thick / 2, places[i].high)
+            )
     return result

@@ -58,8 +58,16 @@ def figure(title: str, height: int, **layout: Any) -> go.Figure:
         "title": {"text": title, "font": {"size": 15}},
         "height": height,
         "margin": {"l": 56, "r": 12, "t": TOP, "b": 44},
-        "legend": {"orientation": "h", "x": 0, "xref": "container", "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom",
-                   "font": {"size": 12}},
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "xref": "container",
+            "xanchor": "left",
+            "y": 0,
+            "yref": "container",
+            "yanchor": "bottom",
+            "font": {"size": 12},
+        },
         "hoverlabel": {"align": "left"},
         "xaxis": {"separatethousands": True, "exponentformat": "none"},
     }
@@ -69,7 +77,15 @@ def figure(title: str, height: int, **layout: Any) -> go.Figure:
 def blank(title: str, hint: str, height: int = 220) -> go.Figure:
     """A titled figure without data that says what to do next."""
     drawn = figure(title, height, xaxis={"visible": False}, yaxis={"visible": False}, meta={"blank": hint})
-    drawn.add_annotation(text=hint, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False, font={"size": 14, "color": theme.MUTED})
+    drawn.add_annotation(
+        text=hint,
+        x=0.5,
+        y=0.5,
+        xref="paper",
+        yref="paper",
+        showarrow=False,
+        font={"size": 14, "color": theme.MUTED},
+    )
     return drawn
 
 
@@ -83,18 +99,32 @@ def layers_in_order(frame: pd.DataFrame) -> list[str]:
 
 
 def boundaries(layers: Sequence[str]) -> list[float]:
-    """Positions halfway between neighbours of different blocks; none if nearly every layer were its own block, or if there
-    were more lines than picture."""
+    """Positions halfway between neighbours of different blocks; none if nearly every layer were its own
+    block, or if there were more lines than picture.
+    """
     parts = blocks.runs(blocks.blocks(layers))
-    return [first - 0.5 for _, first, _ in parts[1:]] if 2 * (len(parts) - 1) <= len(layers) and len(parts) <= MOST_BLOCKS else []
+    return (
+        [first - 0.5 for _, first, _ in parts[1:]]
+        if 2 * (len(parts) - 1) <= len(layers) and len(parts) <= MOST_BLOCKS
+        else []
+    )
 
 
 def block_lines(layers: Sequence[str], axis: str, color: str = theme.LINE, width: float = 1) -> list[dict]:
     """Thin lines between blocks, across ('y') or along ('x') the layer axis."""
     other = "x" if axis == "y" else "y"
     return [
-        {"type": "line", f"{axis}0": at, f"{axis}1": at, f"{axis}ref": axis, f"{other}0": 0, f"{other}1": 1,
-         f"{other}ref": "paper", "line": {"color": color, "width": width}, "layer": "above" if color == theme.PAPER else "below"}
+        {
+            "type": "line",
+            f"{axis}0": at,
+            f"{axis}1": at,
+            f"{axis}ref": axis,
+            f"{other}0": 0,
+            f"{other}1": 1,
+            f"{other}ref": "paper",
+            "line": {"color": color, "width": width},
+            "layer": "above" if color == theme.PAPER else "below",
+        }
         for at in boundaries(layers)
     ]
 
@@ -105,12 +135,16 @@ def layer_height(layers: Sequence[str], least: int = 340, each: int = 20) -> int
 
 
 def names_axis(axis: str, layers: Sequence[str], shown: Sequence[str] = ()) -> dict[str, Any]:
-    """``layout.meta`` of a figure with layers on ``axis``: ``plot.js`` writes as many names as there is room for, layers
-    from near and blocks from afar. ``shown`` are names to write instead of the layers' own."""
+    """``layout.meta`` of a figure with layers on ``axis``: ``plot.js`` writes as many names as there is room
+    for, layers from near and blocks from afar. ``shown`` are names to write instead of the layers' own.
+    """
     names = blocks.short(shown or layers)
     parts = [(name, i, i) for i, name in enumerate(shown)] or blocks.runs(blocks.groups(layers))
     groups = blocks.short([group for group, _, _ in parts])
-    parts = [[names[first] if first == last else group, first, last] for group, (_, first, last) in zip(groups, parts, strict=True)]
+    parts = [
+        [names[first] if first == last else group, first, last]
+        for group, (_, first, last) in zip(groups, parts, strict=True)
+    ]
     return {"rows": {"axis": axis, "keys": list(layers), "names": names, "groups": parts}}
 
 
@@ -137,7 +171,9 @@ def power_ticks(low: float, high: float, most: int = 7) -> tuple[list[int], list
 
 
 def edges(values: np.ndarray) -> tuple[int, int, bool, bool]:
-    """(low, high, zeros, bad): decades around the positive values, one more below for exact zeros and above for NaN."""
+    """(low, high, zeros, bad): decades around the positive values, one more below for exact zeros and above
+    for NaN.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         low, high = decade_limits(np.log10(values[np.isfinite(values) & (values > 0)]))
     zeros, bad = bool((values == 0).any()), not bool(np.isfinite(values).all())
@@ -145,16 +181,21 @@ def edges(values: np.ndarray) -> tuple[int, int, bool, bool]:
 
 
 def pinned(values: np.ndarray, low: float, high: float) -> tuple[np.ndarray, list[str]]:
-    """Values for a log axis from 10**low to 10**high, and a marker each: an exact zero is an open circle on the lower
-    edge, NaN or infinity a cross on the upper one. ``plot.js`` does the same with live values."""
+    """Values for a log axis from 10**low to 10**high, and a marker each: an exact zero is an open circle on
+    the lower edge, NaN or infinity a cross on the upper one. ``plot.js`` does the same with live values.
+    """
     values = np.asarray(values, dtype=np.float64)
     placed = np.where(values == 0, 10.0**low, np.where(np.isfinite(values), values, 10.0**high))
     symbols = ["circle-open" if v == 0 else "circle" if math.isfinite(v) else "x" for v in values]
     return placed, symbols
 
 
-def log_axis(title: str, low: int, high: int, zeros: bool = False, bad: bool = False, most: int = 7) -> dict[str, Any]:
-    """A logarithmic axis from decade ``low`` to ``high``. With ``zeros`` its lower end reads '0', with ``bad`` its upper 'NaN'."""
+def log_axis(
+    title: str, low: int, high: int, zeros: bool = False, bad: bool = False, most: int = 7
+) -> dict[str, Any]:
+    """A logarithmic axis from decade ``low`` to ``high``. With ``zeros`` its lower end reads '0', with
+    ``bad`` its upper 'NaN'.
+    """
     at, words = power_ticks(low + 2 * zeros, high - 2 * bad, most)
     if zeros:
         at, words = [low, *at], ["0", *words]
@@ -162,6 +203,11 @@ def log_axis(title: str, low: int, high: int, zeros: bool = False, bad: bool = F
         at, words = [*at, high], [*words, "NaN"]
     pad = 0.02 * (high - low) + 0.05
     return {
-        "type": "log", "title": {"text": title, "standoff": 8}, "exponentformat": "power", "automargin": True,
-        "range": [low - pad, high + pad], "tickvals": [10.0**e for e in at], "ticktext": words,
+        "type": "log",
+        "title": {"text": title, "standoff": 8},
+        "exponentformat": "power",
+        "automargin": True,
+        "range": [low - pad, high + pad],
+        "tickvals": [10.0**e for e in at],
+        "ticktext": words,
     }

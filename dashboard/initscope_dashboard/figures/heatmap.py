@@ -1,7 +1,7 @@
 """Every layer (input at the bottom, output at the top) over all steps, coloured by magnitude.
 
-Tells apart a gradient that never reaches the first layers from one that is small everywhere, and shows when it changed.
-An exact zero and a NaN are colours of their own: neither has a place on a logarithmic scale.
+Tells apart a gradient that never reaches the first layers from one that is small everywhere, and shows when
+it changed. An exact zero and a NaN are colours of their own: neither has a place on a logarithmic scale.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ CELLS = 120_000
 FEWEST = 120
 
 FAR = 1.0
-"""Decades from its column's median at which a single value is shown instead of it, if it lies far outside the others."""
+"""Decades from its column's median at which a single value is shown instead of it, if it lies far outside the
+others.
+"""
 FAR_SHARE = 0.25
 """The same for shares."""
 
@@ -39,9 +41,10 @@ FAR_SHARE = 0.25
 class Cells(NamedTuple):
     """A map: one row a layer (nearest the input first), one column for every ``per`` recorded steps.
 
-    ``z`` is log10 of the value (the value itself if ``linear``), NaN where there is none; ``zero`` and ``bad`` mark
-    exact zeros and NaN or infinities. ``moments`` holds (step, values of the layers) at the first, middle and last
-    recorded step. ``notes`` says of each row what it stands for beside its layer, ``shown`` what the axis calls it.
+    ``z`` is log10 of the value (the value itself if ``linear``), NaN where there is none; ``zero`` and
+    ``bad`` mark exact zeros and NaN or infinities. ``moments`` holds (step, values of the layers) at the
+    first, middle and last recorded step. ``notes`` says of each row what it stands for beside its layer,
+    ``shown`` what the axis calls it.
     """
 
     metric: str
@@ -70,15 +73,23 @@ def matrix(frame: pd.DataFrame, metric: str) -> Grid:
     values = np.full((len(layers), len(steps)), np.nan, np.float32)
     present = np.zeros(values.shape, bool)
     values[row, column] = frame[metric].to_numpy(dtype=np.float32)
-    # pandas reads "not measured" (null) as NaN too: it is one only where the row says that something was not finite.
-    broken = frame["nonfinite"].to_numpy() > 0 if "nonfinite" in frame else np.full(len(frame), metric not in LINEAR_METRICS)
+    # pandas reads "not measured" (null) as NaN too: it is one only where the row says that something was not
+    # finite.
+    broken = (
+        frame["nonfinite"].to_numpy() > 0
+        if "nonfinite" in frame
+        else np.full(len(frame), metric not in LINEAR_METRICS)
+    )
     present[row, column] = ~np.isnan(values[row, column]) | broken
     return Grid(layers, np.arange(len(layers)), steps, values, present)
 
 
-def binned(values: np.ndarray, present: np.ndarray, per: int, linear: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(z, zero, bad) with ``per`` columns made one: the median, or the one value that lies far outside the others; bad if
-    any of them is, zero if more than half are."""
+def binned(
+    values: np.ndarray, present: np.ndarray, per: int, linear: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(z, zero, bad) with ``per`` columns made one: the median, or the one value that lies far outside the
+    others; bad if any of them is, zero if more than half are.
+    """
     rows, n = values.shape
     width = -(-n // per)
     pad = ((0, 0), (0, width * per - n))
@@ -99,9 +110,11 @@ def binned(values: np.ndarray, present: np.ndarray, per: int, linear: bool) -> t
 
 
 def _typical(v: np.ndarray, n: np.ndarray, linear: bool) -> np.ndarray:
-    """The median of the ``n`` numbers along the last axis (others are NaN), NaN for none. A value beyond Tukey's outer
-    fence (three interquartile ranges outside the quartiles) and ``FAR`` from the median is shown in its place: a spike
-    of one step in a thousand stays visible. Medians and distances are of log10 unless ``linear``."""
+    """The median of the ``n`` numbers along the last axis (others are NaN), NaN for none. A value beyond
+    Tukey's outer fence (three interquartile ranges outside the quartiles) and ``FAR`` from the median is
+    shown in its place: a spike of one step in a thousand stays visible. Medians and distances are of log10
+    unless ``linear``.
+    """
 
     def scale(x: np.ndarray) -> np.ndarray:
         return x if linear else np.log10(x)
@@ -112,7 +125,11 @@ def _typical(v: np.ndarray, n: np.ndarray, linear: bool) -> np.ndarray:
         ordered = np.sort(v, axis=2)  # NaN last
 
         def at(index: np.ndarray) -> np.ndarray:
-            return scale(np.take_along_axis(ordered, np.clip(index, 0, v.shape[2] - 1)[..., None], 2)[..., 0].astype(np.float64))
+            return scale(
+                np.take_along_axis(ordered, np.clip(index, 0, v.shape[2] - 1)[..., None], 2)[..., 0].astype(
+                    np.float64
+                )
+            )
 
         middle = (at((n - 1) // 2) + at(n // 2)) / 2
         low, high, least, most = at(-(-(n - 1) // 4)), at(3 * (n - 1) // 4), at(np.zeros_like(n)), at(n - 1)
@@ -124,7 +141,9 @@ def _typical(v: np.ndarray, n: np.ndarray, linear: bool) -> np.ndarray:
 
 
 def reduced(grids: Iterable[Grid], metric: str, total: int, columns: int | None = None) -> Cells | None:
-    """The map of a run that comes in pieces, ``total`` rows (a layer and a step each) in all. None if nothing comes."""
+    """The map of a run that comes in pieces, ``total`` rows (a layer and a step each) in all. None if nothing
+    comes.
+    """
     linear = metric in LINEAR_METRICS
     row: dict[str, int] = {}
     depth: dict[str, int] = {}
@@ -146,8 +165,15 @@ def reduced(grids: Iterable[Grid], metric: str, total: int, columns: int | None 
         piece = _spread(grid, row, rest)
         whole = len(piece.steps) - len(piece.steps) % per
         if whole:
-            done.append((piece.steps[:whole:per], *binned(piece.values[:, :whole], piece.present[:, :whole], per, linear)))
-        rest = piece._replace(steps=piece.steps[whole:], values=piece.values[:, whole:], present=piece.present[:, whole:])
+            done.append(
+                (
+                    piece.steps[:whole:per],
+                    *binned(piece.values[:, :whole], piece.present[:, :whole], per, linear),
+                )
+            )
+        rest = piece._replace(
+            steps=piece.steps[whole:], values=piece.values[:, whole:], present=piece.present[:, whole:]
+        )
     if last is None or rest is None:
         return None
     if len(rest.steps):
@@ -155,9 +181,21 @@ def reduced(grids: Iterable[Grid], metric: str, total: int, columns: int | None 
     moments[seen] = (int(last.steps[-1]), last.layers, last.values[:, -1])
     names = sorted(row, key=lambda name: (depth[name], row[name]))
     order = [row[name] for name in names]
-    z, zero, bad = (np.concatenate([_grown(part[k], len(row)) for part in done], axis=1)[order] for k in (1, 2, 3))
+    z, zero, bad = (
+        np.concatenate([_grown(part[k], len(row)) for part in done], axis=1)[order] for k in (1, 2, 3)
+    )
     at = np.concatenate([part[0] for part in done]).astype(np.int32)
-    return Cells(metric, names, at, z, zero, bad, per, linear, tuple(_moment(*moments[key], names) for key in sorted(moments)))
+    return Cells(
+        metric,
+        names,
+        at,
+        z,
+        zero,
+        bad,
+        per,
+        linear,
+        tuple(_moment(*moments[key], names) for key in sorted(moments)),
+    )
 
 
 def _spread(grid: Grid, row: Mapping[str, int], rest: Grid | None) -> Grid:
@@ -173,7 +211,13 @@ def _spread(grid: Grid, row: Mapping[str, int], rest: Grid | None) -> Grid:
         return Grid(list(row), grid.depths, grid.steps, values, present)
     before = (_grown(rest.values, len(row)), _grown(rest.present, len(row)))
     steps = np.concatenate([rest.steps, grid.steps])
-    return Grid(list(row), grid.depths, steps, np.concatenate([before[0], values], axis=1), np.concatenate([before[1], present], axis=1))
+    return Grid(
+        list(row),
+        grid.depths,
+        steps,
+        np.concatenate([before[0], values], axis=1),
+        np.concatenate([before[1], present], axis=1),
+    )
 
 
 def _grown(part: np.ndarray, rows: int) -> np.ndarray:
@@ -184,12 +228,16 @@ def _grown(part: np.ndarray, rows: int) -> np.ndarray:
     return np.concatenate([part, empty])
 
 
-def _moment(step: int, layers: Sequence[str], values: np.ndarray, names: Sequence[str]) -> tuple[int, np.ndarray]:
+def _moment(
+    step: int, layers: Sequence[str], values: np.ndarray, names: Sequence[str]
+) -> tuple[int, np.ndarray]:
     known = dict(zip(layers, values, strict=True))
     return step, np.array([known.get(name, np.nan) for name in names], np.float64)
 
 
-def heatmap_data(frame: pd.DataFrame | None, metric: str = "grad_norm", columns: int | None = None) -> Cells | None:
+def heatmap_data(
+    frame: pd.DataFrame | None, metric: str = "grad_norm", columns: int | None = None
+) -> Cells | None:
     """The map of one run's ``layers`` table, None if it has no rows."""
     if frame is None or frame.empty:
         return None
@@ -206,7 +254,11 @@ def shared_limits(maps: Sequence[Cells | None]) -> tuple[float, float]:
 
 
 def heatmap(
-    cells: Cells | None, *, title: str | None = None, limits: tuple[float, float] | None = None, colorbar: bool = True
+    cells: Cells | None,
+    *,
+    title: str | None = None,
+    limits: tuple[float, float] | None = None,
+    colorbar: bool = True,
 ) -> go.Figure:
     """Draw a map. ``limits``: the colour range (see ``shared_limits``); ``title`` is escaped here."""
     metric = COLUMN[cells.metric].title if cells else COLUMN[METRICS[0]].title
@@ -216,8 +268,15 @@ def heatmap(
     low, high = limits or shared_limits([cells])
     drawn = base.figure(heading, base.layer_height(cells.layers))
     drawn.add_heatmap(
-        z=cells.z, x=cells.steps, y=cells.layers, zmin=low, zmax=high, colorscale=theme.SEQUENTIAL, showscale=colorbar,
-        colorbar=color_bar(metric, low, high, cells.linear), **hover(cells, metric, "share" if cells.linear else "log10"),
+        z=cells.z,
+        x=cells.steps,
+        y=cells.layers,
+        zmin=low,
+        zmax=high,
+        colorscale=theme.SEQUENTIAL,
+        showscale=colorbar,
+        colorbar=color_bar(metric, low, high, cells.linear),
+        **hover(cells, metric, "share" if cells.linear else "log10"),
     )
     special(drawn, cells, cells.zero, theme.ZERO, "exact zero")
     special(drawn, cells, cells.bad, theme.NONFINITE, "NaN or infinite")
@@ -226,8 +285,15 @@ def heatmap(
 
 
 def hover(cells: Any, what: str, kind: str) -> dict[str, Any]:
-    """Hover text of a map: the browser writes it from z and the row's full name, whatever the axis calls it."""
-    meta = {"text": kind, "what": what, "around": _around(cells.per), **({"notes": list(cells.notes)} if cells.notes else {})}
+    """Hover text of a map: the browser writes it from z and the row's full name, whatever the axis calls
+    it.
+    """
+    meta = {
+        "text": kind,
+        "what": what,
+        "around": _around(cells.per),
+        **({"notes": list(cells.notes)} if cells.notes else {}),
+    }
     return {"hovertemplate": "%{text}<extra></extra>", "meta": meta}
 
 
@@ -237,9 +303,24 @@ def color_bar(title: str, low: float, high: float, linear: bool) -> dict[str, An
         at, words = [0, 0.25, 0.5, 0.75, 1], [formatting.percent(v) for v in (0, 0.25, 0.5, 0.75, 1)]
     else:
         at, words = base.power_ticks(low, high, most=6)
-    return {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "ypad": 4, "xpad": 0, "len": 1, "thickness": 8,
-            "tickvals": at, "ticktext": words, "ticks": "", "ticklabelposition": "outside top", "ticklabeloverflow": "allow",
-            "outlinewidth": 0, "tickfont": {"size": 12}}
+    return {
+        "orientation": "h",
+        "x": 0,
+        "xanchor": "left",
+        "y": 1,
+        "yanchor": "bottom",
+        "ypad": 4,
+        "xpad": 0,
+        "len": 1,
+        "thickness": 8,
+        "tickvals": at,
+        "ticktext": words,
+        "ticks": "",
+        "ticklabelposition": "outside top",
+        "ticklabeloverflow": "allow",
+        "outlinewidth": 0,
+        "tickfont": {"size": 12},
+    }
 
 
 def special(drawn: go.Figure, cells: Any, mask: np.ndarray, color: str, name: str) -> None:
@@ -247,27 +328,58 @@ def special(drawn: go.Figure, cells: Any, mask: np.ndarray, color: str, name: st
     if not mask.any():
         return
     drawn.add_heatmap(
-        z=np.where(mask, 1, np.nan).astype(np.float32), x=cells.steps, y=cells.layers, zmin=0, zmax=1, colorscale=[[0, color], [1, color]],
-        showscale=False, **hover(cells, name, "mark"),
+        z=np.where(mask, 1, np.nan).astype(np.float32),
+        x=cells.steps,
+        y=cells.layers,
+        zmin=0,
+        zmax=1,
+        colorscale=[[0, color], [1, color]],
+        showscale=False,
+        **hover(cells, name, "mark"),
     )
     drawn.add_scatter(
-        x=[None], y=[cells.layers[0]], mode="markers", marker={"symbol": "square", "size": 12, "color": color}, name=name, hoverinfo="skip", showlegend=True
+        x=[None],
+        y=[cells.layers[0]],
+        mode="markers",
+        marker={"symbol": "square", "size": 12, "color": color},
+        name=name,
+        hoverinfo="skip",
+        showlegend=True,
     )
 
 
 def finish(drawn: go.Figure, cells: Any) -> None:
     """Axes, block lines and the note on reduction that all maps share."""
     layers = cells.layers
-    words = "step" if cells.per == 1 else f"step · each column: median of {cells.per:,} recorded steps, spikes kept"
+    words = (
+        "step"
+        if cells.per == 1
+        else f"step · each column: median of {cells.per:,} recorded steps, spikes kept"
+    )
     drawn.update_layout(
         shapes=base.block_lines(layers, "y", theme.PAPER, 2 if len(layers) <= base.READABLE else 1),
         hovermode="closest",
         margin={"l": 68, "t": 66, "r": 18},
         meta=base.names_axis("yaxis", layers, cells.shown),
     )
-    drawn.update_xaxes(title={"text": words, "standoff": 14}, showgrid=False, zeroline=False, automargin=True, ticks="outside", ticklen=4)
-    drawn.update_yaxes(type="category", categoryorder="array", categoryarray=layers, range=[-0.5, len(layers) - 0.5], dtick=1 if len(layers) <= base.READABLE else None,
-                       showgrid=False, zeroline=False, automargin=True)
+    drawn.update_xaxes(
+        title={"text": words, "standoff": 14},
+        showgrid=False,
+        zeroline=False,
+        automargin=True,
+        ticks="outside",
+        ticklen=4,
+    )
+    drawn.update_yaxes(
+        type="category",
+        categoryorder="array",
+        categoryarray=layers,
+        range=[-0.5, len(layers) - 0.5],
+        dtick=1 if len(layers) <= base.READABLE else None,
+        showgrid=False,
+        zeroline=False,
+        automargin=True,
+    )
 
 
 def _around(per: int) -> str:
@@ -276,4 +388,6 @@ def _around(per: int) -> str:
 
 def layer_table(cells: Cells) -> pd.DataFrame:
     """The metric at the first, middle and last recorded step, a row a layer, the input first."""
-    return pd.DataFrame({"layer": cells.layers, **{f"step {step:,}": values for step, values in cells.moments}})
+    return pd.DataFrame(
+        {"layer": cells.layers, **{f"step {step:,}": values for step, values in cells.moments}}
+    )

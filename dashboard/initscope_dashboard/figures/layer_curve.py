@@ -19,7 +19,9 @@ from initscope_dashboard.figures.curves import POINTS, thin
 
 
 class LayerCurve(NamedTuple):
-    """``values`` holds NaN where the value was not finite; ``zeros`` and ``bad`` are the steps of exact zeros and of NaN or infinity."""
+    """``values`` holds NaN where the value was not finite; ``zeros`` and ``bad`` are the steps of exact zeros
+    and of NaN or infinity.
+    """
 
     subject: Subject
     steps: np.ndarray
@@ -55,13 +57,22 @@ def _few(steps: np.ndarray, most: int = 200) -> np.ndarray:
 
 
 def layer_curve(
-    subjects: Sequence[Subject], frames: Mapping[str, pd.DataFrame], layer: str, metric: str = "grad_norm", *, height: int = 300
+    subjects: Sequence[Subject],
+    frames: Mapping[str, pd.DataFrame],
+    layer: str,
+    metric: str = "grad_norm",
+    *,
+    height: int = 300,
 ) -> go.Figure:
-    """The curves on a logarithmic axis (a share: linear); zeros lie on the lower edge, NaN and infinity on the upper."""
+    """The curves on a logarithmic axis (a share: linear); zeros lie on the lower edge, NaN and infinity on
+    the upper.
+    """
     title = f"{COLUMN[metric].title} of {formatting.escape(layer)} over time"
     data = layer_curve_data(subjects, frames, layer, metric)
     if not data:
-        return base.blank(title, "Click a layer in the map above." if not layer else "The run has no such layer.", height)
+        return base.blank(
+            title, "Click a layer in the map above." if not layer else "The run has no such layer.", height
+        )
     drawn = base.figure(title, height, hovermode="x unified", showlegend=True)
     values = np.concatenate([run.values for run in data])
     linear = metric in LINEAR_METRICS
@@ -71,14 +82,34 @@ def layer_curve(
     looks = theme.styles(run.subject.init for run in data)
     for run, name, look in zip(data, base.labels([run.subject for run in data]), looks, strict=True):
         common = {"legendgroup": run.subject.run, "name": name}
-        drawn.add_scatter(x=run.steps, y=run.values, mode="lines", line={"color": look.color, "width": 1.6, "dash": look.dash},
-                          hovertemplate="%{fullData.name}: " + ("%{y:.1%}" if linear else "%{y:.3g}") + "<extra></extra>", **common)
-        for steps, at, symbol, word in ((run.zeros, low, "circle-open", "exact zero"), (run.bad, high, "x", "NaN or infinite")):
+        drawn.add_scatter(
+            x=run.steps,
+            y=run.values,
+            mode="lines",
+            line={"color": look.color, "width": 1.6, "dash": look.dash},
+            hovertemplate="%{fullData.name}: " + ("%{y:.1%}" if linear else "%{y:.3g}") + "<extra></extra>",
+            **common,
+        )
+        for steps, at, symbol, word in (
+            (run.zeros, low, "circle-open", "exact zero"),
+            (run.bad, high, "x", "NaN or infinite"),
+        ):
             if steps.size:
                 color = look.color if word == "exact zero" else theme.NONFINITE
-                drawn.add_scatter(x=steps, y=np.full(len(steps), at if linear else 10.0**at), mode="markers", legendgroup=run.subject.run,
-                                  marker={"symbol": symbol, "size": 6, "color": color}, name=word, hovertemplate=f"{word}<extra></extra>")
+                drawn.add_scatter(
+                    x=steps,
+                    y=np.full(len(steps), at if linear else 10.0**at),
+                    mode="markers",
+                    legendgroup=run.subject.run,
+                    marker={"symbol": symbol, "size": 6, "color": color},
+                    name=word,
+                    hovertemplate=f"{word}<extra></extra>",
+                )
     drawn.update_xaxes(title={"text": "step", "standoff": 6}, automargin=True)
-    axis = {"range": [-0.02, 1.02], "tickformat": ".0%"} if linear else base.log_axis(COLUMN[metric].title.lower(), low, high, zeros, bad)
+    axis = (
+        {"range": [-0.02, 1.02], "tickformat": ".0%"}
+        if linear
+        else base.log_axis(COLUMN[metric].title.lower(), low, high, zeros, bad)
+    )
     drawn.update_yaxes(**{**axis, "automargin": True})
     return drawn

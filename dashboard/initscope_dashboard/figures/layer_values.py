@@ -30,7 +30,9 @@ def newest(subjects: Sequence[Subject], frames: Mapping[str, pd.DataFrame], metr
     return _at(-1, subjects, frames, metric)
 
 
-def _at(row: int, subjects: Sequence[Subject], frames: Mapping[str, pd.DataFrame], metric: str) -> list[LayerValues]:
+def _at(
+    row: int, subjects: Sequence[Subject], frames: Mapping[str, pd.DataFrame], metric: str
+) -> list[LayerValues]:
     result = []
     for who in subjects:
         frame = frames.get(who.run)
@@ -38,5 +40,7 @@ def _at(row: int, subjects: Sequence[Subject], frames: Mapping[str, pd.DataFrame
             continue
         step = int(frame["step"].iloc[row])
         rows = frame[frame["step"] == step].sort_values("depth", kind="stable")
-        result.append(LayerValues(who, [str(n) for n in rows["layer"]], rows[metric].to_numpy(dtype=np.float64), step))
+        result.append(
+            LayerValues(who, [str(n) for n in rows["layer"]], rows[metric].to_numpy(dtype=np.float64), step)
+        )
     return result

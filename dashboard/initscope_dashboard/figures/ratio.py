@@ -1,7 +1,7 @@
 """How much larger B's value is than A's, for every layer and step, in decades around zero.
 
-Tells apart a fix that revived the first layers from one that only scaled everything: one colour is a mere factor, a
-gradient of colours from bottom to top is a changed depth profile.
+Tells apart a fix that revived the first layers from one that only scaled everything: one colour is a mere
+factor, a gradient of colours from bottom to top is a changed depth profile.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from initscope_dashboard.figures.heatmap import Cells
 
 
 class Ratio(NamedTuple):
-    """log10(B/A) of the layers both have, on the steps both reached; ``zero`` and ``bad`` mark cells where either run has one."""
+    """log10(B/A) of the layers both have, on the steps both reached; ``zero`` and ``bad`` mark cells where
+    either run has one.
+    """
 
     metric: str
     layers: list[str]
@@ -36,8 +38,8 @@ class Ratio(NamedTuple):
 def ratio_data(a: Cells | None, b: Cells | None) -> Ratio | None:
     """The ratio of two maps, None if they have no layer or no step in common.
 
-    Columns that begin at the same step are compared; if the maps have different columns, each of the coarser one is
-    compared with the finer one's last before its end. Shares have no ratio.
+    Columns that begin at the same step are compared; if the maps have different columns, each of the coarser
+    one is compared with the finer one's last before its end. Shares have no ratio.
     """
     if a is None or b is None or a.linear or not len(a.steps) or not len(b.steps):
         return None
@@ -49,7 +51,9 @@ def ratio_data(a: Cells | None, b: Cells | None) -> Ratio | None:
         return None
     za, zero_a, bad_a = _at(a, layers, steps)
     zb, zero_b, bad_b = _at(b, layers, steps)
-    return Ratio(a.metric, layers, steps, zb - za, (zero_a | zero_b) & ~(bad_a | bad_b), bad_a | bad_b, coarse.per)
+    return Ratio(
+        a.metric, layers, steps, zb - za, (zero_a | zero_b) & ~(bad_a | bad_b), bad_a | bad_b, coarse.per
+    )
 
 
 def _at(cells: Cells, layers: list[str], steps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -70,7 +74,16 @@ def ratio(data: Ratio | None, *, title: str | None = None, span: float | None = 
     drawn = base.figure(heading, base.layer_height(data.layers))
     told = heatmap.hover(data, COLUMN[data.metric].title, "log10ratio")
     told["meta"]["narrow"] = {"colorbar.ticktext": short}
-    drawn.add_heatmap(z=data.z, x=data.steps, y=data.layers, zmin=-half, zmax=half, colorscale=theme.DIVERGING, colorbar=bar, **told)
+    drawn.add_heatmap(
+        z=data.z,
+        x=data.steps,
+        y=data.layers,
+        zmin=-half,
+        zmax=half,
+        colorscale=theme.DIVERGING,
+        colorbar=bar,
+        **told,
+    )
     heatmap.special(drawn, data, data.zero, theme.ZERO, "an exact zero in A or B")
     heatmap.special(drawn, data, data.bad, theme.NONFINITE, "NaN or infinite in A or B")
     heatmap.finish(drawn, data)
@@ -81,6 +94,9 @@ def _bar(half: float) -> tuple[dict, list[str]]:
     """The colour bar with ticks in words, and the shorter words for a narrow screen."""
     step = max(1, math.floor(0.75 * half))  # inside the bar: the words are long
     at = [-step, 0, step]
-    words = ["equal" if v == 0 else f"{formatting.number(10.0 ** abs(v))} × {'larger' if v > 0 else 'smaller'}" for v in at]
+    words = [
+        "equal" if v == 0 else f"{formatting.number(10.0 ** abs(v))} × {'larger' if v > 0 else 'smaller'}"
+        for v in at
+    ]
     short = ["equal" if v == 0 else ("×" if v > 0 else "÷") + formatting.power(abs(v)) for v in at]
     return {**heatmap.color_bar("", -half, half, False), "tickvals": at, "ticktext": words}, short

@@ -24,7 +24,9 @@ USUAL_UPDATE = -3.0
 
 
 class View(NamedTuple):
-    """What a person chose. ``pattern``: words or wildcards, any of which may fit; ``opened``: blocks shown layer by layer."""
+    """What a person chose. ``pattern``: words or wildcards, any of which may fit; ``opened``: blocks shown
+    layer by layer.
+    """
 
     pattern: str = ""
     order: Literal["depth", "worst"] = "depth"
@@ -33,7 +35,9 @@ class View(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The rows of a map from the bottom up: layers, what each stands for beside itself, what the axis calls it, its block."""
+    """The rows of a map from the bottom up: layers, what each stands for beside itself, what the axis calls
+    it, its block.
+    """
 
     layers: list[str]
     notes: tuple[str, ...]
@@ -42,10 +46,12 @@ class Rows(NamedTuple):
 
 
 def distance(cells: Cells) -> np.ndarray:
-    """How far each layer is from what it should be, in decades (a share: the share itself), mean over the columns.
+    """How far each layer is from what it should be, in decades (a share: the share itself), mean over the
+    columns.
 
-    Gradients are measured from the layer nearest the output, which they reach first, the signal from the layer nearest
-    the input, update ratios from 1e-3. A NaN is worse than an exact zero, a zero worse than any number.
+    Gradients are measured from the layer nearest the output, which they reach first, the signal from the
+    layer nearest the input, update ratios from 1e-3. A NaN is worse than an exact zero, a zero worse than any
+    number.
     """
     z = cells.z.astype(np.float64)
     if cells.linear:
@@ -62,13 +68,21 @@ def distance(cells: Cells) -> np.ndarray:
 
 
 def fits(layers: Sequence[str], pattern: str) -> list[str]:
-    """The layers that fit any of the words: a wildcard pattern if it has one of ``*?[``, else a part of the name."""
-    words = [word if set(word) & set("*?[") else f"*{word}*" for word in pattern.lower().replace(",", " ").split()]
-    return [name for name in layers if not words or any(fnmatch.fnmatchcase(name.lower(), word) for word in words)]
+    """The layers that fit any of the words: a wildcard pattern if it has one of ``*?[``, else a part of the
+    name.
+    """
+    words = [
+        word if set(word) & set("*?[") else f"*{word}*" for word in pattern.lower().replace(",", " ").split()
+    ]
+    return [
+        name for name in layers if not words or any(fnmatch.fnmatchcase(name.lower(), word) for word in words)
+    ]
 
 
 def choose(maps: Sequence[Cells | None], view: View) -> Rows:
-    """The rows that all ``maps`` shall have, the worst of them deciding; no rows if no layer fits the pattern."""
+    """The rows that all ``maps`` shall have, the worst of them deciding; no rows if no layer fits the
+    pattern.
+    """
     there = [cells for cells in maps if cells is not None]
     layers = _merged([cells.layers for cells in there])
     score = dict.fromkeys(layers, 0.0)
@@ -89,7 +103,12 @@ def choose(maps: Sequence[Cells | None], view: View) -> Rows:
         rows.append((one, f"{view.blocks} of {len(names)} in {group}", group))
     if view.order == "worst":
         rows.sort(key=lambda row: score[row[0]])  # the last row is drawn on top
-    return Rows([row[0] for row in rows], tuple(row[1] for row in rows), tuple(row[2] for row in rows), [block[row[0]] for row in rows])
+    return Rows(
+        [row[0] for row in rows],
+        tuple(row[1] for row in rows),
+        tuple(row[2] for row in rows),
+        [block[row[0]] for row in rows],
+    )
 
 
 def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
@@ -115,9 +134,20 @@ def arranged(cells: Map | None, rows: Rows) -> Map | None:
     z, zero, bad = cells.z[at], cells.zero[at], cells.bad[at]
     z[at < 0], zero[at < 0], bad[at < 0] = np.nan, False, False
     collapsed = any(rows.notes)
-    return cells._replace(layers=list(rows.layers), z=z, zero=zero, bad=bad, notes=rows.notes if collapsed else (), shown=rows.shown if collapsed else ())
+    return cells._replace(
+        layers=list(rows.layers),
+        z=z,
+        zero=zero,
+        bad=bad,
+        notes=rows.notes if collapsed else (),
+        shown=rows.shown if collapsed else (),
+    )
 
 
 def named(cells: Map, names: Mapping[str, str]) -> Map:
     """``cells`` with names for people on the axis; blocks keep theirs."""
-    return cells if cells.shown or all(key == name for key, name in names.items()) else cells._replace(shown=tuple(names.get(layer, layer) for layer in cells.layers))
+    return (
+        cells
+        if cells.shown or all(key == name for key, name in names.items())
+        else cells._replace(shown=tuple(names.get(layer, layer) for layer in cells.layers))
+    )

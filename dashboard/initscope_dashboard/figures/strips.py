@@ -1,6 +1,8 @@
-"""One quantity by depth for many networks at once: a strip a network, from its first layer to its last, coloured by magnitude.
+"""One quantity by depth for many networks at once: a strip a network, from its first layer to its last,
+coloured by magnitude.
 
-Tells apart a network whose gradient dies on its way back (a strip that darkens to the left) from one that shortcuts or normalisation keep alive.
+Tells apart a network whose gradient dies on its way back (a strip that darkens to the left) from one that
+shortcuts or normalisation keep alive.
 """
 
 from __future__ import annotations
@@ -54,9 +56,16 @@ def limits(groups: Sequence[Sequence[Strip]]) -> tuple[int, int]:
 
 
 def strips(
-    rows: Sequence[Strip], metric: str, *, title: str = "", limits_: tuple[int, int] | None = None, order: Sequence[str] = ()
+    rows: Sequence[Strip],
+    metric: str,
+    *,
+    title: str = "",
+    limits_: tuple[int, int] | None = None,
+    order: Sequence[str] = (),
 ) -> go.Figure:
-    """Strips from top to bottom in ``order`` (else as given); input at the left. An exact zero has its own colour, NaN stays empty."""
+    """Strips from top to bottom in ``order`` (else as given); input at the left. An exact zero has its own
+    colour, NaN stays empty.
+    """
     title = title or COLUMN[metric].title
     if not rows:
         return base.blank(title, "Appears with the first recorded step.")
@@ -70,23 +79,52 @@ def strips(
         index = np.arange(COLUMNS) * len(one.layers) // COLUMNS
         with np.errstate(divide="ignore", invalid="ignore"):
             z[i] = np.log10(one.values)[index]
-        words[i] = [f"{formatting.escape(one.layers[k])}, layer {k + 1} of {len(one.layers)}: {formatting.number(one.values[k])}" for k in index]
+        words[i] = [
+            f"{formatting.escape(one.layers[k])}, layer {k + 1} of {len(one.layers)}: "
+            f"{formatting.number(one.values[k])}"
+            for k in index
+        ]
     drawn = base.figure(title, base.TOP + 70 + 34 * len(labels))
     drawn.add_heatmap(
-        z=np.where(np.isneginf(z), np.nan, z), x=np.linspace(0, 100, COLUMNS), y=list(range(len(labels))), zmin=low, zmax=high, ygap=4,
-        colorscale=theme.SEQUENTIAL, colorbar=heatmap.color_bar(COLUMN[metric].title, low, high, False), text=words,
+        z=np.where(np.isneginf(z), np.nan, z),
+        x=np.linspace(0, 100, COLUMNS),
+        y=list(range(len(labels))),
+        zmin=low,
+        zmax=high,
+        ygap=4,
+        colorscale=theme.SEQUENTIAL,
+        colorbar=heatmap.color_bar(COLUMN[metric].title, low, high, False),
+        text=words,
         hovertemplate="%{text}<extra></extra>",
     )
     zeros = np.isneginf(z)
     if zeros.any():
         drawn.add_heatmap(
-            z=np.where(zeros, 1, np.nan).astype(np.float32), x=np.linspace(0, 100, COLUMNS), y=list(range(len(labels))), showscale=False, ygap=4,
-            colorscale=[[0, theme.ZERO], [1, theme.ZERO]], text=words, hovertemplate="%{text}<extra></extra>",
+            z=np.where(zeros, 1, np.nan).astype(np.float32),
+            x=np.linspace(0, 100, COLUMNS),
+            y=list(range(len(labels))),
+            showscale=False,
+            ygap=4,
+            colorscale=[[0, theme.ZERO], [1, theme.ZERO]],
+            text=words,
+            hovertemplate="%{text}<extra></extra>",
         )
-    drawn.update_xaxes(title={"text": "input → output, share of the network's layers", "standoff": 4}, tickvals=[0, 50, 100], range=[-0.5, 100.5],
-                       ticktext=["first", "half way", "last"], showgrid=False, zeroline=False)
-    drawn.update_yaxes(tickvals=list(range(len(labels))), ticktext=[_wrapped(label) for label in labels], autorange="reversed", automargin=True,
-                       showgrid=False, zeroline=False)
+    drawn.update_xaxes(
+        title={"text": "input → output, share of the network's layers", "standoff": 4},
+        tickvals=[0, 50, 100],
+        range=[-0.5, 100.5],
+        ticktext=["first", "half way", "last"],
+        showgrid=False,
+        zeroline=False,
+    )
+    drawn.update_yaxes(
+        tickvals=list(range(len(labels))),
+        ticktext=[_wrapped(label) for label in labels],
+        autorange="reversed",
+        automargin=True,
+        showgrid=False,
+        zeroline=False,
+    )
     return drawn
 
 

@@ -1,7 +1,9 @@
-"""Connections to the server: never more than there are file handles for, and none that keeps a place without asking anything.
+"""Connections to the server: never more than there are file handles for, and none that keeps a place without
+asking anything.
 
-uvicorn waits for ever for a request that is never finished, and a server without a free handle answers nobody and fills its
-log (asyncio, Python 3.11: 400 MB in half a minute). Whoever can reach the port could bring that about, without a password.
+uvicorn waits for ever for a request that is never finished, and a server without a free handle answers nobody
+and fills its log (asyncio, Python 3.11: 400 MB in half a minute). Whoever can reach the port could bring that
+about, without a password.
 """
 
 from __future__ import annotations
@@ -17,12 +19,16 @@ from typing import Any
 import uvicorn
 
 PATIENCE_SECONDS = 5.0
-"""So often a connection is looked at; one that has not gone on with its request since the last look is closed."""
+"""So often a connection is looked at; one that has not gone on with its request since the last look is
+closed.
+"""
 MOST = 2000
 HANDLES_EACH = 4
 """A connection may be a session's, for whose scripts Streamlit keeps an event loop of three handles."""
 HANDLES_APART = 448
-"""For files, and for the sessions (128 at most) that Streamlit keeps for two minutes after their browser has gone."""
+"""For files, and for the sessions (128 at most) that Streamlit keeps for two minutes after their browser has
+gone.
+"""
 HANDLES_WANTED = 65_536
 AT_ONCE = 100
 """Connections that are taken in one turn of the event loop, before the first of them is counted."""
@@ -41,7 +47,10 @@ def running() -> uvicorn.Server | None:
 def guard() -> None:
     """From now on every new connection is a guarded one. To be called before the server listens."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, HANDLES_WANTED if hard == resource.RLIM_INFINITY else min(hard, HANDLES_WANTED)), hard))
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE,
+        (max(soft, HANDLES_WANTED if hard == resource.RLIM_INFINITY else min(hard, HANDLES_WANTED)), hard),
+    )
     if (server := running()) is not None:
         server.config.backlog = AT_ONCE
         server.config.http_protocol_class = guarded(server.config.http_protocol_class)  # type: ignore[arg-type]
@@ -50,7 +59,11 @@ def guard() -> None:
 def room() -> int:
     """Connections that may be open at once."""
     handles = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return MOST if handles == resource.RLIM_INFINITY else max(16, min(MOST, (handles - HANDLES_APART) // HANDLES_EACH))
+    return (
+        MOST
+        if handles == resource.RLIM_INFINITY
+        else max(16, min(MOST, (handles - HANDLES_APART) // HANDLES_EACH))
+    )
 
 
 def guarded(protocol: Any) -> type[asyncio.Protocol]:
@@ -66,7 +79,9 @@ def guarded(protocol: Any) -> type[asyncio.Protocol]:
                 self._look(None)
 
         def _look(self, before: object) -> None:
-            """Every few seconds, until it is closed or has become a websocket (which has pings of its own)."""
+            """Every few seconds, until it is closed or has become a websocket (which has pings of its
+            own).
+            """
             if self.transport.is_closing() or self.transport.get_protocol() is not self:
                 return
             waits = self._waits_for()
@@ -76,7 +91,9 @@ def guarded(protocol: Any) -> type[asyncio.Protocol]:
                 self.loop.call_later(PATIENCE_SECONDS, self._look, waits)
 
         def _waits_for(self) -> object:
-            """Which request, and which part of it, the browser owes; None while the server owes the answer."""
+            """Which request, and which part of it, the browser owes; None while the server owes the
+            answer.
+            """
             if self.cycle is None or self.cycle.response_complete:
                 return id(self.cycle), "head"
             return (id(self.cycle), "body") if self.cycle.more_body else None
@@ -89,4 +106,7 @@ def _turned_away() -> None:
     global _said
     if time.monotonic() - _said > SAY_SECONDS:
         _said = time.monotonic()
-        log.warning("%d connections are open, all that there are file handles for (ulimit -n); more are turned away", room())
+        log.warning(
+            "%d connections are open, all that there are file handles for (ulimit -n); more are turned away",
+            room(),
+        )

@@ -1,14 +1,15 @@
 """Live rows as server-sent events: ``GET /api/stream?run=ID&run=ID:STEP&there=RUNS``.
 
-``ID:STEP`` asks for the rows after that step, ``ID`` alone for all; ``there`` is what the page knows of the folder (``standing``).
-Every message is JSON for one run:
+``ID:STEP`` asks for the rows after that step, ``ID`` alone for all; ``there`` is what the page knows of the
+folder (``standing``). Every message is JSON for one run:
 
     {"run", "position", "steps": {"x", "loss", "accuracy"}, "epochs": {"x", "val_loss", "val_accuracy"},
      "layers": {"step", "names", "grad_norm"}, "state": {...}}
 
-Only what changed is in it. A ``runs`` event says that a run has come or gone in the folder, and how it stands now; a stream that
-follows no run tells only that. NaN and infinity are null. ``id:`` holds the positions of all runs, so a browser that lost the
-connection goes on where it was (``Last-Event-ID``). When every run has ended an ``end`` event closes the stream.
+Only what changed is in it. A ``runs`` event says that a run has come or gone in the folder, and how it stands
+now; a stream that follows no run tells only that. NaN and infinity are null. ``id:`` holds the positions of
+all runs, so a browser that lost the connection goes on where it was (``Last-Event-ID``). When every run has
+ended an ``end`` event closes the stream.
 
 What a run's files have to say is read once for all viewers (``initscope_dashboard.live.feed``).
 """
@@ -40,7 +41,9 @@ SHUTDOWN_SECONDS = 1.0
 """A server that is told to stop waits for open streams: each looks this often whether it should end."""
 MOST_RUNS = 64
 MOST_STREAMS = 500
-"""Streams that may be open at once, read or not: 400 on two live runs take half a core. At most half of all connections, so that pages are still answered."""
+"""Streams that may be open at once, read or not: 400 on two live runs take half a core. At most half of all
+connections, so that pages are still answered.
+"""
 LAST = 2**31 - 1
 """No step and no epoch is later: their columns have 32 bits."""
 
@@ -78,7 +81,9 @@ class Viewer:
 
 
 class Hub:
-    """The feeds of all runs that somebody is looking at. ``welcome`` says whether whoever asked may still look."""
+    """The feeds of all runs that somebody is looking at. ``welcome`` says whether whoever asked may still
+    look.
+    """
 
     def __init__(self, runs: Runs, welcome: Callable[[Request], bool] = lambda request: True):
         self.runs = runs
@@ -89,15 +94,23 @@ class Hub:
         self._there = standing(())
 
     async def endpoint(self, request: Request) -> Response:
-        """The route. 404 names a run if none is there, 400 a question that makes no sense, 503 one too many at once."""
+        """The route. 404 names a run if none is there, 400 a question that makes no sense, 503 one too many
+        at once.
+        """
         if self.streams >= min(MOST_STREAMS, connection_limits.room() // 2):
-            return PlainTextResponse("too many pages follow runs at this moment; close some, then reload this one", 503)
+            return PlainTextResponse(
+                "too many pages follow runs at this moment; close some, then reload this one", 503
+            )
         asked = request.query_params.getlist("run")
         if len(asked) > MOST_RUNS:
             return PlainTextResponse(f"give at most {MOST_RUNS} runs: /api/stream?run=ID", 400)
         try:
             wanted = dict(Position.parse(text) for text in asked)
-            wanted |= {run: at for run, at in _last_event(request.headers.get("last-event-id", "")).items() if run in wanted}
+            wanted |= {
+                run: at
+                for run, at in _last_event(request.headers.get("last-event-id", "")).items()
+                if run in wanted
+            }
             found = await anyio.to_thread.run_sync(self._find, list(wanted))
         except ValueError:
             return PlainTextResponse("a run is asked for as ID, ID:STEP or ID:STEP:EPOCH", 400)
@@ -108,20 +121,29 @@ class Hub:
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
     def _find(self, ids: Sequence[str]) -> dict[str, Run]:
-        """The runs of these ids; one that was deleted a moment ago is followed too, and said to be gone. Runs in a thread.
+        """The runs of these ids; one that was deleted a moment ago is followed too, and said to be gone. Runs
+        in a thread.
 
         Raises InitScopeError if none is there.
         """
         there = set(self.runs.ids())
-        lost = [run for run in ids if run not in there and not RUN_ID.fullmatch(run)] or (ids if there.isdisjoint(ids) else [])
+        lost = [run for run in ids if run not in there and not RUN_ID.fullmatch(run)] or (
+            ids if there.isdisjoint(ids) else []
+        )
         for run in lost:
             self.runs.get(run)
         return {run: self.runs.get(run) if run in there else Run(self.runs.root / run) for run in ids}
 
     async def _events(
-        self, runs: Mapping[str, Run], positions: Mapping[str, Position], welcome: Callable[[], bool], there: str | None = None
+        self,
+        runs: Mapping[str, Run],
+        positions: Mapping[str, Position],
+        welcome: Callable[[], bool],
+        there: str | None = None,
     ) -> AsyncIterator[str]:
-        """The text of the stream, until the runs, the server or the viewer's session end. Starlette cancels it when the viewer is gone."""
+        """The text of the stream, until the runs, the server or the viewer's session end. Starlette cancels
+        it when the viewer is gone.
+        """
         viewers = {run: Viewer(self._feed(runs[run]), position) for run, position in positions.items()}
         clock = asyncio.get_running_loop().time
         quiet_since = clock()
@@ -138,7 +160,10 @@ class Hub:
                     for message in await self._fresh(viewer):
                         body = {"run": run, "position": viewer.position.text(run), **message}
                         where = ",".join(v.position.text(r) for r, v in viewers.items())
-                        yield f"id: {where}\ndata: {json.dumps(body, allow_nan=False, separators=(',', ':'))}\n\n"
+                        yield (
+                            f"id: {where}\ndata: "
+                            f"{json.dumps(body, allow_nan=False, separators=(',', ':'))}\n\n"
+                        )
                 if there != (there := await self._standing()):
                     yield f"event: runs\ndata: {json.dumps({'there': there})}\n\n"
                 if viewers and all(viewer.ended for viewer in viewers.values()):
@@ -193,7 +218,9 @@ def standing(ids: Iterable[str]) -> str:
 
 
 def server_stops() -> bool:
-    """Whether Ctrl-C or a SIGTERM has reached uvicorn, which then waits for every open answer before it tells anybody."""
+    """Whether Ctrl-C or a SIGTERM has reached uvicorn, which then waits for every open answer before it tells
+    anybody.
+    """
     server = connection_limits.running()
     return server is not None and server.should_exit
 

@@ -1,6 +1,8 @@
-"""One live run, followed for all who look at it: what came since the last look at its files, as a list of messages.
+"""One live run, followed for all who look at it: what came since the last look at its files, as a list of
+messages.
 
-One task a run reads, however many viewers there are; each of them walks along the list (``initscope_dashboard.live.event_stream``).
+One task a run reads, however many viewers there are; each of them walks along the list
+(``initscope_dashboard.live.event_stream``).
 """
 
 from __future__ import annotations
@@ -88,8 +90,9 @@ class Feed:
                 self.messages.append(message)
                 self.news.set()
                 self.news = asyncio.Event()
-            # Reading may never take more than a quarter of a core. Time spent waiting for one does not count: on a busy machine
-            # a look of 20 ms took two seconds, and every viewer saw nothing for the six that followed.
+            # Reading may never take more than a quarter of a core. Time spent waiting for one does not count:
+            # on a busy machine a look of 20 ms took two seconds, and every viewer saw nothing for the six
+            # that followed.
             await asyncio.sleep(max(POLL_SECONDS, 3 * self._cost))
 
     def _look(self, now: float) -> tuple[dict[str, Any], bool]:

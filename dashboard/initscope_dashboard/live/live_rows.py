@@ -1,4 +1,6 @@
-"""What is sent and shown of a run while it trains: plain functions from its files to JSON, for the event stream and the cards."""
+"""What is sent and shown of a run while it trains: plain functions from its files to JSON, for the event
+stream and the cards.
+"""
 
 from __future__ import annotations
 
@@ -43,19 +45,31 @@ def pace(steps: pa.Table, batch_size: int) -> tuple[float | None, float | None]:
 
 
 def progress(state: Mapping[str, Any], steps: pa.Table, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What cards and headline say of a run, from ``status.json``, the last rows of ``steps`` and the saved configuration."""
+    """What cards and headline say of a run, from ``status.json``, the last rows of ``steps`` and the saved
+    configuration.
+    """
     steps = with_loss(steps)
     last = steps.slice(steps.num_rows - 1).to_pylist()[0] if steps.num_rows else {}
     step = max(int(state.get("step") or 0), last.get("step", -1) + 1)
     total, status, outcome = state.get("total_steps"), str(state.get("status")), state.get("outcome")
-    batch = number(config.get("batch_size"))  # of a loop of somebody's own it is not known how many batches make a step
+    batch = number(
+        config.get("batch_size")
+    )  # of a loop of somebody's own it is not known how many batches make a step
     speed, each = pace(steps, int(batch or 1))
     live = status in LIVE
     losses = steps["loss"].to_numpy()[-RECENT:] if steps.num_rows else np.empty(0)
     classes = headlines.classes(state, config)
     standing = headlines.standing(status, outcome, losses, math.log(classes) if classes else None)
     # A training batch is noise; what an ended run amounts to was measured on the validation samples.
-    validated = {} if live or outcome == Outcome.DIVERGED else {name: state.get(f"val_{name}") for name in ("loss", "accuracy") if state.get(f"val_{name}") is not None}
+    validated = (
+        {}
+        if live or outcome == Outcome.DIVERGED
+        else {
+            name: state.get(f"val_{name}")
+            for name in ("loss", "accuracy")
+            if state.get(f"val_{name}") is not None
+        }
+    )
     loss, accuracy = (validated.get(name, last.get(name)) for name in ("loss", "accuracy"))
     return {
         "status": status,
@@ -72,7 +86,15 @@ def progress(state: Mapping[str, Any], steps: pa.Table, config: Mapping[str, Any
         "speed_unit": "images/s" if batch else "steps/s",
         "seconds_left": finite([max(0, total - step) * each])[0] if live and total and each else None,
         "standing": headlines.in_numbers(standing),
-        "says": headlines.says(standing, np.array([loss]) if loss is not None and validated else losses, step, accuracy, classes, bool(validated), state),
+        "says": headlines.says(
+            standing,
+            np.array([loss]) if loss is not None and validated else losses,
+            step,
+            accuracy,
+            classes,
+            bool(validated),
+            state,
+        ),
     }
 
 
@@ -92,7 +114,11 @@ def near_end(run: Run, table: str) -> Cursor:
 
 
 def step_rows(steps: pa.Table) -> dict[str, Any]:
-    return {"x": steps["step"].to_pylist(), "loss": finite(steps["loss"].to_pylist()), "accuracy": finite(steps["accuracy"].to_pylist())}
+    return {
+        "x": steps["step"].to_pylist(),
+        "loss": finite(steps["loss"].to_pylist()),
+        "accuracy": finite(steps["accuracy"].to_pylist()),
+    }
 
 
 def epoch_rows(run: Run, epochs: pa.Table) -> dict[str, Any]:
@@ -111,4 +137,8 @@ def last_step(layers: pa.Table) -> pa.Table:
 
 def newest_layers(layers: pa.Table) -> dict[str, Any]:
     rows = last_step(layers)
-    return {"step": rows["step"][0].as_py(), "names": rows["layer"].to_pylist(), "grad_norm": finite(rows["grad_norm"].to_pylist())}
+    return {
+        "step": rows["step"][0].as_py(),
+        "names": rows["layer"].to_pylist(),
+        "grad_norm": finite(rows["grad_norm"].to_pylist()),
+    }

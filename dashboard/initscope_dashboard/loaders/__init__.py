@@ -21,7 +21,26 @@ from initscope_dashboard.loaders.rows import (
 )
 
 __all__ = [
-    "cells", "comparison", "damage", "diagnosis", "first_break", "first_layers", "frame", "frames", "info", "kinds", "last_layers",
-    "latest_comparison", "listed", "listing", "log_tail", "one_layer", "probes", "progress", "query", "runs", "theory",
+    "cells",
+    "comparison",
+    "damage",
+    "diagnosis",
+    "first_break",
+    "first_layers",
+    "frame",
+    "frames",
+    "info",
+    "kinds",
+    "last_layers",
+    "latest_comparison",
+    "listed",
+    "listing",
+    "log_tail",
+    "one_layer",
+    "probes",
+    "progress",
+    "query",
+    "runs",
+    "theory",
     "torchinfo",
 ]

@@ -35,7 +35,9 @@ def _comparison(a: tuple[str, ...], b: tuple[str, ...], revisions: tuple) -> Com
 
 
 def comparison(a: str, b: str, infos: Sequence[RunInfo]) -> Comparison:
-    """The comparison of two selections (a run id, or a group such as ``init=default,sweep=ID``) of the listed runs. Raises InitScopeError."""
+    """The comparison of two selections (a run id, or a group such as ``init=default,sweep=ID``) of the listed
+    runs. Raises InitScopeError.
+    """
     sides = [tuple(str(run.path) for run in runs().select(side, infos)) for side in (a, b)]
     # Whether a live run still lives is not in its files: its state joins the key.
     seen = tuple((Run(path).revision(), info(Path(path).name).status) for side in sides for path in side)
@@ -71,7 +73,9 @@ def _theory_map(config_json: str, x: str, xs: tuple, y: str, ys: tuple) -> Theor
 
 
 def theory(members: Sequence[RunInfo], x: str, y: str) -> TheoryMap | None:
-    """What theory foresees in the plane of two fields of these runs, which differ in nothing else but the seed; None where it cannot say."""
+    """What theory foresees in the plane of two fields of these runs, which differ in nothing else but the
+    seed; None where it cannot say.
+    """
     seen = [{run.config.get(field) for run in members} for field in (x, y)]
     if any(None in values for values in seen):
         return None  # a folder that does not say it
@@ -79,7 +83,8 @@ def theory(members: Sequence[RunInfo], x: str, y: str) -> TheoryMap | None:
     try:
         return _theory_map(json.dumps(dict(members[0].config), sort_keys=True), x, xs, y, ys)
     except InitScopeError:
-        return None  # a folder written by another version, whose config this one does not take: its map has no theory
+        # a folder written by another version, whose config this one does not take: its map has no theory
+        return None
 
 
 def query(sql: str) -> Answer:

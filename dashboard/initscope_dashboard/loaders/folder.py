@@ -15,7 +15,9 @@ def _runs(root: str) -> Runs:
 
 
 def runs() -> Runs:
-    """The folder of all runs: ``INITSCOPE_RUNS`` or ``runs/``. Its path on this machine stays out of what pages say."""
+    """The folder of all runs: ``INITSCOPE_RUNS`` or ``runs/``. Its path on this machine stays out of what
+    pages say.
+    """
     return _runs(default_root())  # one for all sessions: it remembers what it has read of ended runs
 
 
@@ -25,7 +27,9 @@ def info(run_id: str) -> RunInfo:
 
 
 def listing() -> list[RunInfo]:
-    """All runs, newest first. An ended run whose files have not changed costs three looks at the file system."""
+    """All runs, newest first. An ended run whose files have not changed costs three looks at the file
+    system.
+    """
     return runs().list()
 
 

@@ -1,4 +1,6 @@
-"""One run's rows, whole or reduced to what a chart draws of them; every key holds the run's revision on disk."""
+"""One run's rows, whole or reduced to what a chart draws of them; every key holds the run's revision on
+disk.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,16 @@ def _frame(path: str, table: str, columns: tuple[str, ...] | None, revision: tup
 
 
 def frame(run_id: str, table: str, columns: Iterable[str] | None = None) -> pd.DataFrame:
-    """The rows of ``steps``, ``epochs`` or ``layers`` so far. Read-only. Raises RunFolderError if a file is damaged."""
+    """The rows of ``steps``, ``epochs`` or ``layers`` so far. Read-only. Raises RunFolderError if a file is
+    damaged.
+    """
     run = Run(runs().root / run_id)
     return _frame(str(run.path), table, tuple(columns) if columns else None, run.revision())
 
 
-def frames(run_ids: Iterable[str], table: str, columns: Iterable[str] | None = None) -> dict[str, pd.DataFrame]:
+def frames(
+    run_ids: Iterable[str], table: str, columns: Iterable[str] | None = None
+) -> dict[str, pd.DataFrame]:
     """``frame`` of several runs by id; a run that cannot be read is left out."""
     found = {}
     for run_id in run_ids:
@@ -57,10 +63,20 @@ def cells(run_id: str, metric: str = "grad_norm") -> heatmap.Cells | None:
 
 @st.cache_resource(max_entries=32, show_spinner=False)
 def _one_layer(path: str, layer: str, metric: str, revision: tuple) -> pd.DataFrame:
-    pieces = [(grid.steps, grid.values[row], grid.present[row]) for grid in Run(path).grids(metric)
-              for row in [grid.layers.index(layer) if layer in grid.layers else -1] if row >= 0]
-    steps, values, there = (np.concatenate(parts) for parts in zip(*pieces, strict=True)) if pieces else (np.empty(0, np.int32), np.empty(0), np.empty(0, bool))
-    return pd.DataFrame({"step": steps, "layer": layer, metric: values}, copy=False)[there].reset_index(drop=True)
+    pieces = [
+        (grid.steps, grid.values[row], grid.present[row])
+        for grid in Run(path).grids(metric)
+        for row in [grid.layers.index(layer) if layer in grid.layers else -1]
+        if row >= 0
+    ]
+    steps, values, there = (
+        (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+        if pieces
+        else (np.empty(0, np.int32), np.empty(0), np.empty(0, bool))
+    )
+    return pd.DataFrame({"step": steps, "layer": layer, metric: values}, copy=False)[there].reset_index(
+        drop=True
+    )
 
 
 def one_layer(run_id: str, layer: str, metric: str) -> pd.DataFrame:
@@ -86,7 +102,9 @@ def _first_layers(path: str, metric: str, revision: tuple) -> pd.DataFrame:
 
 
 def first_layers(run_ids: Iterable[str], metric: str) -> dict[str, pd.DataFrame]:
-    """Step, layer, depth and the metric at each run's first recorded step; a run that cannot be read is left out."""
+    """Step, layer, depth and the metric at each run's first recorded step; a run that cannot be read is left
+    out.
+    """
     found = {}
     for run_id in run_ids:
         run = Run(runs().root / run_id)
@@ -150,15 +168,34 @@ def damage(infos: Iterable[RunInfo]) -> dict[str, str]:
     for info in infos:
         run = Run(runs().root / info.run)
         # A live run's rows come and go; what its own process cannot read ends it.
-        found[info.run] = (info.error or "") if info.status == "unreadable" else "" if info.live else _damage(str(run.path), run.revision())
+        found[info.run] = (
+            (info.error or "")
+            if info.status == "unreadable"
+            else ""
+            if info.live
+            else _damage(str(run.path), run.revision())
+        )
     return {run: reason for run, reason in found.items() if reason}
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
 def _breakdown(path: str, revision: tuple) -> breakdown.Breakdown | None:
     run = Run(path)
-    columns = ["step", "layer", "depth", "weight_norm", "activation_std", "activation_grad_rms", "grad_norm", "nonfinite"]
-    return breakdown.breakdown(run.state(), with_loss(run.read("steps", ["step", "loss"])).to_pandas(), run.read("layers", columns).to_pandas())
+    columns = [
+        "step",
+        "layer",
+        "depth",
+        "weight_norm",
+        "activation_std",
+        "activation_grad_rms",
+        "grad_norm",
+        "nonfinite",
+    ]
+    return breakdown.breakdown(
+        run.state(),
+        with_loss(run.read("steps", ["step", "loss"])).to_pandas(),
+        run.read("layers", columns).to_pandas(),
+    )
 
 
 def first_break(info: RunInfo) -> breakdown.Breakdown | None:

@@ -30,11 +30,18 @@ def page() -> None:
         empty_state.nothing_yet("Did changing it fix it?", "There are not two runs to compare yet.")
         return
     above = st.container()
-    if gone := [side for name in ("a", "b") if (side := st.query_params.get(name)) and side not in choices and not _selects(side, listed)]:
+    if gone := [
+        side
+        for name in ("a", "b")
+        if (side := st.query_params.get(name)) and side not in choices and not _selects(side, listed)
+    ]:
         with above:
             selection.not_here(gone)
         _drop_gone()
-    choices = {**choices, **{side: side for name in ("a", "b") if (side := st.query_params.get(name)) and side not in choices}}
+    choices = {
+        **choices,
+        **{side: side for name in ("a", "b") if (side := st.query_params.get(name)) and side not in choices},
+    }
     a, b = _choose(choices, comparison_choices.suggested_pair(listed))
     try:
         result = loaders.comparison(a, b, listed)
@@ -51,7 +58,9 @@ def page() -> None:
 
 
 def _selects(side: str, listed: list[RunInfo]) -> bool:
-    """Whether a selection that is not in the list (several fields, as on the command line) names runs all the same."""
+    """Whether a selection that is not in the list (several fields, as on the command line) names runs all the
+    same.
+    """
     try:
         return "=" in side and bool(loaders.runs().select(side, listed))
     except InitScopeError:
@@ -70,7 +79,14 @@ def _choose(titles: dict[str, str], suggested: tuple[str, str]) -> tuple[str, st
         a = _side("A", "a", titles, suggested[0])
     with right:
         b = _side("B", "b", titles, suggested[1])
-    middle.button("Swap", icon=":material/swap_horiz:", on_click=_swap, key="swap", help="Exchange A and B", width="stretch")
+    middle.button(
+        "Swap",
+        icon=":material/swap_horiz:",
+        on_click=_swap,
+        key="swap",
+        help="Exchange A and B",
+        width="stretch",
+    )
     return a, b
 
 
@@ -108,7 +124,9 @@ def _verdict(result: Comparison) -> None:
     low, high = result.interval
     if na + nb > 2:
         st.caption(
-            f"Difference in convergence rate, B less A: {formatting.change(kb / max(nb, 1) - ka / max(na, 1))} (95 % interval {formatting.change(low)} to {formatting.change(high)}); "
+            "Difference in convergence rate, B less A: "
+            f"{formatting.change(kb / max(nb, 1) - ka / max(na, 1))} (95 % interval "
+            f"{formatting.change(low)} to {formatting.change(high)}); "
             f"Fisher's exact test {p_text(result.p_value)}; effect size h = {result.effect:.2f}."
         )
 
@@ -120,11 +138,20 @@ def _evidence(result: Comparison) -> str:
         return ""
     most, last = max(told, key=lambda row: abs(row["log10_grad_ratio"])), told[-1]
     by_depth = any("layer_b" in row for row in result.layers)
-    how = " The networks have different layers: each is compared with the one as far along in the other, by relative depth." if by_depth else ""
+    how = (
+        " The networks have different layers: each is compared with the one as far along in the other, by "
+        "relative depth."
+        if by_depth
+        else ""
+    )
     if most is last:
-        return f"At the first step the gradient at {_where(last)}, the last layer, is {formatting.decades(last['log10_grad_ratio'])} in B.{how}"
+        return (
+            f"At the first step the gradient at {_where(last)}, the last layer, is "
+            f"{formatting.decades(last['log10_grad_ratio'])} in B.{how}"
+        )
     return (
-        f"At the first step the gradient at {_where(most)} is {formatting.decades(most['log10_grad_ratio'])} in B; "
+        f"At the first step the gradient at {_where(most)} is "
+        f"{formatting.decades(most['log10_grad_ratio'])} in B; "
         f"at {_where(last)}, the last layer, it is {formatting.decades(last['log10_grad_ratio'])}.{how}"
     )
 
@@ -151,12 +178,26 @@ def _pictures(result: Comparison) -> None:
     cells = [loaders.cells(one_a.run, metric), loaders.cells(one_b.run, metric)]
     _, how = pair_layers(*[each.layers if each is not None else [] for each in cells])
     same = how == BY_NAME
-    third = "the third is their ratio, layer by layer" if same else "their layers are different ones, so there is no map of their ratio"
+    third = (
+        "the third is their ratio, layer by layer"
+        if same
+        else "their layers are different ones, so there is no map of their ratio"
+    )
     st.caption(f"{COLUMN[metric].help}. Both heatmaps share one colour scale; {third}.")
     if len(side_a) + len(side_b) > 2:
-        st.caption(f"The heatmaps show one run of each side: {formatting.markdown(one_a.name)} and {formatting.markdown(one_b.name)}.")
-    # Networks of different layers have rows of their own: one list of names for both would leave the smaller one a sliver.
-    chosen = [layer_view.layer_view(cells, "compare")] * 2 if same else [layer_view.layer_view([each], f"compare-{side}") for each, side in zip(cells, "ab", strict=True)]
+        st.caption(
+            f"The heatmaps show one run of each side: {formatting.markdown(one_a.name)} and "
+            f"{formatting.markdown(one_b.name)}."
+        )
+    # Networks of different layers have rows of their own: one list of names for both would leave the smaller
+    # one a sliver.
+    chosen = (
+        [layer_view.layer_view(cells, "compare")] * 2
+        if same
+        else [
+            layer_view.layer_view([each], f"compare-{side}") for each, side in zip(cells, "ab", strict=True)
+        ]
+    )
     change = rows.arranged(ratio.ratio_data(*cells), chosen[0]) if same else None
     cells = [rows.arranged(each, view) for each, view in zip(cells, chosen, strict=True)]
     limits = heatmap.shared_limits(cells)
@@ -164,17 +205,32 @@ def _pictures(result: Comparison) -> None:
     for column, who, side, info in ((left, cells[0], "A", one_a), (right, cells[1], "B", one_b)):
         with column:
             title = f"{side} · {info.name}"
-            plot(heatmap.heatmap(rows.named(who, layer_names(who.layers, info.state)) if who is not None else None, title=title, limits=limits), key=f"heatmap_{side}",
-                 alt=f"{COLUMN[metric].title} of every layer over the steps of {title}")
+            plot(
+                heatmap.heatmap(
+                    rows.named(who, layer_names(who.layers, info.state)) if who is not None else None,
+                    title=title,
+                    limits=limits,
+                ),
+                key=f"heatmap_{side}",
+                alt=f"{COLUMN[metric].title} of every layer over the steps of {title}",
+            )
     if same:
         plot(
-            ratio.ratio(rows.named(change, layer_names(change.layers, one_a.state)) if change is not None else None, title=f"B over A · {COLUMN[metric].title}"),
+            ratio.ratio(
+                rows.named(change, layer_names(change.layers, one_a.state)) if change is not None else None,
+                title=f"B over A · {COLUMN[metric].title}",
+            ),
             key="ratio",
             alt="Log ratio of B to A for every layer and step",
         )
     _curves(dict(zip(result.labels, (side_a, side_b), strict=False)))
     plot(
-        depth.depth([base.subject(one_a), base.subject(one_b)], loaders.first_layers([one_a.run, one_b.run], metric), metric, relative=not same),
+        depth.depth(
+            [base.subject(one_a), base.subject(one_b)],
+            loaders.first_layers([one_a.run, one_b.run], metric),
+            metric,
+            relative=not same,
+        ),
         key="depth",
         alt=f"{COLUMN[metric].title} of every layer at the first step, both runs",
     )
@@ -192,7 +248,11 @@ def _curves(sides_by_label: dict[str, list[RunInfo]]) -> None:
         groups = {label: [steps[info.run] for info in side] for label, side in sides_by_label.items()}
         for column, name in ((left, "loss"), (right, "accuracy")):
             with column:
-                plot(bands.bands(groups, name, classes=classes), key=f"compare_{name}", alt=f"{COLUMN[name].title} over seeds of both sides")
+                plot(
+                    bands.bands(groups, name, classes=classes),
+                    key=f"compare_{name}",
+                    alt=f"{COLUMN[name].title} over seeds of both sides",
+                )
         return
     for column, name in ((left, "loss"), (right, "accuracy")):
         with column:
@@ -218,13 +278,24 @@ def _differences(result: Comparison) -> None:
     )
     st.dataframe(frame, hide_index=True, alt="Configuration fields that differ between A and B")
     if any(field.startswith((differences.OWN, differences.RECORDED)) for field in result.changed_fields):
-        st.caption("What the loops told of their configuration, and what was recorded of them. What else was changed is not known here.")
+        st.caption(
+            "What the loops told of their configuration, and what was recorded of them. What else was "
+            "changed is not known here."
+        )
     else:
-        st.caption("Every other field is the same, the order of the data included." if result.fair else "Every other field is the same.")
+        st.caption(
+            "Every other field is the same, the order of the data included."
+            if result.fair
+            else "Every other field is the same."
+        )
 
 
 def _shown(field: str, value: object) -> str:
-    if isinstance(value, list) and field == "recorded.input_shape" and all(isinstance(size, int) for size in value):
+    if (
+        isinstance(value, list)
+        and field == "recorded.input_shape"
+        and all(isinstance(size, int) for size in value)
+    ):
         return " × ".join(map(str, value)) or "one number"
     if isinstance(value, int) and not isinstance(value, bool) and field == "recorded.parameters":
         return formatting.count(value)

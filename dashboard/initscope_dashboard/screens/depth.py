@@ -1,4 +1,6 @@
-"""Depth: does the story hold? Networks from LeNet-5 to ResNet-34, with PyTorch's weights and with Kaiming's."""
+"""Depth: does the story hold? Networks from LeNet-5 to ResNet-34, with PyTorch's weights and with
+Kaiming's.
+"""
 
 from __future__ import annotations
 
@@ -29,19 +31,27 @@ def page() -> None:
     if not names:
         above.title("Does the story hold?", anchor=False)
         above.markdown(
-            "It says: LeNet and AlexNet train without care, VGG and GoogLeNet need initialization, ResNet solved depth. "
-            "No networks have been run side by side yet."
+            "It says: LeNet and AlexNet train without care, VGG and GoogLeNet need initialization, ResNet "
+            "solved depth. No networks have been run side by side yet."
         )
         _launcher("", [])
         return
-    name = st.selectbox("Networks", names, key="depth_sweep", bind="query-params") if len(names) > 1 else names[0]
+    name = (
+        st.selectbox("Networks", names, key="depth_sweep", bind="query-params")
+        if len(names) > 1
+        else names[0]
+    )
     members = sweep.members(infos, name)
     rows = network_study.rows(members)
     with above:
         st.title(formatting.heading(network_study.sentence(rows)), anchor=False)
         _claims(rows)
         _progress(members)
-    plot(networks.networks(rows), key="depth_rates", alt="Share of seeds that converged for each network and initialization, with 95 % intervals")
+    plot(
+        networks.networks(rows),
+        key="depth_rates",
+        alt="Share of seeds that converged for each network and initialization, with 95 % intervals",
+    )
     _by_depth(members, rows)
     with st.expander("Numbers"):
         _numbers(rows)
@@ -50,12 +60,18 @@ def page() -> None:
 
 def _claims(rows: list[dict]) -> None:
     """The story's three claims, each with its verdict and the counts behind it."""
-    marks = {True: (theme.OUTCOMES["converged"], "holds"), False: (theme.OUTCOMES["not_converged"], "does not hold"),
-             None: (theme.OUTCOMES["undecided"], "not decided yet")}
-    st.markdown("\n".join(
-        f"- :{marks[found.holds][0].badge}[{marks[found.holds][0].shape} {marks[found.holds][1]}] **{found.claim}**: {formatting.markdown(found.text)}."
-        for found in network_study.findings(rows)
-    ))  # fmt: skip
+    marks = {
+        True: (theme.OUTCOMES["converged"], "holds"),
+        False: (theme.OUTCOMES["not_converged"], "does not hold"),
+        None: (theme.OUTCOMES["undecided"], "not decided yet"),
+    }
+    st.markdown(
+        "\n".join(
+            f"- :{marks[found.holds][0].badge}[{marks[found.holds][0].shape} {marks[found.holds][1]}] "
+            f"**{found.claim}**: {formatting.markdown(found.text)}."
+            for found in network_study.findings(rows)
+        )
+    )
 
 
 def _progress(members: list[RunInfo]) -> None:
@@ -67,24 +83,41 @@ def _progress(members: list[RunInfo]) -> None:
 
 def _by_depth(members: list[RunInfo], rows: list[dict]) -> None:
     """A strip a network for each initialization, on one colour scale."""
-    metric = st.segmented_control("By depth, at the first step", METRICS, default=METRICS[0], required=True, key="depth_metric",
-                                  format_func=lambda key: COLUMN[key].title)
+    metric = st.segmented_control(
+        "By depth, at the first step",
+        METRICS,
+        default=METRICS[0],
+        required=True,
+        key="depth_metric",
+        format_func=lambda key: COLUMN[key].title,
+    )
     labels = list(dict.fromkeys(row["label"] for row in rows))
     inits = list(dict.fromkeys(row["init"] for row in rows))
     drawn = {init: _strips(members, rows, init, metric) for init in inits}
     shared = strips.limits(list(drawn.values()))
     for column, init in zip(st.columns(min(2, len(inits))) * len(inits), inits, strict=False):
         with column:
-            plot(strips.strips(drawn[init], metric, title=catalog.init_title(init), limits_=shared, order=labels), key=f"depth_strips_{init}",
-                 alt=f"{COLUMN[metric].title} from first to last layer of every network with {catalog.init_title(init)}")
-    st.caption("Median over seeds. Auxiliary classifiers, which lie beside the way from input to output, are left out.")
+            plot(
+                strips.strips(
+                    drawn[init], metric, title=catalog.init_title(init), limits_=shared, order=labels
+                ),
+                key=f"depth_strips_{init}",
+                alt=f"{COLUMN[metric].title} from first to last layer of every network with "
+                f"{catalog.init_title(init)}",
+            )
+    st.caption(
+        "Median over seeds. Auxiliary classifiers, which lie beside the way from input to output, are left "
+        "out."
+    )
 
 
 def _strips(members: list[RunInfo], rows: list[dict], init: str, metric: str) -> list[strips.Strip]:
     """For each network the metric by depth at the first recorded step, as the median of its runs."""
     found = []
     for row in (row for row in rows if row["init"] == init):
-        mine = [run.run for run in members if run.init == init and network_study.network_of(run) == row["network"]]
+        mine = [
+            run.run for run in members if run.init == init and network_study.network_of(run) == row["network"]
+        ]
         if one := strips.strip(row["label"], list(loaders.first_layers(mine, metric).values()), metric):
             found.append(one)
     return found
@@ -116,11 +149,22 @@ def _launcher(name: str, members: list[RunInfo]) -> None:
         except InitScopeError as error:
             st.error(formatting.markdown(str(error)))
             return
-        label = f"Launch {len(configs)} {'missing ' if members else ''}runs" if configs else "No run is missing"
-        if st.button(label, type="secondary" if members else "primary", disabled=not configs, icon=":material/play_arrow:", key="depth_launch"):
+        label = (
+            f"Launch {len(configs)} {'missing ' if members else ''}runs" if configs else "No run is missing"
+        )
+        if st.button(
+            label,
+            type="secondary" if members else "primary",
+            disabled=not configs,
+            icon=":material/play_arrow:",
+            key="depth_launch",
+        ):
             _launch(configs)
     if not members:
-        st.caption(f"{len(network_study.STUDY)} networks, two initializations; about half a minute a run on one processor core.")
+        st.caption(
+            f"{len(network_study.STUDY)} networks, two initializations; about half a minute a run on one "
+            "processor core."
+        )
 
 
 def _launch(configs: list[RunConfig]) -> None:

@@ -50,40 +50,73 @@ def page() -> None:
 
 def _suspect(infos: list[RunInfo]) -> str:
     """The newest run that did not train, else the newest."""
-    return next((info.run for info in infos if info.outcome in (Outcome.NOT_CONVERGED, Outcome.DIVERGED)), infos[0].run)
+    return next(
+        (info.run for info in infos if info.outcome in (Outcome.NOT_CONVERGED, Outcome.DIVERGED)),
+        infos[0].run,
+    )
 
 
 def _answer(info: RunInfo, found: Diagnosis) -> None:
     broken = loaders.first_break(info)
     steps = int(number(info.state.get("step")) or 0)
-    st.title(formatting.markdown(formatting.typeset(headlines.cause(found, info.status, info.error, broken, steps))), anchor=False)
+    st.title(
+        formatting.markdown(
+            formatting.typeset(headlines.cause(found, info.status, info.error, broken, steps))
+        ),
+        anchor=False,
+    )
     if more := headlines.beside(found, info.status, broken):
         st.markdown(formatting.markdown(more))
     mark = theme.outcome_mark(str(found.outcome))
     by = f" by {info.state['outcome_by']}" if info.state.get("outcome_by") else ""
     because = f": {info.state['outcome_because']}" if info.state.get("outcome_because") else ""
-    whose = "" if found.thresholds == Thresholds().title else f" · thresholds: {formatting.markdown(found.thresholds)}"
+    whose = (
+        ""
+        if found.thresholds == Thresholds().title
+        else f" · thresholds: {formatting.markdown(found.thresholds)}"
+    )
     st.caption(
-        f"{formatting.markdown(info.name)} · {mark.text}{formatting.markdown(by + because)} · `{found.cause}` with {formatting.percent(found.confidence)} of its expected evidence"
+        f"{formatting.markdown(info.name)} · {mark.text}{formatting.markdown(by + because)} · "
+        f"`{found.cause}` with {formatting.percent(found.confidence)} of its expected evidence"
         f"{' · still running' if info.live else ''}{whose}"
     )
 
 
 def _remedy(info: RunInfo, found: Diagnosis, infos: list[RunInfo]) -> None:
-    """What to do, and a button that does it: the same run, same seeds, same order of data, with the remedy."""
+    """What to do, and a button that does it: the same run, same seeds, same order of data, with the
+    remedy.
+    """
     if found.cause is Cause.HEALTHY and info.status not in ("failed", "crashed"):
         return
     with st.container(border=True):
-        st.markdown(f"**What would help.** {formatting.markdown(formatting.typeset(headlines.advice(found, info.status)))}")
+        st.markdown(
+            "**What would help.** "
+            f"{formatting.markdown(formatting.typeset(headlines.advice(found, info.status)))}"
+        )
         snippet.of_remedy(info, found)
         if not found.remedy.changes or not access.may_change():
             return
         if (twin := _already_run(info, found, infos)) is not None:
-            st.markdown(f"Already done: {formatting.markdown(theme.outcome_mark(twin.outcome, twin.status).text)}.")
-            st.page_link("screens/compare.py", label="See the comparison", icon=":material/compare:", query_params={"a": info.run, "b": twin.run})
+            st.markdown(
+                f"Already done: {formatting.markdown(theme.outcome_mark(twin.outcome, twin.status).text)}."
+            )
+            st.page_link(
+                "screens/compare.py",
+                label="See the comparison",
+                icon=":material/compare:",
+                query_params={"a": info.run, "b": twin.run},
+            )
             return
-        changes = ", ".join(f"{OPTIONS[key].title.lower()} {_value(key, value)}" for key, value in found.remedy.changes.items())
-        if st.button(f"Launch the same run with {formatting.markdown(changes)}", type="primary", icon=":material/healing:", key="remedy"):
+        changes = ", ".join(
+            f"{OPTIONS[key].title.lower()} {_value(key, value)}"
+            for key, value in found.remedy.changes.items()
+        )
+        if st.button(
+            f"Launch the same run with {formatting.markdown(changes)}",
+            type="primary",
+            icon=":material/healing:",
+            key="remedy",
+        ):
             _launch(info, found)
 
 
@@ -91,7 +124,14 @@ def _already_run(info: RunInfo, found: Diagnosis, infos: list[RunInfo]) -> RunIn
     """The newest run that is this one with the remedy, whatever its name; None if nobody has launched it."""
     wanted = {**info.config, **found.remedy.changes}
     ended_well = (one for one in infos if one.live or one.status == "finished")
-    return next((one for one in ended_well if one.run != info.run and not changed_fields(wanted, one.config, SAME_RUN)), None)
+    return next(
+        (
+            one
+            for one in ended_well
+            if one.run != info.run and not changed_fields(wanted, one.config, SAME_RUN)
+        ),
+        None,
+    )
 
 
 def _launch(info: RunInfo, found: Diagnosis) -> None:
@@ -106,11 +146,21 @@ def _launch(info: RunInfo, found: Diagnosis) -> None:
 
 
 def _value(key: str, value: object) -> str:
-    return init_title(str(value)) if key == "init" else formatting.number(value) if isinstance(value, float) else str(value)
+    return (
+        init_title(str(value))
+        if key == "init"
+        else formatting.number(value)
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def _findings(found: Diagnosis) -> None:
-    shown, title = (found.findings, "What was found") if found.findings else (found.set_aside, "Noticed, and no reason to worry")
+    shown, title = (
+        (found.findings, "What was found")
+        if found.findings
+        else (found.set_aside, "Noticed, and no reason to worry")
+    )
     if not shown:
         st.markdown("Nothing was found that lies outside the usual.")
         return
@@ -122,15 +172,27 @@ def _findings(found: Diagnosis) -> None:
 def _finding(finding: Finding) -> None:
     """Title, evidence, threshold and its source."""
     with st.container(border=True):
-        st.markdown(f"**{finding.id.replace('_', ' ')}** · {formatting.markdown(formatting.typeset(finding.text))}")
+        st.markdown(
+            f"**{finding.id.replace('_', ' ')}** · {formatting.markdown(formatting.typeset(finding.text))}"
+        )
         parts = []
         if finding.value is not None and finding.threshold is not None:
-            parts.append(f"{formatting.number(finding.value)} against a threshold of {formatting.number(finding.threshold)} ({finding.source})")
+            parts.append(
+                f"{formatting.number(finding.value)} against a threshold of "
+                f"{formatting.number(finding.threshold)} ({finding.source})"
+            )
         elif finding.source:
             parts.append(finding.source)
         if finding.layers:
             few = ", ".join(finding.layers[:BLOCK_LIMIT])
-            parts.append(few + (f" and {len(finding.layers) - BLOCK_LIMIT} more" if len(finding.layers) > BLOCK_LIMIT else ""))
+            parts.append(
+                few
+                + (
+                    f" and {len(finding.layers) - BLOCK_LIMIT} more"
+                    if len(finding.layers) > BLOCK_LIMIT
+                    else ""
+                )
+            )
         if finding.step is not None:
             parts.append(f"step {finding.step}")
         st.caption(formatting.markdown(" · ".join(parts)))
@@ -139,13 +201,22 @@ def _finding(finding: Finding) -> None:
 def _replay() -> Thresholds:
     """Thresholds to diagnose with: another tool's, or moved by hand. Defaults are marked on each slider."""
     with st.expander("Move the thresholds", icon=":material/tune:"):
-        name = st.segmented_control("Whose thresholds", list(PRESETS), default=next(iter(PRESETS)), key="diagnosis_preset", required=True)
+        name = st.segmented_control(
+            "Whose thresholds",
+            list(PRESETS),
+            default=next(iter(PRESETS)),
+            key="diagnosis_preset",
+            required=True,
+        )
         base = PRESETS[name]
-        # The browser keeps a slider's position as long as it keeps its key: another tool's sliders and put-back ones need another.
+        # The browser keeps a slider's position as long as it keeps its key: another tool's sliders and
+        # put-back ones need another.
         key = f"limit_{name}_{st.session_state.get('diagnosis_resets', 0)}"
         moved = {}
         columns = st.columns(2)
-        for i, limit in enumerate(limit for limit in LIMITS.values() if getattr(base, limit.name) is not None):
+        for i, limit in enumerate(
+            limit for limit in LIMITS.values() if getattr(base, limit.name) is not None
+        ):
             usual = getattr(base, limit.name)
             with columns[i % 2]:
                 value = _slider(limit, usual, f"{key}_{limit.name}")
@@ -160,9 +231,13 @@ def _slider(limit: Limit, usual: float, key: str) -> float:
     label = f"{limit.title} (default {formatting.number(usual)})"
     help_text = f"{limit.help}. Source of the default: {limit.source}."
     if not limit.log:
-        return st.slider(label, float(limit.low), float(max(limit.high, usual)), float(usual), key=key, help=help_text)
+        return st.slider(
+            label, float(limit.low), float(max(limit.high, usual)), float(usual), key=key, help=help_text
+        )
     low, high = math.log10(limit.low), math.log10(max(limit.high, usual))
-    exponent = st.slider(label, low, high, math.log10(usual), step=0.1, format="10^%.1f", key=key, help=help_text)
+    exponent = st.slider(
+        label, low, high, math.log10(usual), step=0.1, format="10^%.1f", key=key, help=help_text
+    )
     return usual if abs(exponent - math.log10(usual)) < 0.05 else 10**exponent
 
 

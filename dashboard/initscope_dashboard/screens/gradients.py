@@ -16,14 +16,23 @@ from initscope_dashboard.widgets.plot import plot
 
 infos = loaders.listing()
 if not infos:
-    empty_state.nothing_yet("Where does the gradient die?", "No run yet. This page shows every layer's gradient at every step.")
+    empty_state.nothing_yet(
+        "Where does the gradient die?", "No run yet. This page shows every layer's gradient at every step."
+    )
     st.stop()
 
 head = st.empty()
 info = selection.run(infos, selection.newest_or_live(infos)[0], key="gradients-run", width=360)
 metric = st.pills(
-    "What", heatmap.METRICS, default="grad_norm", required=True, key="gradients-metric", bind="query-params", format_func=lambda name: COLUMN[name].title,
-    label_visibility="collapsed", help="\n".join(f"- **{COLUMN[name].title}**: {COLUMN[name].help}" for name in heatmap.METRICS),
+    "What",
+    heatmap.METRICS,
+    default="grad_norm",
+    required=True,
+    key="gradients-metric",
+    bind="query-params",
+    format_func=lambda name: COLUMN[name].title,
+    label_visibility="collapsed",
+    help="\n".join(f"- **{COLUMN[name].title}**: {COLUMN[name].help}" for name in heatmap.METRICS),
 )
 
 
@@ -39,7 +48,11 @@ def _named(cells: heatmap.Cells | None, called: dict[str, str]) -> heatmap.Cells
 
 def _sentence(cells: heatmap.Cells) -> str:
     """What ended the run comes first, wherever one looks."""
-    ended = f"It {info.status}: {(info.error or 'nothing says why').rstrip('.')}. " if info.status in ("failed", "crashed") else ""
+    ended = (
+        f"It {info.status}: {(info.error or 'nothing says why').rstrip('.')}. "
+        if info.status in ("failed", "crashed")
+        else ""
+    )
     return ended + headlines.first_step(cells)
 
 
@@ -54,27 +67,55 @@ def picture() -> None:
         head.title("This run cannot be read.")
         return
     called = layer_names(cells.layers if cells else (), info.state)
-    head.title(formatting.markdown(_sentence(cells._replace(layers=[called[name] for name in cells.layers]))) if cells else "No layer rows yet: they come with the first recorded step.")
+    head.title(
+        formatting.markdown(_sentence(cells._replace(layers=[called[name] for name in cells.layers])))
+        if cells
+        else "No layer rows yet: they come with the first recorded step."
+    )
     chosen = layer_view.layer_view([cells], "gradients")
     place = st.container()
     if cells is None or chosen.layers:
         with place:
-            plot(heatmap.heatmap(_named(rows.arranged(cells, chosen), called), title=f"{COLUMN[metric].title} · {info.name}"), key="gradients-map",
-                 on_click=lambda point: choose(point, chosen),
-                 alt=f"{COLUMN[metric].title} of every layer of {info.name} over the steps; input at the bottom, output at the top.")
+            plot(
+                heatmap.heatmap(
+                    _named(rows.arranged(cells, chosen), called),
+                    title=f"{COLUMN[metric].title} · {info.name}",
+                ),
+                key="gradients-map",
+                on_click=lambda point: choose(point, chosen),
+                alt=f"{COLUMN[metric].title} of every layer of {info.name} over the steps; input at the "
+                "bottom, output at the top.",
+            )
     if cells is None:
         return
     if st.session_state.get("gradients-layer") not in cells.layers:
         st.session_state["gradients-layer"] = cells.layers[0]
-    layer = st.selectbox("Layer (or click the map)", cells.layers, key="gradients-layer", width=360, format_func=called.get, bind="query-params")
+    layer = st.selectbox(
+        "Layer (or click the map)",
+        cells.layers,
+        key="gradients-layer",
+        width=360,
+        format_func=called.get,
+        bind="query-params",
+    )
     curve = loaders.one_layer(info.run, layer, metric)
-    plot(layer_curve.layer_curve([base.subject(info)], {info.run: curve}, layer, metric), key="gradients-curve",
-         alt=f"{COLUMN[metric].title} of {layer} over the steps.")
+    plot(
+        layer_curve.layer_curve([base.subject(info)], {info.run: curve}, layer, metric),
+        key="gradients-curve",
+        alt=f"{COLUMN[metric].title} of {layer} over the steps.",
+    )
     with st.expander("Numbers"):
         table = heatmap.layer_table(cells)
         form = "percent" if metric in formatting.LINEAR_METRICS else "%.2e"
-        st.dataframe(table, hide_index=True, width="stretch", height="content" if len(table) <= layer_view.MANY else 600,
-                     column_config={name: st.column_config.NumberColumn(name, format=form) for name in table.columns[1:]})
+        st.dataframe(
+            table,
+            hide_index=True,
+            width="stretch",
+            height="content" if len(table) <= layer_view.MANY else 600,
+            column_config={
+                name: st.column_config.NumberColumn(name, format=form) for name in table.columns[1:]
+            },
+        )
         st.caption(COLUMN[metric].help + ".")
     if info.live and not loaders.info(info.run).live:
         st.rerun()

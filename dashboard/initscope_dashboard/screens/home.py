@@ -19,7 +19,10 @@ from initscope_dashboard.server import access
 from initscope_dashboard.widgets import empty_state, run_actions, seed_sweep
 
 PAGE_ROWS = 200
-SCORES = "Of the validation images once an epoch is over; before that, and where the loss is no number any more, of the last batch"
+SCORES = (
+    "Of the validation images once an epoch is over; before that, and where the loss is no number any more, "
+    "of the last batch"
+)
 
 
 def page() -> None:
@@ -40,15 +43,24 @@ def _answer(infos: list[RunInfo]) -> None:
     if result is None:
         st.title("Is it the initialization?", anchor=False)
         st.markdown(
-            "A deep network whose weights begin too small learns nothing: by the last layer two different images look the same, and no "
-            "gradient finds its way back. Launch a run from the sidebar, watch every layer, and compare it with one that begins right."
+            "A deep network whose weights begin too small learns nothing: by the last layer two different "
+            "images look the same, and no gradient finds its way back. Launch a run from the sidebar, watch "
+            "every layer, and compare it with one that begins right."
         )
         return
     st.title(f"{theme.VERDICTS[result.verdict].shape} {formatting.heading(result.headline)}", anchor=False)
-    st.markdown("Is it the initialization, and did changing it fix it? That is the newest answer; the evidence is one click away.")
+    st.markdown(
+        "Is it the initialization, and did changing it fix it? That is the newest answer; the evidence is "
+        "one click away."
+    )
     a, b = comparison_choices.suggested_pair(infos)
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.page_link("screens/compare.py", label="See the evidence", icon=":material/compare:", query_params={"a": a, "b": b})
+        st.page_link(
+            "screens/compare.py",
+            label="See the evidence",
+            icon=":material/compare:",
+            query_params={"a": a, "b": b},
+        )
         seed_sweep.button(result, key="home_luck")
 
 
@@ -56,7 +68,8 @@ def _first_time() -> None:
     with st.container(border=True):
         st.subheader("No runs yet", anchor=False)
         st.markdown(
-            "The story: the same VGG16 on the same handwritten digits in the same order, once with PyTorch's default weights and once "
+            "The story: the same VGG16 on the same handwritten digits in the same order, once with "
+            "PyTorch's default weights and once "
             "with Kaiming's."
         )
         empty_state.story_button()
@@ -88,17 +101,40 @@ ORDERS: dict[str, tuple[Callable[[RunInfo], Any], bool]] = {
 
 def _words(info: RunInfo) -> str:
     """What a row of the table shows of a run, and its ids, to search in."""
-    shown = [info.name, info.run, info.init, init_title(info.init), *info.tags, info.status, str(info.outcome), theme.outcome_mark(info.outcome, info.status).word]
-    return " ".join([*shown, str(info.config.get("model") or ""), str(info.config.get("sweep") or ""), info.error or ""]).lower()
+    shown = [
+        info.name,
+        info.run,
+        info.init,
+        init_title(info.init),
+        *info.tags,
+        info.status,
+        str(info.outcome),
+        theme.outcome_mark(info.outcome, info.status).word,
+    ]
+    return " ".join(
+        [*shown, str(info.config.get("model") or ""), str(info.config.get("sweep") or ""), info.error or ""]
+    ).lower()
 
 
 def _filtered(infos: list[RunInfo]) -> list[RunInfo]:
     """The runs that fit the search box and the sweep filter."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        words = st.text_input("Search", key="search", bind="query-params", placeholder="Search name, tag, initialization, outcome", label_visibility="collapsed")
+        words = st.text_input(
+            "Search",
+            key="search",
+            bind="query-params",
+            placeholder="Search name, tag, initialization, outcome",
+            label_visibility="collapsed",
+        )
         sweeps = sorted({str(i.config.get("sweep")) for i in infos if i.config.get("sweep")}, reverse=True)
-        sweep = st.selectbox("Sweep", ["All runs", *sweeps], key="sweep_filter", label_visibility="collapsed") if sweeps else "All runs"
-        order = st.selectbox("Order", list(ORDERS), key="order", bind="query-params", label_visibility="collapsed", width=180)
+        sweep = (
+            st.selectbox("Sweep", ["All runs", *sweeps], key="sweep_filter", label_visibility="collapsed")
+            if sweeps
+            else "All runs"
+        )
+        order = st.selectbox(
+            "Order", list(ORDERS), key="order", bind="query-params", label_visibility="collapsed", width=180
+        )
     if sweep != "All runs":
         infos = [info for info in infos if info.config.get("sweep") == sweep]
     for word in (words or "").lower().split():
@@ -113,15 +149,25 @@ def _filtered(infos: list[RunInfo]) -> list[RunInfo]:
 
 
 def _table(infos: list[RunInfo]) -> list[str]:
-    """All runs as a table; returns the ids of the chosen rows. Rows are remembered by id: a new run moves no choice."""
+    """All runs as a table; returns the ids of the chosen rows. Rows are remembered by id: a new run moves no
+    choice.
+    """
     ids = [info.run for info in infos]
     remembered = [run for run in st.session_state.get("home_chosen", []) if run in ids]
     frame = pd.DataFrame(
         {
             "Name": [info.name for info in infos],
-            **({} if all(info.init == RECORDED for info in infos) else {"Initialization": [_begins(info) for info in infos]}),
+            **(
+                {}
+                if all(info.init == RECORDED for info in infos)
+                else {"Initialization": [_begins(info) for info in infos]}
+            ),
             "Outcome": [theme.outcome_mark(info.outcome, info.status).text for info in infos],
-            **({"Ended by": [info.error or "" for info in infos]} if any(info.error for info in infos) else {}),
+            **(
+                {"Ended by": [info.error or "" for info in infos]}
+                if any(info.error for info in infos)
+                else {}
+            ),
             "Loss": pd.Series([info.scores[0] for info in infos], dtype="float64"),
             "Accuracy": pd.Series([info.scores[1] for info in infos], dtype="float64"),
             "Loss over time": [_sparkline(info) for info in infos],
@@ -139,11 +185,17 @@ def _table(infos: list[RunInfo]) -> list[str]:
         hide_index=True,
         column_config={
             "Name": st.column_config.TextColumn(width=205),
-            "Ended by": st.column_config.TextColumn(width=160, help="What ended a run that failed or crashed"),
+            "Ended by": st.column_config.TextColumn(
+                width=160, help="What ended a run that failed or crashed"
+            ),
             "Loss": st.column_config.NumberColumn(width=70, help=SCORES, format="%.4g"),
             "Accuracy": st.column_config.NumberColumn(width=75, help=SCORES, format="percent"),
-            "Age": st.column_config.DatetimeColumn(width=110, format="distance", help="When the run was made"),
-            "Loss over time": st.column_config.LineChartColumn(help="Training loss from the first step to the last", y_min=0, width=110),
+            "Age": st.column_config.DatetimeColumn(
+                width=110, format="distance", help="When the run was made"
+            ),
+            "Loss over time": st.column_config.LineChartColumn(
+                help="Training loss from the first step to the last", y_min=0, width=110
+            ),
             "Tags": st.column_config.ListColumn(width=120),
         },
         alt="All runs, newest first: name, initialization, outcome, loss, accuracy and age",
@@ -161,7 +213,11 @@ def _begins(info: RunInfo) -> str:
 def _sparkline(info: RunInfo) -> list[float]:
     """The losses that are numbers: over one NaN the table would draw none, and show an error."""
     curve = info.state.get("curve")
-    return [value for value in curve if isinstance(value, (int, float)) and math.isfinite(value)] if isinstance(curve, list) else []
+    return (
+        [value for value in curve if isinstance(value, (int, float)) and math.isfinite(value)]
+        if isinstance(curve, list)
+        else []
+    )
 
 
 def _actions(chosen: list[RunInfo]) -> None:
@@ -177,7 +233,9 @@ def _actions(chosen: list[RunInfo]) -> None:
             st.switch_page("screens/gradients.py", query_params={"run": ids[0]})
         if len(chosen) == 1 and st.button("Diagnose", icon=":material/stethoscope:", key="diagnose"):
             st.switch_page("screens/diagnosis.py", query_params={"run": ids[0]})
-        if len(chosen) == 2 and st.button("Compare", icon=":material/compare:", type="primary", key="compare"):
+        if len(chosen) == 2 and st.button(
+            "Compare", icon=":material/compare:", type="primary", key="compare"
+        ):
             older, newer = sorted(chosen, key=lambda info: (info.outcome == "converged", info.created))
             st.switch_page("screens/compare.py", query_params={"a": older.run, "b": newer.run})
         if not access.may_change():
@@ -185,7 +243,9 @@ def _actions(chosen: list[RunInfo]) -> None:
         if len(chosen) == 1 and st.button("Rename or tag", icon=":material/edit:", key="edit"):
             run_actions.edit_dialog(chosen[0])
         if all(info.status in (Status.STOPPED, Status.FAILED, Status.CRASHED) for info in chosen):
-            st.button("Resume", icon=":material/resume:", key="resume", on_click=run_actions.resume, args=(ids,))
+            st.button(
+                "Resume", icon=":material/resume:", key="resume", on_click=run_actions.resume, args=(ids,)
+            )
         if st.button("Delete", icon=":material/delete:", key="delete"):
             run_actions.delete_dialog(chosen)
 
@@ -193,8 +253,10 @@ def _actions(chosen: list[RunInfo]) -> None:
 def _unreadable(infos: list[RunInfo]) -> None:
     for info in infos:
         if info.status == "unreadable":
-            st.warning(f"{formatting.markdown(info.run)}: {formatting.markdown(info.error or '')}", icon=":material/warning:")
-
+            st.warning(
+                f"{formatting.markdown(info.run)}: {formatting.markdown(info.error or '')}",
+                icon=":material/warning:",
+            )
 
 
 page()

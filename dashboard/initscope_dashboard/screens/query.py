@@ -17,7 +17,9 @@ def page() -> None:
     with st.container(horizontal=True):
         for name, recipe in RECIPES.items():
             st.button(recipe.title, key=f"recipe_{name}", on_click=_ask, args=(recipe.sql,))
-    sql = st.text_area("One SELECT", key="sql", bind="query-params", height=130, placeholder=RECIPES["rates"].sql)
+    sql = st.text_area(
+        "One SELECT", key="sql", bind="query-params", height=130, placeholder=RECIPES["rates"].sql
+    )
     if (sql or "").strip():
         _answer(above, sql, _counted)
     else:
@@ -44,7 +46,9 @@ def _answer(above: st.delta_generator.DeltaGenerator, sql: str, sentence: Callab
         above.markdown("No run has ended with an answer yet. Launch one, or ask about those that train.")
     if answer.cut:
         above.markdown("Only these are shown; ask for fewer, such as with LIMIT.")
-    st.dataframe(answer.rows, hide_index=True, key="answer", alt="The answer's rows, as the question orders them")
+    st.dataframe(
+        answer.rows, hide_index=True, key="answer", alt="The answer's rows, as the question orders them"
+    )
 
 
 def _counted(answer: Answer) -> str:
@@ -54,9 +58,18 @@ def _counted(answer: Answer) -> str:
 
 
 def _rates(answer: Answer) -> str:
-    """What the first recipe says: the initialization that converged most often, and the one that did least."""
+    """What the first recipe says: the initialization that converged most often, and the one that did
+    least.
+    """
     rows = answer.rows.to_pylist()
-    told = [f"{row['init']} converged in {row['converged']} of {row['of_runs']} runs" for row in (rows[0], rows[-1])[: len(rows)]] if rows else []
+    told = (
+        [
+            f"{row['init']} converged in {row['converged']} of {row['of_runs']} runs"
+            for row in (rows[0], rows[-1])[: len(rows)]
+        ]
+        if rows
+        else []
+    )
     return formatting.heading("; ".join(told)) or "What do all runs say?"
 
 

@@ -1,12 +1,17 @@
-"""Who may look and who may change: nobody is asked on one's own machine; a password, OIDC or read-only mode where others come.
+"""Who may look and who may change: nobody is asked on one's own machine; a password, OIDC or read-only mode
+where others come.
 
 - ``INITSCOPE_READ_ONLY=1``: everybody looks, nobody changes anything (``initscope.permission``).
-- ``INITSCOPE_PASSWORD``, ``INITSCOPE_READER_PASSWORD``: the server answers nothing but the sign-in form to a browser without a session.
-- ``[auth]`` in ``.streamlit/secrets.toml``: Streamlit's own OIDC sign-in; ``INITSCOPE_EDITORS`` names who may change things.
+- ``INITSCOPE_PASSWORD``, ``INITSCOPE_READER_PASSWORD``: the server answers nothing but the sign-in form to a
+  browser without a session.
+- ``[auth]`` in ``.streamlit/secrets.toml``: Streamlit's own OIDC sign-in; ``INITSCOPE_EDITORS`` names who may
+  change things.
 
-A policy that was asked for and cannot be had is a ConfigError: the server does not start as one that is open to everybody.
+A policy that was asked for and cannot be had is a ConfigError: the server does not start as one that is open
+to everybody.
 
-A session is a random number in a cookie that scripts cannot read; this process alone knows what it stands for.
+A session is a random number in a cookie that scripts cannot read; this process alone knows what it stands
+for.
 """
 
 from __future__ import annotations
@@ -47,7 +52,9 @@ def _digest(text: str) -> bytes:
 
 @dataclass(frozen=True)
 class Policy:
-    """How strangers are told from others. ``passwords`` holds digests; ``editors`` e-mail addresses, empty: all who sign in."""
+    """How strangers are told from others. ``passwords`` holds digests; ``editors`` e-mail addresses, empty:
+    all who sign in.
+    """
 
     passwords: Mapping[Role, bytes] = field(default_factory=dict)
     oidc: bool = False
@@ -69,40 +76,59 @@ class Policy:
 
 @cache
 def policy() -> Policy:
-    """What the operator set, read once. Passwords leave the environment then: no training process inherits them.
+    """What the operator set, read once. Passwords leave the environment then: no training process inherits
+    them.
 
-    Raises ConfigError for a password that is too short, two that are equal, both ways of signing in at once, an ``[auth]`` that
-    cannot work, or editors of a sign-in that there is not.
+    Raises ConfigError for a password that is too short, two that are equal, both ways of signing in at once,
+    an ``[auth]`` that cannot work, or editors of a sign-in that there is not.
     """
     passwords = {}
     for role, name in ((Role.EDITOR, "INITSCOPE_PASSWORD"), (Role.READER, "INITSCOPE_READER_PASSWORD")):
         if (given := os.environ.pop(name, None)) is not None:
             wipe(name)
             if len(given) < LEAST_PASSWORD:
-                raise ConfigError(f"{name} must have at least {LEAST_PASSWORD} characters; set a longer one and start again, or unset it")
+                raise ConfigError(
+                    f"{name} must have at least {LEAST_PASSWORD} characters; set a longer one and start "
+                    "again, or unset it"
+                )
             passwords[role] = _digest(given)
     if len(set(passwords.values())) < len(passwords):
-        raise ConfigError("INITSCOPE_PASSWORD and INITSCOPE_READER_PASSWORD are equal; set two different ones")
+        raise ConfigError(
+            "INITSCOPE_PASSWORD and INITSCOPE_READER_PASSWORD are equal; set two different ones"
+        )
     auth = internals.auth_section()
     if auth and passwords:
-        raise ConfigError("there are both a password and [auth] in .streamlit/secrets.toml; choose one way to sign in")
+        raise ConfigError(
+            "there are both a password and [auth] in .streamlit/secrets.toml; choose one way to sign in"
+        )
     if auth:
         settings.check_auth(auth)
-        if missing := [package for package in ("authlib", "httpx") if importlib.util.find_spec(package) is None]:
-            raise ConfigError(f"[auth] needs {' and '.join(missing)}, not installed here: pip install authlib httpx")
-    editors = frozenset(name.strip().lower() for name in os.environ.get("INITSCOPE_EDITORS", "").split(",") if name.strip())
+        if missing := [
+            package for package in ("authlib", "httpx") if importlib.util.find_spec(package) is None
+        ]:
+            raise ConfigError(
+                f"[auth] needs {' and '.join(missing)}, not installed here: pip install authlib httpx"
+            )
+    editors = frozenset(
+        name.strip().lower() for name in os.environ.get("INITSCOPE_EDITORS", "").split(",") if name.strip()
+    )
     if not auth and "INITSCOPE_EDITORS" in os.environ:
         raise ConfigError(
-            "INITSCOPE_EDITORS says who may change things among those who sign in, and there is no [auth] in .streamlit/secrets.toml; "
-            f"name the file with {settings.SECRETS}, or unset INITSCOPE_EDITORS"
+            "INITSCOPE_EDITORS says who may change things among those who sign in, and there is no [auth] "
+            f"in .streamlit/secrets.toml; name the file with {settings.SECRETS}, or unset INITSCOPE_EDITORS"
         )
     if auth and not editors and "INITSCOPE_EDITORS" in os.environ:
-        raise ConfigError("INITSCOPE_EDITORS is set and names nobody; give e-mail addresses with commas between, or unset it: all who sign in may change things then")
+        raise ConfigError(
+            "INITSCOPE_EDITORS is set and names nobody; give e-mail addresses with commas between, or unset "
+            "it: all who sign in may change things then"
+        )
     return Policy(passwords, bool(auth), editors)
 
 
 def wipe(name: str) -> None:
-    """Blank a variable in the block of memory that this process was started with: ``/proc/PID/environ`` shows that, whatever was unset."""
+    """Blank a variable in the block of memory that this process was started with: ``/proc/PID/environ`` shows
+    that, whatever was unset.
+    """
     try:
         block = Path("/proc/self/environ").read_bytes()
         start = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[47])  # env_start, field 50
@@ -172,7 +198,9 @@ def role() -> Role | None:
 
 
 def may_change() -> bool:
-    """Whether pages offer to launch, change or delete. What they hide is refused all the same (``initscope.permission``)."""
+    """Whether pages offer to launch, change or delete. What they hide is refused all the same
+    (``initscope.permission``).
+    """
     return not permission.read_only() and role() == Role.EDITOR
 
 

@@ -41,12 +41,16 @@ from initscope_dashboard.server import streamlit_internals as internals
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
 """The script that draws every page."""
 FOREIGN = "another site may not ask this"
-NOT_HERE = "nobody is asked to sign in here, so only this machine is answered; set INITSCOPE_PASSWORD or [auth] to answer others"
+NOT_HERE = (
+    "nobody is asked to sign in here, so only this machine is answered; set INITSCOPE_PASSWORD or [auth] to "
+    "answer others"
+)
 YEAR = "public, max-age=31536000, immutable"
 
 
 def around_the_pages() -> dict[str, Any]:
-    """Routes, middleware and lifespan for ``st.App``. Ends the process in one line if it would not be protected.
+    """Routes, middleware and lifespan for ``st.App``. Ends the process in one line if it would not be
+    protected.
 
     The server imports this before it listens, so nobody is answered by one that is about to end.
     """
@@ -54,8 +58,10 @@ def around_the_pages() -> dict[str, Any]:
         settings.settle()
         if access.policy().open and settings.others_come() and not permission.read_only():
             raise ConfigError(
-                f"this server is to answer others (server.address {st.get_option('server.address')}, hosts {', '.join(settings.allowed_hosts())}), and nobody "
-                "would be asked to sign in; set INITSCOPE_PASSWORD or [auth], or INITSCOPE_READ_ONLY=1 to have everybody look"
+                f"this server is to answer others (server.address {st.get_option('server.address')}, hosts "
+                f"{', '.join(settings.allowed_hosts())}), and nobody "
+                "would be asked to sign in; set INITSCOPE_PASSWORD or [auth], or INITSCOPE_READ_ONLY=1 to "
+                "have everybody look"
             )
         return {"routes": routes(), "middleware": middleware(), "lifespan": lifespan}
     except ConfigError as error:
@@ -68,14 +74,20 @@ def around_the_pages() -> dict[str, Any]:
 @cache
 def _packed(name: str) -> bytes:
     """A script, gzipped once: Plotly's 4.5 MB become 1.4 MB."""
-    return gzip.compress(assets.PLOTLY.read_bytes() if name == "plotly.min.js" else assets.own_scripts()[name], 6, mtime=0)
+    return gzip.compress(
+        assets.PLOTLY.read_bytes() if name == "plotly.min.js" else assets.own_scripts()[name], 6, mtime=0
+    )
 
 
 def asset(request: Request) -> Response:
-    """``/assets/<version>/<name>``. Not a coroutine: Starlette runs it in a thread, where packing Plotly blocks nobody."""
+    """``/assets/<version>/<name>``. Not a coroutine: Starlette runs it in a thread, where packing Plotly
+    blocks nobody.
+    """
     name = request.path_params["name"]
     version = request.path_params["version"]
-    known = version == (f"plotly-{plotly.__version__}" if name == "plotly.min.js" else assets.assets_path().rsplit("/", 1)[1])
+    known = version == (
+        f"plotly-{plotly.__version__}" if name == "plotly.min.js" else assets.assets_path().rsplit("/", 1)[1]
+    )
     if not known or (name != "plotly.min.js" and name not in assets.own_scripts()):
         return PlainTextResponse("no such file in this version; reload the page", 404)
     headers = {"Cache-Control": YEAR, "Vary": "Accept-Encoding"}
@@ -89,7 +101,9 @@ def asset(request: Request) -> Response:
 
 def routes(runs: Runs | None = None) -> list[BaseRoute]:
     """Our routes. ``runs`` is the folder that the event stream follows."""
-    hub = Hub(runs or Runs(shown="the folder of runs"), lambda request: access.role_of(request.cookies) is not None)
+    hub = Hub(
+        runs or Runs(shown="the folder of runs"), lambda request: access.role_of(request.cookies) is not None
+    )
     return [*sign_in.routes(), Route("/assets/{version}/{name}", asset), Route("/api/stream", hub.endpoint)]
 
 
@@ -98,7 +112,9 @@ def routes(runs: Runs | None = None) -> list[BaseRoute]:
 
 @cache
 def _policy() -> str:
-    """The Content-Security-Policy: this server only. The page's own inline scripts are allowed by their hashes."""
+    """The Content-Security-Policy: this server only. The page's own inline scripts are allowed by their
+    hashes.
+    """
     digests = [hashlib.sha256(script.encode()).digest() for script in internals.inline_scripts()]
     hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     rules = {
@@ -120,8 +136,9 @@ def _policy() -> str:
 
 
 class Guard:
-    """Security headers on every answer; other sites, and browsers that have not signed in, are refused before Streamlit or a
-    route of ours is reached. Plain ASGI: streams pass through."""
+    """Security headers on every answer; other sites, and browsers that have not signed in, are refused before
+    Streamlit or a route of ours is reached. Plain ASGI: streams pass through.
+    """
 
     PUBLIC = ("/sign-in", "/sign-out", "/_stcore/health")
     OURS = ("/api/", "/_stcore/metrics")
@@ -150,14 +167,19 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["X-Frame-Options"] = "DENY"
-                headers["Referrer-Policy"] = "same-origin"  # with "no-referrer" a browser sends our own form with Origin: null
+                headers["Referrer-Policy"] = (
+                    "same-origin"  # with "no-referrer" a browser sends our own form with Origin: null
+                )
                 headers["Cross-Origin-Opener-Policy"] = "same-origin"
                 headers["Cross-Origin-Resource-Policy"] = "same-origin"
                 headers["Permissions-Policy"] = "camera=(), microphone=(), geolocation=()"
                 if headers.get("content-type", "").startswith("text/html"):
                     headers["Content-Security-Policy"] = _policy()
-                    # Plotly is needed by every page but Home: fetch it while Streamlit starts, or when Home has nothing else to fetch.
-                    plotly_url = f"{assets.assets_path().rsplit('/', 1)[0]}/plotly-{plotly.__version__}/plotly.min.js"
+                    # Plotly is needed by every page but Home: fetch it while Streamlit starts, or when Home
+                    # has nothing else to fetch.
+                    plotly_url = (
+                        f"{assets.assets_path().rsplit('/', 1)[0]}/plotly-{plotly.__version__}/plotly.min.js"
+                    )
                     home = scope["path"].rstrip("/") == assets.assets_path().rsplit("/", 2)[0]
                     headers["Link"] = f"<{plotly_url}>; rel={'prefetch' if home else 'preload'}; as=script"
             await send(message)
@@ -169,15 +191,24 @@ class Guard:
 
     @staticmethod
     def _from_outside(scope: Scope) -> str:
-        """Why a connection that came in by an address of the network is refused while nobody is asked to sign in: a server that
-        something else than ``streamlit run`` started listens where that says, whatever Streamlit's settings are."""
-        if permission.read_only() or not access.policy().open or not scope.get("server") or settings.loopback(scope["server"][0]):
+        """Why a connection that came in by an address of the network is refused while nobody is asked to sign
+        in: a server that something else than ``streamlit run`` started listens where that says, whatever
+        Streamlit's settings are.
+        """
+        if (
+            permission.read_only()
+            or not access.policy().open
+            or not scope.get("server")
+            or settings.loopback(scope["server"][0])
+        ):
             return ""
         return NOT_HERE
 
     @staticmethod
     def _foreign(headers: Headers) -> str:
-        """Why a request that another site's page made is refused. Following a link from there is no such request."""
+        """Why a request that another site's page made is refused. Following a link from there is no such
+        request.
+        """
         try:
             own = {None, headers.get("host")}
             foreign = (urlsplit(headers["origin"]).netloc if "origin" in headers else None) not in own
@@ -194,7 +225,9 @@ class Guard:
         return str(scope["path"]).removeprefix(sign_in.path("/").rstrip("/"))
 
     def _stranger(self, scope: Scope) -> str:
-        """Why a browser that has not signed in is refused. With OIDC it reaches Streamlit, whose page asks it to sign in."""
+        """Why a browser that has not signed in is refused. With OIDC it reaches Streamlit, whose page asks it
+        to sign in.
+        """
         rules, path = access.policy(), self._path(scope)
         if rules.open or path in self.PUBLIC or (rules.oidc and not path.startswith(self.OURS)):
             return ""
@@ -223,7 +256,9 @@ QUEUE_SECONDS = 5.0
 
 @contextlib.asynccontextmanager
 async def lifespan(app: object) -> AsyncIterator[dict[str, Any]]:
-    """While the server runs, whatever waits in the queue has a supervisor, after a restart and if one was killed; pages find what they import."""
+    """While the server runs, whatever waits in the queue has a supervisor, after a restart and if one was
+    killed; pages find what they import.
+    """
     connection_limits.guard()
     log.guard()
     permission.guard(access.check)
@@ -240,7 +275,9 @@ async def lifespan(app: object) -> AsyncIterator[dict[str, Any]]:
 
 
 async def _keep_queue_going() -> None:
-    """Look after the queue; at the start have a supervisor ready, for whoever opens the dashboard to launch."""
+    """Look after the queue; at the start have a supervisor ready, for whoever opens the dashboard to
+    launch.
+    """
     runs = Runs()
     with contextlib.suppress(InitScopeError, OSError):
         await anyio.to_thread.run_sync(launcher.prepare, runs)

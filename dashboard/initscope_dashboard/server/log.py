@@ -1,4 +1,6 @@
-"""The server's log: a line an event, and each kind of traceback once a minute, so that no visitor can fill a disk with them."""
+"""The server's log: a line an event, and each kind of traceback once a minute, so that no visitor can fill a
+disk with them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ SPEAKERS = (*LOGGERS, "uvicorn.error")
 
 
 class Seldom(logging.Filter):
-    """Lets a traceback of one type and place pass once in ``SAY_SECONDS``; whatever has none passes always."""
+    """Lets a traceback of one type and place pass once in ``SAY_SECONDS``; whatever has none passes
+    always.
+    """
 
     def __init__(self) -> None:
         super().__init__()

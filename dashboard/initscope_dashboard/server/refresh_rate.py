@@ -1,4 +1,6 @@
-"""How often pages ask again by themselves: the more people look, the less often each, so that one process can answer all."""
+"""How often pages ask again by themselves: the more people look, the less often each, so that one process can
+answer all.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ import time
 from initscope_dashboard.server.streamlit_internals import session_id
 
 SECONDS_EACH = 0.3
-"""A look costs a tenth of a second of processor time at most: three looks a second leave room for whoever clicks."""
+"""A look costs a tenth of a second of processor time at most: three looks a second leave room for whoever
+clicks.
+"""
 FORGET_SECONDS = 60.0
 _seen: dict[str, float] = {}
 

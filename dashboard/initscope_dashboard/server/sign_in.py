@@ -14,7 +14,9 @@ from starlette.routing import Route
 from initscope_dashboard.server import access
 
 PAUSE_SECONDS = 0.5
-"""Passwords are tried one at a time, with this pause after a wrong one: at most 172,800 guesses a day, whoever makes them."""
+"""Passwords are tried one at a time, with this pause after a wrong one: at most 172,800 guesses a day,
+whoever makes them.
+"""
 MOST_WAITING = 8
 LONGEST_BODY = 4096
 
@@ -37,7 +39,7 @@ button {{ border: 0; color: #fff; background: light-dark(#2B4C7E, #4575B8); curs
 <input id="password" name="password" type="password" autocomplete="current-password" required autofocus>
 <button>Sign in</button>
 <p role="alert">{message}</p>
-</form></body></html>"""
+</form></body></html>"""  # noqa: E501
 
 _turn: asyncio.Lock | None = None
 _waiting = 0
@@ -58,7 +60,11 @@ def local(target: str) -> str:
 def form(request: Request, message: str = "", status: int = 200) -> Response:
     """The page with the password field."""
     action = path("/sign-in") + "?next=" + quote(local(request.query_params.get("next", "/")), safe="/")
-    return HTMLResponse(_PAGE.format(action=html.escape(action), message=html.escape(message)), status, {"Cache-Control": "no-store"})
+    return HTMLResponse(
+        _PAGE.format(action=html.escape(action), message=html.escape(message)),
+        status,
+        {"Cache-Control": "no-store"},
+    )
 
 
 async def sign_in(request: Request) -> Response:
@@ -74,7 +80,9 @@ async def sign_in(request: Request) -> Response:
     except ClientDisconnect:
         return Response(status_code=400)  # nobody is there to read it
     if _waiting >= MOST_WAITING:
-        return form(request, "Many passwords are being tried at this moment. Wait a little, then try again.", 429)
+        return form(
+            request, "Many passwords are being tried at this moment. Wait a little, then try again.", 429
+        )
     given = parse_qs(body.decode("utf-8", "replace")).get("password", [""])[0]
     role = await _try(given)
     if role is None:

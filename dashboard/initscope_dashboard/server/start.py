@@ -1,7 +1,9 @@
-"""The process behind ``initscope ui``: ``streamlit run`` of the installed entry, with every protection given as a flag.
+"""The process behind ``initscope ui``: ``streamlit run`` of the installed entry, with every protection given
+as a flag.
 
-``server.settings`` sees to them again when the entry is loaded; the address alone can be given here only, because the socket is
-bound before. The operator's own ``STREAMLIT_SERVER_ADDRESS`` and ``STREAMLIT_SERVER_ALLOWED_HOSTS`` stay; what they need is checked there.
+``server.settings`` sees to them again when the entry is loaded; the address alone can be given here only,
+because the socket is bound before. The operator's own ``STREAMLIT_SERVER_ADDRESS`` and
+``STREAMLIT_SERVER_ALLOWED_HOSTS`` stay; what they need is checked there.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ TRIED = 100
 def free_port(asked: int | None, address: str = settings.ADDRESS) -> int:
     """``asked`` if nobody listens there, else the first free one from ``PORT`` on. Raises ConfigError."""
     for port in [asked] if asked is not None else range(PORT, PORT + TRIED):
-        with contextlib.closing(socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)) as probe:
+        with contextlib.closing(
+            socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        ) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((address, port))
@@ -37,7 +41,10 @@ def free_port(asked: int | None, address: str = settings.ADDRESS) -> int:
                 reason = error.strerror or str(error)
                 continue
             return int(probe.getsockname()[1])
-    raise ConfigError(f"cannot listen on port {asked if asked is not None else f'{PORT} to {PORT + TRIED - 1}'} of {address}: {reason}; choose another --port")
+    raise ConfigError(
+        f"cannot listen on port {asked if asked is not None else f'{PORT} to {PORT + TRIED - 1}'} of "
+        f"{address}: {reason}; choose another --port"
+    )
 
 
 def flags(port: int) -> Iterator[str]:

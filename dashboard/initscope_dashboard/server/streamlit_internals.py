@@ -1,5 +1,7 @@
-"""Every use of what Streamlit does not promise to keep, in one place. ``tests/safety/test_streamlit_internals.py`` has a test for
-each, which says what breaks when a version moves it."""
+"""Every use of what Streamlit does not promise to keep, in one place.
+``tests/safety/test_streamlit_internals.py`` has a test for each, which says what breaks when a version moves
+it.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,11 @@ __all__ = [
     "where_defined",
 ]
 
-LOGGERS = ("streamlit.error_util", "streamlit.components.v2.bidi_component.serialization", "streamlit.runtime.app_session")
+LOGGERS = (
+    "streamlit.error_util",
+    "streamlit.components.v2.bidi_component.serialization",
+    "streamlit.runtime.app_session",
+)
 """Loggers that write a traceback for what a browser has sent."""
 
 
@@ -43,7 +49,9 @@ def where_defined(name: str) -> str:
 
 
 def stated(name: str) -> bool:
-    """Whether the operator gave a setting as a flag of ``streamlit run`` or as ``STREAMLIT_…`` in the environment."""
+    """Whether the operator gave a setting as a flag of ``streamlit run`` or as ``STREAMLIT_…`` in the
+    environment.
+    """
     return where_defined(name) == config._DEFINED_BY_FLAG
 
 
@@ -63,7 +71,9 @@ def set_option(name: str, value: Any) -> None:
 
 
 def on_settings_read(action: Callable[[], None]) -> None:
-    """Call ``action`` whenever Streamlit has read its settings anew, as it does when a ``config.toml`` changes under a running server."""
+    """Call ``action`` whenever Streamlit has read its settings anew, as it does when a ``config.toml``
+    changes under a running server.
+    """
     config.on_config_parsed(action, force_connect=True)
 
 
@@ -75,12 +85,16 @@ def home_file(name: str) -> Path:
 
 
 def auth_section() -> Mapping[str, Any]:
-    """``[auth]`` of the secrets, as Streamlit's own sign-in reads it; empty if there is none, or if a file cannot be read."""
+    """``[auth]`` of the secrets, as Streamlit's own sign-in reads it; empty if there is none, or if a file
+    cannot be read.
+    """
     return get_secrets_auth_section()
 
 
 def signed_user(cookies: Mapping[str, str]) -> Mapping[str, Any]:
-    """Who has come back from the OIDC provider: claims from the cookie that Streamlit signs, in pieces if it is long. Empty: nobody."""
+    """Who has come back from the OIDC provider: claims from the cookie that Streamlit signs, in pieces if it
+    is long. Empty: nobody.
+    """
     signed = _get_signed_cookie_with_chunks(dict(cookies), USER_COOKIE_NAME)
     return json.loads(signed) if signed else {}
 
@@ -92,6 +106,8 @@ def session_id() -> str | None:
 
 
 def inline_scripts() -> list[str]:
-    """The scripts inside of Streamlit's own page, which the Content-Security-Policy allows by their hashes."""
+    """The scripts inside of Streamlit's own page, which the Content-Security-Policy allows by their
+    hashes.
+    """
     page = (Path(st.__file__).parent / "static" / "index.html").read_text(encoding="utf-8")
     return re.findall(r"<script>(.*?)</script>", page, re.DOTALL)

@@ -1,7 +1,9 @@
-"""What a page may send over its websocket: values that can be read, and requests that pages make. The rest never reaches Streamlit.
+"""What a page may send over its websocket: values that can be read, and requests that pages make. The rest
+never reaches Streamlit.
 
-Whoever has the page open could else have every visitor's cache cleared, git started in the server's event loop (200 requests kept
-everybody waiting for three seconds), or a traceback written into the log with every message.
+Whoever has the page open could else have every visitor's cache cleared, git started in the server's event
+loop (200 requests kept everybody waiting for three seconds), or a traceback written into the log with every
+message.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ ASKED = ("rerun_script", "stop_script", "app_heartbeat", "backend_operation_requ
 
 
 def only_readable(receive: Receive, send: Send) -> Receive:
-    """``receive`` of a websocket, without requests that no page makes; it ends with a message that cannot be read."""
+    """``receive`` of a websocket, without requests that no page makes; it ends with a message that cannot be
+    read.
+    """
 
     async def read() -> Message:
         while True:
@@ -38,7 +42,9 @@ def only_readable(receive: Receive, send: Send) -> Receive:
 
 
 def request(data: bytes | None) -> str | None:
-    """What a message asks for; None if it is text, empty, too large, no message of Streamlit's, or holds JSON that is none."""
+    """What a message asks for; None if it is text, empty, too large, no message of Streamlit's, or holds JSON
+    that is none.
+    """
     if data is None or len(data) > LARGEST:
         return None
     try:

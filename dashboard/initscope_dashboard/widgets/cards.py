@@ -1,4 +1,5 @@
-"""What runs are doing now: a headline, a card a run with word and shape, progress, loss, speed and time left, and the sidebar's rows.
+"""What runs are doing now: a headline, a card a run with word and shape, progress, loss, speed and time left,
+and the sidebar's rows.
 
 All are kept current by the page's event stream, without a rerun.
 """
@@ -27,7 +28,10 @@ def _token(color: str) -> str:
 
 def _marks() -> dict[str, dict[str, str]]:
     marks = {**theme.OUTCOMES, **theme.STATUSES}
-    return {str(name): {"word": mark.word, "shape": mark.shape, "color": _token(mark.color)} for name, mark in marks.items()}
+    return {
+        str(name): {"word": mark.word, "shape": mark.shape, "color": _token(mark.color)}
+        for name, mark in marks.items()
+    }
 
 
 def headline(runs: Sequence[RunInfo], progress: Mapping[str, Mapping[str, Any]], *, key: str) -> None:
@@ -38,7 +42,10 @@ def headline(runs: Sequence[RunInfo], progress: Mapping[str, Mapping[str, Any]],
         data={
             "assets": assets_path(),
             "text": headlines.live(names, [progress[info.run] for info in runs]),
-            "runs": [{"run": info.run, "name": name, "state": dict(progress[info.run])} for info, name in zip(runs, names, strict=True)],
+            "runs": [
+                {"run": info.run, "name": name, "state": dict(progress[info.run])}
+                for info, name in zip(runs, names, strict=True)
+            ],
             "stream": [info.run for info in runs if info.live],
         },
     )
@@ -52,7 +59,12 @@ def cards(runs: Sequence[RunInfo], progress: Mapping[str, Mapping[str, Any]], *,
     data = {
         "assets": assets_path(),
         "cards": [
-            {"run": info.run, "name": formatting.shorten(info.name, 48), "color": _token(look.color), "state": dict(progress[info.run])}
+            {
+                "run": info.run,
+                "name": formatting.shorten(info.name, 48),
+                "color": _token(look.color),
+                "state": dict(progress[info.run]),
+            }
             for info, look in zip(runs, theme.styles(info.init for info in runs), strict=True)
         ],
         "marks": _marks(),
@@ -62,14 +74,21 @@ def cards(runs: Sequence[RunInfo], progress: Mapping[str, Mapping[str, Any]], *,
     return bool(result.get("ended"))
 
 
-def progress_rows(runs: Sequence[RunInfo], *, more: int, there: str, key: str, on_stop: Callable[[str], None] | None) -> None:
-    """A row for each live run: name, progress, time left and, with ``on_stop(run id)``, a button. ``more`` runs are only counted.
+def progress_rows(
+    runs: Sequence[RunInfo], *, more: int, there: str, key: str, on_stop: Callable[[str], None] | None
+) -> None:
+    """A row for each live run: name, progress, time left and, with ``on_stop(run id)``, a button. ``more``
+    runs are only counted.
 
-    Causes a rerun when one of them has begun or ended, or the folder's runs are others than those that ``there`` (``stream.standing``) stands for.
+    Causes a rerun when one of them has begun or ended, or the folder's runs are others than those that
+    ``there`` (``stream.standing``) stands for.
     """
     data = {
         "assets": assets_path(),
-        "rows": [{"run": info.run, "name": formatting.shorten(info.name, 24), "state": _standing(info)} for info in runs],
+        "rows": [
+            {"run": info.run, "name": formatting.shorten(info.name, 24), "state": _standing(info)}
+            for info in runs
+        ],
         "marks": _marks(),
         "more": more,
         "stops": on_stop is not None,

@@ -17,7 +17,9 @@ def nothing_yet(title: str, sentence: str) -> None:
 
 
 def story_button() -> None:
-    """Launch the story: the same seed and the same order of data, with PyTorch's default weights and with Kaiming's."""
+    """Launch the story: the same seed and the same order of data, with PyTorch's default weights and with
+    Kaiming's.
+    """
     if not access.may_change():
         return
     if st.button("Run the story", type="primary", icon=":material/play_arrow:", key="story"):

@@ -1,4 +1,6 @@
-"""The launcher's fields, made from the config's own declaration; what a person typed, checked beside each field."""
+"""The launcher's fields, made from the config's own declaration; what a person typed, checked beside each
+field.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from initscope.errors import ConfigError
 MAIN = ("init_seed", "epochs", "learning_rate", "optimizer", "data")
 """Always visible, below preset and initializations; every other field is under "more"."""
 HIDDEN = ("init", "sweep", "model_sha256", "data_sha256")
-"""Chosen elsewhere: initializations several at once, the sweep by the Sweep page, the files of own factories by model and data."""
+"""Chosen elsewhere: initializations several at once, the sweep by the Sweep page, the files of own factories
+by model and data.
+"""
 MORE = tuple(name for name in OPTIONS if name not in MAIN + HIDDEN)
 SWITCH = {"": "As in the paper", "yes": "Yes", "no": "No"}
 """What an optional switch can be: typed value and title."""
@@ -35,8 +39,9 @@ def field_key(name: str) -> str:
 
 
 def begin() -> None:
-    """Fill the fields from the first preset, once a session. Each field has ``persist_state="session"``: a page switch in
-    the middle of a script run (a launch does one) would else forget what was typed."""
+    """Fill the fields from the first preset, once a session. Each field has ``persist_state="session"``: a
+    page switch in the middle of a script run (a launch does one) would else forget what was typed.
+    """
     if field_key("init_seed") not in st.session_state:
         st.session_state[field_key("preset")] = next(iter(PRESETS))
         st.session_state[field_key("inits")] = list(STORY)
@@ -65,7 +70,9 @@ def typed(spec: Option, value: Any) -> Any:
 
 
 def fields() -> tuple[list[RunConfig], list[str]]:
-    """Draw all fields. Returns one config an initialization, and the problems; with problems there are no configs."""
+    """Draw all fields. Returns one config an initialization, and the problems; with problems there are no
+    configs.
+    """
     st.selectbox(
         "Preset",
         list(PRESETS),
@@ -90,7 +97,9 @@ def fields() -> tuple[list[RunConfig], list[str]]:
             with place:
                 _collect(name, values, problems)
     more = st.expander("More", key="launch_more", on_change="rerun")
-    for name in MORE:  # drawn when they are looked at: two dozen fields are most of what a page would have to draw
+    for (
+        name
+    ) in MORE:  # drawn when they are looked at: two dozen fields are most of what a page would have to draw
         with more if more.open else contextlib.nullcontext():
             _collect(name, values, problems, drawn=more.open)
     if not inits:
@@ -118,17 +127,41 @@ def _collect(name: str, values: dict[str, Any], problems: list[str], drawn: bool
 def _widget(spec: Option) -> Any:
     key, label = field_key(spec.name), spec.title + (f" ({spec.unit})" if spec.unit else "")
     if spec.name == "data":
-        return st.selectbox(label, [*catalog.DATA, *factory.offered("data")], key=key, persist_state="session", format_func=catalog.data_title, help=spec.help)
+        return st.selectbox(
+            label,
+            [*catalog.DATA, *factory.offered("data")],
+            key=key,
+            persist_state="session",
+            format_func=catalog.data_title,
+            help=spec.help,
+        )
     if spec.kind is bool and spec.optional:
-        return st.selectbox(label, list(SWITCH), key=key, persist_state="session", format_func=SWITCH.get, help=spec.help)
+        return st.selectbox(
+            label, list(SWITCH), key=key, persist_state="session", format_func=SWITCH.get, help=spec.help
+        )
     if spec.kind is bool:
         return st.toggle(label, key=key, persist_state="session", help=spec.help)
     if spec.choices:
         choices = [*spec.choices, *(factory.offered(spec.name) if spec.own else ())]
-        return st.selectbox(label, choices, key=key, persist_state="session", format_func=catalog.model_title if spec.name == "model" else str, help=spec.help)
-    return st.text_input(label, key=key, persist_state="session", help=f"{spec.help}: {spec.expected}.", placeholder="auto" if spec.optional else "")
+        return st.selectbox(
+            label,
+            choices,
+            key=key,
+            persist_state="session",
+            format_func=catalog.model_title if spec.name == "model" else str,
+            help=spec.help,
+        )
+    return st.text_input(
+        label,
+        key=key,
+        persist_state="session",
+        help=f"{spec.help}: {spec.expected}.",
+        placeholder="auto" if spec.optional else "",
+    )
 
 
 def _plain(text: str) -> str:
-    """A message as Streamlit markdown inside a colour directive: nothing in it may end the directive or start another."""
+    """A message as Streamlit markdown inside a colour directive: nothing in it may end the directive or start
+    another.
+    """
     return "".join("\\" + char if char in r"\`*_{}[]()<>#+-!|~$:" else char for char in text)

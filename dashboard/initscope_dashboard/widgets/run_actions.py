@@ -21,7 +21,9 @@ STOP_WAIT_SECONDS = 30
 def edit_dialog(info: RunInfo) -> None:
     """Name and tags of one run."""
     name = st.text_input("Name", value=info.name, max_chars=MAX_NAME)
-    tags = st.text_input("Tags", value=", ".join(info.tags), help="Words to find the run by, with commas between.")
+    tags = st.text_input(
+        "Tags", value=", ".join(info.tags), help="Words to find the run by, with commas between."
+    )
     if st.button("Save", type="primary"):
         try:
             loaders.runs().get(info.run).edit(name=name, tags=tags)
@@ -38,9 +40,16 @@ def delete_dialog(infos: Sequence[RunInfo]) -> None:
     what = f"{len(infos)} runs" if len(infos) > 1 else f"“{formatting.markdown(infos[0].name)}”"
     st.markdown(f"Delete {what} and everything recorded? This cannot be undone.")
     if live:
-        st.markdown(f"{len(live)} still running: stopped first." if len(live) > 1 else "It is still running: it is stopped first.")
+        st.markdown(
+            f"{len(live)} still running: stopped first."
+            if len(live) > 1
+            else "It is still running: it is stopped first."
+        )
     if any(info.state.get("source") == "recorder" for info in live):
-        st.caption("A loop of your own ends only if it looks at what recorder.step() returns; else end its program first.")
+        st.caption(
+            "A loop of your own ends only if it looks at what recorder.step() returns; else end its program "
+            "first."
+        )
     if st.button("Delete", type="primary"):
         for info in infos:
             try:
@@ -59,7 +68,9 @@ def _stop_and_delete(info: RunInfo) -> None:
     if run.info().live:
         processes.stop(runs, run)
         if not processes.wait_until_stopped(run, STOP_WAIT_SECONDS):
-            raise RunStateError(f"run {run.id} goes on after it was asked to stop; end its program, then delete it")
+            raise RunStateError(
+                f"run {run.id} goes on after it was asked to stop; end its program, then delete it"
+            )
     run.delete()
 
 

@@ -43,7 +43,8 @@ def _launch(ids: list[str]) -> None:
 
 
 def begin(base: RunConfig, inits: Sequence[str], seeds: int, vary: str = "") -> int | None:
-    """Queue what a sweep over ``base`` still lacks and make it the one that the Sweep page shows; ``vary`` as in ``gain=1,2 depth=11,16``.
+    """Queue what a sweep over ``base`` still lacks and make it the one that the Sweep page shows; ``vary`` as
+    in ``gain=1,2 depth=11,16``.
 
     Returns how many runs were queued; None, and the reason on the page, where nothing was.
     """
@@ -51,7 +52,9 @@ def begin(base: RunConfig, inits: Sequence[str], seeds: int, vary: str = "") -> 
         base = base.replace(stop_when_certain=True)
         axes = [sweep.parse_axis(word) for word in vary.split()]
         name = sweep.name_of(base, axes=axes)
-        launched = launcher.submit_missing(loaders.runs(), sweep.plan(base, inits, seeds, name, axes, slots=launcher.slots()))
+        launched = launcher.submit_missing(
+            loaders.runs(), sweep.plan(base, inits, seeds, name, axes, slots=launcher.slots())
+        )
     except InitScopeError as error:
         st.error(formatting.markdown(str(error)))
         return None

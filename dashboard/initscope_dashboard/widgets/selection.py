@@ -1,7 +1,7 @@
 """Which runs a page is about, kept in the address bar: ``?run=ID&run=ID``.
 
-The address wins when it changes (a link, the back button), the widget when a person uses it. Between pages the session
-remembers what was looked at last.
+The address wins when it changes (a link, the back button), the widget when a person uses it. Between pages
+the session remembers what was looked at last.
 """
 
 from __future__ import annotations
@@ -28,12 +28,18 @@ def _option(infos: Sequence[RunInfo]) -> Callable[[str], str]:
     return words
 
 
-def _settle(param: str, key: str, infos: Sequence[RunInfo], default: Sequence[str], most: int, remember: bool) -> list[str]:
-    """The ids to show, from the address if it changed, else from the widget, else what was looked at last, else ``default``."""
+def _settle(
+    param: str, key: str, infos: Sequence[RunInfo], default: Sequence[str], most: int, remember: bool
+) -> list[str]:
+    """The ids to show, from the address if it changed, else from the widget, else what was looked at last,
+    else ``default``.
+    """
     there = {info.run for info in infos}
     asked, held = st.query_params.get_all(param), st.session_state.get(f"{key}-address")
     known = key in st.session_state and held is not None
-    chosen = held if known and held == asked else asked or (st.session_state.get(_LAST, []) if remember else [])
+    chosen = (
+        held if known and held == asked else asked or (st.session_state.get(_LAST, []) if remember else [])
+    )
     if asked and asked != held and (gone := [run_id for run_id in asked if run_id not in there]):
         st.session_state[f"{key}-gone"] = gone
     elif held is not None and held != asked:
@@ -50,8 +56,11 @@ def _settle(param: str, key: str, infos: Sequence[RunInfo], default: Sequence[st
 def not_here(names: Sequence[str]) -> None:
     """Say that what a link asked for is not here, rather than show something else without a word."""
     told = ", ".join(f"`{formatting.shorten(name.replace('`', ''), 80)}`" for name in names)
-    st.warning(f"{'Run' if len(names) == 1 else 'Runs'} {told} {'is' if len(names) == 1 else 'are'} not here: deleted, or in another folder. Choose another below.",
-               icon=":material/link_off:")
+    st.warning(
+        f"{'Run' if len(names) == 1 else 'Runs'} {told} {'is' if len(names) == 1 else 'are'} not here: "
+        "deleted, or in another folder. Choose another below.",
+        icon=":material/link_off:",
+    )
 
 
 def _show(param: str, key: str, chosen: list[str]) -> None:
@@ -72,11 +81,22 @@ def newest_or_live(infos: Sequence[RunInfo]) -> list[str]:
     return [info.run for info in infos if info.live] or [info.run for info in infos[:2]]
 
 
-def runs(infos: Sequence[RunInfo], default: Sequence[str], *, key: str, label: str = "Runs", param: str = "run") -> list[RunInfo]:
-    """A multiselect of runs; returns the chosen ones in the order chosen. While runs train, ``default`` goes before memory."""
-    st.session_state[key] = _settle(param, key, infos, default, MOST, remember=not any(info.live for info in infos))
+def runs(
+    infos: Sequence[RunInfo], default: Sequence[str], *, key: str, label: str = "Runs", param: str = "run"
+) -> list[RunInfo]:
+    """A multiselect of runs; returns the chosen ones in the order chosen. While runs train, ``default`` goes
+    before memory.
+    """
+    st.session_state[key] = _settle(
+        param, key, infos, default, MOST, remember=not any(info.live for info in infos)
+    )
     chosen = st.multiselect(
-        label, [info.run for info in infos], key=key, format_func=_option(infos), max_selections=MOST, placeholder="Choose runs",
+        label,
+        [info.run for info in infos],
+        key=key,
+        format_func=_option(infos),
+        max_selections=MOST,
+        placeholder="Choose runs",
         on_change=lambda: _picked(param, key, list(st.session_state[key])),
     )
     by_id = {info.run: info for info in infos}
@@ -84,13 +104,23 @@ def runs(infos: Sequence[RunInfo], default: Sequence[str], *, key: str, label: s
 
 
 def run(
-    infos: Sequence[RunInfo], default: str, *, key: str, label: str = "Run", param: str = "run", width: int | str = "stretch"
+    infos: Sequence[RunInfo],
+    default: str,
+    *,
+    key: str,
+    label: str = "Run",
+    param: str = "run",
+    width: int | str = "stretch",
 ) -> RunInfo:
     """A selectbox of one run."""
     chosen = _settle(param, key, infos, [default], 1, remember=True)
     st.session_state[key] = chosen[0] if chosen else default
     picked = st.selectbox(
-        label, [info.run for info in infos], key=key, format_func=_option(infos), width=width,
+        label,
+        [info.run for info in infos],
+        key=key,
+        format_func=_option(infos),
+        width=width,
         on_change=lambda: _picked(param, key, [st.session_state[key]]),
     )
     return next(info for info in infos if info.run == picked)

@@ -40,14 +40,25 @@ def launcher(infos: Sequence[RunInfo]) -> None:
 def _form() -> None:
     """The launcher's fields and its button."""
     st.subheader("Launch", anchor=False)
-    with contextlib.suppress(InitScopeError):  # a folder that cannot be written: said when something is launched
+    with contextlib.suppress(
+        InitScopeError
+    ):  # a folder that cannot be written: said when something is launched
         processes.prepare(loaders.runs())
     launch_form.begin()
     configs, problems = launch_form.fields()
     label = f"Launch {len(configs)} runs" if len(configs) > 1 else "Launch"
-    if st.button(label, key="launch", type="primary", width="stretch", disabled=bool(problems), icon=":material/play_arrow:"):
+    if st.button(
+        label,
+        key="launch",
+        type="primary",
+        width="stretch",
+        disabled=bool(problems),
+        icon=":material/play_arrow:",
+    ):
         launch(configs)
-    elif (refused := st.session_state.get("refused")) and refused[0] == repr(configs):  # a rerun that a run's end asks for does not take the answer away
+    elif (refused := st.session_state.get("refused")) and refused[0] == repr(
+        configs
+    ):  # a rerun that a run's end asks for does not take the answer away
         st.error(formatting.markdown(refused[1]))
     if problems:
         st.caption("Nothing is launched until every field above is right.")
@@ -61,7 +72,9 @@ def engine_line(state: State) -> str:
         return f"{title}: :red[{formatting.markdown(state.trouble)}]"
     if state.slots is None:
         return f"{title}: its slots show once a run is launched"
-    return f"{title}: {state.free} of {state.slots} slots free" + (f", {formatting.count(state.waiting)} waiting" if state.waiting else "")
+    return f"{title}: {state.free} of {state.slots} slots free" + (
+        f", {formatting.count(state.waiting)} waiting" if state.waiting else ""
+    )
 
 
 def launch(configs: list) -> None:
@@ -83,13 +96,22 @@ def launch(configs: list) -> None:
 
 
 def _in_progress(infos: Sequence[RunInfo]) -> None:
-    """The runs that train or wait, those that train first; the page's event stream keeps them current, and asks for a
-    rerun when one has begun or ended, come or gone."""
-    live = sorted((info for info in reversed(infos) if info.live), key=lambda info: info.status == Status.QUEUED)
+    """The runs that train or wait, those that train first; the page's event stream keeps them current, and
+    asks for a rerun when one has begun or ended, come or gone.
+    """
+    live = sorted(
+        (info for info in reversed(infos) if info.live), key=lambda info: info.status == Status.QUEUED
+    )
     if live:
         st.subheader("In progress", anchor=False)
     there = standing(info.run for info in infos)
-    progress_rows(live[:ROWS], more=len(live) - ROWS, there=there, key="in_progress", on_stop=_stop if access.may_change() else None)
+    progress_rows(
+        live[:ROWS],
+        more=len(live) - ROWS,
+        there=there,
+        key="in_progress",
+        on_stop=_stop if access.may_change() else None,
+    )
 
 
 def _stop(run_id: str) -> None:

@@ -29,7 +29,11 @@ def of_change(result: Comparison) -> None:
         _show(snippets.of_size(size[1], loaders.kinds(run)))
     elif isinstance(init := changed.get("init", [None, None])[1], str):
         gain = loaders.info(run).config.get("gain", 1.0)
-        _show(snippets.initialization(init, loaders.kinds(run), gain=gain if isinstance(gain, (int, float)) else 1.0))
+        _show(
+            snippets.initialization(
+                init, loaders.kinds(run), gain=gain if isinstance(gain, (int, float)) else 1.0
+            )
+        )
 
 
 def _show(code: str) -> None:

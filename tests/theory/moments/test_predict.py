@@ -1,4 +1,6 @@
-"""Whole networks, small: agreement, what is said about how a number was made, and that the model is left alone."""
+"""Whole networks, small: agreement, what is said about how a number was made, and that the model is left
+alone.
+"""
 
 import copy
 import statistics
@@ -18,7 +20,10 @@ def small_resnet():
 
 
 NETWORKS = {
-    "mlp": lambda: (nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 64)), torch.randn(8, 64)),
+    "mlp": lambda: (
+        nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 64)),
+        torch.randn(8, 64),
+    ),
     "resnet": small_resnet,
     "pre_norm": lambda: (Encoder(4, pre=True, dim=64), torch.randint(0, 500, (6, 32))),
     "post_norm": lambda: (Encoder(4, pre=False, dim=64), torch.randint(0, 500, (6, 32))),
@@ -103,11 +108,15 @@ def test_a_tied_weight_is_one_weight():
     model, ids = Tied(), torch.randint(0, 20, (8, 4))
     rows = {row.layer: row for row in predict(model, ids).layers}
     truth = measured(model, ids)
-    assert rows["embed"].grad_rms == rows["head"].grad_rms == pytest.approx(truth["embed"]["grad_rms"], rel=0.3)
+    assert (
+        rows["embed"].grad_rms == rows["head"].grad_rms == pytest.approx(truth["embed"]["grad_rms"], rel=0.3)
+    )
 
 
 def test_a_weight_that_a_product_repeats_is_read_once():
-    """Attention with samples in the second place multiplies by an expanded weight: its gradient is that of one weight."""
+    """Attention with samples in the second place multiplies by an expanded weight: its gradient is that of
+    one weight.
+    """
     torch.manual_seed(0)
     model, x = nn.MultiheadAttention(32, 2), torch.randn(16, 4, 32)
 
@@ -122,4 +131,6 @@ def test_a_weight_that_a_product_repeats_is_read_once():
 
     rows = {row.parameter: row for row in predict(Self(), x).layers}
     truth = measured(Self(), x)
-    assert rows["attention.in_proj_weight"].grad_rms == pytest.approx(truth["attention.in_proj_weight"]["grad_rms"], rel=0.3)
+    assert rows["attention.in_proj_weight"].grad_rms == pytest.approx(
+        truth["attention.in_proj_weight"]["grad_rms"], rel=0.3
+    )

@@ -1,4 +1,6 @@
-"""Each rule against Monte Carlo over draws of the weights in float64, and against closed forms where papers give them."""
+"""Each rule against Monte Carlo over draws of the weights in float64, and against closed forms where papers
+give them.
+"""
 
 import math
 
@@ -18,7 +20,9 @@ from initscope.theory.moments.values import gate
 
 
 def monte_carlo(make, sample, draws=12):
-    """Mean over draws of the weights: (mean square, between samples) of the output and (mean square) of the input's gradient."""
+    """Mean over draws of the weights: (mean square, between samples) of the output and (mean square) of the
+    input's gradient.
+    """
     sums = np.zeros(3)
     for seed in range(draws):
         torch.manual_seed(seed)
@@ -51,7 +55,11 @@ class Attention(nn.Module):
     def forward(self, x):
         b, t, d = x.shape
         q, k, v = (z.view(b, t, self.heads, -1).transpose(1, 2) for z in self.qkv(x).chunk(3, -1))
-        return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).reshape(b, t, d)
+        return (
+            nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+            .transpose(1, 2)
+            .reshape(b, t, d)
+        )
 
 
 class Written(nn.Module):
@@ -88,13 +96,21 @@ CASES = {
     "strided": (conv(padding=1, stride=2), maps()),
     "dilated_groups": (conv(padding=2, dilation=2, groups=4), maps()),
     "transposed": (lambda: nn.ConvTranspose2d(8, 32, 2, 2), maps()),
-    "batch_norm_relu": (lambda: nn.Sequential(nn.Conv2d(8, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU()), maps()),
+    "batch_norm_relu": (
+        lambda: nn.Sequential(nn.Conv2d(8, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU()),
+        maps(),
+    ),
     "layer_norm": (lambda: nn.Sequential(nn.Linear(32, 64), nn.LayerNorm(64)), tokens()),
     "group_norm": (lambda: nn.Sequential(nn.Conv2d(8, 32, 1), nn.GroupNorm(4, 32), nn.SiLU()), maps()),
     "instance_norm": (lambda: nn.Sequential(nn.Conv2d(8, 32, 1), nn.InstanceNorm2d(32)), maps()),
     "max_pool": (lambda: nn.Sequential(nn.Conv2d(8, 32, 1), nn.ReLU(), nn.MaxPool2d(2)), maps()),
     "average": (lambda: nn.Sequential(nn.Conv2d(8, 32, 1), nn.ReLU(), nn.AvgPool2d(2)), maps()),
-    "global_pool": (lambda: nn.Sequential(nn.Conv2d(8, 32, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 64)), maps()),
+    "global_pool": (
+        lambda: nn.Sequential(
+            nn.Conv2d(8, 32, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 64)
+        ),
+        maps(),
+    ),
     "upsample": (lambda: nn.Sequential(nn.Conv2d(8, 32, 1), nn.Upsample(scale_factor=2)), maps()),
     "gelu": (lambda: nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 64)), tokens()),
     "dropout": (lambda: nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Dropout(0.4)), tokens()),

@@ -1,7 +1,8 @@
 """One number from one tensor: norms, and what a layer's output says about its units and samples.
 
-What comes out of a CPU tensor is a Python float, because there an operation on a scalar tensor costs fifty times one on a float; what
-comes out of a device's tensor is a scalar tensor that stays there, because looking at it would wait for the device.
+What comes out of a CPU tensor is a Python float, because there an operation on a scalar tensor costs fifty
+times one on a float; what comes out of a device's tensor is a scalar tensor that stays there, because looking
+at it would wait for the device.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ def on_cpu(x: Tensor) -> bool:
 
 
 def norm(x: Tensor) -> Number:
-    """L2 norm, right also where float32 squares would vanish (below 1e-19) or overflow. Only Apple's GPUs, which have no float64, cannot do that."""
+    """L2 norm, right also where float32 squares would vanish (below 1e-19) or overflow. Only Apple's GPUs,
+    which have no float64, cannot do that.
+    """
     if not on_cpu(x):
         return gpu.norms([x])[0]
     if type(x) is Tensor:
         return cpu.norm(x)
-    return torch.linalg.vector_norm(x, dtype=torch.float64).item()  # of another kind, spread over processes perhaps: it knows best how
+    return torch.linalg.vector_norm(
+        x, dtype=torch.float64
+    ).item()  # of another kind, spread over processes perhaps: it knows best how
 
 
 def norms(tensors: list[Tensor]) -> Sequence[Number]:
@@ -43,7 +48,10 @@ def copy_norms(targets: list[Tensor], sources: list[Tensor]) -> Sequence[Number]
     if _together(targets):
         return gpu.copy_norms(targets, sources)
     pairs = zip(targets, sources, strict=True)
-    return [cpu.copy_norm(target, source) if cpu.in_order(target) else norm(target.copy_(source)) for target, source in pairs]
+    return [
+        cpu.copy_norm(target, source) if cpu.in_order(target) else norm(target.copy_(source))
+        for target, source in pairs
+    ]
 
 
 def change_norms(before: list[Tensor], after: list[Tensor]) -> Sequence[Number]:
@@ -60,14 +68,16 @@ def _together(tensors: list[Tensor]) -> bool:
 
 
 def forward_statistics(output: Tensor, off: bool = False) -> dict[Any, Any]:
-    """What gives activation_mean, activation_std and signal_std of a layer's output (samples first) when it is ``finalize``. ``off`` asks
-    for the units that are not above zero for any sample too, which a rectifier will set to zero: with the same look at the memory.
+    """What gives activation_mean, activation_std and signal_std of a layer's output (samples first) when it
+    is ``finalize``. ``off`` asks for the units that are not above zero for any sample too, which a rectifier
+    will set to zero: with the same look at the memory.
 
-    ``signal_std`` is the population standard deviation of each unit across the samples, root-mean-squared over units. It
-    can be a millionth of the values themselves, so the first sample is subtracted before anything is squared: the
-    difference of two close floats is exact, and what is left has the size of the signal. The whole variance is that
-    across samples plus that of the units' means, which are few and are shifted before they are squared too. Where a look at the
-    plain sums (half the work) shows that little cancels, a CPU takes those; a GPU would have to be waited for to know.
+    ``signal_std`` is the population standard deviation of each unit across the samples, root-mean-squared
+    over units. It can be a millionth of the values themselves, so the first sample is subtracted before
+    anything is squared: the difference of two close floats is exact, and what is left has the size of the
+    signal. The whole variance is that across samples plus that of the units' means, which are few and are
+    shifted before they are squared too. Where a look at the plain sums (half the work) shows that little
+    cancels, a CPU takes those; a GPU would have to be waited for to know.
     """
     x = by_sample(output)
     return (cpu if on_cpu(x) else gpu).forward_statistics(x, off)

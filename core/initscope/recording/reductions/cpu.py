@@ -1,9 +1,10 @@
 """The reductions of tensors on a CPU.
 
-Chosen by measurement on a core (one million float32): NumPy's ``dot`` 0.04 ms and its sum over samples as a vector-matrix product
-0.03 ms, torch's for the same 0.06 and 0.05, ``std`` 1.1 ms, ``var`` over samples 6.6 ms. So the sums are NumPy's, over the tensor's own
-memory and in pieces that stay in a core's cache. They run over (samples, units) views in memory order, because the same reductions over
-a channels-last tensor's logical order are ten times slower.
+Chosen by measurement on a core (one million float32): NumPy's ``dot`` 0.04 ms and its sum over samples as a
+vector-matrix product 0.03 ms, torch's for the same 0.06 and 0.05, ``std`` 1.1 ms, ``var`` over samples 6.6
+ms. So the sums are NumPy's, over the tensor's own memory and in pieces that stay in a core's cache. They run
+over (samples, units) views in memory order, because the same reductions over a channels-last tensor's logical
+order are ten times slower.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ _SAFE_SQUARES = (1e-26, 1e30)
 _PLAIN = 0.01
 """Share of the mean square that the signal's variance must be for float32 sums to give it to 1e-5."""
 _PIECE = 2**17
-"""Numbers looked at in one go: half a megabyte, a core's cache. Also few enough for their float32 sum to be good to 1e-6, and for
-NumPy's BLAS to stay on the thread it was called on."""
+"""Numbers looked at in one go: half a megabyte, a core's cache. Also few enough for their float32 sum to be
+good to 1e-6, and for NumPy's BLAS to stay on the thread it was called on.
+"""
 _NATIVE = (torch.float32, torch.float64)
 """Types that NumPy can compute with."""
 
@@ -38,11 +40,15 @@ _QUIETLY = np.errstate(all="ignore")
 @_QUIETLY
 def norm(x: Tensor) -> float:
     """L2 norm."""
-    return math.sqrt(sum(map(_squares, _pieces(torch.view_as_real(x.resolve_conj()) if x.is_complex() else x))))
+    return math.sqrt(
+        sum(map(_squares, _pieces(torch.view_as_real(x.resolve_conj()) if x.is_complex() else x)))
+    )
 
 
 def _pieces(x: Tensor) -> Iterable[np.ndarray]:
-    """The numbers of a CPU tensor, flat, in pieces of at most ``_PIECE``; float32 copies of what NumPy has no type for."""
+    """The numbers of a CPU tensor, flat, in pieces of at most ``_PIECE``; float32 copies of what NumPy has no
+    type for.
+    """
     if x.dtype in _NATIVE:
         return _cut(_flat(x))
     return _converted(by_sample(x).reshape(-1), _PIECE)
@@ -62,7 +68,9 @@ _threads = threading.local()
 
 
 def _scratch(size: int, dtype: Any) -> np.ndarray:
-    """This thread's memory for intermediate numbers, flat: it never leaves the cache, and nothing is allocated anew."""
+    """This thread's memory for intermediate numbers, flat: it never leaves the cache, and nothing is
+    allocated anew.
+    """
     kept = _threads.__dict__.setdefault(np.dtype(dtype).char, np.empty(0, dtype))
     if len(kept) < size:
         kept = _threads.__dict__[np.dtype(dtype).char] = np.empty(max(size, _PIECE), dtype)
@@ -109,7 +117,9 @@ def change_norm(before: Tensor, after: Tensor) -> float:
 
 
 def in_order(x: Tensor) -> bool:
-    """Whether NumPy can go through ``x``, and through what is alike, in place: on the CPU and without gaps."""
+    """Whether NumPy can go through ``x``, and through what is alike, in place: on the CPU and without
+    gaps.
+    """
     plain = x.device.type == "cpu" and type(x) is Tensor and x.dtype in _NATIVE
     return plain and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
 
@@ -139,7 +149,12 @@ def forward_statistics(x: Tensor, off: bool) -> dict[str, Any]:
     signal = square - sum(map(_squares, _cut(total))) / (samples * samples * units)
     if signal > _PLAIN * square:
         mean = float(total.sum()) / (samples * units)
-        return {"activation_mean": mean, "activation_std": math.sqrt(max(square - mean * mean, 0.0)), "signal_std": math.sqrt(signal), **asked}
+        return {
+            "activation_mean": mean,
+            "activation_std": math.sqrt(max(square - mean * mean, 0.0)),
+            "signal_std": math.sqrt(signal),
+            **asked,
+        }
     first = next(_blocks(x[:1]))[0].copy()
     square, moved = _sums(_less(first, _blocks(x)))
     moved = moved / samples
@@ -148,21 +163,34 @@ def forward_statistics(x: Tensor, off: bool) -> dict[str, Any]:
     means = (first - origin) + moved
     mean = means.mean()
     between = sum(map(_squares, _cut(means - mean))) / units
-    return {"activation_mean": float(origin) + float(mean), "activation_std": math.sqrt(signal + between), "signal_std": math.sqrt(signal), **asked}
+    return {
+        "activation_mean": float(origin) + float(mean),
+        "activation_std": math.sqrt(signal + between),
+        "signal_std": math.sqrt(signal),
+        **asked,
+    }
 
 
 def _blocks(x: Tensor) -> Iterator[np.ndarray]:
-    """A few samples at a time, as arrays: the tensor's memory where NumPy has its type, else a float32 copy that the next one overwrites."""
+    """A few samples at a time, as arrays: the tensor's memory where NumPy has its type, else a float32 copy
+    that the next one overwrites.
+    """
     rows = max(1, _PIECE // x.shape[1])
     if x.dtype in _NATIVE:
         array = x.numpy(force=True)
-        yield from (array,) if rows >= len(array) else (array[start : start + rows] for start in range(0, len(array), rows))
+        yield from (
+            (array,)
+            if rows >= len(array)
+            else (array[start : start + rows] for start in range(0, len(array), rows))
+        )
     else:
         yield from _converted(x, rows)
 
 
 def _less(first: np.ndarray, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """``blocks`` with ``first`` taken from each sample, in one small buffer: a fresh one as large as the output costs more than the sums."""
+    """``blocks`` with ``first`` taken from each sample, in one small buffer: a fresh one as large as the
+    output costs more than the sums.
+    """
     buffer = None
     for block in blocks:
         buffer = np.empty_like(block) if buffer is None else buffer
@@ -170,7 +198,9 @@ def _less(first: np.ndarray, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarra
 
 
 def _sums(blocks: Iterable[np.ndarray], tops: list[np.ndarray] | None = None) -> tuple[float, np.ndarray]:
-    """Sum of squares over everything, and sums over the samples, one a unit; ``tops`` gathers the highest of each block, one a unit."""
+    """Sum of squares over everything, and sums over the samples, one a unit; ``tops`` gathers the highest of
+    each block, one a unit.
+    """
     square, total = 0.0, None
     for block in blocks:
         square += sum(map(_squares, _cut(block.reshape(-1))))

@@ -1,7 +1,8 @@
 """The reductions of tensors on a GPU: as few bytes as eager kernels allow, and nothing that waits.
 
-Bytes are what counts there. ``linalg.vector_norm`` with a wider result first copies the whole tensor in that type (ten times the
-memory traffic for bfloat16 summed in float64); ``_foreach_norm`` widens each number as it is read, so that it is taken for a single tensor too.
+Bytes are what counts there. ``linalg.vector_norm`` with a wider result first copies the whole tensor in that
+type (ten times the memory traffic for bfloat16 summed in float64); ``_foreach_norm`` widens each number as it
+is read, so that it is taken for a single tensor too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 
 PIECE_BYTES = 2**25
-"""An output's bytes looked at in one go: what is subtracted fits a large GPU's cache, and takes little of anybody's memory."""
+"""An output's bytes looked at in one go: what is subtracted fits a large GPU's cache, and takes little of
+anybody's memory.
+"""
 
 
 def norms(tensors: list[Tensor]) -> Sequence[Tensor]:
@@ -44,15 +47,24 @@ def dead_units(x: Tensor) -> Tensor:
 
 
 def forward_statistics(x: Tensor, off: bool) -> dict[Any, Any]:
-    """What ``finalize`` makes the columns of, for (samples, units), a few units of all samples at a time; and the units that are off."""
+    """What ``finalize`` makes the columns of, for (samples, units), a few units of all samples at a time; and
+    the units that are off.
+    """
     samples, summed = len(x), torch.promote_types(x.dtype, torch.float32)
     found: dict[Any, Any] = {"samples": samples, "units": []}
     below = []
     for k, part in enumerate(x.split(max(1, PIECE_BYTES // (samples * x.element_size())), 1)):
         difference = _less_first(part)
         total = difference.sum(0, dtype=summed)
-        between, mean = torch.var_mean(torch.add(part[0].to(_widest(x)), total, alpha=1 / samples), correction=0)
-        found |= {("length", k): norms([difference])[0], ("moved", k): norms([total])[0], ("between", k): between, ("mean", k): mean}
+        between, mean = torch.var_mean(
+            torch.add(part[0].to(_widest(x)), total, alpha=1 / samples), correction=0
+        )
+        found |= {
+            ("length", k): norms([difference])[0],
+            ("moved", k): norms([total])[0],
+            ("between", k): between,
+            ("mean", k): mean,
+        }
         found["units"].append(part.shape[1])
         if off:
             below.append(dead_units(part))
@@ -60,20 +72,29 @@ def forward_statistics(x: Tensor, off: bool) -> dict[Any, Any]:
 
 
 def finalize(found: dict[Any, Any]) -> dict[str, float]:
-    """The columns, from plain numbers: over the samples of each unit the differences from the first and their sum, over the units of each
-    piece mean and variance of their means."""
+    """The columns, from plain numbers: over the samples of each unit the differences from the first and their
+    sum, over the units of each piece mean and variance of their means.
+    """
     pieces, units = range(len(found["units"])), sum(found["units"])
     shares = [count / units for count in found["units"]]
     squares, moved = (sum(found[name, k] * found[name, k] for k in pieces) for name in ("length", "moved"))
     signal = max((squares - moved / found["samples"]) / (found["samples"] * units), 0.0)  # NaN stays
     mean = sum(share * found["mean", k] for k, share in zip(pieces, shares, strict=True))
-    between = sum(share * (found["between", k] + (found["mean", k] - mean) * (found["mean", k] - mean)) for k, share in zip(pieces, shares, strict=True))
-    return {"activation_mean": mean, "activation_std": math.sqrt(signal + between), "signal_std": math.sqrt(signal)}
+    between = sum(
+        share * (found["between", k] + (found["mean", k] - mean) * (found["mean", k] - mean))
+        for k, share in zip(pieces, shares, strict=True)
+    )
+    return {
+        "activation_mean": mean,
+        "activation_std": math.sqrt(signal + between),
+        "signal_std": math.sqrt(signal),
+    }
 
 
 def _less_first(x: Tensor) -> Tensor:
-    """Each sample less the first, in the type of ``x``: a difference is rounded by a share of itself, which averages out over many. Only
-    float16 has too small a range for it."""
+    """Each sample less the first, in the type of ``x``: a difference is rounded by a share of itself, which
+    averages out over many. Only float16 has too small a range for it.
+    """
     return x.float() - x[:1].float() if x.dtype == torch.float16 else x - x[:1]
 
 

@@ -1,4 +1,6 @@
-"""Runs as processes of this machine: torch is loaded once, and a worker is forked for each run as cores come free."""
+"""Runs as processes of this machine: torch is loaded once, and a worker is forked for each run as cores come
+free.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from initscope.store import Run
 from initscope.training.loading import load_training
 
 NICENESS = 10
-"""Training yields to whoever looks at it: on two cores two runs would leave none to the browser and the dashboard."""
+"""Training yields to whoever looks at it: on two cores two runs would leave none to the browser and the
+dashboard.
+"""
 
 
 class Local:

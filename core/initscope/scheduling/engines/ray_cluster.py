@@ -1,7 +1,8 @@
 """Runs as tasks of a Ray cluster: each asks for its cores, memory and GPUs, and Ray finds the node.
 
-Ray carries no state of ours. What waits is in the queue on disk, what trains says so in its folder and holds its claim there; a
-run whose node, driver or head is lost is queued again and goes on from its checkpoint. All nodes see the folder of runs under one path.
+Ray carries no state of ours. What waits is in the queue on disk, what trains says so in its folder and holds
+its claim there; a run whose node, driver or head is lost is queued again and goes on from its checkpoint. All
+nodes see the folder of runs under one path.
 """
 
 from __future__ import annotations
@@ -31,13 +32,17 @@ CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 100_000_000
 """Runs go through the file system: Ray's own store stays all but empty."""
 SIZED = tuple(name for name in OPTIONS if name not in ("name", "tags", "sweep", "init_seed", "data_seed"))
-"""Fields that may decide what a run takes; without those in which the runs of a sweep differ, thousands of them are a few estimates."""
+"""Fields that may decide what a run takes; without those in which the runs of a sweep differ, thousands of
+them are a few estimates.
+"""
 PASSED_ON = ("INITSCOPE_DATA", *limits.SETTINGS)
 """Settings of this machine that hold for a run wherever it trains."""
 
 
 class Cluster:
-    """Hands each run to Ray as one task. ``address`` as in ``RAY_ADDRESS``; empty: a cluster of its own with this machine's slots."""
+    """Hands each run to Ray as one task. ``address`` as in ``RAY_ADDRESS``; empty: a cluster of its own with
+    this machine's slots.
+    """
 
     name = "ray"
     restarts = 3
@@ -52,10 +57,17 @@ class Cluster:
         _check_reachable(self.address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if here(self.address):
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray takes the machine's outer address for 127.0.0.1
+            os.environ.setdefault(
+                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
+            )  # else Ray takes the machine's outer address for 127.0.0.1
         import ray
 
-        own = {"num_cpus": slots(), "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        own = {
+            "num_cpus": slots(),
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+        }
         try:
             with self._reporting():
                 if self.address in OWN:
@@ -63,7 +75,10 @@ class Cluster:
                 else:
                     ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
         except (RuntimeError, OSError, ValueError) as error:
-            raise EngineTrouble(f"engine ray can neither start nor join a cluster here ({one_line(str(error))}); mend that, or use --engine local") from error
+            raise EngineTrouble(
+                f"engine ray can neither start nor join a cluster here ({one_line(str(error))}); mend that, "
+                "or use --engine local"
+            ) from error
         self._look()
 
     def close(self) -> None:
@@ -90,15 +105,25 @@ class Cluster:
     def fits(self, config: Mapping[str, Any], busy: Sequence[Mapping[str, Any]]) -> bool:
         self._look()
         together = [self._needed(one) for one in (*busy, config)]
-        return all(sum(one[kind] for one in together) <= sum(node.get(kind, 0) for node in self._nodes) for kind in ("CPU", "GPU", "memory"))
+        return all(
+            sum(one[kind] for one in together) <= sum(node.get(kind, 0) for node in self._nodes)
+            for kind in ("CPU", "GPU", "memory")
+        )
 
     def start(self, run: Run) -> None:
         import ray
 
         needed = self._needed(run.info().config)
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        # No retries of Ray's: a lost run goes through the queue on disk, which also survives this driver and the head.
-        options = {"num_cpus": needed["CPU"], "num_gpus": needed["GPU"], "memory": needed["memory"], "max_retries": 0, "name": run.id}
+        # No retries of Ray's: a lost run goes through the queue on disk, which also survives this driver and
+        # the head.
+        options = {
+            "num_cpus": needed["CPU"],
+            "num_gpus": needed["GPU"],
+            "memory": needed["memory"],
+            "max_retries": 0,
+            "name": run.id,
+        }
         with self._reporting():
             task = ray.remote(train).options(**options).remote(str(run.path.resolve()), environment)
         self._tasks[task] = run
@@ -128,10 +153,16 @@ class Cluster:
             ray.wait(list(self._tasks), num_returns=1, timeout=seconds)
 
     def _needed(self, config: Mapping[str, Any]) -> dict[str, float]:
-        """Cores, GPUs and bytes of memory of a run. With the device left open it asks for a GPU where the cluster has any."""
+        """Cores, GPUs and bytes of memory of a run. With the device left open it asks for a GPU where the
+        cluster has any.
+        """
         wants_gpu = config.get("device") == "cuda" or (config.get("device") == "auto" and self._gpus)
         share = gpu_share() * processes_of(config) if wants_gpu else 0.0
-        return {"CPU": self.threads_of(config), "GPU": share, "memory": _memory(tuple(map(config.get, SIZED)))}
+        return {
+            "CPU": self.threads_of(config),
+            "GPU": share,
+            "memory": _memory(tuple(map(config.get, SIZED))),
+        }
 
     def _look(self) -> None:
         """What the living nodes have; asked for at most once in ``LOOK_SECONDS``."""
@@ -157,22 +188,31 @@ class Cluster:
             yield
         except (ray.exceptions.RayError, ConnectionError) as error:
             raise EngineTrouble(
-                f"the Ray cluster {self.address or 'of this machine'} has gone ({one_line(str(error))}); its runs go on once it is back"
+                f"the Ray cluster {self.address or 'of this machine'} has gone ({one_line(str(error))}); "
+                "its runs go on once it is back"
             ) from error
 
 
 @functools.lru_cache(maxsize=4096)
 def _memory(values: tuple) -> float:
-    """Bytes that a run with these values of ``SIZED`` takes at least; 0 where that is not known without building its network."""
+    """Bytes that a run with these values of ``SIZED`` takes at least; 0 where that is not known without
+    building its network.
+    """
     try:
-        told = estimate(RunConfig.from_dict({name: value for name, value in zip(SIZED, values, strict=True) if value is not None}))
+        told = estimate(
+            RunConfig.from_dict(
+                {name: value for name, value in zip(SIZED, values, strict=True) if value is not None}
+            )
+        )
     except ConfigError:
         return 0.0  # its task will say what is wrong with it
     return float(told.total) if told else 0.0
 
 
 def gpu_share() -> float:
-    """GPUs that a process of a run asks for: ``INITSCOPE_GPU_SHARE``, 0.25 for four runs on one; default 1. Raises EngineTrouble for no such number."""
+    """GPUs that a process of a run asks for: ``INITSCOPE_GPU_SHARE``, 0.25 for four runs on one; default 1.
+    Raises EngineTrouble for no such number.
+    """
     text = os.environ.get("INITSCOPE_GPU_SHARE", "").strip() or "1"
     with contextlib.suppress(ValueError):
         if 0 < float(text) <= 1:
@@ -188,11 +228,16 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except OSError as error:
-        raise EngineTrouble(f"no Ray cluster answers at {address} ({error.strerror or error}); start it, or use --engine local") from None
+        raise EngineTrouble(
+            f"no Ray cluster answers at {address} ({error.strerror or error}); start it, or use --engine "
+            "local"
+        ) from None
 
 
 def train(path: str, environment: Mapping[str, str]) -> int:
-    """The task: train the run in that folder, from its checkpoint if it has one; the exit status of ``main_in_child``."""
+    """The task: train the run in that folder, from its checkpoint if it has one; the exit status of
+    ``main_in_child``.
+    """
     from initscope.scheduling.engines.local import NICENESS
     from initscope.training.run_log import output_to
     from initscope.training.worker import main_in_child
@@ -201,7 +246,8 @@ def train(path: str, environment: Mapping[str, str]) -> int:
     os.nice(max(0, NICENESS - os.nice(0)))
     run = Run(Path(path))
     outputs = [os.dup(number) for number in (1, 2)]
-    # A node that is taken down is a node lost, and its run goes on elsewhere: neither stopped, as SIGTERM has it here, nor failed, as Ray has it.
+    # A node that is taken down is a node lost, and its run goes on elsewhere: neither stopped, as SIGTERM has
+    # it here, nor failed, as Ray has it.
     handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         output_to(run)

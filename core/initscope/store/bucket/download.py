@@ -1,6 +1,8 @@
-"""What other machines' runs in an object store look like, copied into a scratch folder here: the list, and one run's files at a time.
+"""What other machines' runs in an object store look like, copied into a scratch folder here: the list, and
+one run's files at a time.
 
-Nothing is deleted here before something that covers it is there, and nothing of a run that is this machine's own is touched.
+Nothing is deleted here before something that covers it is there, and nothing of a run that is this machine's
+own is touched.
 """
 
 from __future__ import annotations
@@ -28,14 +30,18 @@ from initscope.store.parts import holds_through, parts
 
 REFRESH_SECONDS = 1.0
 OUTAGE_SECONDS = 45.0
-"""So long a store that cannot be reached is not worth a word: what is here is shown, and no heartbeat is overdue yet."""
+"""So long a store that cannot be reached is not worth a word: what is here is shown, and no heartbeat is
+overdue yet.
+"""
 ATTEMPTS = 8
 POLL_SECONDS = 0.01
 AGAIN_SECONDS = 0.1
 """Between two attempts, and so much longer before each further one."""
 OURS, FETCHED, SEEN, REFRESHED = ".ours", ".fetched", ".seen.json", ".refreshed"
 _TABLE = f"(?:{'|'.join(TABLES)})"
-FILES = re.compile(rf"(?:config\.json|status\.json|log\.txt|checkpoint\.pt|{_TABLE}\.parquet|parts/{_TABLE}-\d{{8}}-\d{{8}}\.parquet)")
+FILES = re.compile(
+    rf"(?:config\.json|status\.json|log\.txt|checkpoint\.pt|{_TABLE}\.parquet|parts/{_TABLE}-\d{{8}}-\d{{8}}\.parquet)"
+)
 """What is copied, up and down; anything else under a run's name is none of ours."""
 _CARD = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,119})~(card|meta)")
 
@@ -56,7 +62,9 @@ class Mirror:
     # -- the list
 
     def refresh(self, now: bool = False) -> None:
-        """Cards that have changed since the last look, if that was ``REFRESH_SECONDS`` ago. Raises RunFolderError."""
+        """Cards that have changed since the last look, if that was ``REFRESH_SECONDS`` ago. Raises
+        RunFolderError.
+        """
         stamp = self.root / REFRESHED
         if not now and 0 <= _age(stamp) < REFRESH_SECONDS:
             return
@@ -120,7 +128,10 @@ class Mirror:
         if self.owns(run_id):
             return
         card = json_object(data)
-        files = {name: json.dumps(card.get(key)).encode() for key, name in (("config", "config.json"), ("status", "status.json"))}
+        files = {
+            name: json.dumps(card.get(key)).encode()
+            for key, name in (("config", "config.json"), ("status", "status.json"))
+        }
         folder = self.root / run_id
         if folder.is_dir():
             for name, text in files.items():
@@ -142,7 +153,9 @@ class Mirror:
     # -- one run's files
 
     def fetch(self, run_id: str, everything: bool = False) -> None:
-        """Those files of a run that have changed, if its card has since the last time; ``everything``: its checkpoint too. Raises RunFolderError."""
+        """Those files of a run that have changed, if its card has since the last time; ``everything``: its
+        checkpoint too. Raises RunFolderError.
+        """
         if self.owns(run_id) or not (self.root / run_id).is_dir():
             return
         card = self._seen().get(f"{run_id}~card", "")
@@ -167,8 +180,16 @@ class Mirror:
     def _fetch(self, run_id: str, card: str, everything: bool) -> bool:
         """Whether what is here now is all of what the store has."""
         folder, have = self.root / run_id, self._fetched(run_id).get("files", {})
-        listed = {name: token for name, token in self.remote.listed(run_id).items() if FILES.fullmatch(name) and not name.endswith(".json")}
-        wanted = [name for name, token in listed.items() if have.get(name) != token and (everything or name != CHECKPOINT)]
+        listed = {
+            name: token
+            for name, token in self.remote.listed(run_id).items()
+            if FILES.fullmatch(name) and not name.endswith(".json")
+        }
+        wanted = [
+            name
+            for name, token in listed.items()
+            if have.get(name) != token and (everything or name != CHECKPOINT)
+        ]
         small = self.remote.get_many(f"{run_id}/{name}" for name in wanted if name != CHECKPOINT)
         for name in sorted(wanted, key=lambda name: name.startswith("parts/")):
             if name == CHECKPOINT:
@@ -182,7 +203,11 @@ class Mirror:
             for path in (folder / "parts").glob(f"{table}-*.parquet"):  # those too that a merged part hides
                 if FILES.fullmatch(f"parts/{path.name}") and f"parts/{path.name}" not in listed:
                     last = int(path.stem.rpartition("-")[2])
-                    merged = any(end >= last for _, end, other in parts(folder / "parts", table) if f"parts/{other.name}" in listed)
+                    merged = any(
+                        end >= last
+                        for _, end, other in parts(folder / "parts", table)
+                        if f"parts/{other.name}" in listed
+                    )
                     if not merged and _through(folder / f"{table}.parquet") < last:
                         return False  # nothing covers its rows yet: the list was made between two moments
                     path.unlink(missing_ok=True)

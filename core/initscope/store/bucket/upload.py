@@ -1,7 +1,9 @@
-"""Copies what this machine's runs write into their object store: ``python -m initscope.store.bucket.upload FOLDER``, one process a folder.
+"""Copies what this machine's runs write into their object store: ``python -m initscope.store.bucket.upload
+FOLDER``, one process a folder.
 
-A process of its own, so that copying takes nothing from training, and goes on when a trainer is killed. It leaves when every
-run's last word is in the store. Linux and macOS only: it asks by ``flock``'s shared lock, which a reader may take, whether a run is worked on.
+A process of its own, so that copying takes nothing from training, and goes on when a trainer is killed. It
+leaves when every run's last word is in the store. Linux and macOS only: it asks by ``flock``'s shared lock,
+which a reader may take, whether a run is worked on.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from initscope.store.writer import set_status
 SHIP_SECONDS = 0.7
 IDLE_SECONDS = 5.0
 LEASE_SECONDS = 20.0
-"""A run's card is written anew at least this often; a machine that slept longer first asks whether the run is still its own."""
+"""A run's card is written anew at least this often; a machine that slept longer first asks whether the run is
+still its own.
+"""
 CHECKPOINT_SECONDS = 30.0
 """A live run's checkpoint, which may be large, is copied at most this often."""
 GONE_SECONDS = 5.0
@@ -53,7 +57,9 @@ class Shipper:
             while time.monotonic() - busy < IDLE_SECONDS and self.store.root.exists():
                 began = time.monotonic()
                 ours = self.store.ours()
-                self.uploads = {run_id: self.uploads.get(run_id) or RunUpload(self.store, run_id) for run_id in ours}
+                self.uploads = {
+                    run_id: self.uploads.get(run_id) or RunUpload(self.store, run_id) for run_id in ours
+                }
                 if ours:
                     busy = began
                     self._pass_on_stops()
@@ -74,8 +80,13 @@ class Shipper:
 def _quietly(action: Any) -> None:
     try:
         action()
-    except (InitScopeError, OSError) as error:  # a store or a disk that is away comes back: tried again in the next round
-        print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} ERROR {error}", file=sys.stderr, flush=True)
+    except (
+        InitScopeError,
+        OSError,
+    ) as error:  # a store or a disk that is away comes back: tried again in the next round
+        print(
+            f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} ERROR {error}", file=sys.stderr, flush=True
+        )
         time.sleep(1)
 
 
@@ -108,7 +119,9 @@ class RunUpload:
         state = json.loads(texts["status.json"])
         self.status = state["status"]
         lost = self.status == Status.RUNNING and idle and not alive(state)
-        if lost and state.get("engine") != "ray":  # a run that a cluster has lost goes on: the next supervisor says how
+        if (
+            lost and state.get("engine") != "ray"
+        ):  # a run that a cluster has lost goes on: the next supervisor says how
             self._crashed(now)
             return
         if not self._rows(ended=self.status not in LIVE):
@@ -138,7 +151,9 @@ class RunUpload:
                 self._there[name] = stamp
             except FileNotFoundError:
                 whole = False
-        if whole and (gone := [name for name in self._there if name not in here and not name.endswith(".json")]):
+        if whole and (
+            gone := [name for name in self._there if name not in here and not name.endswith(".json")]
+        ):
             self.store.remote.delete(*(f"{self.run.id}/{name}" for name in gone))
             for name in gone:
                 del self._there[name]
@@ -173,7 +188,12 @@ class RunUpload:
         self._missed = self._missed or now
         if now - self._missed > GONE_SECONDS:
             with claimed(self.run):
-                set_status(self.run, status=str(Status.CRASHED), error="the training process was killed, or its machine was", ended=time.time())
+                set_status(
+                    self.run,
+                    status=str(Status.CRASHED),
+                    error="the training process was killed, or its machine was",
+                    ended=time.time(),
+                )
             self._missed = None
 
     def _unmade(self) -> None:
@@ -185,7 +205,9 @@ class RunUpload:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Stamp]]:
-    """What there is to copy. The parts are listed first: what replaced a part that is not among them is there by then."""
+    """What there is to copy. The parts are listed first: what replaced a part that is not among them is there
+    by then.
+    """
     names = [f"parts/{name}" for name in sorted(os.listdir(folder / "parts"))] + sorted(os.listdir(folder))
     for name in names:
         if FILES.fullmatch(name):

@@ -1,9 +1,10 @@
 """Rules of attention: softmax(scale q k^T + mask) v, as one operation or written out.
 
-Given the queries' and keys' moments the scores are Gaussian; what is needed of the softmax are a few overlaps of attention weights
-(``Overlaps``), which are means over draws of scores, because no closed form holds once single keys dominate. For small scores they
-agree with the log-normal forms of Kedia et al. 2024 and Giorlandino and Goldt 2025. The backward pass keeps what published gradient
-recursions drop: the covariance of gradients between tokens, and the way through the scores.
+Given the queries' and keys' moments the scores are Gaussian; what is needed of the softmax are a few overlaps
+of attention weights (``Overlaps``), which are means over draws of scores, because no closed form holds once
+single keys dominate. For small scores they agree with the log-normal forms of Kedia et al. 2024 and
+Giorlandino and Goldt 2025. The backward pass keeps what published gradient recursions drop: the covariance of
+gradients between tokens, and the way through the scores.
 """
 
 from __future__ import annotations
@@ -61,8 +62,18 @@ class Scores:
     causal: bool = False
 
 
-def overlaps(variance: float, rows_alike: float, samples_alike: float, queries: int, keys: int, masks: tuple[Tensor, ...], causal: bool) -> Overlaps:
-    """By draws of scores: N(0, ``variance``) along the keys, with correlations between rows and between samples."""
+def overlaps(
+    variance: float,
+    rows_alike: float,
+    samples_alike: float,
+    queries: int,
+    keys: int,
+    masks: tuple[Tensor, ...],
+    causal: bool,
+) -> Overlaps:
+    """By draws of scores: N(0, ``variance``) along the keys, with correlations between rows and between
+    samples.
+    """
     generator = torch.Generator().manual_seed(0)
     groups = _rows(masks, queries, keys, causal)
     found = []
@@ -116,7 +127,11 @@ def _rows(masks: tuple[Tensor, ...], queries: int, keys: int, causal: bool) -> l
     full = [base.unsqueeze(0)]
     for mask in masks:
         value = mask.detach()
-        value = torch.zeros(value.shape, dtype=torch.float64).masked_fill(~value, -math.inf) if value.dtype == torch.bool else value.double()
+        value = (
+            torch.zeros(value.shape, dtype=torch.float64).masked_fill(~value, -math.inf)
+            if value.dtype == torch.bool
+            else value.double()
+        )
         value = torch.where(value < _MASKED, -math.inf, value)
         full.append(value.expand(*value.shape[:-2], queries, keys).reshape(-1, queries, keys))
     groups = max(len(f) for f in full)
@@ -148,7 +163,9 @@ def attend(ctx: Context, node: Node, scores: Scores, v: Ref, v_dim: int) -> None
     variance = scale2 * q1.square * k_own
     rows_alike = q1.others(q1.within) / q1.square if q1.square > 0 else 1.0
     k_between = float(k1.between[0]) - k1.others(k1.between)
-    alike = (float(q1.between[0]) / q1.square if q1.square > 0 else 1.0) * (k_between / k_own if k_own > 1e-12 * k1.square else 1.0)
+    alike = (float(q1.between[0]) / q1.square if q1.square > 0 else 1.0) * (
+        k_between / k_own if k_own > 1e-12 * k1.square else 1.0
+    )
     o = overlaps(variance, rows_alike, alike, queries, keys, scores.masks, scores.causal)
     keep = 1 - scores.dropout
     own = o.own / keep
@@ -157,9 +174,17 @@ def attend(ctx: Context, node: Node, scores: Scores, v: Ref, v_dim: int) -> None
     within = np.full(RINGS, o.rows * v_own + v_near)
     within[0] = own * v_own + v_near + (1 / keep - 1) * o.own * v_near
     apart0, apart_near = float(v1.apart[0]), v1.others(v1.apart)
-    # as differences, which may be tiny: (S - S_b) of the samples' shared part, and the values' own differences
-    apart = np.full(RINGS, (o.rows - o.both) * (vb_own - vb_near) + o.rows * (apart0 - apart_near) + apart_near)
-    apart[0] = (own - o.samples) * (vb_own - vb_near) + own * (apart0 - apart_near) + apart_near + (1 / keep - 1) * o.own * v_near
+    # as differences, which may be tiny: (S - S_b) of the samples' shared part, and the values' own
+    # differences
+    apart = np.full(
+        RINGS, (o.rows - o.both) * (vb_own - vb_near) + o.rows * (apart0 - apart_near) + apart_near
+    )
+    apart[0] = (
+        (own - o.samples) * (vb_own - vb_near)
+        + own * (apart0 - apart_near)
+        + apart_near
+        + (1 / keep - 1) * o.own * v_near
+    )
     out_shape = node.outputs[0].shape
     tokens = ctx.field(scores.query).axes[q_dim]
     channels = value.axes[-1]
@@ -172,7 +197,10 @@ def attend(ctx: Context, node: Node, scores: Scores, v: Ref, v_dim: int) -> None
         gb0, gb_near = float(g.between[0]), g.others(g.between)
         ratio, more = queries / keys, queries - 1
         # values: sum over the queries that look at a key
-        own_v, near_v = ratio * (own * g0 + more * o.rows * g_near), ratio * ((1 - o.own) * g0 + more * (1 - o.rows) * g_near) / max(keys - 1, 1)
+        own_v, near_v = (
+            ratio * (own * g0 + more * o.rows * g_near),
+            ratio * ((1 - o.own) * g0 + more * (1 - o.rows) * g_near) / max(keys - 1, 1),
+        )
         own_b = ratio * (o.samples * gb0 + more * o.both * gb_near)
         near_b = ratio * ((1 - o.samples) * gb0 + more * (1 - o.both) * gb_near) / max(keys - 1, 1)
         yield v.id, _rings(value, own_v, near_v, own_b, near_b, grad.spread)
@@ -183,14 +211,25 @@ def attend(ctx: Context, node: Node, scores: Scores, v: Ref, v_dim: int) -> None
         s2 = scores.scale**2
         share = o.samples / o.own if o.own else 0.0
         kb_own = max(k_between, 0.0)
-        yield scores.query.id, _rings(
-            q, s2 * u * o.path * k_own, s2 * u_rows * o.path_rows * k_own, s2 * u_b * o.path * share * kb_own, s2 * ub_rows * o.path_rows * share * kb_own, grad.spread
+        yield (
+            scores.query.id,
+            _rings(
+                q,
+                s2 * u * o.path * k_own,
+                s2 * u_rows * o.path_rows * k_own,
+                s2 * u_b * o.path * share * kb_own,
+                s2 * ub_rows * o.path_rows * share * kb_own,
+                grad.spread,
+            ),
         )
         q_near, qb0, qb_near = q1.others(q1.within), float(q1.between[0]), q1.others(q1.between)
         own_k = ratio * s2 * (u * o.path * q1.square + more * u_rows * o.path_rows * q_near)
         own_kb = ratio * s2 * share * (u_b * o.path * qb0 + more * ub_rows * o.path_rows * qb_near)
         # A softmax's gradient sums to zero over the keys.
-        yield scores.key.id, _rings(k, own_k, -own_k / max(keys - 1, 1), own_kb, -own_kb / max(keys - 1, 1), grad.spread)
+        yield (
+            scores.key.id,
+            _rings(k, own_k, -own_k / max(keys - 1, 1), own_kb, -own_kb / max(keys - 1, 1), grad.spread),
+        )
 
     ctx.put(node, out, pull)
 
@@ -213,13 +252,17 @@ def fused(ctx: Context, node: Node) -> bool:
     scale = given.get("scale") or 1 / math.sqrt(q.shape[-1])
     mask = given.get("attn_mask", given.get("attn_bias"))
     masks = (mask.value,) if isinstance(mask, Known) else ()
-    scores = Scores(q, k, -2, -2, scale, masks, True, float(given.get("dropout_p") or 0.0), bool(given.get("is_causal")))
+    scores = Scores(
+        q, k, -2, -2, scale, masks, True, float(given.get("dropout_p") or 0.0), bool(given.get("is_causal"))
+    )
     attend(ctx, node, scores, v, -2)
     return True
 
 
 def product(ctx: Context, node: Node) -> bool:
-    """A matrix product of two tensors that both depend on the input: scores, if channels are summed; attention, if the first holds weights."""
+    """A matrix product of two tensors that both depend on the input: scores, if channels are summed;
+    attention, if the first holds weights.
+    """
     a, b = node.args[:2]
     if isinstance(a, Ref) and isinstance(ctx.extra.get(a.id), Scores) and isinstance(b, Ref):
         scores = ctx.extra[a.id]
@@ -253,7 +296,19 @@ def carried(ctx: Context, node: Node) -> bool:
     like = ctx.field(x)
     shape = node.outputs[0].shape
     name = node.name
-    if name in ("view", "_unsafe_view", "reshape", "expand", "clone", "contiguous", "_to_copy", "alias", "detach", "unsqueeze", "squeeze"):
+    if name in (
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "expand",
+        "clone",
+        "contiguous",
+        "_to_copy",
+        "alias",
+        "detach",
+        "unsqueeze",
+        "squeeze",
+    ):
         if shape[-2:] != x.shape[-2:]:
             return False
         like = replace(like, axes=ax.reshape(like.axes, shape))
@@ -283,7 +338,9 @@ def carried(ctx: Context, node: Node) -> bool:
 
 
 def softmax(ctx: Context, node: Node) -> bool:
-    """Of anything else than scores, over one dimension: Gaussians with the field's variance along it, drawn; mean 1/n."""
+    """Of anything else than scores, over one dimension: Gaussians with the field's variance along it, drawn;
+    mean 1/n.
+    """
     x, dim = node.args[:2]
     field_ = ctx.field(x)
     dim %= len(x.shape)

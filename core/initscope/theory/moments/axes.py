@@ -1,7 +1,8 @@
 """What each dimension of a tensor runs over: samples, positions or channels.
 
-A dimension is a tuple of atoms, because views merge and split dimensions: ``(B, C, H, W)`` flattened to ``(B, C*H*W)`` keeps the
-three atoms of its last dimension, and a window partition splits rows into windows and rows of a window.
+A dimension is a tuple of atoms, because views merge and split dimensions: ``(B, C, H, W)`` flattened to ``(B,
+C*H*W)`` keeps the three atoms of its last dimension, and a window partition splits rows into windows and rows
+of a window.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def axis(role: str, size: int) -> Axis:
 
 
 def default_axes(shape: Sequence[int]) -> Axes:
-    """Samples first; then channels and a map, as images have them, or a sequence and channels for three dimensions."""
+    """Samples first; then channels and a map, as images have them, or a sequence and channels for three
+    dimensions.
+    """
     roles = {0: "", 1: "S", 2: "SC", 3: "SPC"}.get(len(shape), "SC" + "P" * (len(shape) - 2))
     return tuple(axis(role, size) for role, size in zip(roles, shape, strict=True))
 
@@ -86,9 +89,11 @@ def reshape(axes: Axes, target: Sequence[int]) -> Axes:
 
 @lru_cache(maxsize=4096)
 def ring_counts(positions: Axis) -> np.ndarray:
-    """For a position, how many others (itself for ring 0) lie in each ring of distances, on average; they sum to the positions.
+    """For a position, how many others (itself for ring 0) lie in each ring of distances, on average; they sum
+    to the positions.
 
-    The distance is the largest over the coordinates; near a border there are fewer, and that is counted exactly.
+    The distance is the largest over the coordinates; near a border there are fewer, and that is counted
+    exactly.
     """
     cumulative = np.ones(RINGS)
     for atom in positions:

@@ -54,7 +54,9 @@ class Context:
     def field(self, x: Any) -> Field:
         return self.values[x.id].field
 
-    def put(self, node: Node, result: Field | Value, pull: Pull | None, *, how: str = RULE, output: int = 0) -> Value:
+    def put(
+        self, node: Node, result: Field | Value, pull: Pull | None, *, how: str = RULE, output: int = 0
+    ) -> Value:
         """Set the value of a node's output; ``pull`` says where its gradient goes."""
         ref = node.outputs[output]
         value = result if isinstance(result, Value) else Value(ref.id, result)
@@ -76,10 +78,14 @@ class Context:
         """``x`` is a weight of this operation, if it is a parameter."""
         if isinstance(x, Known) and x.param is not None:
             rows = compact(x.value).numel() / max(self.graph.parameters[x.param].numel(), 1)
-            if rows != 1 and not x.same:  # rows looked up, a slice, a view repeated: the gradient is spread over the whole parameter
+            if (
+                rows != 1 and not x.same
+            ):  # rows looked up, a slice, a view repeated: the gradient is spread over the whole parameter
                 one = square
                 square = lambda grad: one(grad) * rows  # noqa: E731
-            self.uses.append(Use(x.param, output, node.outputs[0].id, square, tuple(r.id for r in refs(node))))
+            self.uses.append(
+                Use(x.param, output, node.outputs[0].id, square, tuple(r.id for r in refs(node)))
+            )
 
     def add_grad(self, id: int, grad: Field) -> None:
         from initscope.theory.moments.values import total

@@ -1,14 +1,15 @@
 """The moments of a tensor: what is carried along the graph, forward for values and backward for gradients.
 
-For x[s, p, c] (samples, positions, channels) the second moments are kept, averaged over everything that is not named:
+For x[s, p, c] (samples, positions, channels) the second moments are kept, averaged over everything that is
+not named:
 
-    within[k]  = E x[s, p, c] x[s, p', c]    p and p' in ring k of distances (``axes.ring_counts``); within[0] is the mean square
-    between[k] = E x[s, p, c] x[s', p', c]   the same for two samples; kept as apart = within - between, which may be tiny
-    cross      = E x[s, p, c] x[s, p, c']    two channels; far the same at two positions
-    mean       = E x
+    within[k] = E x[s, p, c] x[s, p', c] p and p' in ring k of distances (``axes.ring_counts``); within[0] is
+    the mean square between[k] = E x[s, p, c] x[s', p', c] the same for two samples; kept as apart = within -
+    between, which may be tiny cross = E x[s, p, c] x[s, p, c'] two channels; far the same at two positions
+    mean = E x
 
-With many channels these are the kernel of a Gaussian process (Poole et al. 2016; Xiao et al. 2018 for maps). A dimension of size 1
-counts as constant along it: its covariance is the mean square.
+With many channels these are the kernel of a Gaussian process (Poole et al. 2016; Xiao et al. 2018 for maps).
+A dimension of size 1 counts as constant along it: its covariance is the mean square.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Field:
     spread: float = 0.0
     """Variance of log(mean square) from one draw of the weights to the next (Hanin 2018)."""
     along: tuple[Array, Array] | None = None
-    """Of a gradient: (within, between) of E g z g' z', z the standardized value that it is the gradient for; None: independent of it."""
+    """Of a gradient: (within, between) of E g z g' z', z the standardized value that it is the gradient for;
+    None: independent of it.
+    """
 
     def __post_init__(self) -> None:
         if self.far is None:
@@ -81,22 +84,36 @@ class Field:
         return float(counts @ rings / counts.sum())
 
     def coherence(self) -> float:
-        """Mean square of the correlation of two entries of a channel: 1 where all samples and positions move together.
+        """Mean square of the correlation of two entries of a channel: 1 where all samples and positions move
+        together.
 
-        By it the mean square over samples and positions fluctuates less, from one draw of the weights to the next, than one entry's.
+        By it the mean square over samples and positions fluctuates less, from one draw of the weights to the
+        next, than one entry's.
         """
         if self.square <= 0:
             return 1.0
         samples = max(self.samples, 1)
-        same, other = (self.everywhere(np.clip(rings / self.square, -1, 1) ** 2) for rings in (self.within, self.between))
+        same, other = (
+            self.everywhere(np.clip(rings / self.square, -1, 1) ** 2) for rings in (self.within, self.between)
+        )
         return min((same + (samples - 1) * other) / samples, 1.0)
 
     def scaled(self, factor: float) -> Field:
         """x times sqrt(factor), without its sign."""
-        return replace(self, within=self.within * factor, apart=self.apart * factor, cross=self.cross * factor, far=self.far * factor, mean=self.mean * math.sqrt(factor), along=None)
+        return replace(
+            self,
+            within=self.within * factor,
+            apart=self.apart * factor,
+            cross=self.cross * factor,
+            far=self.far * factor,
+            mean=self.mean * math.sqrt(factor),
+            along=None,
+        )
 
     def with_axes(self, axes: Axes) -> Field:
-        """Views: the same numbers, in other dimensions. Fields must keep saying that a missing position is constant."""
+        """Views: the same numbers, in other dimensions. Fields must keep saying that a missing position is
+        constant.
+        """
         return replace(self, axes=axes)
 
     def swapped(self) -> Field:
@@ -105,14 +122,20 @@ class Field:
         axes = tuple(tuple(atom._replace(role=other[atom.role]) for atom in part) for part in self.axes)
         within, apart = np.full(RINGS, self.cross), np.zeros(RINGS)
         within[0], apart[0] = self.within[0], self.apart[0]
-        return replace(self, axes=axes, within=within, apart=apart, cross=self.others(self.within), along=None)
+        return replace(
+            self, axes=axes, within=within, apart=apart, cross=self.others(self.within), along=None
+        )
 
     def like(self, axes: Axes) -> Field:
         """With the roles that ``axes`` (of the same rank) give to dimensions."""
         mine, theirs = (ax.atoms(one, CHANNEL) for one in (self.axes, axes))
         if len(axes) != len(self.axes) or not mine or not theirs:
             return self
-        turned = sum(ax.main_role(a) == CHANNEL and ax.main_role(b) == POSITION for a, b in zip(self.axes, axes, strict=True) if a and b)
+        turned = sum(
+            ax.main_role(a) == CHANNEL and ax.main_role(b) == POSITION
+            for a, b in zip(self.axes, axes, strict=True)
+            if a and b
+        )
         return self.swapped() if turned else self
 
 
@@ -133,7 +156,8 @@ def independent(axes: Axes, square: float, mean: float = 0.0) -> Field:
 
 
 def pair_sum(one: Field, other: Field, axes: Axes, shift: float = 0.0) -> float:
-    """Mean square of sum over samples and positions of one x other, independent of each other: a weight's gradient.
+    """Mean square of sum over samples and positions of one x other, independent of each other: a weight's
+    gradient.
 
     ``axes``: over which the sum runs. ``shift``: rings by which a pair is further apart in ``other``.
     """
@@ -146,7 +170,9 @@ def pair_sum(one: Field, other: Field, axes: Axes, shift: float = 0.0) -> float:
 
 
 def moved(rings: Array, shift: float) -> Array:
-    """Ring k of a map whose step is 2**shift positions of the old one: ring k + shift of the old, interpolated; ring 0 stays."""
+    """Ring k of a map whose step is 2**shift positions of the old one: ring k + shift of the old,
+    interpolated; ring 0 stays.
+    """
     if shift == 0:
         return rings
     at = np.arange(RINGS) + shift

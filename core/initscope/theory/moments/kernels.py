@@ -1,13 +1,14 @@
-"""Any function of one number, applied to correlated Gaussians: its moments by quadrature of the function itself.
+"""Any function of one number, applied to correlated Gaussians: its moments by quadrature of the function
+itself.
 
 For x, y ~ N(m, v) with correlation r:
 
-    F(r) = E f(x) f(y)                        the covariance that comes out (Poole et al. 2016, equation 3)
-    D(r) = E (f(x) - f(y))**2 / 2 = F(1) - F(r)   computed as such, because F(1) and F(r) may agree in ten digits
-    G(r) = E f'(x) f'(y)                      the factor of the gradient's covariance (Schoenholz et al. 2017, equation 13)
+    F(r) = E f(x) f(y) the covariance that comes out (Poole et al. 2016, equation 3) D(r) = E (f(x) - f(y))**2
+    / 2 = F(1) - F(r) computed as such, because F(1) and F(r) may agree in ten digits G(r) = E f'(x) f'(y) the
+    factor of the gradient's covariance (Schoenholz et al. 2017, equation 13)
 
-The grids are uniform (trapezoid): for smooth functions as exact as Gauss-Hermite, and better at kinks and jumps. Squares come from a fine
-grid of one dimension; two dimensions give only the differences.
+The grids are uniform (trapezoid): for smooth functions as exact as Gauss-Hermite, and better at kinks and
+jumps. Squares come from a fine grid of one dimension; two dimensions give only the differences.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Kernel:
         center = torch.where(center.isfinite(), center, torch.zeros_like(center)).detach()
 
         def finite(grid: Tensor) -> Tensor:
-            """Where a Gaussian reaches but the tensor does not (a mean of squares is not negative), the value at the mean."""
+            """Where a Gaussian reaches but the tensor does not (a mean of squares is not negative), the value
+            at the mean.
+            """
             value = function(grid)
             return torch.where(value.isfinite(), value, center)
 
@@ -59,7 +62,9 @@ class Kernel:
     def elasticity(self) -> float:
         """d log E f(x)^2 / d log v: 1 for ReLU, 0 for a function that saturates."""
         more = self.function(self.mean * 1.01 + 1.01 * self.std * _NODES).square() @ _WEIGHTS
-        return math.log(float(more) / self.square) / math.log(1.01**2) if self.square > 0 and more > 0 else 1.0
+        return (
+            math.log(float(more) / self.square) / math.log(1.01**2) if self.square > 0 and more > 0 else 1.0
+        )
 
     @property
     def gate_kurtosis(self) -> float:
@@ -101,7 +106,9 @@ class Kernel:
 
     def slope_moment(self, power: int) -> float:
         """E (z**power f'(x))**2."""
-        return float((derivative(self.function, self.mean + self.std * _NODES) * _NODES**power).square() @ _WEIGHTS)
+        return float(
+            (derivative(self.function, self.mean + self.std * _NODES) * _NODES**power).square() @ _WEIGHTS
+        )
 
 
 def _mean(values: Tensor) -> np.ndarray:

@@ -15,8 +15,10 @@ _MODEL_ERROR = 0.12
 _WEIGHT_ERROR = 0.2
 """The same for a weight's gradient, which also needs how values and gradients are alike over positions."""
 _LAYER_ERROR = 0.012
-"""What each weight that the gradient has come through adds to it. All three are set by resnet50, densenet121, googlenet, regnet,
-mobilenet, efficientnet and swin; other networks are for checking (tests/benchmarks/moments.py prints the share inside)."""
+"""What each weight that the gradient has come through adds to it. All three are set by resnet50, densenet121,
+googlenet, regnet, mobilenet, efficientnet and swin; other networks are for checking
+(tests/benchmarks/moments.py prints the share inside).
+"""
 
 
 def collect(ctx: Context, model: nn.Module) -> Prediction:
@@ -41,9 +43,25 @@ def collect(ctx: Context, model: nn.Module) -> Prediction:
         if _is_bias(param) and owner in held:
             continue
         name = owner if held.get(owner, 1) == 1 and owner else param
-        rows.append(_row(ctx, name, param, kinds.get(owner, ""), uses, memory[_place(ctx, param)], sum(at > first[param] for at in matrices.values())))
+        rows.append(
+            _row(
+                ctx,
+                name,
+                param,
+                kinds.get(owner, ""),
+                uses,
+                memory[_place(ctx, param)],
+                sum(at > first[param] for at in matrices.values()),
+            )
+        )
     samples = next((t.shape[0] for t in ctx.graph.inputs.values() if t.dim()), 0) or _batch(ctx)
-    return Prediction(rows, tuple(dict.fromkeys(ctx.sampled)), tuple(dict.fromkeys(ctx.unknown)), ctx.graph.executed, samples)
+    return Prediction(
+        rows,
+        tuple(dict.fromkeys(ctx.sampled)),
+        tuple(dict.fromkeys(ctx.unknown)),
+        ctx.graph.executed,
+        samples,
+    )
 
 
 def _place(ctx: Context, param: str) -> tuple[int, tuple[int, ...]]:
@@ -59,7 +77,9 @@ def _is_bias(param: str) -> bool:
     return "bias" in param.rpartition(".")[2]
 
 
-def _row(ctx: Context, name: str, param: str, kind: str, uses: list[Use], everywhere: list[Use], crossed: int) -> Layer:
+def _row(
+    ctx: Context, name: str, param: str, kind: str, uses: list[Use], everywhere: list[Use], crossed: int
+) -> Layer:
     squares, made, spread_grad, spread = 0.0, [RULE], 0.0, 0.0
     fields = [ctx.values[use.output].field for use in uses if use.output is not None]
     inputs = [ctx.values[ref].field.spread for use in uses for ref in use.inputs if ref in ctx.values]
@@ -86,16 +106,27 @@ def _row(ctx: Context, name: str, param: str, kind: str, uses: list[Use], everyw
             values["correlation"] = 1 - apart / square if square > 0 else None
         grads = [ctx.grads[id].square for id in outputs if id in ctx.grads]
         values["activation_grad_rms"] = math.sqrt(max(sum(grads) / len(outputs), 0.0)) * median(spread_grad)
-    return Layer(layer=name, parameter=param, kind=kind, made=worst(*made), band=_band(spread, spread_grad, grad_spread, crossed), **values)
+    return Layer(
+        layer=name,
+        parameter=param,
+        kind=kind,
+        made=worst(*made),
+        band=_band(spread, spread_grad, grad_spread, crossed),
+        **values,
+    )
 
 
 def median(spread: float) -> float:
-    """From the root of the mean square over draws of the weights to the median draw's, both log-normal: exp(-spread / 4)."""
+    """From the root of the mean square over draws of the weights to the median draw's, both log-normal:
+    exp(-spread / 4).
+    """
     return math.exp(-spread / 4)
 
 
 def _band(forward: float, backward: float, both: float, crossed: int) -> dict[str, float]:
-    """Half of log(square)'s spread is that of log(rms); weights' gradients are made of values and gradients."""
+    """Half of log(square)'s spread is that of log(rms); weights' gradients are made of values and
+    gradients.
+    """
 
     def factor(spread: float, *errors: float) -> float:
         return math.exp(1.96 * math.sqrt(sum(e * e for e in errors) + spread / 4))

@@ -1,8 +1,9 @@
 """Rules of products with a weight: linear layers, matrix products, convolutions, embeddings.
 
-With independent weights of mean square s2 a sum over n inputs has the covariance n s2 times that of its inputs, for any two
-samples and positions (Poole et al. 2016, equation 3; for maps Xiao et al. 2018, equation 2.5; taps on zero padding add nothing);
-on the way back the same with the outputs that an input reaches (He et al. 2015, equation 13). The moments are the actual weight's.
+With independent weights of mean square s2 a sum over n inputs has the covariance n s2 times that of its
+inputs, for any two samples and positions (Poole et al. 2016, equation 3; for maps Xiao et al. 2018, equation
+2.5; taps on zero padding add nothing); on the way back the same with the outputs that an input reaches (He et
+al. 2015, equation 13). The moments are the actual weight's.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from initscope.theory.moments.values import add
 
 
 def weight_moments(weight: Tensor) -> tuple[float, float]:
-    """(variance, mean) of a weight's entries; the mean is 0 where it is no more than the noise of so many draws."""
+    """(variance, mean) of a weight's entries; the mean is 0 where it is no more than the noise of so many
+    draws.
+    """
     weight = compact(weight.detach()).double()
     square, mean = float(weight.square().mean()), float(weight.mean())
     noise = math.sqrt(square / max(weight.numel(), 1))
@@ -35,7 +38,8 @@ def weight_moments(weight: Tensor) -> tuple[float, float]:
 
 
 def contract(x: Field, over: Axis, moments: tuple[float, float], rest: ax.Axes, width: int) -> Field:
-    """Sum over the atoms ``over`` with independent weights; ``rest``: the other axes, to which the caller adds the new one.
+    """Sum over the atoms ``over`` with independent weights; ``rest``: the other axes, to which the caller
+    adds the new one.
 
     Where no channels are summed, those that stay become positions: different ones share the weights.
     """
@@ -45,7 +49,10 @@ def contract(x: Field, over: Axis, moments: tuple[float, float], rest: ax.Axes, 
     left = ax.atoms(rest)
     if CHANNEL not in roles and POSITION in roles and any(a.role == CHANNEL for a in left):
         x = x.swapped()
-        rest = tuple(tuple(a._replace(role={POSITION: CHANNEL, CHANNEL: POSITION}.get(a.role, a.role)) for a in part) for part in rest)
+        rest = tuple(
+            tuple(a._replace(role={POSITION: CHANNEL, CHANNEL: POSITION}.get(a.role, a.role)) for a in part)
+            for part in rest
+        )
         over = tuple(a._replace(role=CHANNEL) if a.role == POSITION else a for a in over)
         left = ax.atoms(rest)
     within, apart = x.within.copy(), x.apart.copy()
@@ -62,7 +69,18 @@ def contract(x: Field, over: Axis, moments: tuple[float, float], rest: ax.Axes, 
     return replace(out, spread=x.spread + 2 * out.coherence() / max(width, 1))
 
 
-def _product(ctx: Context, node: Node, x: Ref, weight: Known, x_dim: int, w_in: int, w_out: int | None, out_dim: int, bias=None, alpha: float = 1.0) -> None:
+def _product(
+    ctx: Context,
+    node: Node,
+    x: Ref,
+    weight: Known,
+    x_dim: int,
+    w_in: int,
+    w_out: int | None,
+    out_dim: int,
+    bias=None,
+    alpha: float = 1.0,
+) -> None:
     """out = x . weight over dimension ``x_dim``; the weight's own output dimension becomes ``out_dim``."""
     field = ctx.field(x)
     x_dim %= len(field.axes)
@@ -80,8 +98,14 @@ def _product(ctx: Context, node: Node, x: Ref, weight: Known, x_dim: int, w_in: 
     node_id = node.outputs[0].id
 
     def pull(grad: Field):
-        g_rest = tuple(part for i, part in enumerate(grad.axes) if w_out is None or i != out_dim % len(grad.axes))
-        g_over = (grad.axes[out_dim % len(grad.axes)] or (ax.Atom(CHANNEL, 1),)) if w_out is not None else (ax.Atom(CHANNEL, 1),)
+        g_rest = tuple(
+            part for i, part in enumerate(grad.axes) if w_out is None or i != out_dim % len(grad.axes)
+        )
+        g_over = (
+            (grad.axes[out_dim % len(grad.axes)] or (ax.Atom(CHANNEL, 1),))
+            if w_out is not None
+            else (ax.Atom(CHANNEL, 1),)
+        )
         back = contract(grad, g_over, moments, g_rest, ax.size(over))
         axes = (*back.axes[:x_dim], field.axes[x_dim], *back.axes[x_dim:])
         yield x.id, replace(back, axes=axes, mean=0.0).like(field.axes)
@@ -119,7 +143,9 @@ def _matmul(ctx: Context, node: Node, a, b, bias=None, alpha: float = 1.0) -> bo
     if isinstance(a, Ref) and isinstance(b, Known):
         _product(ctx, node, a, b, -1, -2, -1 if b.value.dim() > 1 else None, -1, bias, alpha)
     elif isinstance(a, Known) and isinstance(b, Ref):
-        _product(ctx, node, b, a, 0 if len(b.shape) < 3 else -2, -1, -2, 0 if len(b.shape) < 3 else -2, bias, alpha)
+        _product(
+            ctx, node, b, a, 0 if len(b.shape) < 3 else -2, -1, -2, 0 if len(b.shape) < 3 else -2, bias, alpha
+        )
     else:
         return False
     return True
@@ -136,7 +162,8 @@ def convolution(ctx: Context, node: Node) -> bool:
     inputs = x.shape[1] // groups
     outputs = out_shape[1] // groups
     ins, outs = x.shape[2:], out_shape[2:]
-    # Taps that fall on the input, of all outputs and taps; for a transposed convolution the two sides are exchanged.
+    # Taps that fall on the input, of all outputs and taps; for a transposed convolution the two sides are
+    # exchanged.
     small, big = (ins, outs) if transposed else (outs, ins)
     sides = [_valid(*side) for side in zip(big, kernel, stride, padding, dilation, small, strict=True)]
     pairs = math.prod(int(valid.sum()) for valid in sides)
@@ -152,9 +179,13 @@ def convolution(ctx: Context, node: Node) -> bool:
 
     def through(rings: np.ndarray, shrink: bool, from_axes, to_axes) -> np.ndarray:
         lost_here = lost if to_axes is axes else lost_back
-        return (moved(rings, shift) if shrink else _spread_rings(rings, shift, from_axes, to_axes)) * lost_here
+        return (
+            moved(rings, shift) if shrink else _spread_rings(rings, shift, from_axes, to_axes)
+        ) * lost_here
 
-    within, apart = (gain * variance * through(r, down, field.axes, axes) for r in (field.within, field.apart))
+    within, apart = (
+        gain * variance * through(r, down, field.axes, axes) for r in (field.within, field.apart)
+    )
     if mean:  # the coherent part: the mean over the taps, as if they saw neighbouring positions
         window = tuple(ax.Atom(POSITION, k, d) for k, d in zip(kernel, dilation, strict=True) if k > 1)
         mixed, mixed_apart, _, _ = averaged(replace(field, axes=(field.axes[0], (), window)), window)
@@ -164,7 +195,9 @@ def convolution(ctx: Context, node: Node) -> bool:
         within, apart = within + factor * ratio * mixed, apart + factor * ratio * mixed_apart
     if not any(axes[2:]):
         within[:], apart[:] = within[0], apart[0]
-    out = Field(axes, within, apart, gain * mean * field.mean, (gain * mean * field.mean) ** 2, spread=field.spread)
+    out = Field(
+        axes, within, apart, gain * mean * field.mean, (gain * mean * field.mean) ** 2, spread=field.spread
+    )
     out = replace(out, spread=out.spread + 2 * out.coherence() / out_shape[1])
     if isinstance(bias, Known):
         out = add(out, ctx.constant(Known(bias.value.reshape(-1, *[1] * len(outs)), bias.param), axes), axes)
@@ -198,7 +231,8 @@ def _valid(size: int, kernel: int, stride: int, padding: int, dilation: int, out
 def _border(sides: list[np.ndarray], outputs: tuple[int, ...]) -> np.ndarray:
     """By how much zero padding weakens the covariance of two positions more than the mean square, a ring.
 
-    They share only the taps that are inside for both: of m positions at which a tap is inside, m - l pairs have the distance l.
+    They share only the taps that are inside for both: of m positions at which a tap is inside, m - l pairs
+    have the distance l.
     """
     result = np.ones(RINGS)
     for valid, n in zip(sides, outputs, strict=True):
@@ -213,7 +247,8 @@ def _border(sides: list[np.ndarray], outputs: tuple[int, ...]) -> np.ndarray:
 
 
 def _spread_rings(rings: np.ndarray, shift: float, coarse: ax.Axes, fine: ax.Axes) -> np.ndarray:
-    """Covariances on a map 2**shift times finer, where only positions a multiple of the stride apart share a weight.
+    """Covariances on a map 2**shift times finer, where only positions a multiple of the stride apart share a
+    weight.
 
     Ring k of the coarse map becomes ring k + shift; the sum over all pairs stays what it is per position.
     """
@@ -255,7 +290,9 @@ def embedding(ctx: Context, node: Node) -> bool:
 
     def square(grad: Field) -> float:
         """Rows that are looked up n times sum n gradients."""
-        total = lookups * grad.square + of_sample * grad.others(grad.within) + of_place * float(grad.between[0])
+        total = (
+            lookups * grad.square + of_sample * grad.others(grad.within) + of_place * float(grad.between[0])
+        )
         total += (all_pairs - of_sample - of_place) * grad.others(grad.between)
         return max(total, 0.0) / table.value.shape[0]
 
@@ -264,5 +301,13 @@ def embedding(ctx: Context, node: Node) -> bool:
     return True
 
 
-RULES = {"addmm": addmm, "mm": mm, "bmm": mm, "mv": mm, "_grouped_mm": mm, "convolution": convolution, "embedding": embedding}
+RULES = {
+    "addmm": addmm,
+    "mm": mm,
+    "bmm": mm,
+    "mv": mm,
+    "_grouped_mm": mm,
+    "convolution": convolution,
+    "embedding": embedding,
+}
 __all__ = ["RULES", "contract", "weight_moments"]

@@ -1,4 +1,6 @@
-"""From a tensor to its moments, and back: measuring a batch or a constant, and drawing Gaussian tensors with given moments."""
+"""From a tensor to its moments, and back: measuring a batch or a constant, and drawing Gaussian tensors with
+given moments.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ def canonical(x: Tensor, axes: Axes) -> tuple[Tensor, tuple[int, ...]]:
     """x as (samples, channels, *position atoms), float64, and the spacing of each position atom."""
     parts = [(atom, dim) for dim, part in enumerate(axes) for atom in part]
     x = x.detach().reshape([atom.size for atom, _ in parts] or [1]).double()
-    order = [i for role in (SAMPLE, CHANNEL, POSITION) for i, (atom, _) in enumerate(parts) if atom.role == role]
+    order = [
+        i for role in (SAMPLE, CHANNEL, POSITION) for i, (atom, _) in enumerate(parts) if atom.role == role
+    ]
     if parts:
         x = x.permute(order)
     place = [atom for atom, _ in parts if atom.role == POSITION]
@@ -38,7 +42,9 @@ def measure(x: Tensor, axes: Axes) -> Field:
     far = None
     if channels > 1 and sizes:
         n = total[0].numel()
-        over = float((total.flatten(1).sum(1) / (n * channels)).square().mean())  # of the mean over positions and channels
+        over = float(
+            (total.flatten(1).sum(1) / (n * channels)).square().mean()
+        )  # of the mean over positions and channels
         same = float((values.flatten(2).sum(2) / n).square().mean())
         pairs = (over * channels - same) / (channels - 1)  # two channels, any two positions
         far = (pairs * n - cross) / (n - 1) if n > 1 else cross
@@ -70,7 +76,9 @@ def _rings(power: Tensor, padded: list[int], sizes: list[int], spacing: tuple[in
     for step, n, gap in zip(steps, sizes, spacing, strict=True):
         pairs = np.multiply.outer(pairs, np.maximum(n - step, 0))
         distance = np.maximum.outer(distance, step * gap)
-    ring = np.where(distance == 0, 0, np.minimum(np.floor(np.log2(np.maximum(distance, 1))) + 1, RINGS - 1)).astype(int)
+    ring = np.where(
+        distance == 0, 0, np.minimum(np.floor(np.log2(np.maximum(distance, 1))) + 1, RINGS - 1)
+    ).astype(int)
     sums = np.bincount(ring.ravel(), (lags * (pairs > 0)).ravel(), RINGS)
     counts = np.bincount(ring.ravel(), pairs.ravel(), RINGS)
     found = counts > 0
@@ -81,14 +89,18 @@ def _rings(power: Tensor, padded: list[int], sizes: list[int], spacing: tuple[in
 
 
 def draw(field: Field, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A Gaussian tensor with the field's mean, mean square and covariances (as far as they do not rise with the distance).
+    """A Gaussian tensor with the field's mean, mean square and covariances (as far as they do not rise with
+    the distance).
 
-    Covariances over rings are made by adding noise that is constant on blocks of 2**(k + 1) positions, at random offsets: an approximation, good to a third of the covariance.
+    Covariances over rings are made by adding noise that is constant on blocks of 2**(k + 1) positions, at
+    random offsets: an approximation, good to a third of the covariance.
     """
     shape = [atom.size for atom in ax.atoms(field.axes)]
     mean2 = field.mean**2
     between, apart = field.between - mean2, field.apart
-    x = _blocks(between, field.axes, generator, shared=True) + _blocks(apart, field.axes, generator, shared=False)
+    x = _blocks(between, field.axes, generator, shared=True) + _blocks(
+        apart, field.axes, generator, shared=False
+    )
     scale = max(field.variance, 0.0) / max(float(x.square().mean()), 1e-300) if field.variance > 0 else 0.0
     x = x * scale**0.5 if scale else torch.zeros_like(x)
     return (x + field.mean).reshape(shape or [1]).reshape(ax.shape(field.axes)).to(dtype)
@@ -110,8 +122,10 @@ def _blocks(rings: np.ndarray, axes: Axes, generator: torch.Generator, *, shared
             continue
         whole, block = ring == top, 2 ** (ring + 1)
         sizes = [
-            1 if (shared and atom.role == SAMPLE) or (atom.role == POSITION and whole and top > 0)
-            else atom.size if atom.role != POSITION or ring == 0
+            1
+            if (shared and atom.role == SAMPLE) or (atom.role == POSITION and whole and top > 0)
+            else atom.size
+            if atom.role != POSITION or ring == 0
             else -(-atom.size * atom.spacing // block) + 1
             for atom in parts
         ]

@@ -1,8 +1,9 @@
-"""Rules of normalizations: minus the mean over some atoms, over the standard deviation, times gamma, plus beta.
+"""Rules of normalizations: minus the mean over some atoms, over the standard deviation, times gamma, plus
+beta.
 
-One formula for all: over channels (LayerNorm), channels of a group and positions (GroupNorm), samples and positions (BatchNorm; Yang et
-al. 2019), positions (InstanceNorm). On the way back the gradient loses its mean and its part along the output, over the same atoms,
-and is divided by the standard deviation.
+One formula for all: over channels (LayerNorm), channels of a group and positions (GroupNorm), samples and
+positions (BatchNorm; Yang et al. 2019), positions (InstanceNorm). On the way back the gradient loses its mean
+and its part along the output, over the same atoms, and is divided by the standard deviation.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def normalized(x: Field, over: Axis, epsilon: float, *, center: bool = True) -> 
     factor = 1 / (variance + epsilon)
     mean = 0.0 if center else x.mean * factor**0.5
     cross = 0.0 if center else x.cross * factor
-    out = Field(x.axes, (x.within - mean_within) * factor, (x.apart - mean_apart) * factor, mean, cross, spread=0.0)
+    out = Field(
+        x.axes, (x.within - mean_within) * factor, (x.apart - mean_apart) * factor, mean, cross, spread=0.0
+    )
     return out, factor
 
 
@@ -45,13 +48,41 @@ def backward(grad: Field, out: Field, factor: float, over: Axis, *, center: bool
     within, between = within - along_within * out.within, between - (along_within - along_apart) * out.between
     within[0] = max(within[0], 0.0)
     cross = grad.cross if not center else 0.0
-    return replace(grad, within=within * factor, apart=(within - between) * factor, cross=cross * factor, far=0.0, mean=0.0, along=None)
+    return replace(
+        grad,
+        within=within * factor,
+        apart=(within - between) * factor,
+        cross=cross * factor,
+        far=0.0,
+        mean=0.0,
+        along=None,
+    )
 
 
-def _norm(ctx: Context, node: Node, x: Ref, over: Axis, epsilon: float, weight, bias, channel_dims: tuple[int, ...], *, center: bool = True) -> None:
+def _norm(
+    ctx: Context,
+    node: Node,
+    x: Ref,
+    over: Axis,
+    epsilon: float,
+    weight,
+    bias,
+    channel_dims: tuple[int, ...],
+    *,
+    center: bool = True,
+) -> None:
     field = ctx.field(x)
     core, factor = normalized(field, over, epsilon, center=center)
-    _affine(ctx, node, x, core, weight, bias, channel_dims, lambda grad: backward(grad, core, factor, over, center=center))
+    _affine(
+        ctx,
+        node,
+        x,
+        core,
+        weight,
+        bias,
+        channel_dims,
+        lambda grad: backward(grad, core, factor, over, center=center),
+    )
 
 
 def _affine(ctx: Context, node: Node, x: Ref, core: Field, weight, bias, channel_dims, back) -> None:
@@ -76,7 +107,13 @@ def _affine(ctx: Context, node: Node, x: Ref, core: Field, weight, bias, channel
 
     ctx.put(node, out, pull)
     ctx.use(weight, node, lambda grad: pair_sum(grad, core, rest), output=node.outputs[0].id)
-    ctx.use(bias, node, lambda grad: pair_sum(grad, replace(core, within=np.ones_like(core.within), apart=np.zeros_like(core.apart)), rest))
+    ctx.use(
+        bias,
+        node,
+        lambda grad: pair_sum(
+            grad, replace(core, within=np.ones_like(core.within), apart=np.zeros_like(core.apart)), rest
+        ),
+    )
 
 
 def layer_norm(ctx: Context, node: Node) -> bool:
@@ -94,7 +131,17 @@ def rms_norm(ctx: Context, node: Node) -> bool:
     epsilon = node.args[3] if len(node.args) > 3 and node.args[3] is not None else torch.finfo(x.dtype).eps
     dims = tuple(range(len(x.shape) - len(shape), len(x.shape)))
     axes = ctx.field(x).axes
-    _norm(ctx, node, x, tuple(a for d in dims for a in axes[d]), float(epsilon), weight, None, dims, center=False)
+    _norm(
+        ctx,
+        node,
+        x,
+        tuple(a for d in dims for a in axes[d]),
+        float(epsilon),
+        weight,
+        None,
+        dims,
+        center=False,
+    )
     return True
 
 

@@ -15,10 +15,78 @@ from initscope.theory.moments.trace import Known, Node, Ref
 from initscope.theory.moments.values import Pointwise, Value, add, gate, multiply
 
 UNARY = frozenset(
-    ["relu", "gelu", "silu", "mish", "tanh", "sigmoid", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "celu", "selu", "softplus", "log_sigmoid_forward", "exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt", "pow", "square", "abs", "neg", "reciprocal", "sin", "cos", "tan", "erf", "erfc", "atan", "asinh", "sinh", "cosh", "clamp", "clamp_min", "clamp_max", "threshold", "softshrink", "hardshrink", "relu6", "sign", "round", "floor", "ceil", "logit", "prelu", "_prelu_kernel", "rsub", "remainder", "nan_to_num"]
+    [
+        "relu",
+        "gelu",
+        "silu",
+        "mish",
+        "tanh",
+        "sigmoid",
+        "hardswish",
+        "hardsigmoid",
+        "hardtanh",
+        "leaky_relu",
+        "elu",
+        "celu",
+        "selu",
+        "softplus",
+        "log_sigmoid_forward",
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log2",
+        "log1p",
+        "sqrt",
+        "rsqrt",
+        "pow",
+        "square",
+        "abs",
+        "neg",
+        "reciprocal",
+        "sin",
+        "cos",
+        "tan",
+        "erf",
+        "erfc",
+        "atan",
+        "asinh",
+        "sinh",
+        "cosh",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "threshold",
+        "softshrink",
+        "hardshrink",
+        "relu6",
+        "sign",
+        "round",
+        "floor",
+        "ceil",
+        "logit",
+        "prelu",
+        "_prelu_kernel",
+        "rsub",
+        "remainder",
+        "nan_to_num",
+    ]
 )
 """Any of them, with any arguments: what they do is found by calling them."""
-_SAME = frozenset(["_to_copy", "clone", "detach", "alias", "contiguous", "to", "lift", "lift_fresh", "lift_fresh_copy", "positive"])
+_SAME = frozenset(
+    [
+        "_to_copy",
+        "clone",
+        "detach",
+        "alias",
+        "contiguous",
+        "to",
+        "lift",
+        "lift_fresh",
+        "lift_fresh_copy",
+        "positive",
+    ]
+)
 _BINARY = frozenset(["add", "sub", "mul", "div", "maximum", "minimum", "pow", "rsub", "true_divide"])
 
 
@@ -31,7 +99,13 @@ def _number(x: Any) -> bool:
 
 
 def _plain(x: Any) -> Any:
-    return x.value.double() if isinstance(x, Known) and x.value.is_floating_point() else x.value if isinstance(x, Known) else x
+    return (
+        x.value.double()
+        if isinstance(x, Known) and x.value.is_floating_point()
+        else x.value
+        if isinstance(x, Known)
+        else x
+    )
 
 
 def _function(ctx: Context, x: Any) -> Function:
@@ -113,7 +187,12 @@ def binary(ctx: Context, node: Node) -> bool:
 
 
 def _same_root(ctx: Context, a: Any, b: Any) -> bool:
-    return isinstance(a, Ref) and isinstance(b, Ref) and a.shape == b.shape and ctx.value(a).root is ctx.value(b).root
+    return (
+        isinstance(a, Ref)
+        and isinstance(b, Ref)
+        and a.shape == b.shape
+        and ctx.value(a).root is ctx.value(b).root
+    )
 
 
 def _operand(ctx: Context, x: Any, other: Any) -> Field:
@@ -127,7 +206,12 @@ def _add(ctx: Context, node: Node, one, other, axes: ax.Axes, alpha: float) -> N
     def pull(grad: Field):
         for operand, field_, factor in ((a, x, 1.0), (b, y, alpha**2)):
             if isinstance(operand, Ref):
-                yield operand.id, replace(unbroadcast(grad, field_).scaled(factor), along=share_along(grad, field_, out, factor))
+                yield (
+                    operand.id,
+                    replace(
+                        unbroadcast(grad, field_).scaled(factor), along=share_along(grad, field_, out, factor)
+                    ),
+                )
 
     ctx.put(node, out, pull)
     for operand, field_ in ((a, x), (b, y)):
@@ -138,7 +222,9 @@ def _add(ctx: Context, node: Node, one, other, axes: ax.Axes, alpha: float) -> N
 
 
 def share_along(grad: Field, part: Field, whole: Field, factor: float):
-    """``along`` for one term of a sum: its z is sqrt(share) times that of the sum, and the rest is independent of the gradient."""
+    """``along`` for one term of a sum: its z is sqrt(share) times that of the sum, and the rest is
+    independent of the gradient.
+    """
     if grad.along is None or part.axes != whole.axes or whole.variance <= 0 or part.variance <= 0:
         return None
     share = factor * part.variance / whole.variance
@@ -230,7 +316,10 @@ def empty(ctx: Context, node: Node) -> bool:
     known = ctx.field(x).axes if x is not None else ()
     fits = len(known) == len(shape)
     default = ax.default_axes(shape)
-    axes = tuple(() if n == 1 else known[i] if fits and ax.size(known[i]) == n else default[i] for i, n in enumerate(shape))
+    axes = tuple(
+        () if n == 1 else known[i] if fits and ax.size(known[i]) == n else default[i]
+        for i, n in enumerate(shape)
+    )
     ctx.put(node, independent(axes, 0.0), None)
     return True
 
@@ -240,7 +329,11 @@ def native_dropout(ctx: Context, node: Node) -> bool:
     field = ctx.field(x)
     keep = 1 - p if train else 1.0
     noise = replace(independent(field.axes, 1 / keep if keep else 0.0, 1.0), axes=field.axes)
-    ctx.put(node, multiply(field, noise, field.axes), lambda grad: iter([(x.id, replace(multiply(grad, noise, field.axes), mean=0.0))]))
+    ctx.put(
+        node,
+        multiply(field, noise, field.axes),
+        lambda grad: iter([(x.id, replace(multiply(grad, noise, field.axes), mean=0.0))]),
+    )
     return True
 
 

@@ -1,4 +1,6 @@
-"""Moments over the graph of any module: what each layer's values and gradients are before anything is computed from data."""
+"""Moments over the graph of any module: what each layer's values and gradients are before anything is
+computed from data.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,11 @@ from initscope.theory.moments.trace import Graph, Node, Ref, trace
 from initscope.theory.moments.values import Value
 
 RULES: dict[str, Callable[[Context, Node], bool]] = {
-    **pointwise.RULES, **linear.RULES, **norms.RULES, **shapes.RULES, **attention.RULES,
+    **pointwise.RULES,
+    **linear.RULES,
+    **norms.RULES,
+    **shapes.RULES,
+    **attention.RULES,
 }
 """By the name of the ATen operation. A rule returns False for arguments that it does not know."""
 METRICS = ("activation_rms", "signal_std", "correlation", "activation_grad_rms", "grad_rms")
@@ -29,8 +35,9 @@ _SKIPPED = ("device", "sym_size", "is_same_size")
 class Layer:
     """One layer's numbers: a weight and the output of the operation that multiplies by it.
 
-    ``correlation`` and ``signal_std`` are None for a batch of one; all but ``grad_rms`` are None for a weight that is only added.
-    ``band``: factors by which, in 95 of 100 draws of the weights, a measurement lies at most above or below each number.
+    ``correlation`` and ``signal_std`` are None for a batch of one; all but ``grad_rms`` are None for a weight
+    that is only added. ``band``: factors by which, in 95 of 100 draws of the weights, a measurement lies at
+    most above or below each number.
     """
 
     layer: str
@@ -69,15 +76,24 @@ def predict(
 ) -> Prediction:
     """Each layer's moments for the weights that ``model`` has, in the mode (training or not) it is in.
 
-    ``sample_inputs``: a tensor, a tuple (arguments) or a mapping (keywords). Of floating tensors only the moments are read: mean,
-    mean square, and covariances between positions and samples; ``input_stats`` (mean, rms, correlation between samples) takes their
-    place. Integers are read, because they choose rows of tables. ``output_grad_rms``: root mean square of the loss's gradient for the
-    outputs, independent from entry to entry. ``outputs``: from what the model returns to the tensors that the loss is taken of.
+    ``sample_inputs``: a tensor, a tuple (arguments) or a mapping (keywords). Of floating tensors only the
+    moments are read: mean, mean square, and covariances between positions and samples; ``input_stats`` (mean,
+    rms, correlation between samples) takes their place. Integers are read, because they choose rows of
+    tables. ``output_grad_rms``: root mean square of the loss's gradient for the outputs, independent from
+    entry to entry. ``outputs``: from what the model returns to the tensors that the loss is taken of.
     """
-    return run(trace(model, sample_inputs, outputs), model, input_stats=input_stats, output_grad_rms=output_grad_rms)
+    return run(
+        trace(model, sample_inputs, outputs), model, input_stats=input_stats, output_grad_rms=output_grad_rms
+    )
 
 
-def run(graph: Graph, model: nn.Module, *, input_stats: Mapping[str, float] | None = None, output_grad_rms: float = 1.0) -> Prediction:
+def run(
+    graph: Graph,
+    model: nn.Module,
+    *,
+    input_stats: Mapping[str, float] | None = None,
+    output_grad_rms: float = 1.0,
+) -> Prediction:
     """The prediction from a graph that was traced."""
     ctx = forward(graph, input_stats)
     backward(ctx, output_grad_rms)
@@ -105,15 +121,25 @@ def _given(axes: ax.Axes, stats: Mapping[str, float]) -> Field:
     shared = max(stats.get("correlation", mean**2 / square if square else 0.0) * square - mean**2, 0.0)
     private = independent(axes, square - shared, mean)
     common = constant(axes, shared, 0.0)
-    return Field(axes, private.within + np.where(np.arange(len(private.within)) == 0, common.within, 0.0), private.apart, mean, mean**2)
+    return Field(
+        axes,
+        private.within + np.where(np.arange(len(private.within)) == 0, common.within, 0.0),
+        private.apart,
+        mean,
+        mean**2,
+    )
 
 
 def _apply(ctx: Context, node: Node) -> None:
-    scores = [x for x in node.args if isinstance(x, Ref) and isinstance(ctx.extra.get(x.id), attention.Scores)]
+    scores = [
+        x for x in node.args if isinstance(x, Ref) and isinstance(ctx.extra.get(x.id), attention.Scores)
+    ]
     if scores and node.name not in ("bmm", "matmul") and attention.carried(ctx, node):
         return
     rule = RULES.get(node.name)
-    if (rule is not None and rule(ctx, node)) or (node.name in ("bmm", "matmul") and attention.product(ctx, node)):
+    if (rule is not None and rule(ctx, node)) or (
+        node.name in ("bmm", "matmul") and attention.product(ctx, node)
+    ):
         pass
     else:
         sampled.sample(ctx, node)

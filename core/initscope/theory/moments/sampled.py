@@ -1,4 +1,6 @@
-"""What has no rule: the real operation on Gaussian tensors with the carried moments, forward and backward, measured."""
+"""What has no rule: the real operation on Gaussian tensors with the carried moments, forward and backward,
+measured.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,11 @@ def _run(ctx: Context, node: Node, inputs: list[Ref]) -> None:
         torch.manual_seed(0)
         result = node.op(*pytree.tree_map(real, node.args), **pytree.tree_map(real, kwargs))
     outs = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
-    usable = [(i, x) for i, (x, ref) in enumerate(zip(outs, [o for o in node.outputs if o is not None], strict=True)) if x.is_floating_point()]
+    usable = [
+        (i, x)
+        for i, (x, ref) in enumerate(zip(outs, [o for o in node.outputs if o is not None], strict=True))
+        if x.is_floating_point()
+    ]
     spread = max((f.spread for f in fields.values()), default=0.0)
     for i, ref in enumerate(node.outputs):
         if ref is not None and i not in dict(usable):
@@ -83,7 +89,10 @@ def _axes(shape: tuple[int, ...], known: list[ax.Axes]) -> ax.Axes:
     """The first input's roles where the shape allows; else those that the number of dimensions suggests."""
     for axes in known:
         if len(axes) == len(shape):
-            return tuple(part if ax.size(part) == n else ax.axis(ax.main_role(part), n) for part, n in zip(axes, shape, strict=True))
+            return tuple(
+                part if ax.size(part) == n else ax.axis(ax.main_role(part), n)
+                for part, n in zip(axes, shape, strict=True)
+            )
     for axes in known:
         if ax.size(ax.atoms(axes)) == _size(shape):
             return ax.reshape(axes, shape)
@@ -105,4 +114,10 @@ def unknown(ctx: Context, node: Node, why: str = "") -> None:
                 at = ctx.field(source)
                 yield source.id, replace(grad, axes=at.axes)
 
-        ctx.put(node, replace(field, axes=axes), pull if ref.dtype.is_floating_point else None, how=UNKNOWN, output=i)
+        ctx.put(
+            node,
+            replace(field, axes=axes),
+            pull if ref.dtype.is_floating_point else None,
+            how=UNKNOWN,
+            output=i,
+        )

@@ -25,7 +25,8 @@ def turn(ctx: Context, node: Node, axes: ax.Axes, back: Callable[[Field], Field]
     field = ctx.field(x)
 
     def pull(grad: Field):
-        # A gradient's roles may have been exchanged on the way (a mixer's): positions of the input are the reference.
+        # A gradient's roles may have been exchanged on the way (a mixer's): positions of the input are the
+        # reference.
         grad = back(grad) if back else replace(grad.like(axes), axes=field.axes)
         yield x.id, grad
 
@@ -61,7 +62,9 @@ def expand(ctx: Context, node: Node) -> bool:
     x = node.args[0]
     field, shape = ctx.field(x), node.outputs[0].shape
     known = ((),) * (len(shape) - len(field.axes)) + field.axes
-    axes = tuple(part if ax.size(part) == n else ax.axis(CHANNEL, n) for part, n in zip(known, shape, strict=True))
+    axes = tuple(
+        part if ax.size(part) == n else ax.axis(CHANNEL, n) for part, n in zip(known, shape, strict=True)
+    )
     return turn(ctx, node, axes, lambda grad: replace(unbroadcast(grad.like(axes), field), axes=field.axes))
 
 
@@ -88,7 +91,18 @@ def _piece(ctx: Context, node: Node, output: int, dim: int) -> None:
         ratio = np.full(RINGS, share)
         if role == POSITION:
             ratio = share * np.divide(few, many, out=np.zeros(RINGS), where=many > 0)
-        yield x.id, Field(field.axes, grad.within * ratio, grad.apart * ratio, 0.0, grad.cross * share, grad.far * share, grad.spread)
+        yield (
+            x.id,
+            Field(
+                field.axes,
+                grad.within * ratio,
+                grad.apart * ratio,
+                0.0,
+                grad.cross * share,
+                grad.far * share,
+                grad.spread,
+            ),
+        )
 
     ctx.put(node, out, pull, output=output)
 
@@ -111,7 +125,11 @@ def index_select(ctx: Context, node: Node) -> bool:
     if node.name == "index":
         indices = node.args[1]
         dims = [i for i, one in enumerate(indices) if one is not None]
-        if not isinstance(x, Ref) or dims != list(range(dims[0], dims[0] + len(dims))) or not isinstance(indices[dims[0]], (Ref, Known)):
+        if (
+            not isinstance(x, Ref)
+            or dims != list(range(dims[0], dims[0] + len(dims)))
+            or not isinstance(indices[dims[0]], (Ref, Known))
+        ):
             return False
     else:
         dims = [node.args[1] % len(x.shape)]
@@ -121,7 +139,11 @@ def index_select(ctx: Context, node: Node) -> bool:
     before, after = dims[0], len(x.shape) - dims[-1] - 1
     picked = tuple(a for d in dims for a in field.axes[d])
     new = shape[before : len(shape) - after]
-    axes = (*field.axes[:before], *(ax.axis(ax.main_role(picked), n) for n in new), *field.axes[len(x.shape) - after :])
+    axes = (
+        *field.axes[:before],
+        *(ax.axis(ax.main_role(picked), n) for n in new),
+        *field.axes[len(x.shape) - after :],
+    )
     share = math.prod(new) / max(math.prod(x.shape[d] for d in dims), 1)
 
     def pull(grad: Field):
@@ -146,7 +168,9 @@ def squeeze(ctx: Context, node: Node) -> bool:
 
 
 def cat(ctx: Context, node: Node) -> bool:
-    """Joined along a dimension: the means of the parts' moments, weighted by their sizes; parts are independent but for their means."""
+    """Joined along a dimension: the means of the parts' moments, weighted by their sizes; parts are
+    independent but for their means.
+    """
     parts = list(node.args[0])
     first = next((x for x in parts if isinstance(x, Ref)), None)
     if first is None:
@@ -156,14 +180,19 @@ def cat(ctx: Context, node: Node) -> bool:
     stack = node.name == "stack"
     dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % (rank + stack)
     parts = [x for x in parts if isinstance(x, Ref) or x.value.numel()]
-    fields = [ctx.field(x).like(reference) if isinstance(x, Ref) else ctx.constant(x, reference) for x in parts]
+    fields = [
+        ctx.field(x).like(reference) if isinstance(x, Ref) else ctx.constant(x, reference) for x in parts
+    ]
     sizes = [1 if stack else (x.shape if isinstance(x, Ref) else x.value.shape)[dim] for x in parts]
     shares = np.array(sizes) / sum(sizes)
     if stack:
         axes = (*reference[:dim], ax.axis(CHANNEL, len(parts)), *reference[dim:])
     else:
         role = ax.main_role(max((f.axes[dim] for f in fields), key=ax.size))
-        axes = tuple(ax.axis(role, sum(sizes)) if i == dim else max((f.axes[i] for f in fields), key=ax.size) for i in range(rank))
+        axes = tuple(
+            ax.axis(role, sum(sizes)) if i == dim else max((f.axes[i] for f in fields), key=ax.size)
+            for i in range(rank)
+        )
     mean = float(shares @ [f.mean for f in fields])
     cross = float(mean**2 + shares**2 @ [f.cross - f.mean**2 for f in fields])
     out = Field(
@@ -184,8 +213,16 @@ def cat(ctx: Context, node: Node) -> bool:
     ctx.put(node, out, pull)
     for x in parts:
         if isinstance(x, Known):
-            rest = tuple(part for i, part in enumerate(axes) if i != dim and ax.size(part) != x.value.shape[i])
-            ctx.use(x, node, lambda grad, r=rest: pair_sum(grad, replace(grad, within=np.ones(RINGS), apart=np.zeros(RINGS)), r))
+            rest = tuple(
+                part for i, part in enumerate(axes) if i != dim and ax.size(part) != x.value.shape[i]
+            )
+            ctx.use(
+                x,
+                node,
+                lambda grad, r=rest: pair_sum(
+                    grad, replace(grad, within=np.ones(RINGS), apart=np.zeros(RINGS)), r
+                ),
+            )
     return True
 
 
@@ -196,7 +233,10 @@ def pad(ctx: Context, node: Node) -> bool:
     share = math.prod(x.shape) / max(math.prod(shape), 1)
     if share > 1:  # negative padding crops
         share = 1.0
-    axes = tuple(part if ax.size(part) == n else ax.axis(ax.main_role(part), n) for part, n in zip(field.axes, shape, strict=True))
+    axes = tuple(
+        part if ax.size(part) == n else ax.axis(ax.main_role(part), n)
+        for part, n in zip(field.axes, shape, strict=True)
+    )
     out = replace(field.scaled(share), axes=axes, mean=share * field.mean)
     ctx.put(node, out, lambda grad: iter([(x.id, replace(grad, axes=field.axes))]))
     return True
@@ -207,17 +247,39 @@ def mean(ctx: Context, node: Node) -> bool:
     x = node.args[0]
     field = ctx.field(x)
     rank = len(x.shape)
-    dims = node.args[1] if len(node.args) > 1 and node.args[1] is not None and node.args[1] != [] else list(range(rank))
+    dims = (
+        node.args[1]
+        if len(node.args) > 1 and node.args[1] is not None and node.args[1] != []
+        else list(range(rank))
+    )
     dims = sorted(d % rank for d in ([dims] if isinstance(dims, int) else dims))
     keep = len(node.outputs[0].shape) == rank
-    return _mean(ctx, node, x, field, dims, keep, factor=math.prod(x.shape[d] for d in dims) if node.name == "sum" else 1)
+    return _mean(
+        ctx,
+        node,
+        x,
+        field,
+        dims,
+        keep,
+        factor=math.prod(x.shape[d] for d in dims) if node.name == "sum" else 1,
+    )
 
 
-def _mean(ctx: Context, node: Node, x: Ref, field: Field, dims: list[int], keep: bool, factor: float = 1.0) -> bool:
+def _mean(
+    ctx: Context, node: Node, x: Ref, field: Field, dims: list[int], keep: bool, factor: float = 1.0
+) -> bool:
     over = tuple(a for d in dims for a in field.axes[d])
     within, apart, cross, far = averaged(field, over)
     axes = tuple(() if i in dims else part for i, part in enumerate(field.axes) if keep or i not in dims)
-    out = Field(axes, within * factor**2, apart * factor**2, field.mean * factor, cross * factor**2, far * factor**2, field.spread)
+    out = Field(
+        axes,
+        within * factor**2,
+        apart * factor**2,
+        field.mean * factor,
+        cross * factor**2,
+        far * factor**2,
+        field.spread,
+    )
     n = ax.size(over) / factor
     reach = math.log2(max((a.size * a.spacing for a in over if a.role == POSITION), default=1))
     left = ax.positions(axes)
@@ -225,11 +287,18 @@ def _mean(ctx: Context, node: Node, x: Ref, field: Field, dims: list[int], keep:
 
     def pull(grad: Field):
         scale = 1 / n**2
-        inner, outer = (np.full(RINGS, r[0]) if not left else moved(r, -reach) for r in (grad.within, grad.between))
+        inner, outer = (
+            np.full(RINGS, r[0]) if not left else moved(r, -reach) for r in (grad.within, grad.between)
+        )
         if SAMPLE in summed:
             outer = inner
         cross_ = grad.square if CHANNEL in summed else grad.cross
-        yield x.id, Field(field.axes, inner * scale, (inner - outer) * scale, 0.0, cross_ * scale, spread=grad.spread)
+        yield (
+            x.id,
+            Field(
+                field.axes, inner * scale, (inner - outer) * scale, 0.0, cross_ * scale, spread=grad.spread
+            ),
+        )
 
     ctx.put(node, out, pull)
     return True
@@ -261,7 +330,9 @@ def _average_windows(ctx: Context, node: Node, kernel: list[int], stride: list[i
     pooled, pooled_apart, _, _ = averaged(alone, window)
     within, apart = moved(field.within, shift), moved(field.apart, shift)
     within[0], apart[0] = pooled[0], pooled_apart[0]
-    out = replace(field, axes=axes, within=np.minimum(within, pooled[0]) if (within >= 0).all() else within, apart=apart)
+    out = replace(
+        field, axes=axes, within=np.minimum(within, pooled[0]) if (within >= 0).all() else within, apart=apart
+    )
     gain = math.prod(shape[-len(kernel) :]) / math.prod(x.shape[-len(kernel) :]) / math.prod(kernel)
 
     def pull(grad: Field):
@@ -273,9 +344,11 @@ def _average_windows(ctx: Context, node: Node, kernel: list[int], stride: list[i
 
 
 def max_pool(ctx: Context, node: Node) -> bool:
-    """The largest of a window: one part that its pixels share, and the largest of independent parts (order statistics).
+    """The largest of a window: one part that its pixels share, and the largest of independent parts (order
+    statistics).
 
-    A function that rises is taken after the maximum instead of before it: the maximum is then one of Gaussians.
+    A function that rises is taken after the maximum instead of before it: the maximum is then one of
+    Gaussians.
     """
     x, kernel = node.args[0], list(node.args[1])
     stride = list(node.args[2]) if len(node.args) > 2 and node.args[2] else kernel
@@ -291,7 +364,11 @@ def max_pool(ctx: Context, node: Node) -> bool:
     variance, mean2 = field.variance, field.mean**2
     near = float(counts[1:] @ field.within[1:] / max(counts[1:].sum(), 1e-300)) if count > 1 else field.square
     private = min(max(field.square - near, 0.0), variance)
-    near_apart = float(counts[1:] @ field.apart[1:] / max(counts[1:].sum(), 1e-300)) if count > 1 else float(field.apart[0])
+    near_apart = (
+        float(counts[1:] @ field.apart[1:] / max(counts[1:].sum(), 1e-300))
+        if count > 1
+        else float(field.apart[0])
+    )
     unlike = min(max((float(field.apart[0]) - near_apart) / private, 0.0), 1.0) if private > 0 else 0.0
     top_mean, top_var, half_difference, agree = _maxima(count, round(unlike, 3))
     axes = (*field.axes[: -len(kernel)], *(ax.axis(POSITION, n) for n in shape[-len(kernel) :]))
@@ -302,12 +379,17 @@ def max_pool(ctx: Context, node: Node) -> bool:
     within[0] = square
     within[1:] = np.minimum(within[1:], square)
     apart[0] = near_apart + private * half_difference
-    pooled = Value(-1 - node.outputs[0].id, Field(axes, within, apart, average, field.cross + more, field.far + more, field.spread))
+    pooled = Value(
+        -1 - node.outputs[0].id,
+        Field(axes, within, apart, average, field.cross + more, field.far + more, field.spread),
+    )
     n_in, n_out = math.prod(x.shape[-len(kernel) :]), math.prod(shape[-len(kernel) :])
 
     def back(grad: Field) -> Field:
         share = n_out / n_in
-        inside, outside = (share * _spread_rings(r, shift, axes, field.axes) for r in (grad.within, grad.between))
+        inside, outside = (
+            share * _spread_rings(r, shift, axes, field.axes) for r in (grad.within, grad.between)
+        )
         outside[0] *= agree
         return Field(field.axes, inside, inside - outside, 0.0, share * grad.cross, spread=grad.spread)
 
@@ -318,7 +400,11 @@ def max_pool(ctx: Context, node: Node) -> bool:
 
         result = Pointwise(node.outputs[0].id, pooled, value.function)
         fields = result.field
-        ctx.put(node, Value(node.outputs[0].id, fields), lambda grad: iter([(inner.id, back(gate(result.kernel, pooled.field, grad)))]))
+        ctx.put(
+            node,
+            Value(node.outputs[0].id, fields),
+            lambda grad: iter([(inner.id, back(gate(result.kernel, pooled.field, grad)))]),
+        )
     return True
 
 
@@ -326,8 +412,9 @@ _DRAWS = 4096
 
 
 def _maxima(count: int, unlike: float, _memory: dict = {}) -> tuple[float, float, float, float]:  # noqa: B006
-    """Of the largest of ``count`` normals: mean, variance, half the mean square difference to that of normals with correlation
-    1 - ``unlike``, and how often both are at the same place. By 4096 fixed draws."""
+    """Of the largest of ``count`` normals: mean, variance, half the mean square difference to that of normals
+    with correlation 1 - ``unlike``, and how often both are at the same place. By 4096 fixed draws.
+    """
     key = (count, unlike)
     if key not in _memory:
         generator = torch.Generator().manual_seed(0)
@@ -336,12 +423,19 @@ def _maxima(count: int, unlike: float, _memory: dict = {}) -> tuple[float, float
         other = r * x + math.sqrt(max(1 - r * r, 0.0)) * y
         one, two = x.max(1), other.max(1)
         half = float((one.values - two.values).square().mean()) / 2
-        _memory[key] = (float(one.values.mean()), float(one.values.var()), half, float((one.indices == two.indices).double().mean()))
+        _memory[key] = (
+            float(one.values.mean()),
+            float(one.values.var()),
+            half,
+            float((one.indices == two.indices).double().mean()),
+        )
     return _memory[key]
 
 
 def upsample(ctx: Context, node: Node) -> bool:
-    """Nearest: every position repeated; otherwise neighbours are mixed, here as for a factor of 2 (weights 3/4 and 1/4 a side)."""
+    """Nearest: every position repeated; otherwise neighbours are mixed, here as for a factor of 2 (weights
+    3/4 and 1/4 a side).
+    """
     x = node.args[0]
     field, shape = ctx.field(x), node.outputs[0].shape
     sides = len(shape) - 2
@@ -368,10 +462,37 @@ def upsample(ctx: Context, node: Node) -> bool:
 _PIECES = ("slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind")
 _VIEWS = ("as_strided", "view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten")
 RULES = dict.fromkeys(_VIEWS, view) | dict.fromkeys(_PIECES, piece) | dict.fromkeys(("roll", "flip"), stay)
-RULES |= {"permute": permute, "transpose": permute, "t": permute, "expand": expand, "unsqueeze": unsqueeze, "squeeze": squeeze}
-RULES |= {"index": index_select, "index_select": index_select, "cat": cat, "stack": cat, "constant_pad_nd": pad, "mean": mean, "sum": mean}
-RULES |= dict.fromkeys(("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"), adaptive_pool)
+RULES |= {
+    "permute": permute,
+    "transpose": permute,
+    "t": permute,
+    "expand": expand,
+    "unsqueeze": unsqueeze,
+    "squeeze": squeeze,
+}
+RULES |= {
+    "index": index_select,
+    "index_select": index_select,
+    "cat": cat,
+    "stack": cat,
+    "constant_pad_nd": pad,
+    "mean": mean,
+    "sum": mean,
+}
+RULES |= dict.fromkeys(
+    ("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
+    adaptive_pool,
+)
 RULES |= dict.fromkeys(("avg_pool2d", "avg_pool3d", "avg_pool1d"), avg_pool)
 RULES |= dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), max_pool)
-RULES |= dict.fromkeys(("upsample_nearest2d", "upsample_bilinear2d", "upsample_nearest1d", "upsample_bicubic2d", "upsample_linear1d"), upsample)
+RULES |= dict.fromkeys(
+    (
+        "upsample_nearest2d",
+        "upsample_bilinear2d",
+        "upsample_nearest1d",
+        "upsample_bicubic2d",
+        "upsample_linear1d",
+    ),
+    upsample,
+)
 __all__ = ["RULES"]

@@ -1,8 +1,10 @@
-"""The graph of a module: its ATen operations in order, found by one forward pass of tensors that hold no numbers.
+"""The graph of a module: its ATen operations in order, found by one forward pass of tensors that hold no
+numbers.
 
-The inputs are fake tensors (shapes only), so nothing is computed from data; what depends on no input (masks, positions, tables of
-indices, views of weights) is computed, so that rules can read it. Networks whose control flow asks for values run once for real.
-The module is left as it was: buffers are copies, hooks do not run, and the random generators are restored.
+The inputs are fake tensors (shapes only), so nothing is computed from data; what depends on no input (masks,
+positions, tables of indices, views of weights) is computed, so that rules can read it. Networks whose control
+flow asks for values run once for real. The module is left as it was: buffers are copies, hooks do not run,
+and the random generators are restored.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def compact(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """A tensor whose numbers are known; ``param``: the parameter it is, or is a view or function of; ``same``: whether it is a view."""
+    """A tensor whose numbers are known; ``param``: the parameter it is, or is a view or function of;
+    ``same``: whether it is a view.
+    """
 
     value: Tensor
     param: str | None = None
@@ -121,8 +125,12 @@ class _Recorder(TorchDispatchMode):
     def _record(self, func, args, kwargs):
         seen_args, seen_kwargs = pytree.tree_map(self.seen, (args, kwargs))
         name = func.overloadpacket.__name__
-        if not self.graph.executed and not any(isinstance(x, FakeTensor) for x in pytree.tree_leaves((args, kwargs))):
-            args, kwargs = pytree.tree_map(lambda x: self.mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs))
+        if not self.graph.executed and not any(
+            isinstance(x, FakeTensor) for x in pytree.tree_leaves((args, kwargs))
+        ):
+            args, kwargs = pytree.tree_map(
+                lambda x: self.mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs)
+            )
         result = func(*args, **kwargs)
         if name in _CONSTANTS or name in ("full_like", "new_full"):
             value = _CONSTANTS.get(name, args[-1])
@@ -137,7 +145,12 @@ class _Recorder(TorchDispatchMode):
 @contextlib.contextmanager
 def _without_hooks(model: nn.Module) -> Iterator[None]:
     """Hooks would take the pass for a training step: none runs, but the pre-hooks that compute weights."""
-    kept = [(m, key, m.__dict__[key]) for m in model.modules() for key in ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks") if m.__dict__.get(key)]
+    kept = [
+        (m, key, m.__dict__[key])
+        for m in model.modules()
+        for key in ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+        if m.__dict__.get(key)
+    ]
     try:
         for module, key, hooks in kept:
             module.__dict__[key] = type(hooks)()
@@ -156,11 +169,14 @@ def call_arguments(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def trace(model: nn.Module, sample: Any, outputs=None) -> Graph:
     """The graph of ``model(*sample)``, in the mode (training or not) that the model is in.
 
-    ``outputs``: from what the model returns to the tensors that a loss is taken of; ``output_tensors`` if None.
+    ``outputs``: from what the model returns to the tensors that a loss is taken of; ``output_tensors`` if
+    None.
     """
     try:
         return _trace(model, sample, outputs or output_tensors, fake=True)
-    except Exception:  # data-dependent control flow, an operation without shapes alone: the network's own forward can raise anything
+    # data-dependent control flow, an operation without shapes alone: the network's own forward can raise
+    # anything
+    except Exception:
         # A network that is broken raises its own error here again.
         return _trace(model, sample, outputs or output_tensors, fake=False)
 
@@ -188,13 +204,17 @@ def _trace(model: nn.Module, sample: Any, outputs, *, fake: bool) -> Graph:
     args, kwargs = pytree.tree_map(enter, call_arguments(sample))
     devices = sorted({p.device.index or 0 for p in parameters.values() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), torch.no_grad(), _without_hooks(model), recorder:
-        result = torch.func.functional_call(model, {**parameters, **buffers}, args, kwargs, tie_weights=False, strict=False)
+        result = torch.func.functional_call(
+            model, {**parameters, **buffers}, args, kwargs, tie_weights=False, strict=False
+        )
     graph.outputs = [recorder.refs[id(x)] for x in outputs(result) if id(x) in recorder.refs]
     return graph
 
 
 def output_tensors(result: Any) -> list[Tensor]:
-    """A tensor; the ``logits`` (else the first floating tensor) of a mapping; every floating tensor of a tuple."""
+    """A tensor; the ``logits`` (else the first floating tensor) of a mapping; every floating tensor of a
+    tuple.
+    """
     if isinstance(result, Tensor):
         return [result]
     if isinstance(result, Mapping):
