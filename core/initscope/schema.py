@@ -101,6 +101,13 @@ LAYERS = (
         "Share of ReLU units that output zero for every sample of the batch",
     ),
     Column(
+        "stable_rank",
+        "float32",
+        "Stable rank",
+        "|W|_F^2 / |W|_2^2 of the weight as a matrix of outputs by inputs: 1 if one direction holds all its "
+        "gain, its rank if all hold the same; taken every 100th step",
+    ),
+    Column(
         "nonfinite",
         "int32",
         "Non-finite",

@@ -22,10 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from initscope.networks import inits, vgg
-from initscope.recording import calls as calls_module
 from initscope.recording import reductions
 from initscope.recording.calls import LayerCall
 from initscope.recording.meter import LayerMeter
+from initscope.recording.quantities import dead_units as counted
+from initscope.recording.quantities import stable_rank
 from initscope.recording.reading import HostCopy, StepMeasurements, WeightNumbers, layer_values
 from initscope.recording.reductions import (
     change_norms,
@@ -50,7 +51,7 @@ def side(request, monkeypatch):
     """
     if request.param == "device":
         monkeypatch.setattr(reductions, "on_cpu", lambda x: False)
-        monkeypatch.setattr(calls_module, "on_cpu", lambda x: False)
+        monkeypatch.setattr(counted, "on_cpu", lambda x: False)
     return request.param
 
 
@@ -141,6 +142,7 @@ def expected(
             "grad_rms": g.square().mean().sqrt(),
             "weight_norm": weight.square().sum().sqrt(),
             "update_ratio": (after - weight).norm() / weight.norm(),
+            "stable_rank": weight.square().sum() / torch.linalg.matrix_norm(weight.flatten(1), 2).square(),
             "activation_mean": a.mean(),
             "activation_std": a.std(correction=0),
             "signal_std": a.std(0, correction=0).square().mean().sqrt(),
@@ -157,6 +159,9 @@ def assert_same(measured: dict[str, dict], reference: dict[str, dict], rel: floa
     for name, row in reference.items():
         assert set(measured[name]) == set(row), name
         for metric, value in row.items():
+            if metric == "stable_rank":  # the largest gain comes from below
+                assert value * (1 - rel) <= measured[name][metric] <= 1.04 * value, name
+                continue
             tolerance = {"activation_mean": rel * row["activation_std"], "dead_fraction": 1e-6}.get(
                 metric, 1e-12
             )
@@ -526,7 +531,7 @@ def test_nothing_on_a_gpu_is_waited_for():
             off=dead_units(output.relu()),
         )
         weights = WeightNumbers([0], weight.numel(), {"weight": length, "moved": moved, "gradient": norms_of})
-        waiting = StepMeasurements([[call]], [weights], [0]).waiting
+        waiting = StepMeasurements([[call]], [weights], [0], []).waiting
         assert torch.stack(waiting).device.type == "cuda" and len(waiting) == 9
 
 
@@ -575,7 +580,8 @@ def test_a_frozen_layer_and_one_that_never_runs():
     assert {"grad_norm", "grad_rms"}.isdisjoint(measured["frozen"])
     assert measured["frozen"]["update_ratio"] == 0 and measured["frozen"]["signal_std"] > 0
     assert (
-        set(measured["spare"]) == {"weight_norm", "update_ratio"} and measured["spare"]["update_ratio"] == 0
+        set(measured["spare"]) == {"weight_norm", "update_ratio", "stable_rank"}
+        and measured["spare"]["update_ratio"] == 0
     )
     assert "grad_norm" in measured["last"]
 
@@ -664,7 +670,13 @@ def test_shared_and_parametrized_weights():
     assert {"activation_grad_rms", "dead_fraction"} <= set(measured["6.original1"]), (
         "the output goes with the last of a layer's weights"
     )
-    assert set(measured["6.original0"]) == {"grad_norm", "grad_rms", "weight_norm", "update_ratio"}
+    assert set(measured["6.original0"]) == {
+        "grad_norm",
+        "grad_rms",
+        "weight_norm",
+        "update_ratio",
+        "stable_rank",
+    }
 
 
 def test_spectral_norm_is_not_turned_by_looking():
@@ -794,3 +806,28 @@ def test_by_sample_keeps_memory_order():
     x = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
     assert by_sample(x).data_ptr() == x.data_ptr() and by_sample(x).shape == (2, 60)
     assert by_sample(torch.rand(7)).shape == (7, 1)
+
+
+def test_the_stable_rank_is_taken_every_hundredth_step():
+    """Of matrices alone, as the step began, with the training's random numbers untouched."""
+    torch.manual_seed(0)
+    model, (x, y) = (
+        nn.Sequential(nn.Flatten(), nn.Linear(1024, 8), nn.LayerNorm(8), nn.Linear(8, 10)),
+        batch(),
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with LayerMeter(model, optimizer, kinds=["linear", "norm"]) as meter:
+        state, seen = torch.get_rng_state(), []
+        for step in range(stable_rank.EVERY + 2):
+            weight = model[1].weight.detach().double()
+            exact = (weight.square().sum() / torch.linalg.matrix_norm(weight, 2).square()).item()
+            optimizer.zero_grad()
+            loss_of(model, x, y).backward()
+            optimizer.step()
+            measured = read(meter)
+            assert "stable_rank" not in measured["2"], "a LayerNorm has no matrix"
+            if "stable_rank" in measured["1"]:
+                assert measured["1"]["stable_rank"] == pytest.approx(exact, rel=0.01)
+                seen.append(step)
+    assert seen == [0, stable_rank.EVERY]
+    assert torch.equal(torch.get_rng_state(), state)

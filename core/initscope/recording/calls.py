@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import math
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from initscope.recording.reductions import Number, finalize, on_cpu
+from initscope.recording.reductions import Number
 from initscope.recording.tensors import last_before
 
 
@@ -40,13 +36,6 @@ class LayerCall:
     """
     off: Tensor | None = None
     """For each unit after the layer's rectifier, whether it is zero for all samples."""
-
-    def columns(self) -> dict[str, float]:
-        """The columns of the forward pass; ``values`` are plain numbers by now."""
-        columns = finalize(self.values)
-        if not self.batched:
-            del columns["signal_std"]
-        return columns
 
 
 @dataclass(eq=False)
@@ -113,49 +102,3 @@ class ProducerIndex:
         self._calls.clear()
         self._found.clear()
         self._newest = None
-
-
-def off_counts(calls: Sequence[LayerCall]) -> tuple[list[Number], int]:
-    """(how many units of a layer are off, in parts, out of how many). A unit is off if it is in all calls; of
-    calls that differ in shape each counts by itself.
-    """
-    off = [call.off for call in calls if call.off is not None]
-    if len(off) > 1 and all(mask.shape == off[0].shape for mask in off):
-        off = [functools.reduce(torch.logical_and, off)]
-    return [int(mask.sum()) if on_cpu(mask) else mask.sum() for mask in off], sum(
-        mask.numel() for mask in off
-    )
-
-
-def pooled_columns(calls: Sequence[LayerCall], off: Sequence[float], units: int) -> dict[str, float]:
-    """The columns of a layer over all its calls in a step, each number of an output counting alike; ``off``
-    of ``units`` are dead.
-
-    ``signal_std`` is the spread across the samples of a call.
-    """
-    if not calls:
-        return {}
-    count = sum(call.count for call in calls)
-    columns = calls[0].columns() if len(calls) == 1 else _pooled_forward(calls, count)
-    if all(len(call.gradients) == 1 for call in calls):
-        columns["activation_grad_rms"] = _length([call.gradients[0] for call in calls]) / math.sqrt(count)
-    if units:
-        columns["dead_fraction"] = sum(off) / units
-    return columns
-
-
-def _length(parts: Sequence[float]) -> float:
-    """The norm of a vector of whose parts the norms are known."""
-    return parts[0] if len(parts) == 1 else math.sqrt(sum(part * part for part in parts))
-
-
-def _pooled_forward(calls: Sequence[LayerCall], count: int) -> dict[str, float]:
-    shares, columns = [call.count / count for call in calls], [call.columns() for call in calls]
-    mean = sum(share * one["activation_mean"] for share, one in zip(shares, columns, strict=True))
-    total, signal = 0.0, 0.0
-    for share, one in zip(shares, columns, strict=True):
-        off_mean, std, spread = one["activation_mean"] - mean, one["activation_std"], one.get("signal_std")
-        total += share * (std * std + off_mean * off_mean)
-        signal = None if signal is None or spread is None else signal + share * (spread * spread)
-    result = {"activation_mean": mean, "activation_std": math.sqrt(total)}
-    return result if signal is None else {**result, "signal_std": math.sqrt(signal)}

@@ -30,7 +30,6 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -46,21 +45,13 @@ from initscope.recording.grad_scaler import LossScale
 from initscope.recording.guard import guarded, raise_fault
 from initscope.recording.hooks import CompiledCall, Handle, Undo, hook, numbered_modules, structure_changed
 from initscope.recording.layers import Layer, find_layers, is_activation, is_normalization
+from initscope.recording.quantities import OF_WEIGHTS, Weight
+from initscope.recording.quantities.gradient_norm import unscaled
 from initscope.recording.reading import StepMeasurements, WeightNumbers
-from initscope.recording.reductions import (
-    Number,
-    change_norms,
-    copy_norms,
-    dead_units,
-    forward_statistics,
-    norm,
-    norms,
-)
+from initscope.recording.reductions import Number, dead_units, forward_statistics, norm
 from initscope.recording.shadow import shadow_pass
 from initscope.recording.sharding import sum_over_processes
 from initscope.recording.tensors import (
-    alike,
-    dense,
     function_before,
     is_compiled_output,
     is_dense,
@@ -76,41 +67,6 @@ MEASURING = "measuring the network"
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
 _SCALES = ("norm", "activation")
 """Families whose rows stand between a layer and its nonlinearity."""
-
-
-@dataclass(eq=False)
-class _Weight:
-    """One parameter, the rows that show it (several if layers share it), and what was measured of it in this
-    step.
-    """
-
-    parameter: nn.Parameter
-    rows: list[int]
-    readable: bool
-    """Whether the numbers can be looked at; those of quantized weights cannot."""
-    optimizer: int = 0
-    scale: Tensor | None = None
-    gradient: Number | None = None
-    """Norm after the newest backward pass; an optimizer's step makes it the row's."""
-    freed: bool | None = None
-    """Whether gradients are gone by the end of a pass; None if no pass has shown it yet."""
-    on_arrival: Number | None = None
-    """Norm of the gradient when it arrived, taken unless it is known to stay."""
-    used: tuple[int, int] | None = None
-    """Which gradient the newest optimizer step left behind: it is no new one while nobody has touched it."""
-    before: Tensor | None = None
-    values: dict[str, Number] = field(default_factory=dict)
-
-    @property
-    def gradient_version(self) -> tuple[int, int] | None:
-        """Identity of the tensor in ``.grad`` and how often it was written to; None without one."""
-        gradient = self.parameter.grad
-        return None if gradient is None else (id(gradient), gradient._version)
-
-    @property
-    def numbers(self) -> Tensor:
-        """The parameter, or this process's part of it."""
-        return local(self.parameter)
 
 
 class LayerMeter:
@@ -166,8 +122,9 @@ class LayerMeter:
         self._numbers: dict[tuple[str, str, int], int] = {}
         self._layer_of: dict[int, Layer] = {}
         self._executed: dict[int, None] = {}
-        self._weights: list[_Weight] = []
-        self._weight_of: dict[int, _Weight] = {}
+        self._quantities = [quantity() for quantity in OF_WEIGHTS]
+        self._weights: list[Weight] = []
+        self._weight_of: dict[int, Weight] = {}
         self._calls: list[StepCalls] = []
         self._producers = ProducerIndex()
         self._handles: list[Any] = []
@@ -181,7 +138,7 @@ class LayerMeter:
         self._strangers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
         """Optimizers of other networks, with how many parameters they held."""
         self._passes: set[int] = set()
-        self._arrived: dict[_Weight, None] = {}
+        self._arrived: dict[Weight, None] = {}
         self._backward_seen = self._backward_since_update = False
         self._stepped: set[int] = set()
         self._updating: int | None = None
@@ -303,7 +260,7 @@ class LayerMeter:
                 continue
             weight = self._weight_of.get(id(parameter))
             if weight is None:
-                weight = self._weight_of[id(parameter)] = self._was.get(id(parameter)) or _Weight(
+                weight = self._weight_of[id(parameter)] = self._was.get(id(parameter)) or Weight(
                     parameter, [], is_readable(local(parameter))
                 )
                 weight.rows = []
@@ -512,8 +469,8 @@ class LayerMeter:
         if weight is not None:
             weight.scale = self.loss_scale.current
             self._arrived[weight] = None
-            if weight.freed is not False and parameter.grad is not None:
-                weight.on_arrival = norm(dense(local(parameter.grad)))
+            for quantity in self._quantities:
+                quantity.gradient_arrives(weight)
         this_pass = torch._C._current_graph_task_id()
         if this_pass not in self._passes:
             self._passes.add(this_pass)
@@ -539,22 +496,13 @@ class LayerMeter:
         self._passes.discard(this_pass)
         if self._passes:
             return  # a pass within a pass (checkpointing)
-        self._read_gradients(list(self._arrived))
+        arrived = list(self._arrived)
+        for quantity in self._quantities:
+            quantity.gradients_ready(arrived)
         self._arrived.clear()
         self._backward_seen = True
         if self._updating is not None and self._evaluated is None:
             self._evaluated = self._versions()
-
-    def _read_gradients(self, weights: list[_Weight]) -> None:
-        """Take the norms of the gradients that the optimizer will see."""
-        there = [weight for weight in weights if weight.parameter.grad is not None]
-        lengths = norms([dense(local(weight.parameter.grad)) for weight in there])
-        for weight, length in zip(there, lengths, strict=True):
-            weight.gradient, weight.freed = unscaled(length, weight.scale), False
-        for weight in weights:
-            if weight.parameter.grad is None and weight.on_arrival is not None:
-                weight.gradient, weight.freed = unscaled(weight.on_arrival, weight.scale), True
-            weight.on_arrival = None
 
     def _versions(self) -> tuple[int, ...]:
         """Changes whenever a weight does."""
@@ -601,7 +549,7 @@ class LayerMeter:
         optimizer = reference()
         return next((k for k, known in enumerate(self.optimizers) if known is optimizer), None)
 
-    def _of(self, k: int) -> list[_Weight]:
+    def _of(self, k: int) -> list[Weight]:
         """Weights that optimizer ``k`` holds and that can be read; those that none holds go with the
         first.
         """
@@ -637,14 +585,11 @@ class LayerMeter:
             ]
             for weight in fresh:
                 weight.scale = self.loss_scale.current
-            self._read_gradients(fresh)
+            for quantity in self._quantities:
+                quantity.gradients_ready(fresh)
             self._backward_seen = within or bool(fresh)
-        numbers = [weight.numbers for weight in weights]
-        for weight, now in zip(weights, numbers, strict=True):
-            if weight.before is None or not alike(weight.before, now):
-                weight.before = torch.empty_like(now)
-        for weight, length in zip(weights, copy_norms([w.before for w in weights], numbers), strict=True):
-            weight.values = {"weight": length}
+        for quantity in self._quantities:
+            quantity.before_update(weights)
 
     @guarded(MEASURING)
     @torch.no_grad()
@@ -664,11 +609,8 @@ class LayerMeter:
                 weight.values = {}
             return
         self._stepped.add(k)
-        lengths = change_norms([weight.before for weight in weights], [weight.numbers for weight in weights])
-        for weight, moved in zip(weights, lengths, strict=True):
-            weight.values["moved"] = moved
-            if weight.gradient is not None:
-                weight.values["gradient"] = weight.gradient
+        for quantity in self._quantities:
+            quantity.after_update(weights)
 
     def _abandon(self) -> None:
         """Forget a backward pass that did not come to its end."""
@@ -706,18 +648,17 @@ class LayerMeter:
         try:
             weights = []
             for weight in self._weights:
-                if "weight" not in weight.values and weight.readable:
-                    weight.values["weight"] = norm(weight.numbers)
-                # Once an optimizer has stepped, a gradient that no optimizer saw is none of this step's.
-                if not self._stepped and weight.gradient is not None:
-                    weight.values.setdefault("gradient", weight.gradient)
+                for quantity in self._quantities:
+                    quantity.at_the_end(weight, bool(self._stepped))
                 weights.append(WeightNumbers(tuple(weight.rows), weight.parameter.numel(), weight.values))
         finally:  # the others wait for this process, whatever has gone wrong in it
             sum_over_processes([(weight.parameter, weight.values) for weight in self._weights])
         for calls in self._calls:
             if calls.newest is None and self.trained_in_evaluation and self._backward_seen:
                 calls.newest = calls.candidate
-        reading = StepMeasurements([calls.chosen() for calls in self._calls], weights, self._ordered())
+        reading = StepMeasurements(
+            [calls.chosen() for calls in self._calls], weights, self._ordered(), self._quantities
+        )
         self.discard()
         return reading
 
@@ -748,10 +689,3 @@ class LayerMeter:
 def _held(optimizer: torch.optim.Optimizer) -> set[int]:
     """Ids of the optimizer's parameters."""
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
-
-
-def unscaled(length: Number, scale: Tensor | None) -> Number:
-    """A gradient's norm without the factor of the loss."""
-    if scale is None:
-        return length
-    return length / scale.to(length.device) if isinstance(length, Tensor) else length / scale.item()

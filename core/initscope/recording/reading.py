@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from initscope.recording.calls import LayerCall, off_counts, pooled_columns
-from initscope.recording.reductions import Number, ratio
+from initscope.recording.calls import LayerCall
+from initscope.recording.quantities import OF_OUTPUTS, WeightQuantity
+from initscope.recording.reductions import Number
 from initscope.schema import LAYER_METRICS, MISSING
 
 
@@ -27,39 +28,31 @@ class WeightNumbers:
     rows: Sequence[int]
     size: int
     values: dict[str, Number]
-    """L2 norms: ``weight`` before the update, ``moved`` by it, ``gradient``; what was not measured is not
-    there.
-    """
-
-    def columns(self) -> dict[str, float]:
-        weight, moved, gradient = (self.values.get(name) for name in ("weight", "moved", "gradient"))
-        columns = {} if weight is None else {"weight_norm": weight}
-        if moved is not None and weight is not None:
-            columns["update_ratio"] = ratio(moved, weight)
-        if gradient is not None:
-            columns |= {"grad_norm": gradient, "grad_rms": gradient / math.sqrt(max(1, self.size))}
-        return columns
+    """Raw numbers, by the names of the quantities that took them; what was not measured is not there."""
 
 
 class StepMeasurements:
-    """A step of all layers: ``calls`` of each, the weights, and the layers' ``order`` from the input to the
-    output.
+    """A step of all layers: ``calls`` of each, the weights, what ``quantities`` of weights make of them, and
+    the layers' ``order`` from the input to the output.
     """
 
     def __init__(
-        self, calls: Sequence[Sequence[LayerCall]], weights: Sequence[WeightNumbers], order: Sequence[int]
+        self,
+        calls: Sequence[Sequence[LayerCall]],
+        weights: Sequence[WeightNumbers],
+        order: Sequence[int],
+        quantities: Sequence[WeightQuantity],
     ):
         self.order = order
-        self._calls, self._weights = calls, weights
-        self._off = [off_counts(of_layer) for of_layer in calls]
-        for call in (call for of_layer in calls for call in of_layer):
-            call.off = call.below = (
-                None  # counted: as large as an output's units, and no need to wait with the numbers
-            )
-        holders = [
+        self._calls, self._weights, self._quantities = calls, weights, quantities
+        self._of_outputs: list[dict[Any, Number]] = [
+            {key: n for quantity in OF_OUTPUTS for key, n in quantity.at_the_end(of_layer).items()}
+            for of_layer in calls
+        ]
+        holders: list[Any] = [
             holder for of_layer in calls for call in of_layer for holder in (call.values, call.gradients)
         ]
-        holders += [weight.values for weight in weights] + [counts for counts, _ in self._off]
+        holders += [weight.values for weight in weights] + self._of_outputs
         self._places = [
             (holder, key) for holder in holders for key, value in _items(holder) if isinstance(value, Tensor)
         ]
@@ -84,14 +77,18 @@ class StepMeasurements:
         """
         for (holder, key), number in zip(self._places, arrived, strict=True):
             holder[key] = number
-        columns = [pooled_columns(calls, *off) for calls, off in zip(self._calls, self._off, strict=True)]
+        columns: list[dict[str, float]] = [{} for _ in self._calls]
+        for cells, calls, values in zip(columns, self._calls, self._of_outputs, strict=True):
+            for of_outputs in OF_OUTPUTS if calls else ():
+                cells |= of_outputs.columns(calls, values)
         for weight in self._weights:
-            found = weight.columns()
-            for row in weight.rows:
-                columns[row] |= found
-        cells = [[columns[i].get(name, MISSING) for i in self.order] for name in LAYER_METRICS[:-1]]
+            for quantity in self._quantities:
+                found = quantity.columns(weight.values, weight.size)
+                for row in weight.rows:
+                    columns[row] |= found
+        table = [[columns[i].get(name, MISSING) for i in self.order] for name in LAYER_METRICS[:-1]]
         with np.errstate(over="ignore"):
-            return np.array(cells, np.float64).astype(np.float32)
+            return np.array(table, np.float64).astype(np.float32)
 
 
 def _items(holder: dict[str, Number] | list[Number]) -> Any:
