@@ -5,6 +5,7 @@ figures.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -88,7 +89,7 @@ LIBRARY_FLOORS = (
     ("networks", "data"),
     ("config",),
     ("permission", "outcome"),
-    ("errors", "schema", "installation", "__init__"),
+    ("errors", "schema", "installation", "torch_internals", "__init__"),
 )
 SCREEN_FLOORS = (
     ("serve", "report"),
@@ -255,3 +256,19 @@ def test_the_parser_of_this_test_sees_what_it_should(tmp_path):
         "torchvision.ops",
     } <= names and "plotly" not in names
     assert "plotly" in set(imported(File(sample), everywhere=True))
+
+
+def test_what_torch_does_not_promise_is_used_in_one_module():
+    private = re.compile(
+        r"torch\.(_\w+)|\._(version|sequence_nr|execution_engine|compiled_call_impl|get_scale_async|ConvNd)\b"
+        r"|_post_accumulate_grad_hooks|from torch\.[\w.]*\._\w+ import|from torch[\w.]* import _"
+    )
+    allowed = {"torch_internals.py", "loading.py"}  # loading imports torch._dynamo to have it in memory
+    found = {
+        f"{path.name}: {line.strip()}"
+        for path in (ROOT / "core").rglob("*.py")
+        if path.name not in allowed
+        for line in path.read_text().splitlines()
+        if private.search(line.partition("#")[0]) and "self._version" not in line
+    }
+    assert not found, sorted(found)

@@ -97,7 +97,8 @@ def test_two_lines_write_a_whole_run(tmp_path):
         and list(layers["depth"]) == [0, 1] * 6
         and list(layers["kind"][:2]) == ["conv2d", "linear"]
     )
-    assert not layers.drop(columns="dead_fraction").isna().any().any()
+    assert not layers.drop(columns=["dead_fraction", "stable_rank"]).isna().any().any()
+    assert not layers.loc[layers.step == layers.step.min(), "stable_rank"].isna().any()
 
     info = Runs(tmp_path / "my runs").info(run.id)
     assert (info.name, info.status, info.outcome, info.init, info.error) == (

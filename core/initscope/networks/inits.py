@@ -20,8 +20,9 @@ from torch import nn
 
 from initscope.config import formulas
 from initscope.errors import ConfigError, choose_from
+from initscope.torch_internals import CONVOLUTION
 
-LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+LAYERS = (CONVOLUTION, nn.Linear)
 """The layers that an initialization fills: every convolution (transposed ones too) and linear layer."""
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from initscope.recording.reductions import Number
 from initscope.recording.tensors import last_before
+from initscope.torch_internals import sequence_number
 
 
 @dataclass(eq=False)
@@ -80,7 +81,7 @@ class ProducerIndex:
             self._found.clear()
             self._thread = threading.get_ident()
         if output.grad_fn is not None:
-            self._calls[output.grad_fn._sequence_nr()] = self._newest
+            self._calls[sequence_number(output.grad_fn)] = self._newest
 
     def before(self, x: Tensor, output: Tensor | None = None) -> tuple[int, LayerCall] | None:
         """(index, call) of the newest layer that ``x`` was computed from, None if of no layer or of none
@@ -92,7 +93,7 @@ class ProducerIndex:
         if (
             output is not None
             and output.grad_fn is not None
-            and (made := output.grad_fn._sequence_nr()) not in self._calls
+            and (made := sequence_number(output.grad_fn)) not in self._calls
         ):
             self._found[made] = number
         return None if number is None else self._calls.get(number)

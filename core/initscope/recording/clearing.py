@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle, unserializable_hook
 
+from initscope.torch_internals import version
+
 LOOKED_AT = 8
 """Updates after which the answer is clear."""
 LEAST = 3
@@ -60,13 +62,13 @@ class _Watched:
             return
         held = self.parameter.grad
         empty = held is None or not bool((held.coalesce().values() if held.is_sparse else held).any())
-        if self._version is None or self.parameter._version == self._version:
+        if self._version is None or version(self.parameter) == self._version:
             self._clean = self._clean or empty or self._version is None
         else:  # an update since the last pass: its interval is over
             self.updates += 1
             self.dirty_in_a_row = 0 if self._clean else self.dirty_in_a_row + 1
             self._clean = empty
-        self._version = self.parameter._version
+        self._version = version(self.parameter)
 
 
 def watched_parameters(model: nn.Module, held: set[int] | None) -> Iterator[nn.Parameter]:

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Variable
+
+from initscope.torch_internals import at_the_end_of_the_pass, loss_scale
 
 _watchers: weakref.WeakSet[LossScale] = weakref.WeakSet()
 _originals: dict[type, Callable] = {}
@@ -47,7 +48,7 @@ class LossScale:
 
     def _begin(self, scale: Tensor) -> None:
         self.current = scale
-        Variable._execution_engine.queue_callback(self.forget)
+        at_the_end_of_the_pass(self.forget)
 
     def forget(self) -> None:
         """The pass is over, or has been given up."""
@@ -86,7 +87,7 @@ def _watched(original: Callable) -> Callable:
 
 
 def _announce(scaler: torch.amp.GradScaler, gradient: Tensor) -> None:
-    scale = scaler._get_scale_async()
+    scale = loss_scale(scaler)
     if scale is not None:
         for watcher in _watchers:
             watcher._begin(scale.detach().clone())

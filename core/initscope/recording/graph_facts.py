@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from initscope.recording.tensors import is_dense, tensors_of
 from initscope.recording.twins import MOST_ITEMS
+from initscope.torch_internals import version
 
 MOST_NODES = 50_000
 """Autograd nodes that are looked at."""
@@ -110,13 +111,13 @@ class Unregistered:
         if not self._seen:
             self._seen = True
             self.done = not loose
-            self._candidates = {id(x): (x, x._version) for x in loose}
-            self._others = [(x, x._version) for x in others]
+            self._candidates = {id(x): (x, version(x)) for x in loose}
+            self._others = [(x, version(x)) for x in others]
             return None
-        if self._others and not any(x._version != version for x, version in self._others):
+        if self._others and not any(version(x) != before for x, before in self._others):
             return None  # nothing has been updated yet
         self.done = True
-        same = [x for x in loose if id(x) in self._candidates and self._candidates[id(x)][1] == x._version]
+        same = [x for x in loose if id(x) in self._candidates and self._candidates[id(x)][1] == version(x)]
         anew = [x for x in loose if id(x) not in self._candidates]
         self._candidates = {}
         chosen = [*same, *anew]

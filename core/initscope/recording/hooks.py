@@ -16,10 +16,12 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-_WITH_KWARGS = {
-    "_forward_pre_hooks": "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks": "_forward_hooks_with_kwargs",
-}
+from initscope.torch_internals import (
+    FORWARD_PRE_HOOKS,
+    WITH_KWARGS,
+    compiled_call,
+    set_compiled_call,
+)
 
 
 class _Key:
@@ -73,7 +75,7 @@ class Handle:
         self._hooks.ours.pop(self._key, None)
         if self._hooks.ours or self.lost:
             return
-        for where in (self._where, _WITH_KWARGS[self._where]):
+        for where in (self._where, WITH_KWARGS[self._where]):
             hooks = self._module.__dict__[where]
             # Hooks that others have added meanwhile stay where their handles look for them.
             if type(hooks) in (HiddenHooks, HiddenKwargs) and not len(hooks):
@@ -84,14 +86,14 @@ def hook(module: nn.Module, where: str, function: Callable, kwargs: bool = False
     """Have ``function`` called as a hook of ``module``: ``where`` is ``_forward_pre_hooks`` or
     ``_forward_hooks``.
     """
-    hooks, flags = module.__dict__[where], module.__dict__[_WITH_KWARGS[where]]
+    hooks, flags = module.__dict__[where], module.__dict__[WITH_KWARGS[where]]
     if not isinstance(hooks, HiddenHooks):
         if hooks or flags:
             # Others' handles point to this dictionary, so it stays. Copies and pickles of the module keep a
             # hook that does nothing.
             register = (
                 module.register_forward_pre_hook
-                if where == "_forward_pre_hooks"
+                if where == FORWARD_PRE_HOOKS
                 else module.register_forward_hook
             )
             return register(CopiesAsNothing(function), with_kwargs=kwargs)
@@ -99,7 +101,7 @@ def hook(module: nn.Module, where: str, function: Callable, kwargs: bool = False
     if not isinstance(flags, HiddenKwargs) and kwargs:
         if flags:
             return module.register_forward_hook(CopiesAsNothing(function), with_kwargs=kwargs)
-        module.__dict__[_WITH_KWARGS[where]] = HiddenKwargs()
+        module.__dict__[WITH_KWARGS[where]] = HiddenKwargs()
     key = _Key(kwargs)
     hooks.ours[key] = function
     return Handle(module, where, hooks, key)
@@ -134,8 +136,8 @@ class CompiledCall:
     """
 
     def __init__(self, module: nn.Module, function: Callable):
-        self._module, self._function, self.original = module, function, module._compiled_call_impl
-        module._compiled_call_impl = self
+        self._module, self._function, self.original = module, function, compiled_call(module)
+        set_compiled_call(module, self)
 
     def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
         output = self.original(*inputs, **kwargs)
@@ -143,8 +145,8 @@ class CompiledCall:
         return output
 
     def remove(self) -> None:
-        if self._module._compiled_call_impl is self:
-            self._module._compiled_call_impl = self.original
+        if compiled_call(self._module) is self:
+            set_compiled_call(self._module, self.original)
 
 
 def numbered_modules(model: nn.Module) -> Iterator[tuple[nn.Module, list, list]]:

@@ -19,9 +19,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from initscope.errors import ConfigError, choose_from
+from initscope.torch_internals import CONVOLUTION
 
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
-    "conv": (nn.modules.conv._ConvNd,),
+    "conv": (CONVOLUTION,),
     "linear": (nn.Linear, nn.Bilinear),
     "embedding": (nn.Embedding, nn.EmbeddingBag),
     "recurrent": (nn.RNNBase, nn.RNNCellBase),

@@ -34,7 +34,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Variable
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
@@ -61,6 +60,17 @@ from initscope.recording.tensors import (
     output_of,
 )
 from initscope.recording.wrappers import as_optimizers, is_compiled, unwrapped
+from initscope.torch_internals import (
+    FORWARD_HOOKS,
+    FORWARD_PRE_HOOKS,
+    NO_PASS,
+    at_the_end_of_the_pass,
+    backward_pass,
+    compiled_call,
+    gradient_hooks,
+    in_function_transform,
+    version,
+)
 
 MEASURING = "measuring the network"
 """What a fault of a hook is told to have happened in."""
@@ -233,13 +243,13 @@ class LayerMeter:
         if self.follows_another:
             return
         for module in [*dict.fromkeys([self.model, *self._rows_of])]:
-            handles.append(hook(module, "_forward_pre_hooks", self._before_module))
+            handles.append(hook(module, FORWARD_PRE_HOOKS, self._before_module))
         for module in self._roles:
-            handles.append(hook(module, "_forward_hooks", self._after_module))
-        if self.outer._compiled_call_impl is not None:
+            handles.append(hook(module, FORWARD_HOOKS, self._after_module))
+        if compiled_call(self.outer) is not None:
             handles.append(CompiledCall(self.outer, self._after_model))
         else:
-            handles.append(hook(self.outer, "_forward_hooks", self._after_model, kwargs=True))
+            handles.append(hook(self.outer, FORWARD_HOOKS, self._after_model, kwargs=True))
 
     def _hook_optimizer(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
         reference = weakref.ref(optimizer)
@@ -280,7 +290,7 @@ class LayerMeter:
         if not self._entered or is_lazy(parameter) or not parameter.requires_grad or not parameter.is_leaf:
             return False
         handle = parameter.register_post_accumulate_grad_hook(self._gradient_arrives)
-        hooks = parameter._post_accumulate_grad_hooks
+        hooks = gradient_hooks(parameter)
         for key in [key for key in hooks if key != handle.id]:
             hooks[key] = hooks.pop(key)  # ours comes before one that frees the gradient
         self._followed[id(parameter)] = parameter, handle
@@ -309,7 +319,7 @@ class LayerMeter:
         return (
             self.enabled
             and torch.is_grad_enabled()
-            and torch._C._functorch.peek_interpreter_stack() is None
+            and not in_function_transform()
             and not torch.jit.is_tracing()
             and not self._evaluating_again()
         )
@@ -368,7 +378,7 @@ class LayerMeter:
         rows = seen if samples == 0 else seen.reshape(1, -1) if samples is None else seen.movedim(samples, 0)
         values = forward_statistics(rows, off=samples == 0 and i in self._rectified)
         below = values.pop("off", None)
-        place = output.data_ptr(), output._version
+        place = output.data_ptr(), version(output)
         call = LayerCall(output.numel(), values, place, samples is not None, not self.model.training, below)
         calls = self._calls[i]
         if self._shadow_rows is not None:
@@ -393,7 +403,7 @@ class LayerMeter:
         i, call = before
         self.activations[self.names[i]] = type(module).__name__
         if isinstance(module, RECTIFIERS):
-            straight = call.count == x.numel() and call.place == (x.data_ptr(), x._version - (x is output))
+            straight = call.count == x.numel() and call.place == (x.data_ptr(), version(x) - (x is output))
             (self._rectified.add if straight else self._rectified.discard)(i)
             call.off = call.below if straight and call.below is not None else dead_units(output)
 
@@ -454,7 +464,7 @@ class LayerMeter:
     def _output_gradient_arrives(self, calls: StepCalls, call: LayerCall, gradient: Tensor) -> None:
         if self.enabled and not calls.over and is_dense(gradient):
             length = unscaled(norm(gradient.detach()), self.loss_scale.current)
-            self._heard.setdefault(torch._C._current_graph_task_id(), []).append((calls, call, length))
+            self._heard.setdefault(backward_pass(), []).append((calls, call, length))
 
     @guarded(MEASURING)
     @torch.no_grad()
@@ -471,15 +481,13 @@ class LayerMeter:
             self._arrived[weight] = None
             for quantity in self._quantities:
                 quantity.gradient_arrives(weight)
-        this_pass = torch._C._current_graph_task_id()
+        this_pass = backward_pass()
         if this_pass not in self._passes:
             self._passes.add(this_pass)
             # Queued twice: what others have queued for the end of the pass (DistributedDataParallel's
             # averaging) comes first.
             later = functools.partial(self._pass_ends, this_pass)
-            Variable._execution_engine.queue_callback(
-                lambda: Variable._execution_engine.queue_callback(later)
-            )
+            at_the_end_of_the_pass(lambda: at_the_end_of_the_pass(later))
 
     @guarded(MEASURING)
     @torch.no_grad()
@@ -506,7 +514,7 @@ class LayerMeter:
 
     def _versions(self) -> tuple[int, ...]:
         """Changes whenever a weight does."""
-        return tuple(weight.parameter._version for weight in self._weights)
+        return tuple(version(weight.parameter) for weight in self._weights)
 
     # -- update
 
@@ -572,7 +580,7 @@ class LayerMeter:
         self._updating, self._evaluated = k, None
         weights = self._of(k)
         within = (
-            torch._C._current_graph_task_id() != -1
+            backward_pass() != NO_PASS
         )  # an optimizer for each parameter, stepped during the backward pass to save memory
         by_hand = not (
             self._backward_seen or self._backward_since_update
@@ -614,7 +622,7 @@ class LayerMeter:
 
     def _abandon(self) -> None:
         """Forget a backward pass that did not come to its end."""
-        if torch._C._current_graph_task_id() == -1:
+        if backward_pass() == NO_PASS:
             self._passes.clear()
             self._heard.clear()
             self._arrived.clear()

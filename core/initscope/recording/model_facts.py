@@ -20,6 +20,7 @@ from initscope.networks.inits import fans
 from initscope.recording.layers import Layer, is_normalization
 from initscope.recording.meter import LayerMeter
 from initscope.recording.tensors import is_dense, is_readable, tensors_of
+from initscope.torch_internals import saved_names
 
 FIRST_STEPS = 8
 """Steps whose outputs are looked at for what the targets are like."""
@@ -284,9 +285,7 @@ def backward_has_run(loss: Tensor) -> bool:
     seen, waiting = {loss.grad_fn}, deque([loss.grad_fn])
     while waiting and len(seen) < _CHAIN_LIMIT:
         node = waiting.popleft()
-        for name in dir(node):
-            if not name.startswith("_saved_"):
-                continue
+        for name in saved_names(node):
             try:
                 found = getattr(node, name)
             except RuntimeError as error:

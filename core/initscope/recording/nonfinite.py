@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from initscope.recording.tensors import dense, tensors_of
 from initscope.schema import LAYER_METRICS, MISSING
+from initscope.torch_internals import norm_all
 
 MOST_NAMED = 6
 """Parameters that are named."""
@@ -48,11 +49,7 @@ class NonfiniteWatch:
                 for p in self.model.parameters()
                 if id(p) not in self.measured and p.is_floating_point() and p.numel() <= MOST_NUMBERS
             ]
-        return (
-            all(math.isfinite(length) for length in torch._foreach_norm(self._others))
-            if self._others
-            else True
-        )
+        return all(math.isfinite(length) for length in norm_all(self._others)) if self._others else True
 
     def look(
         self, step: int, loss: float, reading: Any, names: Sequence[str], inputs: Any

@@ -21,10 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from initscope.recording.tensors import is_dense, tensors_of
+from initscope.torch_internals import (
+    FORWARD_HOOKS,
+    FORWARD_PRE_HOOKS,
+    TorchDispatchMode,
+    tree_leaves,
+    tree_map,
+)
 
 SAMPLES = 16
 """Samples of a batch that the second pass runs over."""
@@ -109,7 +114,7 @@ def _without_observers(module: nn.Module) -> None:
     """Take off the copy's hooks that are functions, which may write down what they see; objects (old weight
     and spectral norm) stay.
     """
-    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+    for hooks in (module.__dict__[FORWARD_HOOKS], module.__dict__[FORWARD_PRE_HOOKS]):
         for key in [
             key for key, hook in hooks.items() if isinstance(hook, (types.FunctionType, types.MethodType))
         ]:

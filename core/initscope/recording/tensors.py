@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from initscope.torch_internals import CONVOLUTION, sequence_number
+
 _FUNCTIONS = {
     "ReluBackward0": "ReLU",
     "TanhBackward0": "Tanh",
@@ -41,7 +43,7 @@ def output_of(module: nn.Module, output: Any) -> tuple[Tensor | None, int | None
     tensor = output if isinstance(output, Tensor) else next(tensors_of(output), None)
     if tensor is None or not is_dense(tensor) or not tensor.numel():
         return None, None
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, CONVOLUTION):
         batched = tensor.dim() == len(module.kernel_size) + 2
     elif isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         return tensor, None if tensor.dim() < 3 else 0 if module.batch_first else 1
@@ -160,7 +162,7 @@ def last_before(x: Tensor, numbers: Container[int], shortcuts: Mapping[int, int 
     def wait_for(node: Any) -> None:
         if node is not None and node not in seen:
             seen.add(node)
-            heapq.heappush(waiting, (-node._sequence_nr(), len(seen), node))
+            heapq.heappush(waiting, (-sequence_number(node), len(seen), node))
 
     wait_for(x.grad_fn)
     while waiting and len(seen) < SEARCH_LIMIT:

@@ -22,6 +22,13 @@ from torch import Tensor, nn
 from initscope.recording.layers import is_normalization
 from initscope.recording.model_facts import main_output
 from initscope.recording.tensors import tensors_of
+from initscope.torch_internals import (
+    BACKWARD_HOOKS,
+    BACKWARD_PRE_HOOKS,
+    FORWARD_HOOKS,
+    STATE_DICT_HOOKS,
+    compiled_call,
+)
 
 MOST_BUFFERS = 2**24
 """Numbers in a model's buffers above which no twin is made."""
@@ -32,7 +39,7 @@ MOST_NUMBERS = 2**20
 LEAST_SAMPLES = 2
 NOISE = 1e-2
 """Outputs that move by less than this share of the largest movement have not moved."""
-_FORWARD_HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+_FORWARD_HOOKS = (FORWARD_HOOKS, BACKWARD_HOOKS, BACKWARD_PRE_HOOKS, STATE_DICT_HOOKS)
 """Somebody else's hooks, which may note what they see. Hooks before a pass stay: ``spectral_norm`` computes
 its weight in one.
 """
@@ -43,9 +50,7 @@ def has_twin(model: nn.Module) -> bool:
     huge.
     """
     if any(
-        isinstance(m, torch.jit.ScriptModule)
-        or "_orig_mod" in m._modules
-        or m._compiled_call_impl is not None
+        isinstance(m, torch.jit.ScriptModule) or "_orig_mod" in m._modules or compiled_call(m) is not None
         for m in model.modules()
     ):
         return False

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from initscope.errors import ConfigError
+from initscope.torch_internals import holds_compiled
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -23,7 +24,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether the model or a part of it is ``torch.compile``'s."""
-    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
+    return any(holds_compiled(m) for m in model.modules())
 
 
 def as_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from initscope.recording.reductions import Number
 from initscope.recording.tensors import local
+from initscope.torch_internals import version
 
 
 @dataclass(eq=False)
@@ -41,7 +42,7 @@ class Weight:
     def gradient_version(self) -> tuple[int, int] | None:
         """Identity of the tensor in ``.grad`` and how often it was written to; None without one."""
         gradient = self.parameter.grad
-        return None if gradient is None else (id(gradient), gradient._version)
+        return None if gradient is None else (id(gradient), version(gradient))
 
     @property
     def numbers(self) -> Tensor:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from initscope.torch_internals import copy_all, norm_all, subtract_all
+
 PIECE_BYTES = 2**25
 """An output's bytes looked at in one go: what is subtracted fits a large GPU's cache, and takes little of
 anybody's memory.
@@ -25,19 +27,19 @@ def norms(tensors: list[Tensor]) -> Sequence[Tensor]:
     tensors = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in tensors]
     kind = _widest(tensors[0])
     if all(x.dtype == tensors[0].dtype for x in tensors):
-        return torch._foreach_norm(tensors, 2, kind)
-    return [torch._foreach_norm([x], 2, kind)[0] for x in tensors]  # together they would be copied first
+        return norm_all(tensors, kind)
+    return [norm_all([x], kind)[0] for x in tensors]  # together they would be copied first
 
 
 def copy_norms(targets: list[Tensor], sources: list[Tensor]) -> Sequence[Tensor]:
     """Copy ``sources`` into ``targets``; their norms."""
-    torch._foreach_copy_(targets, sources)
+    copy_all(targets, sources)
     return norms(targets)
 
 
 def change_norms(before: list[Tensor], after: list[Tensor]) -> Sequence[Tensor]:
     """Norms of the differences, which overwrite ``before``."""
-    torch._foreach_sub_(before, after)
+    subtract_all(before, after)
     return norms(before)
 
 

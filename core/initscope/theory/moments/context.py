@@ -14,6 +14,7 @@ from initscope.theory.moments.field import RULE, Field, worst
 from initscope.theory.moments.measure import measure
 from initscope.theory.moments.trace import Graph, Known, Node, Ref, compact
 from initscope.theory.moments.values import Pull, Value
+from initscope.torch_internals import tree_leaves
 
 WeightGradient = Callable[[Field], float]
 """From the gradient of a layer's output to the mean square of the gradient of its weight."""
@@ -94,9 +95,7 @@ class Context:
 
 
 def refs(node: Node) -> list[Ref]:
-    from torch.utils import _pytree as pytree
-
-    return [x for x in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(x, Ref)]
+    return [x for x in tree_leaves((node.args, node.kwargs)) if isinstance(x, Ref)]
 
 
 def aligned(shape: tuple[int, ...], axes: Axes) -> Axes:

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from initscope.theory.moments import axes as ax
 from initscope.theory.moments.context import Context, refs
 from initscope.theory.moments.field import SAMPLED, UNKNOWN, Field, independent
 from initscope.theory.moments.measure import draw, measure
 from initscope.theory.moments.trace import Known, Node, Ref
+from initscope.torch_internals import tree_leaves, tree_map
 
 _LARGEST = 2**23
 """Numbers in an operation's tensors; a larger one is not run."""
@@ -57,8 +57,8 @@ def _run(ctx: Context, node: Node, inputs: list[Ref]) -> None:
     kwargs = {key: value for key, value in node.kwargs.items() if key != "dtype"}
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
-        result = node.op(*pytree.tree_map(real, node.args), **pytree.tree_map(real, kwargs))
-    outs = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+        result = node.op(*tree_map(real, node.args), **tree_map(real, kwargs))
+    outs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
     usable = [
         (i, x)
         for i, (x, ref) in enumerate(zip(outs, [o for o in node.outputs if o is not None], strict=True))

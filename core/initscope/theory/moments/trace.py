@@ -16,9 +16,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from initscope.torch_internals import (
+    BACKWARD_HOOKS,
+    BACKWARD_PRE_HOOKS,
+    FORWARD_HOOKS,
+    FakeTensor,
+    FakeTensorMode,
+    TorchDispatchMode,
+    tree_leaves,
+    tree_map,
+)
 
 _CONSTANTS = {"new_zeros": 0.0, "zeros_like": 0.0, "new_ones": 1.0, "ones_like": 1.0}
 
@@ -106,13 +114,13 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:  # asked for by everything, and never part of the graph
             return func(*args)
-        flat = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        flat = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         of_input = any(id(x) in self.refs for x in flat)
         of_data, of_param = any(id(x) in self.data for x in flat), any(id(x) in self.params for x in flat)
         if of_input or (of_data and of_param and any(x.is_floating_point() for x in flat)):
             return self._record(func, args, kwargs)
         result = func(*args, **kwargs)
-        outs = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+        outs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
         self.alive += outs
         if of_data:
             self.data.update(map(id, outs))
@@ -123,12 +131,12 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _record(self, func, args, kwargs):
-        seen_args, seen_kwargs = pytree.tree_map(self.seen, (args, kwargs))
+        seen_args, seen_kwargs = tree_map(self.seen, (args, kwargs))
         name = func.overloadpacket.__name__
         if not self.graph.executed and not any(
-            isinstance(x, FakeTensor) for x in pytree.tree_leaves((args, kwargs))
+            isinstance(x, FakeTensor) for x in tree_leaves((args, kwargs))
         ):
-            args, kwargs = pytree.tree_map(
+            args, kwargs = tree_map(
                 lambda x: self.mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs)
             )
         result = func(*args, **kwargs)
@@ -137,7 +145,7 @@ class _Recorder(TorchDispatchMode):
             made = torch.full(tuple(result.shape), value, dtype=result.dtype)
             self.alive.append(made)
             return made
-        outs = [self.new(x) if isinstance(x, Tensor) else None for x in pytree.tree_leaves(result)]
+        outs = [self.new(x) if isinstance(x, Tensor) else None for x in tree_leaves(result)]
         self.graph.nodes.append(Node(func, seen_args, seen_kwargs, outs))
         return result
 
@@ -148,7 +156,7 @@ def _without_hooks(model: nn.Module) -> Iterator[None]:
     kept = [
         (m, key, m.__dict__[key])
         for m in model.modules()
-        for key in ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+        for key in (FORWARD_HOOKS, BACKWARD_HOOKS, BACKWARD_PRE_HOOKS)
         if m.__dict__.get(key)
     ]
     try:
@@ -201,7 +209,7 @@ def _trace(model: nn.Module, sample: Any, outputs, *, fake: bool) -> Graph:
         graph.inputs[recorder.new(entered).id] = x.detach()
         return entered
 
-    args, kwargs = pytree.tree_map(enter, call_arguments(sample))
+    args, kwargs = tree_map(enter, call_arguments(sample))
     devices = sorted({p.device.index or 0 for p in parameters.values() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), torch.no_grad(), _without_hooks(model), recorder:
         result = torch.func.functional_call(
@@ -220,4 +228,4 @@ def output_tensors(result: Any) -> list[Tensor]:
     if isinstance(result, Mapping):
         found = [x for x in result.values() if isinstance(x, Tensor) and x.is_floating_point()]
         return [result["logits"]] if isinstance(result.get("logits"), Tensor) else found[:1]
-    return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor) and x.is_floating_point()]
+    return [x for x in tree_leaves(result) if isinstance(x, Tensor) and x.is_floating_point()]
