@@ -29,6 +29,7 @@ test-offline: $(VENV)/.installed-tests
 lint: $(VENV)/.installed-tests
 	$(BIN)/ruff check core dashboard tests
 	$(BIN)/ruff format --check -q core dashboard tests
+	$(BIN)/oxlint --quiet --deny-warnings dashboard
 
 $(VENV)/.installed: requirements.txt tests/constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "InitScope needs Python 3.11 or newer; try: make PYTHON=python3.11 run")'

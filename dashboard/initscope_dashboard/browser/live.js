@@ -95,7 +95,8 @@ function receive(event) {
 }
 
 function tell(ids, ended) {
-  for (const member of [...members]) if (ids.some((id) => member.ids.includes(id))) member.notify(ids, ended)
+  const concerned = [...members].filter((member) => ids.some((id) => member.ids.includes(id)))
+  concerned.forEach((member) => member.notify(ids, ended))
 }
 
 // A page nobody sees gives its connection back (a browser has six for all tabs) and goes on where it was when seen again.

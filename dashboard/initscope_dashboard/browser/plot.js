@@ -36,7 +36,7 @@ function dressed(layout, theme, tokens, width) {
   for (const name of Object.keys(dress)) {
     if (/^[xy]axis\d*$/.test(name)) dress[name] = axis(dress[name], tokens)
   }
-  const { title, ...rest } = dress
+  const { title: _, ...rest } = dress
   return {
     ...rest,
     margin: { ...dress.margin, t: Math.max(8, (dress.margin?.t ?? TITLE) - TITLE) }, // the title is HTML over the plot
