@@ -257,6 +257,23 @@ class RunSignals:
         )
 
     @cached_property
+    def output_spread(self) -> np.ndarray:
+        """(steps,): standard deviation of the last layer's outputs across samples; empty if there is none."""
+        if not len(self.executed) or not self.rows.values["signal_std"].size:
+            return np.zeros(0)
+        return self.rows.values["signal_std"][:, self.executed[-1]]
+
+    @cached_property
+    def output_share(self) -> np.ndarray:
+        """(steps,): ``output_spread`` over the outputs' RMS: 1 where they are all input's doing, 0 where they
+        are one answer for all.
+        """
+        if not len(self.output_spread):
+            return np.zeros(0)
+        size = self.rms[:, self.executed[-1]]
+        return np.divide(self.output_spread, size, out=np.full(len(size), np.nan), where=size > 0)
+
+    @cached_property
     def grown_by_layer(self) -> np.ndarray:
         """(steps, layers): pre-activation RMS over the inputs' (or over one, whichever is larger); NaN before
         a normalization.

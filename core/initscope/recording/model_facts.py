@@ -146,7 +146,23 @@ def scales(module: nn.Module) -> dict[str, float]:
 
 def identical_layers(meter: LayerMeter) -> list[str]:
     """Layers whose output units all have the same incoming weights."""
-    return [layer.name for layer in multiplying(meter.layers) if units_identical(units_first(layer.owner))]
+    alike = {x.name for x in multiplying(meter.layers) if units_identical(units_first(x.owner))}
+    alike |= {x.name for x in meter.layers if _recurrent_units_identical(x.owner)}
+    return [layer.name for layer in meter.layers if layer.name in alike]
+
+
+def _recurrent_units_identical(module: nn.Module) -> bool:
+    """Whether the units of a recurrent layer compute the same: in all its weights and biases the rows of each
+    gate are alike.
+    """
+    if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return False
+    weights = [p for p in module.parameters() if p.numel() and is_readable(p)]
+    units = module.hidden_size
+    if units < 2 or not weights or any(p.shape[0] % units for p in weights):
+        return False  # a projection's rows are no units of the gates
+    gates = [gate for p in weights for gate in p.reshape(len(p), -1).split(units)]
+    return all(units_identical(gate) for gate in gates)
 
 
 def units_first(module: nn.Module) -> Tensor:
