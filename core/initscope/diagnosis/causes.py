@@ -365,10 +365,11 @@ def class_collapse(e: Evidence) -> Case:
         or e.signal_lost_at_init
         or e.decay_dominates
     )
+    inputs = e.has("input_out_of_range") and not e.curve.learned  # they have not stood in the way
     possible = (
         e.has("class_collapse")
         and e.curve.steps >= MIN_STEPS
-        and not (fault or e.has("input_out_of_range", *MISUSES) or e.validated)
+        and not (fault or inputs or e.has(*MISUSES) or e.validated)
     )
     return Case(possible, [(4, possible), (1, e.moved), (1, not e.curve.well)])
 
@@ -400,10 +401,9 @@ def healthy(e: Evidence) -> Case:
         or e.has("update_too_small")
     )
     early = c.steps < MIN_STEPS and not hindered
-    # Random labels are learned by heart as slowly as this; without a price of guessing, falling is all there
-    # is.
-    creeps = c.chance is not None and c.progress <= CREEPING
-    slowly = c.falling and not (creeps or c.above_chance or e.start_at_fault or c.memorising)
+    # At guessing's price random labels that are learned by heart fall as slowly; without a price falling is
+    # all there is.
+    slowly = c.falling and not (c.at_chance or c.above_chance or e.start_at_fault or c.memorising)
     guesses = (e.validation_at_chance or e.never_generalized) and c.steps >= MIN_STEPS
     # Little can be learned of noisy numbers, and that is learned.
     at_floor = (
