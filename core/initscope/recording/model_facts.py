@@ -90,21 +90,7 @@ def weight_facts(model: nn.Module, meter: LayerMeter) -> dict[str, Any]:
         facts["optimizer"] = ", ".join(
             dict.fromkeys(type(optimizer).__name__ for optimizer in meter.optimizers)
         )
-        facts["optimizer_settings"] = optimizer_settings(meter.optimizers)
     return facts
-
-
-def optimizer_settings(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, float]:
-    """Learning rate, weight decay and momentum at the start: the largest of all parameter groups with
-    weights, as far as they are plain numbers.
-    """
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups if group["params"]]
-    settings = {}
-    for key, name in (("lr", "learning_rate"), ("weight_decay", "weight_decay"), ("momentum", "momentum")):
-        values = [float(group[key]) for group in groups if isinstance(group.get(key), int | float | Tensor)]
-        if values:
-            settings[name] = max(values)
-    return settings
 
 
 def layer_title(layer: Layer) -> str:
@@ -273,6 +259,8 @@ def _judged_by_another(loss: Tensor, output_node: Any, model: nn.Module) -> bool
             )
         ]
     held = [leaf.variable for leaf in leaves if hasattr(leaf, "variable")]
+    if not held and all(child is not None for child, _ in path[-1].next_functions):
+        return False  # outputs times outputs, as a matrix of similarities
     own = {id(p) for p in model.parameters()}
     return not any(id(p) in own for p in held)
 
