@@ -60,6 +60,11 @@ MOSTLY_OTHER = 0.5
 """Evaluation mode that gives fewer samples than this the same answer is at fault, also where nothing was
 validated.
 """
+ALONE = 1.6 * MIN_STEPS
+"""Steps after which a plateau without a validation is held against the labels: more than a run needs to be
+judged, since nothing else is seen. How many is our choice; that the layers have moved (``MOVED``) is what
+counts.
+"""
 FAR_BEYOND = 30.0
 """Targets of such an RMS make a loss that blew up their fault rather than the learning rate's."""
 CREEPING = 0.03
@@ -307,9 +312,9 @@ def labels_unrelated(e: Evidence) -> Case:
     )
     calm = not (e.has("loss_oscillates") or c.spiked or e.updates_stay_large)
     # Without a validation at guessing the plateau speaks alone: the hidden layers, not only the last one,
-    # must have gone far enough to find what there is, and the loss must no longer be on its way anywhere.
+    # must have gone far enough to find what there is.
     searched = memorised or e.signals.total_relative_update >= MOVED
-    tried = guesses or (searched and c.settled and c.steps >= 2 * MIN_STEPS)
+    tried = guesses or (searched and c.steps >= ALONE)
     elsewhere = e.has(*ELSEWHERE) or e.target_faults or e.decay_dominates
     # Modes that disagree explain a validation at guessing, not a training loss that stays there.
     by_heart = memorised and not e.has("modes_disagree")
