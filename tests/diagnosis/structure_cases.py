@@ -434,3 +434,46 @@ def too_few_steps(runs: Path) -> Run:
 
     model = Last()
     return record(runs, model, torch.optim.Adam(model.parameters(), 1e-3), form=rows_of, steps=60)
+
+
+# ---------------------------------------------------------------- what is not learned, and what is
+
+
+@case("unknown")
+def one_answer_for_all(runs: Path) -> Run:
+    """Two halves of an image are to get the same code, and nothing keeps the codes of two images apart."""
+    model = mlp((64, 64, 32))
+
+    def alike(codes: Tensor, y: Tensor) -> Tensor:
+        return (codes - codes.roll(1, 0)).pow(2).mean() + (codes.pow(2).mean(1) - 1).pow(2).mean()
+
+    return record(runs, model, loss_fn=alike, steps=200)
+
+
+@case("healthy")
+def one_code_for_each(runs: Path) -> Run:
+    """The same with codes that have to be far from each other."""
+    model = mlp((64, 64, 32))
+
+    def apart(codes: Tensor, y: Tensor) -> Tensor:
+        return (F.normalize(codes, dim=1) @ F.normalize(codes, dim=1).T).pow(2).mean()
+
+    return record(runs, model, loss_fn=apart, steps=200)
+
+
+@case("labels_unrelated", "unknown")
+def labels_learned_by_heart_slowly(runs: Path) -> Run:
+    """Labels that have nothing to do with their images: after eight passes the loss creeps below guessing."""
+    labels = torch.randint(10, (320,), generator=torch.Generator().manual_seed(3))
+    model = mlp((64, 64, 10))
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    x, _, _, _ = digits()
+    with Recorder(model, optimizer, runs=runs) as recorder:
+        for _ in range(120):
+            rows = torch.randint(320, (32,))
+            loss = F.cross_entropy(model(x[rows]), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            recorder.step(loss)
+    return recorder.run

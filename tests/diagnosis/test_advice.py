@@ -50,7 +50,7 @@ def signals(
     ]
     facts = {
         "optimizer": optimizer,
-        "optimizer_settings": {"learning_rate": rates[0], "momentum": momentum, "weight_decay": decay},
+        "optimizers": [{"lr": rates[0], "momentum": momentum, "weight_decay": decay}],
     }
     return read_signals(curve, pd.DataFrame(), pd.DataFrame(rows), {"facts": facts}, config or {})
 

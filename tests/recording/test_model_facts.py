@@ -17,6 +17,7 @@ from initscope.recording.model_facts import backward_has_run, loss_facts, reache
 from initscope.recording.recorder import Recorder
 from initscope.schema import Cause, Outcome
 from initscope.store import Runs
+from initscope.store.files import optimizer_setting
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,31 @@ def test_identical_units_up_to_rounding() -> None:
         and units_identical(torch.zeros(5, 7))
     )
     assert not units_identical(torch.randn(5, 7)) and not units_identical(torch.full((1, 7), 0.1))
+
+
+def test_units_of_a_recurrent_layer_that_compute_the_same(tmp_path: Path) -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(3, 6, batch_first=True), nn.Linear(6, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.rnn(x)[0][:, -1])
+
+    def identical(model: nn.Module) -> list[str]:
+        facts = _one_step(model, lambda m: m(torch.randn(8, 5, 3)).square().mean(), tmp_path)
+        return facts["identical_units"]
+
+    model = Reader()
+    assert identical(model) == []
+    with torch.no_grad():
+        for weights in model.rnn.parameters():  # each gate has its own number, all units of a gate the same
+            for gate in weights.split(6):
+                gate.fill_(torch.randn(()).item())
+    assert identical(model) == ["rnn.weight_ih_l0", "rnn.weight_hh_l0"]
+    with torch.no_grad():
+        model.rnn.bias_hh_l0[0] += 1.0  # one unit forgets less: training can tell it apart
+    assert identical(model) == []
 
 
 def test_gain_is_kaimings() -> None:
@@ -138,10 +164,17 @@ def test_a_loss_of_another_network_is_known(tmp_path: Path) -> None:
     assert facts["loss"]["other_network"]
     facts = _one_step(nn.Linear(4, 1), lambda m: bce(m(torch.randn(8, 4)), torch.ones(8, 1)), tmp_path)
     assert not facts["loss"]["other_network"]
+
+    def similarities(m: nn.Module) -> torch.Tensor:
+        codes = F.normalize(m(torch.randn(8, 4)), dim=1)
+        return (codes @ codes.T).square().mean()
+
+    assert not _one_step(nn.Linear(4, 3), similarities, tmp_path)["loss"]["other_network"]
     facts = _one_step(
         generator, lambda g: F.mse_loss(g(torch.randn(8, 4)) @ torch.eye(3), torch.ones(8, 3)), tmp_path
     )
-    assert facts["optimizer_settings"] == {"learning_rate": 0.1, "weight_decay": 0.0, "momentum": 0.0}
+    settings = {name: optimizer_setting(facts, name) for name in ("lr", "weight_decay", "momentum", "eps")}
+    assert settings == {"lr": 0.1, "weight_decay": 0.0, "momentum": 0.0, "eps": None}
 
 
 def test_a_detached_loss_is_no_missing_backward(tmp_path: Path) -> None:

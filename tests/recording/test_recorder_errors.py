@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from initscope.diagnosis.diagnose import diagnose
 from initscope.errors import ConfigError, InitScopeError, RecordingError, RunFolderError
 from initscope.recording.recorder import Recorder
 from initscope.store import Runs
@@ -160,6 +161,24 @@ def test_an_optimizer_of_another_model_is_told_and_diagnosed(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Recorder(model, [sgd(net()), sgd(model)], runs=tmp_path)  # one of several
+
+
+def test_a_missing_backward_is_no_wrong_order(tmp_path):
+    model = net()
+    optimizer = sgd(model)
+    with (
+        pytest.warns(UserWarning, match=r"is loss.backward\(\) missing"),
+        Recorder(model, optimizer, runs=tmp_path) as recorder,
+    ):
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(X), Y)
+            optimizer.step()
+            recorder.step(loss)
+    assert recorder.run.state()["status"] == "finished"
+    found = diagnose(recorder.run)
+    assert found.cause == "not_updating"
+    assert any("loss.backward() is not" in finding.text for finding in found.findings)
 
 
 def test_step_before_backward(tmp_path):

@@ -72,6 +72,16 @@ def test_classes_of_dense_outputs(shape: str) -> None:
     assert found.true.tolist() == torch.bincount(y.flatten(), minlength=len(found.true)).tolist()
 
 
+def test_a_sum_over_samples_that_are_right_beyond_rounding() -> None:
+    torch.manual_seed(0)
+    y = torch.randint(5, (48,))
+    output = 3 * torch.randn(48, 5)
+    output[:20] = 1e4 * F.one_hot(y[:20], 5)  # they leave no gradient, and count all the same
+    found = seen(lambda o, t: F.cross_entropy(o, t, reduction="sum"), output, y)
+    assert found is not None and found.exact and found.samples == 48
+    assert found.scale == pytest.approx(48.0, rel=0.01)
+
+
 def test_ignored_targets_are_left_out() -> None:
     torch.manual_seed(2)
     output, y = torch.randn(40, 4), torch.randint(4, (40,))

@@ -15,7 +15,7 @@ from typing import Any
 
 from initscope.config.run_config import OPTIONS
 from initscope.store import RunInfo
-from initscope.store.files import number
+from initscope.store.files import number, optimizer_setting
 
 INIT_FIELDS = ("init", "gain", "init_seed")
 """Fields that may differ in a fair comparison of initializations."""
@@ -77,9 +77,8 @@ def recorded(info: RunInfo) -> dict[str, Any]:
     facts = info.state.get("facts")
     facts = facts if isinstance(facts, Mapping) else {}
     found: dict[str, Any] = {"model": info.config.get("model"), "optimizer": facts.get("optimizer")}
-    settings = facts.get("optimizer_settings")
-    if isinstance(settings, Mapping):
-        found |= {f"optimizer.{key}": value for key, value in _flat(settings)}
+    for name, key in (("learning_rate", "lr"), ("weight_decay", "weight_decay"), ("momentum", "momentum")):
+        found[f"optimizer.{name}"] = optimizer_setting(facts, key)
     found |= {key: facts.get(key) for key in ("batch_size", "input_shape", "parameters")}
     if isinstance(activations := facts.get("activations"), Mapping) and activations:
         found["activations"] = ", ".join(

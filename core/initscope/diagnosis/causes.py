@@ -60,8 +60,11 @@ MOSTLY_OTHER = 0.5
 """Evaluation mode that gives fewer samples than this the same answer is at fault, also where nothing was
 validated.
 """
-LONG_ENOUGH = 80
-"""Steps after which a plateau alone, without a validation at chance, may be the labels' fault."""
+ALONE = 1.6 * MIN_STEPS
+"""Steps after which a plateau without a validation is held against the labels: more than a run needs to be
+judged, since nothing else is seen. How many is our choice; that the layers have moved (``MOVED``) is what
+counts.
+"""
 FAR_BEYOND = 30.0
 """Targets of such an RMS make a loss that blew up their fault rather than the learning rate's."""
 CREEPING = 0.03
@@ -131,7 +134,9 @@ def samples_mixed(e: Evidence) -> Case:
     """Samples of a batch change each other's outputs, and the network does not learn as it should."""
     strong = e.value("samples_mixed") >= STRONGLY_MIXED
     poor = not (e.curve.well or e.succeeded) and (strong or not e.curve.learned)
-    possible = e.has("samples_mixed") and poor and not (e.structure_at_fault or e.loss_diverges)
+    # Where no signal was left at the first step, what samples do to each other was measured on its rounding.
+    measured = not e.signal_lost_at_init
+    possible = e.has("samples_mixed") and measured and poor and not (e.structure_at_fault or e.loss_diverges)
     return Case(possible, [(4, possible), (1, strong), (1, not e.curve.learned)])
 
 
@@ -293,8 +298,9 @@ def labels_unrelated(e: Evidence) -> Case:
     creeping = c.falling and c.progress > CREEPING and not (c.memorising or e.validation_at_chance)
     # Guessing's price must be known, and the weights must have gone somewhere: a plateau alone is no evidence
     # about labels.
-    gone_far = memorised or e.moved
-    at_price = c.at_chance and not (creeping or e.signal_recovering) and e.disagrees and gone_far
+    at_price = (
+        c.at_chance and not (creeping or e.signal_recovering) and e.disagrees and (memorised or e.moved)
+    )
     unmoved = at_price and c.steps >= 0.8 * MIN_STEPS and e.seen_inside
     damaged = (e.broke_later or e.has("weights_shrunk")) and not memorised
     sound = not (
@@ -305,8 +311,10 @@ def labels_unrelated(e: Evidence) -> Case:
         or e.has("input_out_of_range", *MISUSES)
     )
     calm = not (e.has("loss_oscillates") or c.spiked or e.updates_stay_large)
-    gone_far = memorised or e.signals.total_relative_update >= MOVED
-    tried = guesses or (gone_far and c.steps >= LONG_ENOUGH)
+    # Without a validation at guessing the plateau speaks alone: the hidden layers, not only the last one,
+    # must have gone far enough to find what there is.
+    searched = memorised or e.signals.total_relative_update >= MOVED
+    tried = guesses or (searched and c.steps >= ALONE)
     elsewhere = e.has(*ELSEWHERE) or e.target_faults or e.decay_dominates
     # Modes that disagree explain a validation at guessing, not a training loss that stays there.
     by_heart = memorised and not e.has("modes_disagree")
@@ -319,7 +327,7 @@ def labels_unrelated(e: Evidence) -> Case:
             (2, possible),
             (1, memorised or c.chance is not None),
             (1, memorised or c.settled),
-            (1, gone_far),
+            (1, searched),
             (2, guesses),
         ],
     )
@@ -344,9 +352,9 @@ def target_scale(e: Evidence) -> Case:
 
 def weight_decay_too_high(e: Evidence) -> Case:
     """Weight decay pulls harder at the weights than the loss does, and they shrink or learn nothing."""
-    possible = e.decay_dominates and not (
-        e.structure_at_fault or e.curve.nonfinite or e.inputs_blamed or e.has(*MISUSES)
-    )
+    # Where nothing of the input arrives there is no gradient, and the faintest decay is stronger than none.
+    upstream = e.structure_at_fault or e.inputs_blamed or e.signal_lost_at_init or e.has(*MISUSES)
+    possible = e.decay_dominates and not (upstream or e.curve.nonfinite)
     return Case(possible, [(4, possible), (1, e.has("weights_shrunk")), (1, not e.curve.learned)])
 
 
@@ -362,10 +370,11 @@ def class_collapse(e: Evidence) -> Case:
         or e.signal_lost_at_init
         or e.decay_dominates
     )
+    inputs = e.has("input_out_of_range") and not e.curve.learned  # they have not stood in the way
     possible = (
         e.has("class_collapse")
         and e.curve.steps >= MIN_STEPS
-        and not (fault or e.has("input_out_of_range", *MISUSES) or e.validated)
+        and not (fault or inputs or e.has(*MISUSES) or e.validated)
     )
     return Case(possible, [(4, possible), (1, e.moved), (1, not e.curve.well)])
 
@@ -397,7 +406,9 @@ def healthy(e: Evidence) -> Case:
         or e.has("update_too_small")
     )
     early = c.steps < MIN_STEPS and not hindered
-    slowly = c.falling and not (c.above_chance or e.start_at_fault or c.memorising)
+    # At guessing's price random labels that are learned by heart fall as slowly; without a price falling is
+    # all there is.
+    slowly = c.falling and not (c.at_chance or c.above_chance or e.start_at_fault or c.memorising)
     guesses = (e.validation_at_chance or e.never_generalized) and c.steps >= MIN_STEPS
     # Little can be learned of noisy numbers, and that is learned.
     at_floor = (
@@ -408,7 +419,9 @@ def healthy(e: Evidence) -> Case:
     floor = e.agrees and at_floor and not e.start_at_fault
     balanced = c.unjudged and not hindered and e.moved and e.adversary_in_balance
     possible = (c.learning or e.succeeded or early or slowly or floor or balanced) and c.count > 0
-    possible = possible and not (c.nonfinite or guesses or e.target_faults or (c.unjudged and not balanced))
+    one_answer = e.has("outputs_flat") and not e.validated
+    faulty = c.nonfinite or guesses or one_answer or e.target_faults
+    possible = possible and not (faulty or (c.unjudged and not balanced))
     works = c.learning or e.succeeded or floor
     return Case(
         possible,

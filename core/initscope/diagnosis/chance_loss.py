@@ -107,7 +107,8 @@ def _measured(v: RunSignals) -> Guess | None:
     scale, penalty = v.fact("targets", "scale"), 0.0
     if scale is None:  # it changes: a penalty stands beside the outputs' own loss, or it is another loss
         late, first = v.fact("targets", "late", "penalty"), v.fact("targets", "first", "penalty")
-        if late is None or first is None or min(late, first) < 0:
+        begun = v.loss[0] if len(v.loss) else math.nan
+        if late is None or first is None or min(late, first) < 0 or first > begun:
             return None
         scale, penalty = 1.0, late
     classes = int(v.fact("targets", "classes") or 0) or None

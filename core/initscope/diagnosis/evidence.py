@@ -48,6 +48,10 @@ AGREEMENT = 5.0
 """Standard errors by which outputs must agree with their targets better than chance."""
 LEAST_JUDGED = 64
 """Fewer compared outputs show no agreement."""
+ALIVE = 0.1
+"""A network whose outputs still differ from sample to sample by this share of what they did at first is not
+cut off by units that are off.
+"""
 LEAST_PULL = 1e-2
 """Below this first |gradient| / |weight| in every layer, the gradients are what is small, not the learning
 rate.
@@ -307,7 +311,18 @@ class Evidence:
         its signal down.)
         """
         cut = self.later("signal_collapse") and bool(np.median(self._last_kept) < SEVERE)
-        return self.later("dead_units", "saturated_units") or cut
+        off = self.later("dead_units") and not self._still_answers
+        return off or self.later("saturated_units") or cut
+
+    @property
+    def _still_answers(self) -> bool:
+        """The outputs differ between samples about as they did at first, and no update, spike or jump was
+        large enough to have switched units off: those that are off have been turned down, not killed.
+        """
+        spread = self.signals.output_spread
+        if self.has("update_too_large", "loss_oscillates") or self.curve.spiked or not len(spread):
+            return False
+        return bool(np.median(spread[-max(1, len(spread) // 10) :]) >= ALIVE * spread[0])
 
     @property
     def signal_recovering(self) -> bool:
@@ -325,7 +340,10 @@ class Evidence:
     @property
     def lr_too_small(self) -> bool:
         """Updates are tiny because the learning rate (or clipping) is, not because the gradients are."""
-        standing = self.signals.update_fastest * self.curve.steps < STANDING
+        # A loss at guessing that falls and falls goes the right way, in steps that are too short.
+        standing = self.signals.update_fastest * self.curve.steps < STANDING or (
+            self.curve.at_chance and self.curve.falling and not self.curve.memorising
+        )
         # Weights of a network that an earlier step has killed stand still too: that is the damage, not its
         # cause.
         return (

@@ -39,6 +39,7 @@ RULES: tuple[Rule, ...] = (
     rules_structure.samples_mixed,
     rules_run.identical_units,
     rules_outputs.outputs_misused,
+    rules_outputs.outputs_flat,
     rules_targets.targets_outside,
     rules_targets.labels_constant,
     rules_targets.labels_in_order,

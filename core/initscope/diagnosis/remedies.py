@@ -16,6 +16,7 @@ from initscope.diagnosis.finding import Finding, sig3
 from initscope.diagnosis.rules_structure import CAUGHT_UP, averages_lag, last_gap
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.schema import Cause
+from initscope.store.files import optimizer_setting
 
 USUAL_UPDATE = 2e-3
 """|change| / |weight| that a suggested learning rate aims at."""
@@ -137,7 +138,7 @@ def suggested_rate(v: RunSignals, direction: str | None = None) -> float | None:
         return None
     sgd = v.optimizer.startswith("sgd")
     low, high = USUAL_RATE["sgd" if sgd else "adam"]
-    momentum = v.fact("optimizer_settings", "momentum") or v.config.get("momentum") or 0.0
+    momentum = optimizer_setting(v.facts, "momentum") or v.config.get("momentum") or 0.0
     build_up = 1 - min(0.99, float(momentum)) if sgd else 1.0
     wanted = rate * USUAL_UPDATE / update * build_up if math.isfinite(update) else low
     wanted = _power_of_ten(min(high, max(low, wanted)))

@@ -13,6 +13,9 @@ from initscope.diagnosis.finding import Finding, percent, sig3, source_of, start
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
 
+GONE_FAR = 0.1
+"""Layers that have changed by this much (sum of update ratios) and a loss that hardly has."""
+
 
 def loss_nonfinite(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if not c.nonfinite:
@@ -42,6 +45,8 @@ def loss_plateau_at_chance(v: RunSignals, c: Curve, t: Thresholds) -> Finding | 
         else "guessing yes or no"
     )
     text = f"After {c.steps} steps the loss is {sig3(c.late)}; {what} costs {sig3(c.chance)}."
+    if c.falling and v.total_relative_update >= GONE_FAR:
+        text += " It creeps down from there, as it does where labels are learned by heart: validate to tell."
     return Finding(
         "loss_plateau_at_chance", (), c.late, c.chance * (1 - c.min_progress), source_of("progress", t), text
     )

@@ -40,7 +40,7 @@ def weight_decay(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if begun is None or ended is None or v.fact("targets", "scale") is not None or not c.first > 0:
         return None
     share = begun / c.first
-    if share < PENALTY or ended < 0:
+    if share < PENALTY or share > 1 or ended < 0:  # no part is larger than the whole
         return None
     text = (
         f"{percent(share)} of the first loss ({sig3(begun)} of {sig3(c.first)}) is no error of the outputs: "

@@ -11,7 +11,7 @@ import numpy as np
 
 from initscope.diagnosis.chance_loss import NEAR
 from initscope.diagnosis.curve import Curve
-from initscope.diagnosis.finding import Finding, sig3, start_of
+from initscope.diagnosis.finding import Finding, percent, sig3, start_of
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
 
@@ -25,6 +25,31 @@ SQUASHERS = {
     "Softplus": "softplus",
 }
 _SHAPE_OPERATIONS = ("View", "Squeeze", "Select", "Reshape", "UnsafeView", "Permute", "Transpose")
+
+
+FLAT = 0.2
+"""Of the outputs' size, the share that differs between samples, from which on they are one answer for all."""
+FLATTENED = 0.5
+"""And of what that share was at first: training has brought it about."""
+
+
+def outputs_flat(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
+    """Training has made the outputs one answer for all inputs, under a loss whose price for that is not
+    known. Where it is known the loss is compared with it instead.
+    """
+    share = v.output_share
+    if c.chance is not None or c.unjudged or (v.batch_size or 1) < 4 or len(share) < 10:
+        return None
+    end = float(np.median(share[-max(1, len(share) // 10) :]))
+    if not (end < FLAT and end < FLATTENED * share[0]):
+        return None
+    name = v.rows.names[v.executed[-1]]
+    text = (
+        f"At the end {percent(end)} of the outputs of {name} depend on the input, at the first step it was "
+        f"{percent(float(share[0]))}: nearly the same answer for every sample lowers this loss too."
+    )
+    source = "standard deviation across samples over RMS"
+    return Finding("outputs_flat", (name,), end, FLAT, source, text, int(v.rows.steps[-1]), False)
 
 
 def outputs_misused(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:

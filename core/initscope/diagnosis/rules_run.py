@@ -33,6 +33,8 @@ def _why_still(v: RunSignals, names: Sequence[str]) -> str:
         return "requires_grad is False"
     if set(v.facts.get("unoptimized") or ()) & set(names):
         return "the optimizer does not hold them"
+    if v.facts.get("backward_missing"):
+        return "optimizer.step() is called and loss.backward() is not"
     if np.isnan(gradient[:, np.isin(v.rows.names, names)]).all():
         return "no gradient reaches them; is the graph cut by detach() or no_grad(), or backward() missing?"
     if not v.updates_measured:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from initscope.diagnosis.layer_rows import Frame, LayerRows, layer_rows, pandas_of
-from initscope.store.files import number
+from initscope.store.files import number, optimizer_setting
 from initscope.store.run import with_loss
 
 BOUNDED = {"Tanh": 1.0, "Sigmoid": 2.0, "Hardtanh": 0.5, "Hardsigmoid": 1.5, "Softsign": 2.0}
@@ -257,6 +257,23 @@ class RunSignals:
         )
 
     @cached_property
+    def output_spread(self) -> np.ndarray:
+        """(steps,): standard deviation of the last layer's outputs across samples; empty if there is none."""
+        if not len(self.executed) or not self.rows.values["signal_std"].size:
+            return np.zeros(0)
+        return self.rows.values["signal_std"][:, self.executed[-1]]
+
+    @cached_property
+    def output_share(self) -> np.ndarray:
+        """(steps,): ``output_spread`` over the outputs' RMS: 1 where they are all input's doing, 0 where they
+        are one answer for all.
+        """
+        if not len(self.output_spread):
+            return np.zeros(0)
+        size = self.rms[:, self.executed[-1]]
+        return np.divide(self.output_spread, size, out=np.full(len(size), np.nan), where=size > 0)
+
+    @cached_property
     def grown_by_layer(self) -> np.ndarray:
         """(steps, layers): pre-activation RMS over the inputs' (or over one, whichever is larger); NaN before
         a normalization.
@@ -396,9 +413,7 @@ class RunSignals:
     @property
     def weight_decay(self) -> float:
         """The largest weight decay of a parameter group, 0 if there is none or it is not known."""
-        return (
-            self.fact("optimizer_settings", "weight_decay") or number(self.config.get("weight_decay")) or 0.0
-        )
+        return optimizer_setting(self.facts, "weight_decay") or number(self.config.get("weight_decay")) or 0.0
 
     @cached_property
     def decay_pull(self) -> float:
@@ -430,7 +445,7 @@ class RunSignals:
         """
         rates = self.learning_rate[np.isfinite(self.learning_rate)]
         momentum = (
-            min(0.99, self.fact("optimizer_settings", "momentum") or 0.0) if "sgd" in self.optimizer else 0.0
+            min(0.99, optimizer_setting(self.facts, "momentum") or 0.0) if "sgd" in self.optimizer else 0.0
         )
         return (
             float(rates.mean() * self.steps_taken * self.weight_decay / (1 - momentum)) if len(rates) else 0.0

@@ -111,6 +111,8 @@ class LayerMeter:
         """
         self.activations: dict[str, str] = {}
         self.normalized: set[str] = set()
+        self.empty_update = False
+        """Whether an optimizer stepped without a gradient having been computed."""
         self.late_update = False
         """Whether an optimizer stepped between a ``collect`` and the next backward pass: too late to be
         measured.
@@ -613,6 +615,7 @@ class LayerMeter:
             weight.used = weight.gradient_version
         if not self._backward_seen:
             self.late_update |= late
+            self.empty_update |= not late
             for weight in weights:
                 weight.values = {}
             return

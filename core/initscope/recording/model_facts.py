@@ -90,21 +90,7 @@ def weight_facts(model: nn.Module, meter: LayerMeter) -> dict[str, Any]:
         facts["optimizer"] = ", ".join(
             dict.fromkeys(type(optimizer).__name__ for optimizer in meter.optimizers)
         )
-        facts["optimizer_settings"] = optimizer_settings(meter.optimizers)
     return facts
-
-
-def optimizer_settings(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, float]:
-    """Learning rate, weight decay and momentum at the start: the largest of all parameter groups with
-    weights, as far as they are plain numbers.
-    """
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups if group["params"]]
-    settings = {}
-    for key, name in (("lr", "learning_rate"), ("weight_decay", "weight_decay"), ("momentum", "momentum")):
-        values = [float(group[key]) for group in groups if isinstance(group.get(key), int | float | Tensor)]
-        if values:
-            settings[name] = max(values)
-    return settings
 
 
 def layer_title(layer: Layer) -> str:
@@ -146,7 +132,23 @@ def scales(module: nn.Module) -> dict[str, float]:
 
 def identical_layers(meter: LayerMeter) -> list[str]:
     """Layers whose output units all have the same incoming weights."""
-    return [layer.name for layer in multiplying(meter.layers) if units_identical(units_first(layer.owner))]
+    alike = {x.name for x in multiplying(meter.layers) if units_identical(units_first(x.owner))}
+    alike |= {x.name for x in meter.layers if _recurrent_units_identical(x.owner)}
+    return [layer.name for layer in meter.layers if layer.name in alike]
+
+
+def _recurrent_units_identical(module: nn.Module) -> bool:
+    """Whether the units of a recurrent layer compute the same: in all its weights and biases the rows of each
+    gate are alike.
+    """
+    if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return False
+    weights = [p for p in module.parameters() if p.numel() and is_readable(p)]
+    units = module.hidden_size
+    if units < 2 or not weights or any(p.shape[0] % units for p in weights):
+        return False  # a projection's rows are no units of the gates
+    gates = [gate for p in weights for gate in p.reshape(len(p), -1).split(units)]
+    return all(units_identical(gate) for gate in gates)
 
 
 def units_first(module: nn.Module) -> Tensor:
@@ -257,6 +259,8 @@ def _judged_by_another(loss: Tensor, output_node: Any, model: nn.Module) -> bool
             )
         ]
     held = [leaf.variable for leaf in leaves if hasattr(leaf, "variable")]
+    if not held and all(child is not None for child, _ in path[-1].next_functions):
+        return False  # outputs times outputs, as a matrix of similarities
     own = {id(p) for p in model.parameters()}
     return not any(id(p) in own for p in held)
 

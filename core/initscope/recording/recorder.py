@@ -621,6 +621,13 @@ class Recorder:
                     "no_grad() or a conversion to numbers between the model and the loss?"
                 )
                 return
+            if self.meter.empty_update and not backward_has_run(loss):
+                self._add_facts({"backward_missing": True})
+                self.guard.tell_once(
+                    "optimizer.step() was called and no gradient has been computed: is loss.backward() "
+                    "missing?"
+                )
+                return
             if not backward_has_run(loss):
                 raise RecordingError(
                     "recorder.step(loss) was called before loss.backward(): no gradient has been computed; "

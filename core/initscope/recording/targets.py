@@ -150,17 +150,25 @@ def _logits(loss: float, o: Tensor, g: Tensor, counted: Tensor, told: bool, flat
         return None
     log_p = F.log_softmax(o, 1)
     p = log_p.exp()
-    for n in (len(o), int(counted.sum()), 1):
+    everything = torch.ones_like(counted)
+    # A sample that is right beyond rounding leaves no gradient, like one that is not counted.
+    sure = counted | (p.amax(1) >= 1 - EDGE * EDGE)
+    for n, rows in (
+        (len(o), everything),
+        (int(counted.sum()), counted),
+        (1, everything),
+        (1, sure),
+        (1, counted),
+    ):
         target = p - g * n
         own = -(target * log_p).sum(1)
-        mean = own.mean().item() if n == len(o) else own[counted].mean().item()
-        factor = mean if n > 1 else mean * int(counted.sum())
+        mean = own[rows].mean().item()
+        factor = mean if n > 1 else mean * int(rows.sum())
         if (
             target.min() > -EDGE
             and target.max() < 1 + EDGE
             and math.isclose(factor, loss, rel_tol=EXACT if told else EXACT_UNTOLD, abs_tol=1e-4)
         ):
-            rows = torch.ones_like(counted) if n == len(o) else counted
             return _of_classes(loss, mean, True, o[rows], target[rows].clamp(0, 1), None, flat)
     y = g.argmin(1)
     if (not told and int((g < 0).sum()) != int(counted.sum())) or not counted.any():

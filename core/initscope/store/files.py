@@ -118,6 +118,21 @@ def number(value: Any) -> float | None:
         return None
 
 
+def optimizer_setting(facts: Mapping[str, Any], name: str) -> float | None:
+    """A hyperparameter of the recorded optimizers by its name in torch (``lr``), at the start: the largest of
+    all their groups; None if none of them has it as a number.
+    """
+    values = []
+    for settings in facts.get("optimizers") or ():
+        value = settings.get(name) if isinstance(settings, Mapping) else None
+        values += value if isinstance(value, list) else [value]
+    if not values:  # runs of earlier versions
+        older = facts.get("optimizer_settings")
+        values = [older.get("learning_rate" if name == "lr" else name)] if isinstance(older, Mapping) else []
+    known = [x for x in map(number, values) if x is not None]
+    return max(known) if known else None
+
+
 LARGEST = 64_000_000
 """Bytes of a JSON file that is read: more is no file of ours."""
 
