@@ -11,11 +11,11 @@ from initscope_dashboard import loaders
 from initscope_dashboard.browser.assets import ICON
 from initscope_dashboard.content import formatting
 from initscope_dashboard.server import access
-from initscope_dashboard.widgets import sidebar
+from initscope_dashboard.widgets import sidebar, tab
 
 SCREENS = Path(__file__).parent / "screens"
 
-st.set_page_config(page_title="InitScope", page_icon=str(ICON), layout="wide")
+st.set_page_config(page_title=tab.PRODUCT, page_icon=str(ICON), layout="wide")
 
 page = st.navigation(
     [
@@ -84,6 +84,8 @@ page = st.navigation(
     ],
     position="top",
 )
+if page.title != "Home":
+    tab.title(page.title)
 access.gate()
 try:
     infos = loaders.listing()

@@ -21,7 +21,7 @@ from initscope_dashboard import loaders
 from initscope_dashboard.browser import theme
 from initscope_dashboard.content import formatting, headlines
 from initscope_dashboard.server import access
-from initscope_dashboard.widgets import empty_state, selection, snippet
+from initscope_dashboard.widgets import empty_state, selection, snippet, tab
 
 BLOCK_LIMIT = 6
 """Layers named one by one in a finding; more are counted."""
@@ -34,6 +34,7 @@ def page() -> None:
         return
     above = st.container()
     info = selection.run(infos, _suspect(infos), key="diagnosis-run")
+    tab.title("Diagnosis", info.name)
     body = st.container()
     thresholds = _replay()
     try:
@@ -164,7 +165,7 @@ def _findings(found: Diagnosis) -> None:
     if not shown:
         st.markdown("Nothing was found that lies outside the usual.")
         return
-    st.subheader(title, anchor=False)
+    st.header(title, anchor=False)
     for finding in shown:
         _finding(finding)
 

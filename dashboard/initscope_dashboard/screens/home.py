@@ -66,7 +66,7 @@ def _answer(infos: list[RunInfo]) -> None:
 
 def _first_time() -> None:
     with st.container(border=True):
-        st.subheader("No runs yet", anchor=False)
+        st.header("No runs yet", anchor=False)
         st.markdown(
             "The story: the same VGG16 on the same handwritten digits in the same order, once with "
             "PyTorch's default weights and once "
