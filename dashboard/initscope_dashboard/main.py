@@ -27,6 +27,12 @@ page = st.navigation(
             "far.",
         ),
         st.Page(
+            SCREENS / "story.py",
+            title="Story",
+            url_path="story",
+            help="Why a deep network that begins with small weights learns nothing: measured, and to try.",
+        ),
+        st.Page(
             SCREENS / "live.py",
             title="Live",
             url_path="live",
@@ -80,6 +86,12 @@ page = st.navigation(
             title="Model",
             url_path="model",
             help="The network layer by layer: shapes, parameters, and why three by three.",
+        ),
+        st.Page(
+            SCREENS / "guide.py",
+            title="Guide",
+            url_path="guide",
+            help="How to record your own loop, what the words mean, every initialization and command.",
         ),
     ],
     position="top",

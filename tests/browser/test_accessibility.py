@@ -1,5 +1,5 @@
-"""axe-core on every page, in the light and the dark theme: no violation. And what it cannot see: headings that
-follow each other, a tab that says which page it is, the answer on paper.
+"""axe-core on every page, in the light and the dark theme: no violation. And what it cannot see: headings
+that follow each other, a tab that says which page it is, the answer on paper.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from torch import nn
 
 import initscope
 from initscope.comparison.sweep import plan, watch
+from initscope.config import catalog
 from initscope.config.run_config import quick
 from initscope.scheduling import launcher
 from initscope.store import Runs
+from initscope.store.writer import set_status
 from tests.browser.conftest import Server, settle
 
 AXE = Path(__file__).parent / "axe" / "axe.min.js"
 PAGES = {
     "/": "InitScope",
+    "/story": "Story",
     "/live": "Live: ",
     "/gradients": "Gradients: ",
     "/compare": "Compare: PyTorch default against Kaiming normal",
@@ -32,10 +35,12 @@ PAGES = {
     "/depth": "Depth",
     "/query": "Query",
     "/model": "Model",
+    "/guide": "Guide: Recording your own loop",
 }
 FAULTS = """async () => {
   const found = await axe.run(document, { resultTypes: ["violations"] })
-  return found.violations.flatMap((rule) => rule.nodes.map((node) => [rule.id, node.target.join(" "), node.html.slice(0, 200),
+  return found.violations.flatMap((rule) => rule.nodes.map((node) => [rule.id, node.target.join(" "),
+    node.html.slice(0, 200),
     ...[...node.any, ...node.all, ...node.none].map((check) => check.message)].join(" | ")))
 }"""
 
@@ -161,3 +166,48 @@ def test_what_a_metric_is_stands_under_its_name(page: Page, server: Server) -> N
     for title, words in help_of.items():
         page.get_by_role("radio", name=title, exact=True).click()
         expect(page.get_by_text(words)).to_be_visible()
+
+
+def test_the_story_goes_with_its_sliders_and_offers_two_runs(page: Page, server: Server) -> None:
+    page.goto(server.url + "/story")
+    settle(page)
+    expect(page.get_by_role("heading", level=1)).to_contain_text("VGG16 begins to learn after 20 to 26 steps")
+    words = page.get_by_text("on its way to the output")
+    before = words.inner_text()
+    page.goto(server.url + "/story?story_gain=1.5")
+    settle(page)
+    expect(words).not_to_have_text(before)
+    expect(page.get_by_role("button", name="Run the story")).to_be_enabled()
+
+
+def test_the_guide_is_read_in_the_app(page: Page, server: Server) -> None:
+    """A link opens its page, a page leads to others, the search finds a section and its button turns there."""
+    page.goto(server.url + "/guide?page=outcomes")
+    settle(page)
+    title = page.get_by_role("heading", level=1)
+    expect(title).to_have_text("Outcomes, causes and verdicts")
+    page.get_by_role("button", name="What theory expects").click()
+    expect(title).to_have_text("What theory expects")
+    assert "page=theory" in page.url
+    search = page.get_by_label("Search the guide")
+    search.fill("Fisher")
+    search.press("Enter")
+    expect(title).to_contain_text("say something about “Fisher”")
+    page.get_by_role("button", name="Outcomes, causes and verdicts: Verdict").click()
+    expect(title).to_have_text("Outcomes, causes and verdicts")
+
+
+def test_missing_data_offer_digits(page: Page, server: Server, tmp_path: Path) -> None:
+    """A run whose data are nowhere fails in one line, with a button that launches it on the embedded data."""
+    runs = Runs(server.runs)
+    before = {info.run for info in runs.list()}
+    lost = quick().replace(model="lenet", epochs=1, max_steps=5, data=f"image_folder:{tmp_path / 'nowhere'}")
+    made = runs.create(lost, "queued")
+    set_status(made.path, status="failed", error=f"no folder of images; {catalog.USE_EMBEDDED}")
+    page.goto(f"{server.url}/live?run={made.id}")
+    settle(page)
+    page.get_by_role("button", name="Launch it with digits instead").click()
+    expect(page.get_by_role("button", name="Launch it with digits instead")).to_have_count(0)
+    [new] = {info.run for info in runs.list()} - before - {made.id}
+    config = runs.get(new).config()
+    assert config.data == "digits" and config.replace(data=lost.data, name="") == lost.replace(name="")

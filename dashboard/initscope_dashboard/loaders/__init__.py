@@ -3,7 +3,14 @@
 Frames are shared between sessions: treat them as read-only.
 """
 
-from initscope_dashboard.loaders.answers import comparison, diagnosis, latest_comparison, query, theory
+from initscope_dashboard.loaders.answers import (
+    comparison,
+    diagnosis,
+    latest_comparison,
+    query,
+    theory,
+    theory_rows,
+)
 from initscope_dashboard.loaders.folder import info, listed, listing, runs
 from initscope_dashboard.loaders.processes import probes, torchinfo
 from initscope_dashboard.loaders.rows import (
@@ -42,5 +49,6 @@ __all__ = [
     "query",
     "runs",
     "theory",
+    "theory_rows",
     "torchinfo",
 ]

@@ -53,6 +53,9 @@ for info in chosen:
         if log := loaders.log_tail(info.run):
             troubles.code(log, language=None, wrap_lines=True)
 
+with troubles:
+    run_actions.offer_digits(chosen)
+
 subjects = [base.subject(info) for info in chosen]
 steps, epochs = loaders.frames(ids, "steps"), loaders.frames(ids, "epochs")
 classes = headlines.common_classes(chosen)

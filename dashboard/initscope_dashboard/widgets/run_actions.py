@@ -7,14 +7,18 @@ from collections.abc import Sequence
 
 import streamlit as st
 
+from initscope.config.catalog import USE_EMBEDDED
 from initscope.config.run_config import MAX_NAME
 from initscope.errors import InitScopeError, RunNotFound, RunStateError
 from initscope.scheduling import launcher as processes
 from initscope.store import RunInfo
 from initscope_dashboard import loaders
 from initscope_dashboard.content import formatting
+from initscope_dashboard.server import access
+from initscope_dashboard.widgets import sidebar
 
 STOP_WAIT_SECONDS = 30
+DIGITS = "digits"
 
 
 @st.dialog("Rename or tag")
@@ -72,6 +76,29 @@ def _stop_and_delete(info: RunInfo) -> None:
                 f"run {run.id} goes on after it was asked to stop; end its program, then delete it"
             )
     run.delete()
+
+
+def offer_digits(infos: Sequence[RunInfo]) -> None:
+    """Where runs failed because their data are missing: a button that launches them anew on the embedded
+    digits, everything else as it was.
+    """
+    lacking = [info for info in infos if info.status == "failed" and USE_EMBEDDED in (info.error or "")]
+    if not lacking or not access.may_change():
+        return
+    label = (
+        "Launch it with digits instead" if len(lacking) == 1 else f"Launch these {len(lacking)} with digits"
+    )
+    if st.button(label, type="primary", icon=":material/play_arrow:", key="with_digits"):
+        try:
+            given = [loaders.runs().get(info.run).config() for info in lacking]
+            configs = [config.replace(data=DIGITS, name="", sweep="") for config in given]
+        except InitScopeError as error:
+            st.error(formatting.markdown(str(error)))
+            return
+        sidebar.launch(configs)
+    st.caption(
+        "The same network, initializations and seeds on the handwritten digits that come with the program."
+    )
 
 
 def stop(run_id: str) -> None:
