@@ -19,7 +19,6 @@ from initscope.config import catalog
 from initscope.config.run_config import quick
 from initscope.scheduling import launcher
 from initscope.store import Runs
-from initscope.store.writer import set_status
 from tests.browser.conftest import Server, settle
 
 AXE = Path(__file__).parent / "axe" / "axe.min.js"
@@ -181,7 +180,7 @@ def test_the_story_goes_with_its_sliders_and_offers_two_runs(page: Page, server:
 
 
 def test_the_guide_is_read_in_the_app(page: Page, server: Server) -> None:
-    """A link opens its page, a page leads to others, the search finds a section and its button turns there."""
+    """A link opens its page, a page leads to others, the search finds a section whose button turns there."""
     page.goto(server.url + "/guide?page=outcomes")
     settle(page)
     title = page.get_by_role("heading", level=1)
@@ -201,9 +200,8 @@ def test_missing_data_offer_digits(page: Page, server: Server, tmp_path: Path) -
     """A run whose data are nowhere fails in one line, with a button that launches it on the embedded data."""
     runs = Runs(server.runs)
     before = {info.run for info in runs.list()}
-    lost = quick().replace(model="lenet", epochs=1, max_steps=5, data=f"image_folder:{tmp_path / 'nowhere'}")
-    made = runs.create(lost, "queued")
-    set_status(made.path, status="failed", error=f"no folder of images; {catalog.USE_EMBEDDED}")
+    lost = quick().replace(model="lenet", epochs=1, max_steps=5, data="fashion_mnist")
+    made = runs.create(lost, "failed", error=f"FashionMNIST is not in {tmp_path}; {catalog.USE_EMBEDDED}")
     page.goto(f"{server.url}/live?run={made.id}")
     settle(page)
     page.get_by_role("button", name="Launch it with digits instead").click()

@@ -155,7 +155,7 @@ def test_probe_forecasts_before_training(page: Page, server: Server) -> None:
     expect(page.get_by_role("heading", level=1)).to_contain_text("kaiming_normal", timeout=90_000)
     settle(page)
     heading = page.get_by_role("heading", level=1).inner_text()
-    assert re.search(r"kaiming_normal will train; .*default.* will not", heading), heading
+    assert re.search(r"Kaiming normal will train; .*PyTorch default.* will not", heading), heading
     traces = page.evaluate(
         "() => [...document.querySelectorAll('.js-plotly-plot')].map(p => p.data.map(t => t.mode))"
     )

@@ -57,7 +57,10 @@ def test_a_link_opens_its_page():
     page = opened("guide.py", page="outcomes")
     assert not page.exception and page.title[0].value == "Outcomes, causes and verdicts"
     page.button(key="guide_to_theory").click().run()
-    assert page.title[0].value == "What theory expects" and list(page.query_params["page"]) in (["theory"], list("theory"))
+    assert page.title[0].value == "What theory expects" and list(page.query_params["page"]) in (
+        ["theory"],
+        list("theory"),
+    )
 
 
 def test_the_search_finds_sections_and_says_when_there_are_none():

@@ -23,6 +23,7 @@ from initscope_dashboard.loaders.rows import (
     kinds,
     last_layers,
     log_tail,
+    notes,
     one_layer,
     progress,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "listed",
     "listing",
     "log_tail",
+    "notes",
     "one_layer",
     "probes",
     "progress",

@@ -18,23 +18,53 @@ from initscope_dashboard.server import access
 from initscope_dashboard.widgets import sidebar
 
 STOP_WAIT_SECONDS = 30
+MAX_NOTES = 10_000
 DIGITS = "digits"
 
 
-@st.dialog("Rename or tag")
+@st.dialog("Rename, tag or note")
 def edit_dialog(info: RunInfo) -> None:
-    """Name and tags of one run."""
+    """Name, tags and notes of one run."""
     name = st.text_input("Name", value=info.name, max_chars=MAX_NAME)
     tags = st.text_input(
         "Tags", value=", ".join(info.tags), help="Words to find the run by, with commas between."
     )
+    notes = st.text_area(
+        "Notes", value=loaders.notes(info.run), max_chars=MAX_NOTES, help="Plain text, shown under the table."
+    )
     if st.button("Save", type="primary"):
         try:
-            loaders.runs().get(info.run).edit(name=name, tags=tags)
+            loaders.runs().get(info.run).edit(name=name, tags=tags, notes=notes)
         except InitScopeError as error:
             st.error(formatting.markdown(str(error)))
         else:
             st.rerun()
+
+
+@st.dialog("Tag")
+def tag_dialog(infos: Sequence[RunInfo]) -> None:
+    """Put tags on several runs, or take them off; every other tag stays."""
+    st.markdown(f"{formatting.count(len(infos))} runs. Their other tags stay.")
+    add = st.text_input("Add", help="Words to find the runs by, with commas between.")
+    remove = st.multiselect("Take off", sorted({tag for info in infos for tag in info.tags}))
+    if st.button("Save", type="primary", disabled=not (add.strip() or remove)):
+        fresh = [word.strip() for word in add.split(",") if word.strip()]
+        for info in infos:
+            kept = [tag for tag in info.tags if tag not in remove]
+            try:
+                loaders.runs().get(info.run).edit(tags=list(dict.fromkeys([*kept, *fresh])))
+            except RunNotFound:
+                continue  # deleted meanwhile
+            except InitScopeError as error:
+                st.error(f"{formatting.markdown(info.name)}: {formatting.markdown(str(error))}")
+                return
+        st.rerun()
+
+
+def stop_all(run_ids: Sequence[str]) -> None:
+    """Ask several runs to stop."""
+    for run_id in run_ids:
+        stop(run_id)
 
 
 @st.dialog("Delete")
