@@ -36,7 +36,7 @@ def test_all_that_match_are_tagged_beyond_the_page(page: Page, server: Server) -
     page.get_by_text("Choose all 124").click()
     expect(page.get_by_text("124 runs:")).to_be_visible()
     expect(page.get_by_role("button", name="Watch")).to_have_count(0)  # more than one picture can hold
-    page.get_by_role("button", name="Tag").click()
+    page.get_by_role("button", name="Tag", exact=True).click()
     dialog = page.get_by_role("dialog")
     add = dialog.get_by_label("Add", exact=True)
     add.fill("pilot, second look")
@@ -48,7 +48,7 @@ def test_all_that_match_are_tagged_beyond_the_page(page: Page, server: Server) -
     assert told == {name for name in tags if name.startswith("odd")} and len(told) == 124
     assert tags["odd 1"] == ("old", "pilot", "second look") and tags["even 0"] == ("old",)
 
-    page.get_by_role("button", name="Clear").click()
+    page.get_by_role("button", name="Clear", exact=True).click()
     expect(page.get_by_text("250 of 250 match")).to_be_visible()
 
 
@@ -56,7 +56,7 @@ def test_what_is_shown_is_taken_away_as_csv(page: Page, server: Server) -> None:
     page.goto(f"{server.url}/?search=1")
     settle(page)
     with page.expect_download() as taken:
-        page.get_by_role("button", name="CSV").click()
+        page.get_by_role("button", name="CSV", exact=True).click()
     with open(taken.value.path(), encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     shown = page.get_by_text(" of 250 match").inner_text().split()[0]
@@ -72,7 +72,7 @@ def test_a_note_is_kept_as_text(page: Page, server: Server) -> None:
     table = page.get_by_test_id("stDataFrame").bounding_box()
     page.mouse.click(table["x"] + 16, table["y"] + 52)
     page.get_by_role("button", name="Rename, tag or note").click()
-    notes = page.get_by_role("dialog").get_by_label("Notes")
+    notes = page.get_by_role("dialog").get_by_role("textbox", name="Notes")
     notes.fill("**warmup** was off; see <b>seed 3</b>")
     notes.press("Tab")
     page.get_by_role("dialog").get_by_role("button", name="Save").click()
