@@ -11,11 +11,11 @@ from initscope_dashboard import loaders
 from initscope_dashboard.browser.assets import ICON
 from initscope_dashboard.content import formatting
 from initscope_dashboard.server import access
-from initscope_dashboard.widgets import sidebar
+from initscope_dashboard.widgets import sidebar, tab
 
 SCREENS = Path(__file__).parent / "screens"
 
-st.set_page_config(page_title="InitScope", page_icon=str(ICON), layout="wide")
+st.set_page_config(page_title=tab.PRODUCT, page_icon=str(ICON), layout="wide")
 
 page = st.navigation(
     [
@@ -25,6 +25,12 @@ page = st.navigation(
             default=True,
             help="Is it the weight initialization, and did changing it fix it? All runs and the answer so "
             "far.",
+        ),
+        st.Page(
+            SCREENS / "story.py",
+            title="Story",
+            url_path="story",
+            help="Why a deep network that begins with small weights learns nothing: measured, and to try.",
         ),
         st.Page(
             SCREENS / "live.py",
@@ -81,9 +87,17 @@ page = st.navigation(
             url_path="model",
             help="The network layer by layer: shapes, parameters, and why three by three.",
         ),
+        st.Page(
+            SCREENS / "guide.py",
+            title="Guide",
+            url_path="guide",
+            help="How to record your own loop, what the words mean, every initialization and command.",
+        ),
     ],
     position="top",
 )
+if page.title != "Home":
+    tab.title(page.title)
 access.gate()
 try:
     infos = loaders.listing()

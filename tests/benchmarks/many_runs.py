@@ -191,8 +191,8 @@ def _write_layers(
     count = len(names)
     depth = np.arange(count, dtype=np.int32)
     profile = 10.0 ** (-slope * (count - 1 - depth))
-    scale = np.array([0.5, 5e-3, 16.0, 3e-3, 0.1, 0.6, 0.2, 2e-4, 0.3])
-    fades = np.array([1, 1, 0, 1, 0, 0, 0, 1, 0])
+    scale = np.array([0.5, 5e-3, 16.0, 3e-3, 0.1, 0.6, 0.2, 2e-4, 0.3, 8.0])
+    fades = np.array([1, 1, 0, 1, 0, 0, 0, 1, 0, 0])
     pieces = []
     for first in range(0, steps, TOGETHER):
         step = np.arange(first, min(steps, first + TOGETHER), dtype=np.int32)

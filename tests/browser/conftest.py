@@ -19,6 +19,8 @@ import pytest
 from playwright.sync_api import Browser, Page, TimeoutError, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
+TREE = os.pathsep.join(str(ROOT / name) for name in ("core", "dashboard"))
+"""The server imports this tree, whatever is installed."""
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -56,7 +58,7 @@ class Server:
                     "true",
                 ],
                 cwd=ROOT,
-                env={**os.environ, "INITSCOPE_RUNS": str(runs), "PYTHONPATH": "", **environment},
+                env={**os.environ, "INITSCOPE_RUNS": str(runs), "PYTHONPATH": TREE, **environment},
                 stdout=output,
                 stderr=output,
                 start_new_session=True,

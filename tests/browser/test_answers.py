@@ -152,10 +152,10 @@ def test_diagnosis_names_the_cause_and_its_remedy_leads_to_compare(page: Page, s
 
 def test_probe_forecasts_before_training(page: Page, server: Server) -> None:
     page.goto(f"{server.url}/probe")
-    expect(page.get_by_role("heading", level=1)).to_contain_text("kaiming_normal", timeout=90_000)
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Kaiming normal", timeout=90_000)
     settle(page)
     heading = page.get_by_role("heading", level=1).inner_text()
-    assert re.search(r"kaiming_normal will train; .*default.* will not", heading), heading
+    assert re.search(r"Kaiming normal will train; .*PyTorch default.* will not", heading), heading
     traces = page.evaluate(
         "() => [...document.querySelectorAll('.js-plotly-plot')].map(p => p.data.map(t => t.mode))"
     )

@@ -13,7 +13,18 @@ from initscope.scheduling import launcher
 from initscope.store import Runs
 from tests.browser.conftest import Server, follow, settle
 
-PAGES = ("/", "/live", "/gradients", "/compare", "/probe", "/diagnosis", "/sweep", "/model")
+PAGES = (
+    "/",
+    "/story",
+    "/guide",
+    "/live",
+    "/gradients",
+    "/compare",
+    "/probe",
+    "/diagnosis",
+    "/sweep",
+    "/model",
+)
 FIRST_CURVE = (
     "() => { const p = document.querySelector('.js-plotly-plot'); return p && p.data ? p.data[0].x.length : "
     "0 }"

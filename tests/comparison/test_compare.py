@@ -129,6 +129,33 @@ def test_runs_that_say_nothing_are_not_counted(made):
     assert early.headline == "undecided: no run with default has come far enough to tell"
 
 
+def test_no_verdict_while_runs_that_are_going_can_turn_it(made):
+    """1 of 1 against 0 of 1 with eight live is not yet "fixed"; 5 of 5 against 0 of 5 is, whatever comes."""
+
+    def side(init: str, outcome: str, ended: int, live: int) -> list[Run]:
+        return [made(outcome, init=init, init_seed=seed) for seed in range(ended)] + [
+            made(None, init=init, init_seed=ended + seed, status=Status.QUEUED) for seed in range(live)
+        ]
+
+    early = compare(side("default", "not_converged", 1, 4), side("kaiming_normal", "converged", 1, 4))
+    assert early.verdict is Verdict.UNDECIDED and early.headline == (
+        "undecided: 8 of 10 runs are still going; so far 1 of 1 converge with kaiming_normal, 0 of 1 with "
+        "default"
+    )
+    sure = compare(side("zeros", "not_converged", 5, 1), side("orthogonal", "converged", 5, 1))
+    assert sure.verdict is Verdict.FIXED and sure.p_value < SIGNIFICANT
+
+
+def test_other_networks_are_named(made):
+    """Two things differ: "with kaiming_normal" alone would hide one."""
+    answer = compare(
+        [made("not_converged", model="vgg16")], [made("converged", model="lenet", init="kaiming_normal")]
+    )
+    assert "kaiming_normal in LeNet-5, 0 of 1 with default in VGG16" in answer.headline and not answer.fair
+    same = compare([made("not_converged", model="vgg16")], [made("converged", model="lenet")])
+    assert "converge with LeNet-5, 0 of 1 with VGG16" in same.headline
+
+
 def test_fairness(made):
     def answer(a: dict, b: dict):
         return compare([made("not_converged", **a)], [made("converged", **b)])

@@ -151,5 +151,5 @@ def test_table_counts_decided_runs_and_the_others_beside_them(tmp_path: Path):
     ] == pytest.approx(1)
     assert (
         sweep.best_against_rest(list(rows.values()))
-        == "Converged: 3 of 3 with kaiming_normal, 0 of 2 with default."
+        == "Converged so far: 3 of 3 with kaiming_normal, 0 of 2 with default."
     )

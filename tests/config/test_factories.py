@@ -572,3 +572,12 @@ def test_pictures_keep_their_pixels(own):
     raw = loading.raw(pin(RunConfig(data=f"{own}/photo.py:sets")))
     expected = np.array(Image.frombytes("RGB", (2, 2), bytes(range(12)))).transpose(2, 0, 1)
     assert (raw.train.images[0].numpy() == expected).all()
+
+
+def test_a_file_that_cannot_be_read_is_named_with_its_line(monkeypatch, tmp_path):
+    """It is not in the list; whoever wrote it learns why."""
+    (tmp_path / "good.py").write_text("def net() -> 'Module':\n    ...\n")
+    (tmp_path / "bad.py").write_text("import torch\ndef net(:\n")
+    monkeypatch.setenv(factory.FOLDER, str(tmp_path))
+    assert [spec.rsplit("/", 1)[1] for spec in factory.offered("model")] == ["good.py:net"]
+    assert factory.not_offered() == {"bad.py": "line 2: invalid syntax"}

@@ -38,7 +38,7 @@ def test_healthy():
     answer = said(rows())
     assert answer["outcome"] == Outcome.CONVERGED
     assert answer["reason"] == (
-        "two different images still differ by 0.2 of the output's size at fc3, and the gradient reaches "
+        "the signal at fc3 is 0.1, 0.2 of the output's size, and the gradient reaches "
         "every layer (smallest 0.001 in fc1)"
     )
 
@@ -50,7 +50,7 @@ def test_collapsed_output():
     answer = said(layers)
     assert answer["outcome"] == Outcome.NOT_CONVERGED
     assert answer["reason"] == (
-        "by fc3 two different images differ by 2e-09 of the output's size: the output no longer depends on "
+        "the signal at fc3 is 1e-09, 2e-09 of the output's size: the output no longer depends on "
         "the input, and the gradient of fc2 (3e-09) is below Adam's epsilon (1e-8)"
     )
 
@@ -59,7 +59,7 @@ def test_little_signal_with_gradients_everywhere():
     answer = said(rows(signal=1e-6))
     assert (
         answer["outcome"] == Outcome.CONVERGED
-        and "hardly depends on the input (2e-06 of its size at fc3)" in answer["reason"]
+        and "hardly depends on the input (the signal at fc3 is 1e-06, 2e-06 of" in answer["reason"]
     )
 
 

@@ -38,7 +38,9 @@ def reference() -> str:
         rows = [_row(action) for action in command._actions if _own(action)]
         if rows:
             parts.append("\n| argument | what it is |\n|---|---|\n" + "\n".join(rows) + "\n")
-    presets = [f"| `{name}` | {_cell(make.__doc__ or '')} |" for name, make in PRESETS.items()]
+    presets = [
+        f"| `{name}` | {_cell(' '.join((make.__doc__ or '').split()))} |" for name, make in PRESETS.items()
+    ]
     parts.append("\n## Presets\n\n| `--preset` | what it is |\n|---|---|\n" + "\n".join(presets) + "\n")
     data = [f"| `{name}` | {_cell(entry.help)} |" for name, entry in catalog.DATA.items()]
     data += [

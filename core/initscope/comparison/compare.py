@@ -19,6 +19,7 @@ from initscope.comparison.differences import (
     things,
 )
 from initscope.comparison.statistics import cohens_h, fisher_exact, newcombe, p_text
+from initscope.config.catalog import model_title
 from initscope.config.run_config import OPTIONS
 from initscope.errors import ConfigError, RunFolderError
 from initscope.outcome import MIN_STEPS, Basis
@@ -75,6 +76,8 @@ def compare(a: Sequence[Run], b: Sequence[Run]) -> Comparison:
     (k_a, n_a), (k_b, n_b) = count_a.pair, count_b.pair
     p_value = fisher_exact(k_a, n_a, k_b, n_b)
     verdict = judge_rates(k_a, n_a, k_b, n_b, p_value)
+    if p_value >= SIGNIFICANT and any(info.live for info in (*infos_a, *infos_b)):
+        verdict = Verdict.UNDECIDED  # the runs still going can turn it
     differ = changed(infos_a, infos_b)
     own = all(map(is_own, (*infos_a, *infos_b)))
     # Of loops of somebody's own one difference is the change that is asked about; from two on it is not known
@@ -226,14 +229,24 @@ def labels(a: Sequence[RunInfo], b: Sequence[RunInfo], changed: Mapping[str, lis
     if named and all(map(is_own, (*a, *b))):
         return names[0][0], names[1][0]
     if "init" in changed:
-        return tuple(
+        inits = [
             str(value) if not isinstance(value, list) else "+".join(map(str, value))
             for value in changed["init"]
-        )  # type: ignore[return-value]
+        ]
+        if "model" in changed:  # another network: an initialization alone would not say what was compared
+            networks = [_networks(value) for value in changed["model"]]
+            return f"{inits[0]} in {networks[0]}", f"{inits[1]} in {networks[1]}"
+        return inits[0], inits[1]
+    if "model" in changed:
+        return _networks(changed["model"][0]), _networks(changed["model"][1])
     field = next((name for name in changed if name != "init_seed"), None)
     if field:
         return tuple(f"{short(field)} {value}" for value in changed[field])  # type: ignore[return-value]
     return (names[0][0], names[1][0]) if named else ("A", "B")
+
+
+def _networks(value: Any) -> str:
+    return " and ".join(model_title(str(one)) for one in (value if isinstance(value, list) else [value]))
 
 
 def headline(
@@ -241,10 +254,12 @@ def headline(
 ) -> str:
     """One sentence with the number of seeds in it."""
     word = str(verdict).replace("_", " ")
+    waiting = [info for info in infos if info.live]
+    if waiting and verdict == Verdict.UNDECIDED:
+        counted = f"{_of(b)} converge with {label_b}, {_of(a)} with {label_a}"
+        so_far = f"; so far {counted}" if a.told and b.told else ""
+        return f"{word}: {len(waiting)} of {len(infos)} runs are still going{so_far}"
     if not a.told or not b.told:
-        waiting = [info for info in infos if info.live]
-        if waiting:
-            return f"{word}: {len(waiting)} of {len(infos)} runs are still going"
         missing = label_a if not a.told else label_b
         return f"{word}: no run with {missing} has come far enough to tell"
     counts = f"{_of(b)} converge with {label_b}, {_of(a)} with {label_a}"

@@ -271,6 +271,8 @@ def sentence(table: Sequence[Mapping[str, Any]]) -> str:
         said += f"; Kaiming weights rescue {_list(saved)}" + (f", not {_list(unsaved)}" if unsaved else "")
     elif unsaved:
         said += f"; Kaiming weights do not rescue {_list(unsaved)}"
+    if any(row.get("live") for row in table):
+        said = f"So far {said}"
     seeds = {count[1] for count in told.values() if count[1]}
     return f"{said} ({_seeds(min(seeds), max(seeds))} each)."
 

@@ -279,4 +279,5 @@ def best_against_rest(rows: Sequence[Mapping[str, Any]]) -> str:
         f"{row['converged']} of {row['runs']} with {row['init']}"
         for row in sorted(told, key=lambda r: -r["converged"] / r["runs"])
     ]
-    return "Converged: " + ", ".join(parts) + "."
+    so_far = " so far" if any(row.get("live") for row in rows) else ""
+    return f"Converged{so_far}: " + ", ".join(parts) + "."

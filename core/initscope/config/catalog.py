@@ -140,6 +140,10 @@ def own_batch_norm(model: str) -> bool:
     return model in MODELS and MODELS[model].batch_norm
 
 
+USE_EMBEDDED = "use the embedded data: --data digits"
+"""How a message ends that says that data are missing; whoever shows it can offer just that."""
+
+
 def init_title(name: str) -> str:
     return INITS[name].title if name in INITS else name
 

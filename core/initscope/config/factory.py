@@ -130,17 +130,34 @@ def offered(role: str) -> list[str]:
     Told from the text alone: a class is a model if a base's name ends in "Module", a function by what its
     return annotation names ("Module", or "Dataset" or "tuple"); one without annotation is offered for both.
     """
-    folder = offered_folder()
     found = []
-    for path in sorted(folder.glob("*.py")) if folder and folder.is_dir() else ():
-        if path.name.startswith(("_", ".")) or refusal(f"{path}:x"):
-            continue
-        with contextlib.suppress(
-            OSError, SyntaxError, ValueError
-        ):  # half-written: offered when it can be read again
+    for path in _files():
+        with contextlib.suppress(OSError, SyntaxError, ValueError):  # ``not_offered`` says so
             tree = ast.parse(path.read_bytes())
             found += [f"{path}:{node.name}" for node in tree.body if _fits(node, role)]
     return found
+
+
+def not_offered() -> dict[str, str]:
+    """{file name: why} for the folder's files that cannot be read as Python: "line 3: invalid syntax"."""
+    found = {}
+    for path in _files():
+        try:
+            ast.parse(path.read_bytes())
+        except SyntaxError as error:
+            found[path.name] = f"line {error.lineno}: {error.msg}"
+        except (OSError, ValueError) as error:
+            found[path.name] = str(error)
+    return found
+
+
+def _files() -> list[Path]:
+    folder = offered_folder()
+    return [
+        path
+        for path in (sorted(folder.glob("*.py")) if folder and folder.is_dir() else ())
+        if not path.name.startswith(("_", ".")) and not refusal(f"{path}:x")
+    ]
 
 
 def _fits(node: ast.stmt, role: str) -> bool:

@@ -112,7 +112,7 @@ def _read_idx(name: str, files: dict[str, Path]) -> RawData:
         folder = next(iter(files.values())).parent
         raise DataUnavailable(
             f"{catalog.data_title(name)} in {folder} cannot be read: {one_line(str(error), 120)}; "
-            "remove the damaged file so that another copy is used, or use the embedded data: --data digits"
+            f"remove the damaged file so that another copy is used, or {catalog.USE_EMBEDDED}"
         ) from None
     train, validation = (
         Split(arrays[f"{split}-{idx.TABLES[0]}"].unsqueeze(1), arrays[f"{split}-{idx.TABLES[1]}"].long())
@@ -149,8 +149,8 @@ def _torchvision(name: str) -> RawData:
         packed = ", .gz or unpacked" if name in _FOLDERS else ""
         raise DataUnavailable(
             f"{catalog.data_title(name)} is not in {(root / folder).resolve()} and could not be downloaded "
-            f"({one_line(str(error), 80)}); {package}put its files ({files}{packed}) there by hand, or use "
-            "the embedded data: --data digits"
+            f"({one_line(str(error), 80)}); {package}put its files ({files}{packed}) there by hand, or "
+            f"{catalog.USE_EMBEDDED}"
         ) from None
     train, validation = (Split(_as_images(part.data), torch.as_tensor(part.targets)) for part in parts)
     return RawData(train, validation, classes=10, white=255.0)

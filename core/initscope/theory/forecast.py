@@ -216,10 +216,7 @@ def _unmoved(found: Signs, travel: float) -> str:
 def _lost(found: Signs) -> str:
     if found.relative_signal is None or found.relative_signal >= NO_SIGNAL:
         return ""
-    return (
-        f"by {found.output} two different images differ by {_power(found.relative_signal)} of the output's "
-        "size: the output no longer depends on the input"
-    )
+    return f"the signal at {_signal(found)}: the output no longer depends on the input"
 
 
 def _healthy(found: Signs) -> str:
@@ -229,15 +226,19 @@ def _healthy(found: Signs) -> str:
     if found.relative_signal is None:
         return f"{reach}, and a step changes the weights by {100 * found.first_step:.2g} % of their size"
     if found.relative_signal < NO_SIGNAL:
-        share = _power(found.relative_signal)
         return (
-            f"the output hardly depends on the input ({share} of its size at {found.output}), but {reach}: "
+            f"the output hardly depends on the input (the signal at {_signal(found)}), but {reach}: "
             "it can be made to"
         )
-    return (
-        f"two different images still differ by {_power(found.relative_signal)} of the output's size at "
-        f"{found.output}, and {reach}"
-    )
+    return f"the signal at {_signal(found)}, and {reach}"
+
+
+def _signal(found: Signs) -> str:
+    """ "fc3 is 3e-05, 0.15 of the output's size": the absolute number is the one that charts show as Signal,
+    the relative one is what the rules look at.
+    """
+    signal, share = _power(found.signal or 0.0), _power(found.relative_signal or 0.0)
+    return f"{found.output} is {signal}, {share} of the output's size"
 
 
 def _times(value: float) -> str:

@@ -178,6 +178,15 @@ function thinned(x, y) {
   return [kept.map((i) => x[i]), kept.map((i) => y[i])]
 }
 
+// A loss above its axis takes the next upper end that the figure allows, as a rerun would.
+function raise(layout, values) {
+  const { tops } = layout.meta ?? {}
+  if (!tops || !layout.yaxis?.range) return
+  const highest = Math.max(...values.filter(Number.isFinite))
+  const next = tops.find((top) => top > layout.yaxis.range[1])
+  if (next && highest > layout.yaxis.range[1]) layout.yaxis.range = [layout.yaxis.range[0], next]
+}
+
 // Put into the traces what has come since; whether anything changed.
 function extend(chart) {
   let changed = false
@@ -191,7 +200,9 @@ function extend(chart) {
       while (from > 0 && rows.x[from - 1] > last) from -= 1
       if (from === rows.x.length) continue
       trace.x = trace.x.concat(rows.x.slice(from))
-      trace.y = trace.y.concat(rows[trace.meta.y].slice(from))
+      const fresh = rows[trace.meta.y].slice(from)
+      trace.y = trace.y.concat(fresh)
+      raise(chart.layout, fresh)
       if (trace.x.length > 3 * KEEP) [trace.x, trace.y] = thinned(trace.x, trace.y)
       changed = true
     } else if (trace.meta.layers && live.layers && live.layers.step !== trace.seen) {
@@ -256,6 +267,7 @@ function paint(chart, printing = false) {
   const traces = chart.traces.map((trace) => resolved(trace, tokens))
   if (width < NARROW) for (const trace of traces) change(trace, trace.meta?.narrow)
   chart.drawn = Plotly.react(node, traces, layout, chart.config)
+  for (const svg of node.querySelectorAll("svg.main-svg")) svg.setAttribute("aria-hidden", "true") // the label says it in words
   if (!chart.listening) {
     chart.listening = true
     node.on("plotly_hover", (event) => (chart.pointer = event.event))
@@ -290,7 +302,7 @@ function soon(chart) {
 function mount(parent) {
   const box = document.createElement("div")
   box.className = "initscope-plot"
-  box.setAttribute("role", "img")
+  box.setAttribute("role", "figure") // not "img": a figure may hold buttons, the tool bar's
   const title = document.createElement("div")
   title.className = "title"
   const node = document.createElement("div")

@@ -6,6 +6,18 @@ export function style() {
   const link = document.createElement("link")
   Object.assign(link, { id: "initscope-css", rel: "stylesheet", href: new URL("./plot.css", import.meta.url) })
   document.head.append(link)
+  reachable()
+  new MutationObserver(() => {
+    clearTimeout(waiting)
+    waiting = setTimeout(reachable, 200)
+  }).observe(document.body, { childList: true, subtree: true })
+}
+
+let waiting = 0
+
+// Code that is wider than its place can be scrolled by the keyboard.
+function reachable() {
+  for (const code of document.querySelectorAll(".stApp [data-testid=stCode] pre:not([tabindex])")) code.tabIndex = 0
 }
 
 // -- theme

@@ -60,7 +60,7 @@ _TOKENS: dict[str, tuple[str, str]] = {
     "panel": ("#F2EEE5", "#19212C"),
     "accent": ("#2B4C7E", "#8DB4E8"),
     "zero": ("#B4AFA6", "#5C6673"),
-    "nonfinite": ("#C2185B", "#D64577"),
+    "nonfinite": ("#C2185B", "#DE6690"),
     "conv": ("#C7D6E8", "#27415F"),
     "pool": ("#E7D9BE", "#4D4228"),
     "linear": ("#CFE0D2", "#2A4A3C"),

@@ -171,6 +171,7 @@ def curves(
             drawn.update_yaxes(type="log", exponentformat="power")
         elif classes:
             drawn.update_yaxes(range=[0, top])
+            drawn.update_layout(meta={"tops": _tops(classes)})  # a spike that comes while live
     else:
         accuracy_axis(drawn, classes)
     return drawn
@@ -207,8 +208,14 @@ def _top(data: Sequence[Curve], classes: int | None) -> float:
     )
     if classes is None:
         return highest
+    low, high = _tops(classes)
+    return low if highest <= low else high
+
+
+def _tops(classes: int) -> list[float]:
+    """The two upper ends a loss axis can have: a little above a guess, or twice a guess."""
     chance = math.log(classes)
-    return 1.25 * chance if highest <= 1.25 * chance else 2 * chance
+    return [1.25 * chance, 2 * chance]
 
 
 def reference(drawn: go.Figure, level: float, words: str, log: bool, above: bool) -> None:

@@ -17,11 +17,11 @@ from initscope_dashboard.browser import theme
 from initscope_dashboard.figures import base
 
 TITLES = {
-    "signal_std": "Signal on its way in: how much two images differ",
-    "activation_rms": "Size of the pre-activations",
-    "activation_grad_rms": "Error on its way back",
-    "grad_rms": "Weight gradient",
-    "difference": "How unlike two images still are: 1 less their correlation",
+    "signal_std": "Signal: standard deviation of a unit across images",
+    "activation_rms": "Pre-activation RMS",
+    "activation_grad_rms": "Error signal, on its way back",
+    "grad_rms": "Gradient RMS of the weights",
+    "difference": "1 − correlation of two images",
 }
 
 

@@ -3,7 +3,14 @@
 Frames are shared between sessions: treat them as read-only.
 """
 
-from initscope_dashboard.loaders.answers import comparison, diagnosis, latest_comparison, query, theory
+from initscope_dashboard.loaders.answers import (
+    comparison,
+    diagnosis,
+    latest_comparison,
+    query,
+    theory,
+    theory_rows,
+)
 from initscope_dashboard.loaders.folder import info, listed, listing, runs
 from initscope_dashboard.loaders.processes import probes, torchinfo
 from initscope_dashboard.loaders.rows import (
@@ -16,6 +23,7 @@ from initscope_dashboard.loaders.rows import (
     kinds,
     last_layers,
     log_tail,
+    notes,
     one_layer,
     progress,
 )
@@ -36,11 +44,13 @@ __all__ = [
     "listed",
     "listing",
     "log_tail",
+    "notes",
     "one_layer",
     "probes",
     "progress",
     "query",
     "runs",
     "theory",
+    "theory_rows",
     "torchinfo",
 ]

@@ -18,6 +18,8 @@ from initscope.schema import Verdict
 from initscope.store import Run, RunInfo
 from initscope.store.query import Answer
 from initscope.store.query import query as sql_query
+from initscope.theory import predict, typical_stats, vgg_layers
+from initscope.theory.forecast import inputs_and_classes
 from initscope.theory.trainability import TheoryMap, theory_map
 from initscope_dashboard.content import comparison_choices as sides
 from initscope_dashboard.loaders.folder import info, runs
@@ -85,6 +87,21 @@ def theory(members: Sequence[RunInfo], x: str, y: str) -> TheoryMap | None:
     except InitScopeError:
         # a folder written by another version, whose config this one does not take: its map has no theory
         return None
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def _theory_rows(config_json: str) -> list[dict]:
+    config = RunConfig.from_json(config_json)
+    channels, classes = inputs_and_classes(config)
+    layers = vgg_layers(config, in_channels=channels, num_classes=classes)
+    return predict(layers, typical_stats(config, in_channels=channels, num_classes=classes))
+
+
+def theory_rows(config: RunConfig) -> list[dict]:
+    """Theory's row for every layer of a VGG before training, of data that are as usual. Milliseconds, no
+    data. Raises TheoryUnavailable where the weights' variance is not known in advance.
+    """
+    return _theory_rows(json.dumps(config.to_dict(), sort_keys=True))
 
 
 def query(sql: str) -> Answer:

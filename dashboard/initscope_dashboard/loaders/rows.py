@@ -162,6 +162,13 @@ def _damage(path: str, revision: tuple) -> str:
     return ""
 
 
+def notes(run_id: str) -> str:
+    """What a person wrote about a run; empty where nobody did, or where it cannot be read."""
+    with contextlib.suppress(RunFolderError):  # damaged: the list of runs says so
+        return str(Run(runs().root / run_id).meta().get("notes") or "")
+    return ""
+
+
 def damage(infos: Iterable[RunInfo]) -> dict[str, str]:
     """{run id: what cannot be read of it}, for those runs whose files are damaged."""
     found = {}

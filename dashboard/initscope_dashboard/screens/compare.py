@@ -17,7 +17,7 @@ from initscope_dashboard.browser import theme
 from initscope_dashboard.content import comparison_choices, formatting, headlines
 from initscope_dashboard.content.layer_names import layer_names
 from initscope_dashboard.figures import bands, base, curves, depth, heatmap, ratio, rows
-from initscope_dashboard.widgets import empty_state, layer_view, seed_sweep, selection, snippet
+from initscope_dashboard.widgets import empty_state, layer_view, seed_sweep, selection, snippet, tab
 from initscope_dashboard.widgets.plot import plot
 
 METRICS = ("grad_norm", "grad_rms", "update_ratio", "signal_std", "activation_grad_rms")
@@ -48,6 +48,7 @@ def page() -> None:
     except InitScopeError as error:
         above.error(formatting.markdown(str(error)))
         return
+    tab.title("Compare", " against ".join(map(init_title, result.labels)))
     with above:
         _verdict(result)
     try:
@@ -74,19 +75,10 @@ def _drop_gone() -> None:
 
 def _choose(titles: dict[str, str], suggested: tuple[str, str]) -> tuple[str, str]:
     """The two sides; the address bar holds them, so a link opens the same comparison."""
-    left, middle, right = st.columns([6, 2, 6], vertical_alignment="bottom")
-    with left:
+    with st.container(horizontal=True, vertical_alignment="bottom"):
         a = _side("A", "a", titles, suggested[0])
-    with right:
+        st.button("Swap", icon=":material/swap_horiz:", on_click=_swap, key="swap", help="Exchange A and B")
         b = _side("B", "b", titles, suggested[1])
-    middle.button(
-        "Swap",
-        icon=":material/swap_horiz:",
-        on_click=_swap,
-        key="swap",
-        help="Exchange A and B",
-        width="stretch",
-    )
     return a, b
 
 
@@ -118,7 +110,7 @@ def _verdict(result: Comparison) -> None:
     if result.warning:
         st.warning(formatting.markdown(result.warning), icon=":material/balance:")
     seed_sweep.button(result, key="compare_luck")
-    if result.verdict == Verdict.FIXED:
+    if result.verdict == Verdict.FIXED and result.fair:
         snippet.of_change(result)
     (ka, na), (kb, nb) = result.converged["a"], result.converged["b"]
     low, high = result.interval
@@ -265,7 +257,7 @@ def _curves(sides_by_label: dict[str, list[RunInfo]]) -> None:
 
 
 def _differences(result: Comparison) -> None:
-    st.subheader("What differs", anchor=False)
+    st.header("What differs", anchor=False)
     if not result.changed_fields:
         st.markdown(headlines.nothing_differs(loaders.listed([*result.runs["a"], *result.runs["b"]])))
         return

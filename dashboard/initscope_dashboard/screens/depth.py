@@ -91,6 +91,7 @@ def _by_depth(members: list[RunInfo], rows: list[dict]) -> None:
         key="depth_metric",
         format_func=lambda key: COLUMN[key].title,
     )
+    st.caption(f"{COLUMN[metric].help}.")
     labels = list(dict.fromkeys(row["label"] for row in rows))
     inits = list(dict.fromkeys(row["init"] for row in rows))
     drawn = {init: _strips(members, rows, init, metric) for init in inits}

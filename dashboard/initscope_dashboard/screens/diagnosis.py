@@ -21,7 +21,7 @@ from initscope_dashboard import loaders
 from initscope_dashboard.browser import theme
 from initscope_dashboard.content import formatting, headlines
 from initscope_dashboard.server import access
-from initscope_dashboard.widgets import empty_state, selection, snippet
+from initscope_dashboard.widgets import empty_state, run_actions, selection, snippet, tab
 
 BLOCK_LIMIT = 6
 """Layers named one by one in a finding; more are counted."""
@@ -34,6 +34,7 @@ def page() -> None:
         return
     above = st.container()
     info = selection.run(infos, _suspect(infos), key="diagnosis-run")
+    tab.title("Diagnosis", info.name)
     body = st.container()
     thresholds = _replay()
     try:
@@ -94,6 +95,7 @@ def _remedy(info: RunInfo, found: Diagnosis, infos: list[RunInfo]) -> None:
             f"{formatting.markdown(formatting.typeset(headlines.advice(found, info.status)))}"
         )
         snippet.of_remedy(info, found)
+        run_actions.offer_digits([info])
         if not found.remedy.changes or not access.may_change():
             return
         if (twin := _already_run(info, found, infos)) is not None:
@@ -164,7 +166,7 @@ def _findings(found: Diagnosis) -> None:
     if not shown:
         st.markdown("Nothing was found that lies outside the usual.")
         return
-    st.subheader(title, anchor=False)
+    st.header(title, anchor=False)
     for finding in shown:
         _finding(finding)
 

@@ -11,7 +11,7 @@ from initscope_dashboard.content import formatting, headlines
 from initscope_dashboard.content.layer_names import layer_names
 from initscope_dashboard.figures import base, heatmap, layer_curve, rows
 from initscope_dashboard.server import access, refresh_rate
-from initscope_dashboard.widgets import empty_state, layer_view, selection
+from initscope_dashboard.widgets import empty_state, layer_view, selection, tab
 from initscope_dashboard.widgets.plot import plot
 
 infos = loaders.listing()
@@ -23,6 +23,7 @@ if not infos:
 
 head = st.empty()
 info = selection.run(infos, selection.newest_or_live(infos)[0], key="gradients-run", width=360)
+tab.title("Gradients", info.name)
 metric = st.pills(
     "What",
     heatmap.METRICS,
@@ -32,8 +33,8 @@ metric = st.pills(
     bind="query-params",
     format_func=lambda name: COLUMN[name].title,
     label_visibility="collapsed",
-    help="\n".join(f"- **{COLUMN[name].title}**: {COLUMN[name].help}" for name in heatmap.METRICS),
 )
+st.caption(f"{COLUMN[metric].help}.")
 
 
 def choose(point: dict, chosen: rows.Rows) -> None:
@@ -116,7 +117,6 @@ def picture() -> None:
                 name: st.column_config.NumberColumn(name, format=form) for name in table.columns[1:]
             },
         )
-        st.caption(COLUMN[metric].help + ".")
     if info.live and not loaders.info(info.run).live:
         st.rerun()
 

@@ -14,9 +14,9 @@ from initscope.schema import Status
 from initscope.store import RECORDED, RunInfo
 from initscope_dashboard import loaders
 from initscope_dashboard.browser import theme
-from initscope_dashboard.content import comparison_choices, formatting
+from initscope_dashboard.content import comparison_choices, formatting, runs_csv
 from initscope_dashboard.server import access
-from initscope_dashboard.widgets import empty_state, run_actions, seed_sweep
+from initscope_dashboard.widgets import empty_state, run_actions, seed_sweep, selection
 
 PAGE_ROWS = 200
 SCORES = (
@@ -31,9 +31,11 @@ def page() -> None:
     if not infos:
         _first_time()
         return
-    shown = _filtered(infos)
+    matching = _filtered(infos)
+    shown, counted = _paged(matching), st.container(horizontal=True, vertical_alignment="center")
     chosen = _table(shown)
-    _actions([info for info in shown if info.run in chosen])
+    everything = _counted(counted, matching, len(infos))
+    _actions(matching if everything else [info for info in shown if info.run in chosen])
     _unreadable(infos)
 
 
@@ -66,7 +68,7 @@ def _answer(infos: list[RunInfo]) -> None:
 
 def _first_time() -> None:
     with st.container(border=True):
-        st.subheader("No runs yet", anchor=False)
+        st.header("No runs yet", anchor=False)
         st.markdown(
             "The story: the same VGG16 on the same handwritten digits in the same order, once with "
             "PyTorch's default weights and once "
@@ -140,12 +142,43 @@ def _filtered(infos: list[RunInfo]) -> list[RunInfo]:
     for word in (words or "").lower().split():
         infos = [info for info in infos if word in _words(info)]
     by, backwards = ORDERS[order or next(iter(ORDERS))]
-    infos = sorted(infos, key=by, reverse=backwards)
+    return sorted(infos, key=by, reverse=backwards)
+
+
+def _paged(infos: list[RunInfo]) -> list[RunInfo]:
     pages = -(-len(infos) // PAGE_ROWS)
     if pages <= 1:
         return infos
     number = st.pagination(pages, key="home_page")
     return infos[(number - 1) * PAGE_ROWS : number * PAGE_ROWS]
+
+
+def _counted(place: st.delta_generator.DeltaGenerator, matching: list[RunInfo], of: int) -> bool:
+    """How many match, what they are as a file, and whether actions are for all of them."""
+    with place:
+        st.markdown(f"{formatting.count(len(matching))} of {formatting.count(of)} match")
+        if len(matching) < of:
+            st.button("Clear", icon=":material/filter_alt_off:", key="clear", on_click=_clear)
+        if not matching:
+            return False
+        st.download_button(
+            "CSV",
+            lambda: runs_csv.text(matching),
+            file_name="initscope-runs.csv",
+            mime="text/csv",
+            icon=":material/download:",
+            on_click="ignore",
+            key="csv",
+            help="The runs that match, with their whole configuration",
+        )
+        return len(matching) > 1 and st.checkbox(
+            f"Choose all {formatting.count(len(matching))}", key=f"all_{hash(tuple(i.run for i in matching))}"
+        )
+
+
+def _clear() -> None:
+    st.session_state["search"] = ""
+    st.session_state["sweep_filter"] = "All runs"
 
 
 def _table(infos: list[RunInfo]) -> list[str]:
@@ -226,8 +259,10 @@ def _actions(chosen: list[RunInfo]) -> None:
         st.caption("Choose one run to open it, two to compare them.")
         return
     ids = [info.run for info in chosen]
-    with st.container(horizontal=True):
-        if st.button("Watch", icon=":material/show_chart:", key="watch"):
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if len(chosen) > 1:
+            st.markdown(f"**{formatting.count(len(chosen))} runs:**")
+        if len(chosen) <= selection.MOST and st.button("Watch", icon=":material/show_chart:", key="watch"):
             st.switch_page("screens/live.py", query_params={"run": ids})
         if len(chosen) == 1 and st.button("Gradients", icon=":material/grid_on:", key="gradients"):
             st.switch_page("screens/gradients.py", query_params={"run": ids[0]})
@@ -240,14 +275,26 @@ def _actions(chosen: list[RunInfo]) -> None:
             st.switch_page("screens/compare.py", query_params={"a": older.run, "b": newer.run})
         if not access.may_change():
             return
-        if len(chosen) == 1 and st.button("Rename or tag", icon=":material/edit:", key="edit"):
+        if len(chosen) == 1 and st.button("Rename, tag or note", icon=":material/edit:", key="edit"):
             run_actions.edit_dialog(chosen[0])
+        if len(chosen) > 1 and st.button("Tag", icon=":material/sell:", key="tag"):
+            run_actions.tag_dialog(chosen)
+        if len(chosen) > 1 and any(info.live for info in chosen):
+            st.button(
+                "Stop",
+                icon=":material/stop_circle:",
+                key="stop",
+                on_click=run_actions.stop_all,
+                args=([info.run for info in chosen if info.live],),
+            )
         if all(info.status in (Status.STOPPED, Status.FAILED, Status.CRASHED) for info in chosen):
             st.button(
                 "Resume", icon=":material/resume:", key="resume", on_click=run_actions.resume, args=(ids,)
             )
         if st.button("Delete", icon=":material/delete:", key="delete"):
             run_actions.delete_dialog(chosen)
+    if len(chosen) == 1 and (notes := loaders.notes(ids[0])):
+        st.text(notes)
 
 
 def _unreadable(infos: list[RunInfo]) -> None:

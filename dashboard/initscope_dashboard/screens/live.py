@@ -10,7 +10,7 @@ from initscope_dashboard import loaders
 from initscope_dashboard.content import formatting, headlines
 from initscope_dashboard.figures import base, curves, layer_bar
 from initscope_dashboard.server import access
-from initscope_dashboard.widgets import empty_state, run_actions, selection
+from initscope_dashboard.widgets import empty_state, run_actions, selection, tab
 from initscope_dashboard.widgets.cards import cards, headline
 from initscope_dashboard.widgets.plot import plot
 
@@ -25,6 +25,7 @@ ids = [info.run for info in chosen]
 live = [info.run for info in chosen if info.live]
 damaged = loaders.damage(chosen)
 progress = {info.run: loaders.progress(info) for info in chosen}
+tab.title("Live", ", ".join(info.name for info in chosen))
 with head:
     headline(chosen, progress, key="live-headline")
 if chosen:
@@ -51,6 +52,9 @@ for info in chosen:
         )
         if log := loaders.log_tail(info.run):
             troubles.code(log, language=None, wrap_lines=True)
+
+with troubles:
+    run_actions.offer_digits(chosen)
 
 subjects = [base.subject(info) for info in chosen]
 steps, epochs = loaders.frames(ids, "steps"), loaders.frames(ids, "epochs")

@@ -87,7 +87,7 @@ if measured.open:
     with measured:
         worked, table = loaders.torchinfo(config)
         if worked:
-            st.code(table, language=None, height=480)
+            st.code(table, language=None)
         else:
             st.error(table, icon=":material/error:")
 

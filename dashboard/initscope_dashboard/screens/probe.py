@@ -93,8 +93,10 @@ def _choose() -> tuple[RunConfig, list[str]]:
 
 
 def _sentence(probes: dict[str, dict]) -> None:
-    good = [init for init, result in probes.items() if result["forecast"]["outcome"] == Outcome.CONVERGED]
-    bad = [init for init in probes if init not in good]
+    good, bad = [], []
+    for init, result in probes.items():
+        trains = result["forecast"]["outcome"] == Outcome.CONVERGED
+        (good if trains else bad).append(catalog.init_title(init))
     if not probes:
         st.title("Will this initialization train?", anchor=False)
     elif good and bad:
@@ -139,8 +141,8 @@ def _numbers(probes: dict[str, dict]) -> None:
                 f"{name}, {side}": formatting.number(row[side][metric], 2)
                 for metric, name in (
                     ("signal_std", "Signal"),
-                    ("activation_grad_rms", "Error"),
-                    ("grad_rms", "Gradient"),
+                    ("activation_grad_rms", "Error signal"),
+                    ("grad_rms", "Gradient RMS"),
                 )
                 for side in ("measured", "predicted")
             },

@@ -9,7 +9,7 @@ import streamlit as st
 
 from initscope.comparison import network_study, sweep
 from initscope.comparison.compare import Comparison
-from initscope.comparison.statistics import p_text
+from initscope.comparison.statistics import p_text, wilson
 from initscope.config import catalog
 from initscope.config.run_config import OPTIONS, PRESETS, preset
 from initscope.store import RunInfo
@@ -20,7 +20,7 @@ from initscope_dashboard.content import formatting, headlines
 from initscope_dashboard.figures import bands, rates
 from initscope_dashboard.figures import trainability as maps
 from initscope_dashboard.server import access
-from initscope_dashboard.widgets import launch_form, seed_sweep
+from initscope_dashboard.widgets import launch_form, seed_sweep, tab
 from initscope_dashboard.widgets.plot import plot
 
 
@@ -39,6 +39,7 @@ def page() -> None:
         )
         return
     name = _choose(names)
+    tab.title("Sweep", name)
     members = sweep.members(infos, name)
     if network_study.over_networks(members):
         above.title(formatting.heading(network_study.sentence(network_study.rows(members))), anchor=False)
@@ -144,6 +145,7 @@ def _sentence(members: list[RunInfo], rows: list[dict], name: str, drawn: list[M
             f"{theme.VERDICTS[result.verdict].shape} {formatting.heading(result.headline)}", anchor=False
         )
         _how_sure(result)
+        _as_counted(rows, pair, result)
         st.page_link(
             "screens/compare.py",
             label="Compare these two",
@@ -162,6 +164,18 @@ def _sentence(members: list[RunInfo], rows: list[dict], name: str, drawn: list[M
             )
     if live:
         _progress(members)
+
+
+def _as_counted(rows: list[dict], pair: tuple[str, str], result: Comparison) -> None:
+    """Put the comparison's counts into the rows of its two sides, so that chart, table and headline say one
+    number: a comparison counts a run that is slower than all of the other side's as not converged.
+    """
+    for init, side in zip(pair, "ab", strict=True):
+        row = next(row for row in rows if row["init"] == init)
+        converged, told = result.converged[side]
+        low, high = wilson(converged, told)
+        undecided = max(0, row["undecided"] - (told - row["runs"]))
+        row |= {"converged": converged, "runs": told, "low": low, "high": high, "undecided": undecided}
 
 
 def _progress(members: list[RunInfo]) -> None:

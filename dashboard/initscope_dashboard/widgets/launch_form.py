@@ -96,6 +96,8 @@ def fields() -> tuple[list[RunConfig], list[str]]:
         for name, place in zip(pair, st.columns(len(pair)), strict=True):
             with place:
                 _collect(name, values, problems)
+    for name, why in factory.not_offered().items():
+        st.caption(f":red[{_plain(f'{name} is not offered: {why}')}]")
     more = st.expander("More", key="launch_more", on_change="rerun")
     for (
         name

@@ -41,7 +41,6 @@ def layer_view(maps: Sequence[Cells | None], key: str) -> rows.Rows:
             placeholder=f"Search {formatting.count(len(names))} layers: attn, layers.3.*",
             width=280,
             label_visibility="collapsed",
-            help="Parts of a name or wildcard patterns; any of them may fit.",
         )
         order = st.pills(
             "Order",
@@ -51,7 +50,6 @@ def layer_view(maps: Sequence[Cells | None], key: str) -> rows.Rows:
             key=f"{key}-order",
             format_func=ORDERS.get,
             label_visibility="collapsed",
-            help=HELP,
         )
         shown = st.pills(
             "Rows",
@@ -63,6 +61,8 @@ def layer_view(maps: Sequence[Cells | None], key: str) -> rows.Rows:
             label_visibility="collapsed",
         )
     below, note = st.container(), st.container()
+    if order == "worst" or shown != "layers":
+        below.caption(HELP)
     opened: list[str] = []
     if shown != "layers":
         found = list(dict.fromkeys(blocks.groups(names)))

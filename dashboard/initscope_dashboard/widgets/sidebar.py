@@ -39,7 +39,7 @@ def launcher(infos: Sequence[RunInfo]) -> None:
 
 def _form() -> None:
     """The launcher's fields and its button."""
-    st.subheader("Launch", anchor=False)
+    st.header("Launch", anchor=False)
     with contextlib.suppress(
         InitScopeError
     ):  # a folder that cannot be written: said when something is launched
@@ -103,7 +103,7 @@ def _in_progress(infos: Sequence[RunInfo]) -> None:
         (info for info in reversed(infos) if info.live), key=lambda info: info.status == Status.QUEUED
     )
     if live:
-        st.subheader("In progress", anchor=False)
+        st.header("In progress", anchor=False)
     there = standing(info.run for info in infos)
     progress_rows(
         live[:ROWS],
