@@ -34,6 +34,7 @@ __all__ = [
     "gradient_hooks",
     "holds_compiled",
     "in_function_transform",
+    "is_watched",
     "loss_scale",
     "norm_all",
     "saved_names",
@@ -77,6 +78,19 @@ def at_the_end_of_the_pass(function: Callable[[], Any]) -> None:
 def in_function_transform() -> bool:
     """Whether ``torch.func`` (vmap, grad, jvp) runs this code: tensors are wrapped, and hold no numbers."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_watched() -> bool:
+    """Whether a mode (a counter of operations, a tracer, somebody's own) or a hook of all modules sees what
+    is computed now.
+    """
+    hooks = nn.modules.module
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+    )
 
 
 def version(x: Tensor) -> int:

@@ -18,6 +18,7 @@ from initscope.recording.graph_facts import Unregistered
 from initscope.recording.layers import clean
 from initscope.recording.meter import LayerMeter
 from initscope.recording.nonfinite import NonfiniteWatch
+from initscope.recording.repeatable import obstacle
 
 MIXING_STEPS = (1, 6)
 """Steps after which one sample is changed to see whose output moves: twice, since outputs may all be zero at
@@ -109,6 +110,10 @@ class Inspection:
             return
         if not twins.has_twin(self.meter.model):
             self._twins = False
+            return
+        if (kept := obstacle(self.meter.model, list(arguments))) is not None:
+            self._twins = False
+            self._note({"not_tried": f"a second pass might turn {kept}"})
             return
         if gap:
             self._next_gap = max(step + 1, int(step * GAP_GROWTH))
