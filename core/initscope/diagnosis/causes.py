@@ -101,7 +101,8 @@ def symmetric_init(e: Evidence) -> Case:
     end = e.signals.facts.get("end")
     stayed = end is None or bool(same & set(end.get("identical_units") or ()))
     poor = not e.curve.learned or (end is not None and stayed and not e.curve.well)
-    possible = bool(same) and poor and (e.frozen_on_purpose or not e.has("weights_frozen"))
+    finite = not e.curve.nonfinite  # units that are alike do not make a loss run away
+    possible = bool(same) and poor and finite and (e.frozen_on_purpose or not e.has("weights_frozen"))
     return Case(possible, [(3, possible), (1, e.failing), (1, stayed)])
 
 

@@ -221,7 +221,8 @@ class Evidence:
     @property
     def structure_at_fault(self) -> bool:
         frozen = self.has("weights_frozen") and not (self.frozen_on_purpose and self.curve.learned)
-        return self.has("identical_units") or frozen
+        # Units that are alike do not make a loss run away.
+        return (self.has("identical_units") and not self.curve.nonfinite) or frozen
 
     @property
     def start_at_fault(self) -> bool:
@@ -268,7 +269,7 @@ class Evidence:
         ):
             return False
         updates, gradients, sizes = (
-            v.update_total[early],
+            v.update_total[early & (v.rows.steps >= step // 2)],  # the first steps' are long forgotten
             v.rows.values["grad_norm"][early],
             v.rms[v.rows.steps <= step],
         )
