@@ -259,6 +259,10 @@ class Recorder:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         self._end(error)
 
+    def __reduce__(self) -> tuple:
+        """A copy (of a model that holds a Recorder) records nothing: the run is the original's."""
+        return _silent_copy, ()
+
     def __del__(self) -> None:
         if self.__dict__.get("_inside"):
             self.leave("nobody held the Recorder any more")
@@ -859,6 +863,18 @@ class Recorder:
 
     def _ipython_display_(self) -> None:
         self._card.show(self)
+
+
+def _silent_copy() -> Recorder:
+    """A Recorder whose calls do nothing and which has no run."""
+    made = object.__new__(Recorder)
+    made.run = made.writer = None
+    made.recording, made.owns_run, made.next_step, made.every = False, True, 0, 1
+    made.meter = LayerMeter(nn.Linear(1, 1))
+    made.meter.enabled = False
+    made.guard = Guard()
+    made._inside, made._began = True, 0.0
+    return made
 
 
 def _weakly(method: Callable) -> Callable:
