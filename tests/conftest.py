@@ -48,6 +48,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
+def no_recorder_left_open() -> Iterator[None]:
+    """What a test leaves open on purpose ends with it, and watches nothing of the next."""
+    yield
+    if (module := sys.modules.get("initscope.recording.open_recorders")) is not None:
+        for recorder in list(module._open):
+            recorder.leave("the test ended")
+
+
+@pytest.fixture(autouse=True)
 def _apart_from_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the developer's own runs and data."""
     monkeypatch.setenv("INITSCOPE_RUNS", str(tmp_path / "runs"))

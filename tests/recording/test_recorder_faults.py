@@ -407,6 +407,8 @@ def test_a_fault_never_hides_the_loops_own_exception(tmp_path):
     ):
         recorder.meter.__exit__ = recorder.meter.collect = recorder.writer.compact = lambda *_: 1 / 0
         raise error
+    del recorder.meter.__exit__
+    recorder.meter.__exit__()
     assert caught.value is error and error.__context__ is None
     state = recorder.run.state()
     assert (
