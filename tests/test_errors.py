@@ -65,7 +65,6 @@ INNER = {
     ("core/initscope/store/query_process.py", "FileNotFoundError"),  # looked at again by query
     ("core/initscope/store/origin.py", "OSError"),  # RunFolderError by the same file
     ("core/initscope/recording/shadow.py", "Communicates"),
-    ("core/initscope/recording/shadow.py", "NotRepeatable"),  # noted as the reason why there was no pass
     ("core/initscope/recording/quantities/of_weights.py", "NotImplementedError"),
     ("core/initscope/recording/quantities/of_outputs.py", "NotImplementedError"),  # of the base alone
     ("core/initscope/store/bucket/folder.py", "Conflict"),

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import Variable
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -85,9 +87,10 @@ def is_watched() -> bool:
     is computed now.
     """
     hooks = nn.modules.module
+    modes = [m for m in _get_current_function_mode_stack() if not isinstance(m, DeviceContext)]
     return bool(
         torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
+        or modes  # other than torch.set_default_device's
         or hooks._global_forward_hooks
         or hooks._global_forward_pre_hooks
     )

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -771,6 +772,31 @@ def test_compiled(tmp_path, when):
         "compiled no second time"
     )
     assert recorder.run.state()["facts"]["outputs"] == 4
+
+
+def test_a_compiled_pass_that_would_leave_a_trace_is_not_repeated(tmp_path):
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.own = mlp(), torch.Generator().manual_seed(1)
+
+        def forward(self, x):
+            return self.body(x + torch.rand(x.shape, generator=self.own))
+
+    losses = []
+    for recorded_too in (False, True):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model = Noisy()
+        compiled, optimizer = torch.compile(model, backend="eager"), sgd(model)
+        with Recorder(compiled, optimizer, runs=tmp_path) if recorded_too else nullcontext() as recorder:
+            for _ in range(3):
+                loss = simple(compiled, optimizer, lambda: None)
+                losses.append(loss.item())
+                if recorder:
+                    recorder.step(loss)
+    assert losses[:3] == losses[3:]
+    assert "torch.Generator" in recorder.run.state()["facts"]["shadow_pass"]["failed"]
 
 
 def test_data_parallel_and_copies(tmp_path):

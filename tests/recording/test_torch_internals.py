@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.utils.flop_counter
 from torch import nn
 
 from initscope import torch_internals as internals
@@ -146,3 +147,21 @@ def test_operations_can_be_watched_and_run_without_numbers():
     with internals.FakeTensorMode() as mode:
         made = internals.tree_map(mode.from_tensor, {"x": torch.ones(2, 3)})["x"]
         assert isinstance(made, internals.FakeTensor) and made.T.shape == (3, 2)
+
+
+def test_whoever_watches_operations_is_noticed():
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), keywords=None):
+            return function(*arguments, **(keywords or {}))
+
+    assert not internals.is_watched()
+    with torch.device("cpu"):
+        assert not internals.is_watched(), "a default device is nobody who watches"
+        with Watch():
+            assert internals.is_watched(), "a pass of ours would be counted as the training's"
+    with torch.utils.flop_counter.FlopCounterMode(display=False):
+        assert internals.is_watched()
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert internals.is_watched()
+    handle.remove()
+    assert not internals.is_watched()

@@ -48,6 +48,7 @@ from initscope.recording.quantities import OF_WEIGHTS, Weight
 from initscope.recording.quantities.gradient_norm import unscaled
 from initscope.recording.reading import StepMeasurements, WeightNumbers
 from initscope.recording.reductions import Number, dead_units, forward_statistics, norm
+from initscope.recording.repeatable import obstacle
 from initscope.recording.shadow import shadow_pass
 from initscope.recording.sharding import sum_over_processes
 from initscope.recording.tensors import (
@@ -435,6 +436,9 @@ class LayerMeter:
         self._shadowed = True
         rows = {i for i in self._layer_of if self._calls[i].newest is None and not self._calls[i].reached}
         if not rows or "failed" in self.shadow or self.follows_another:
+            return
+        if not self.shadow and (kept := obstacle(self.model, [inputs, kwargs])) is not None:
+            self.shadow = {"failed": f"a second pass might turn {kept}"}
             return
         producers, self._producers = self._producers, ProducerIndex()
         self._shadow_rows = rows

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from initscope.recording.repeatable import obstacle
 from initscope.recording.tensors import is_dense, tensors_of
 from initscope.torch_internals import (
     FORWARD_HOOKS,
@@ -41,10 +40,6 @@ _FUNCTIONS: dict[Any, str] = {
     **dict.fromkeys((F.tanh, torch.tanh, Tensor.tanh), "Tanh"),
     **dict.fromkeys((F.sigmoid, torch.sigmoid, Tensor.sigmoid), "Sigmoid"),
 }
-
-
-class NotRepeatable(Exception):
-    """The forward pass may leave a trace outside of a copy of the network."""
 
 
 class Communicates(Exception):
@@ -66,8 +61,6 @@ def shadow_pass(
 
     Raises whatever the model raises, also where it cannot be copied; nothing has changed then either.
     """
-    if (kept := obstacle(model, [inputs, kwargs])) is not None:
-        raise NotRepeatable(f"a second pass might turn {kept}")
     batch, given, named = first_samples(inputs, kwargs)
     parameters = list(model.parameters())
     memo: dict[int, Any] = {id(p): p for p in parameters}
