@@ -180,7 +180,12 @@ def test_ordinary_networks_are_tried() -> None:
         torchvision.models.resnet18(),
         torchvision.models.vit_b_16(),
         nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, batch_first=True), 2),
+        nn.GRU(6, 8, num_layers=2, bidirectional=True),
+        nn.LSTM(6, 8),
+        nn.MultiheadAttention(8, 2),
+        nn.Embedding(5, 3),
         nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1)),
     ):
         assert obstacle(model, [(torch.ones(2, 6),), {"mask": None}]) is None, type(model).__name__
     assert "Counter" in obstacle(Block(Settings()), [(Counter(),), {}])

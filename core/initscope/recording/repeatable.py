@@ -14,6 +14,7 @@ import dis
 import enum
 import functools
 import types
+import weakref
 from collections import OrderedDict, deque
 from typing import Any
 
@@ -144,6 +145,8 @@ class _Reader:
             return self._first(self._value(part, set(own)) for part in parts)
         if isinstance(value, torch.Generator):
             return "a torch.Generator"
+        if isinstance(value, weakref.ref):
+            return self._value(value(), set(own))
         # A library's object: a configuration, an operation.
         kind = type(value)
         if _is_library(kind.__module__) or _is_record(value):
