@@ -430,6 +430,7 @@ def healthy(e: Evidence) -> Case:
             (2, works or balanced),
             (1, c.learned or e.succeeded),
             (1, not (c.unjudged or e.validation_at_chance)),
+            (1, last_scores(e.signals) is not None),  # else what is learned by heart looks the same
         ],
     )
 

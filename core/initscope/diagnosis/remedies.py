@@ -13,6 +13,7 @@ import numpy as np
 
 from initscope.config.run_config import OPTIONS
 from initscope.diagnosis.finding import Finding, sig3
+from initscope.diagnosis.rules_run import last_scores
 from initscope.diagnosis.rules_structure import CAUGHT_UP, averages_lag, last_gap
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.schema import Cause
@@ -273,6 +274,16 @@ def _labels(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any
     )
 
 
+def _nothing(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]]:
+    text = "Nothing to change."
+    if last_scores(v) is None:
+        text += (
+            " Nobody validated: a network that learns its samples by heart looks the same; "
+            "recorder.validate(loss=..., accuracy=...) tells them apart."
+        )
+    return text, {}
+
+
 def _unknown(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]]:
     """What was looked at and found sound, and what would tell more."""
     checks = (
@@ -420,6 +431,6 @@ _REMEDIES: dict[Cause, Any] = {
         dropout=0.5,
         weight_decay=1e-4,
     ),
-    Cause.HEALTHY: _fixed("Nothing to change."),
+    Cause.HEALTHY: _nothing,
     Cause.UNKNOWN: _unknown,
 }
