@@ -137,16 +137,15 @@ def test_strings_are_shown_as_text_on_every_page(page: Page, server: Server, str
             page.locator(INJECTED).first.evaluate("e => e.outerHTML"),
         )
         assert page.evaluate("window.__xss") is None, name
-        # Tooltips read a little HTML: hover in the middle of each chart, and give it time to answer.
+        # Tooltips read a little HTML: hover at several places of each chart, and give it time to answer.
         for chart in page.locator(".js-plotly-plot").all()[:4]:
             chart.scroll_into_view_if_needed()
-            for _ in range(10):
-                chart.hover(force=True)
-                page.wait_for_timeout(150)
-                told = [text for text in page.locator(".hoverlayer").all_text_contents() if text]
-                if told:
-                    break
-            tooltips += told
+            box = chart.bounding_box()
+            for x, y in ((0.5, 0.5), (0.4, 0.35), (0.6, 0.65), (0.3, 0.5), (0.5, 0.25)):
+                if box is not None:
+                    chart.hover(force=True, position={"x": x * box["width"], "y": y * box["height"]})
+                page.wait_for_timeout(200)
+                tooltips += [text for text in page.locator(".hoverlayer").all_text_contents() if text]
         assert page.evaluate("window.__xss") is None and page.locator(INJECTED).count() == 0, (
             f"{name}, hovering"
         )
