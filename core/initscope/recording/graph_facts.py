@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from initscope.recording.repeatable import MOST_ITEMS
 from initscope.recording.tensors import is_dense, tensors_of
-from initscope.recording.twins import MOST_ITEMS
 from initscope.torch_internals import version
 
 MOST_NODES = 50_000

@@ -113,7 +113,7 @@ class Inspection:
             return
         if (kept := obstacle(self.meter.model, list(arguments))) is not None:
             self._twins = False
-            self._note({"not_tried": f"a second pass might turn {kept}"})
+            self._note({"not_tried": kept})
             return
         if gap:
             self._next_gap = max(step + 1, int(step * GAP_GROWTH))

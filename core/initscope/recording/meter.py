@@ -438,7 +438,7 @@ class LayerMeter:
         if not rows or "failed" in self.shadow or self.follows_another:
             return
         if not self.shadow and (kept := obstacle(self.model, [inputs, kwargs])) is not None:
-            self.shadow = {"failed": f"a second pass might turn {kept}"}
+            self.shadow = {"failed": kept}
             return
         producers, self._producers = self._producers, ProducerIndex()
         self._shadow_rows = rows

@@ -49,32 +49,35 @@ _CONTAINERS = (dict, OrderedDict, list, tuple, set, frozenset, deque, torch.Size
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None))
 _VALUES = (*_NUMBERS, enum.Enum, torch.dtype, torch.device, slice, range)
 MOST_ITEMS = 1000
-"""A longer list or dict among a module's attributes is not copied, and may be written to."""
+"""A longer list or dict among a module's attributes holds data, not layers: no copy is made of it, and a pass
+may write to it.
+"""
 MOST_NUMBERS = 2**20
-"""So is a larger tensor that is no parameter and no buffer."""
+"""The same for a larger tensor that is no parameter and no buffer."""
 
 
 def obstacle(model: nn.Module, arguments: Any = ()) -> str | None:
-    """What a repeated forward pass might turn, in a few words; None where there is nothing of the kind.
+    """What a repeated forward pass might turn, as a clause; None where there is nothing of the kind.
 
     ``arguments`` are what the pass is called with: they are handed on, so that they may hold tensors, numbers
     and containers of these alone.
     """
-    return _Reader().of_pass(model, arguments)
+    found = _Reader(model).of_pass(model, arguments)
+    return None if found is None else f"a second pass might turn {found}"
 
 
 class _Reader:
     """Reads each object once; the first obstacle ends the reading."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._seen: dict[int, Any] = {}
+        self._own = {id(x) for x in (*model.parameters(), *model.buffers())}
 
     def of_pass(self, model: nn.Module, arguments: Any) -> str | None:
         if is_watched():
             return "a mode that watches every operation"
-        own = {id(x) for x in (*model.parameters(), *model.buffers())}
         for name, module in model.named_modules():
-            found = self._module(module, own)
+            found = self._module(module)
             if found is not None:
                 return f"{name or 'the model'}: {found}"
         return self._arguments(arguments)
@@ -92,7 +95,7 @@ class _Reader:
     def _first(found: Any) -> str | None:
         return next((one for one in found if one is not None), None)
 
-    def _module(self, module: nn.Module, own: set[int]) -> str | None:
+    def _module(self, module: nn.Module) -> str | None:
         cls = type(module)
         for name in ("__call__", "forward"):
             found = self._method(cls, name)
@@ -106,7 +109,7 @@ class _Reader:
         for name, value in vars(module).items():
             if name.startswith("_") and name in vars(_EMPTY):
                 continue  # torch's own: parameters, buffers, hooks, submodules, which are read as such
-            found = self._value(value, own)
+            found = self._value(value)
             if found is not None:
                 return f"{found} in .{name}"
         return None
@@ -118,21 +121,21 @@ class _Reader:
                 return None if _is_library(base.__module__) else self._function(vars(base)[name], cls)
         return None
 
-    def _value(self, value: Any, own: set[int]) -> str | None:
+    def _value(self, value: Any) -> str | None:
         if isinstance(value, (*_VALUES, nn.Module)) or id(value) in self._seen:
             return None
         if isinstance(value, Tensor):
-            small = value.numel() <= MOST_NUMBERS or isinstance(value, nn.Parameter) or id(value) in own
+            small = value.numel() <= MOST_NUMBERS or isinstance(value, nn.Parameter) or id(value) in self._own
             return None if small else "a large tensor that is no buffer"
         if type(value) in _CONTAINERS:
             self._seen[id(value)] = value
             if len(value) > MOST_ITEMS:
                 return "a long list"
             items = value.values() if isinstance(value, dict) else value
-            return self._first(self._value(item, own) for item in items)
-        return self._callable(value, own)
+            return self._first(self._value(item) for item in items)
+        return self._callable(value)
 
-    def _callable(self, value: Any, own: set[int] | frozenset[int] = frozenset()) -> str | None:
+    def _callable(self, value: Any) -> str | None:
         """A function, class or object that code may call."""
         if isinstance(value, (type, types.BuiltinFunctionType, types.MethodType)):
             if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
@@ -142,11 +145,11 @@ class _Reader:
             return None if _is_library(value.__module__) else self._function(value, None)
         if isinstance(value, functools.partial):
             parts = (value.func, *value.args, *value.keywords.values())
-            return self._first(self._value(part, set(own)) for part in parts)
+            return self._first(self._value(part) for part in parts)
         if isinstance(value, torch.Generator):
             return "a torch.Generator"
         if isinstance(value, weakref.ref):
-            return self._value(value(), set(own))
+            return self._value(value())
         # A library's object: a configuration, an operation.
         kind = type(value)
         if _is_library(kind.__module__) or _is_record(value):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from initscope.recording.layers import is_normalization
 from initscope.recording.model_facts import main_output
+from initscope.recording.repeatable import MOST_ITEMS, MOST_NUMBERS
 from initscope.recording.tensors import tensors_of
 from initscope.torch_internals import (
     BACKWARD_HOOKS,
@@ -32,10 +33,6 @@ from initscope.torch_internals import (
 
 MOST_BUFFERS = 2**24
 """Numbers in a model's buffers above which no twin is made."""
-MOST_ITEMS = 1000
-"""A longer list or dict among a module's attributes holds data, not layers."""
-MOST_NUMBERS = 2**20
-"""A larger tensor among a module's attributes is shared, not copied."""
 LEAST_SAMPLES = 2
 NOISE = 1e-2
 """Outputs that move by less than this share of the largest movement have not moved."""
