@@ -15,6 +15,7 @@ from tests.reports.material import (
     convnet,
     digits,
     fit_skill,
+    imitation_skill,
     mlp,
     predict,
     sentences,
@@ -50,12 +51,7 @@ def discriminator_at_two_ln_two(fixed: bool) -> Loop:
         make.step()
         return loss
 
-    def score() -> float:
-        with torch.no_grad():
-            made = generator(torch.randn(1000, 4))
-        return 1 - float((made.mean(0) - real.mean(0)).norm() / real.mean(0).norm())
-
-    return Loop(critic, judge, step, score, steps=400)
+    return Loop(critic, judge, step, lambda: imitation_skill(generator, real), steps=400)
 
 
 @report(

@@ -19,6 +19,7 @@ from tests.reports.material import (
     convnet,
     digits,
     fit_skill,
+    imitation_skill,
     mlp,
     passes,
     predict,
@@ -469,12 +470,7 @@ def discriminator_never_cleared(fixed: bool) -> Loop:
         make.step()
         return loss
 
-    def score() -> float:
-        with torch.no_grad():
-            made = generator(torch.randn(1000, 4))
-        return 1 - float((made.mean(0) - real.mean(0)).norm() / real.mean(0).norm())
-
-    return Loop(critic, judge, step, score, steps=300)
+    return Loop(critic, judge, step, lambda: imitation_skill(generator, real), steps=300)
 
 
 @report(
@@ -804,12 +800,7 @@ def wasserstein_critic_below_zero(fixed: bool) -> Loop:
             make.step()
         return loss
 
-    def score() -> float:
-        with torch.no_grad():
-            made = generator(torch.randn(1000, 4))
-        return 1 - float((made.mean(0) - real.mean(0)).norm() / real.mean(0).norm())
-
-    return Loop(critic, judge, step, score, steps=400)
+    return Loop(critic, judge, step, lambda: imitation_skill(generator, real), steps=400)
 
 
 @report(

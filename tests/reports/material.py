@@ -122,6 +122,15 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
     return outputs
 
 
+def imitation_skill(generator: nn.Module, real: Tensor) -> float:
+    """How near the mean of 1,000 made samples comes to that of the real ones: 1 is there, 0 is zero's
+    distance.
+    """
+    with torch.no_grad():
+        made = generator(torch.randn(1000, 4))
+    return 1 - float((made.mean(0) - real.mean(0)).norm() / real.mean(0).norm())
+
+
 def class_skill(outputs: Tensor, y: Tensor, classes: int | None = None) -> float:
     """Balanced accuracy of the largest output (or of a single one's sign), from guessing (0) to perfect
     (1).
