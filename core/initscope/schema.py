@@ -105,7 +105,7 @@ LAYERS = (
         "float32",
         "Stable rank",
         "|W|_F^2 / |W|_2^2 of the weight as a matrix of outputs by inputs: 1 if one direction holds all its "
-        "gain, its rank if all hold the same; taken every 100th step",
+        "gain, its rank if all hold the same; taken of one recorded step in a hundred",
     ),
     Column(
         "nonfinite",

@@ -26,7 +26,6 @@ from initscope.recording import reductions
 from initscope.recording.calls import LayerCall
 from initscope.recording.meter import LayerMeter
 from initscope.recording.quantities import dead_units as counted
-from initscope.recording.quantities import stable_rank
 from initscope.recording.reading import HostCopy, StepMeasurements, WeightNumbers, layer_values
 from initscope.recording.reductions import (
     change_norms,
@@ -808,7 +807,7 @@ def test_by_sample_keeps_memory_order():
     assert by_sample(torch.rand(7)).shape == (7, 1)
 
 
-def test_the_stable_rank_is_taken_every_hundredth_step():
+def test_the_stable_rank_is_taken_in_thorough_steps():
     """Of matrices alone, as the step began, with the training's random numbers untouched."""
     torch.manual_seed(0)
     model, (x, y) = (
@@ -818,7 +817,8 @@ def test_the_stable_rank_is_taken_every_hundredth_step():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with LayerMeter(model, optimizer, kinds=["linear", "norm"]) as meter:
         state, seen = torch.get_rng_state(), []
-        for step in range(stable_rank.EVERY + 2):
+        for step in range(8):
+            meter.thoroughly = step % 3 == 0
             weight = model[1].weight.detach().double()
             exact = (weight.square().sum() / torch.linalg.matrix_norm(weight, 2).square()).item()
             optimizer.zero_grad()
@@ -829,5 +829,5 @@ def test_the_stable_rank_is_taken_every_hundredth_step():
             if "stable_rank" in measured["1"]:
                 assert measured["1"]["stable_rank"] == pytest.approx(exact, rel=0.01)
                 seen.append(step)
-    assert seen == [0, stable_rank.EVERY]
+    assert seen == [0, 3, 6]
     assert torch.equal(torch.get_rng_state(), state)

@@ -244,10 +244,9 @@ def test_a_run_folder_is_complete(tiny, trained):
         "fc3",
     ]
     assert list(frame["depth"][:11]) == list(range(11)) and set(frame["kind"]) == {"conv2d", "linear"}
-    assert (
-        frame["dead_fraction"].isna().sum() == 20
-        and not frame.drop(columns="dead_fraction").isna().any().any()
-    )
+    rare = ["dead_fraction", "stable_rank"]
+    assert frame["dead_fraction"].isna().sum() == 20 and not frame.drop(columns=rare).isna().any().any()
+    assert list(frame.loc[frame["stable_rank"].notna(), "step"]) == [0] * 11, "one recorded step in a hundred"
 
     saved = json.loads((run.path / "config.json").read_text())
     assert RunConfig.from_dict(saved["config"]) == run.config()

@@ -106,6 +106,8 @@ class LayerMeter:
         self.names: list[str] = []
         self.kinds: list[str] = []
         self.enabled = True
+        self.thoroughly = True
+        """Whether the coming step is measured with the costly quantities (``stable_rank``) too."""
         self.follows_another = False
         """Whether this process only adds its parts of weights to what another one records: it looks at no
         output.
@@ -603,7 +605,8 @@ class LayerMeter:
                 quantity.gradients_ready(fresh)
             self._backward_seen = within or bool(fresh)
         for quantity in self._quantities:
-            quantity.before_update(weights)
+            if self.thoroughly or not quantity.costly:
+                quantity.before_update(weights)
 
     @guarded(MEASURING)
     @torch.no_grad()

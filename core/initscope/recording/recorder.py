@@ -59,6 +59,8 @@ LOOK_AGAIN = 16
 """After the first steps outputs are compared with targets again whenever 1 / LOOK_AGAIN more steps have been
 taken: some twelve times a doubling.
 """
+THOROUGHLY_EVERY = 100
+"""Of so many recorded steps one is measured with the costly quantities too."""
 HELD_STEPS = 16
 """Steps whose numbers wait until rows are made of them: many in a row find the code for it in the processor's
 cache, which a training step empties.
@@ -217,14 +219,14 @@ class Recorder:
                 self.meter.follows_another = True
                 with self.guard("putting on its hooks"):
                     self.meter.__enter__()
-                self.meter.enabled = self.next_step % self.every == 0
+                self._prepare_step()
             return self
         self.writer = self.writer or RunWriter(self.run)
         open_recorders.opened(self)
         try:
             with self.guard("putting on its hooks"):
                 self.meter.__enter__()
-            self.meter.enabled = self.next_step % self.every == 0
+            self._prepare_step()
             with self.guard("looking at the weights"):
                 if self.next_step == 0:
                     self.meter.on_forward = _weakly(self._look_at_output)
@@ -407,7 +409,7 @@ class Recorder:
         self.meter.on_forward = (
             _weakly(self._look_at_output) if self._looking and self.next_step >= self._next_look else None
         )
-        self.meter.enabled = self.next_step % self.every == 0
+        self._prepare_step()
         self.writer.note(step=self.next_step, epoch=epoch)
         if due := self.writer.due() or len(self._pending) >= HELD_STEPS:
             with self.guard(_WRITING):
@@ -418,6 +420,11 @@ class Recorder:
             self._card.update(self)
         return self._goes_on(look=due)
 
+    def _prepare_step(self) -> None:
+        """Decide by the step's number alone: a run that is resumed measures what an undisturbed one does."""
+        self.meter.enabled = self.next_step % self.every == 0
+        self.meter.thoroughly = self.next_step % (self.every * THOROUGHLY_EVERY) == 0
+
     def _add_parts(self) -> bool:
         """A step in a process that records nothing: of weights that are spread over processes it adds its
         parts to the sums.
@@ -426,7 +433,7 @@ class Recorder:
             if self.meter.enabled and self.meter.sharded:
                 self.meter.collect()
         self.next_step += 1
-        self.meter.enabled = self.next_step % self.every == 0
+        self._prepare_step()
         return True
 
     def validate(self, loss: Any = None, accuracy: Any = None, *, epoch: Any = None) -> None:

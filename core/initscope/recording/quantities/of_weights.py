@@ -57,6 +57,9 @@ class WeightQuantity:
     scalars of a device too, and must wait for no device. ``columns`` runs later, over plain floats.
     """
 
+    costly = False
+    """Whether it looks at a weight only in steps that the meter measures ``thoroughly``."""
+
     def gradient_arrives(self, weight: Weight) -> None:
         """A gradient of ``weight`` is whole for this process; the backward pass goes on."""
 

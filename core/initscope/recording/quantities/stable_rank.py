@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,10 +13,6 @@ from initscope.recording.quantities.of_weights import Weight, WeightQuantity
 from initscope.recording.reductions import Number, norm
 from initscope.recording.tensors import is_shared
 
-EVERY = 100
-"""Of so many measured steps that update a weight one is looked at: the rank moves slowly, and a look reads
-the weight twenty times.
-"""
 STEPS = 10
 """Of the bidiagonalization. For random weights, whose largest singular values lie closest together, the
 stable rank comes out at most 3 % high; as many steps of the power method, at the same price, gave 12 %.
@@ -33,17 +28,12 @@ class StableRank(WeightQuantity):
     taken of weights with fewer than two dimensions, complex ones, and those spread over processes.
     """
 
-    def __init__(self) -> None:
-        self._steps: weakref.WeakKeyDictionary[Weight, int] = weakref.WeakKeyDictionary()
+    costly = True  # it reads the weight twenty times, and moves slowly
 
     def before_update(self, weights: Sequence[Weight]) -> None:
         for weight in weights:
-            if self._steps.get(weight, 0) % EVERY == 0 and is_matrix(weight.parameter):
+            if is_matrix(weight.parameter):
                 weight.values |= bidiagonal(weight.numbers)
-
-    def at_the_end(self, weight: Weight, updated: bool) -> None:
-        if updated:
-            self._steps[weight] = self._steps.get(weight, 0) + 1
 
     def columns(self, values: dict[str, float], size: int) -> dict[str, float]:
         if "along0" not in values or "weight" not in values:
