@@ -9,7 +9,7 @@ TWO    := -n 2 --dist loadfile --no-loadscope-reorder
 QUICK  := tests/config tests/comparison tests/test_outcome.py tests/test_docs.py tests/test_supply.py \
           tests/dashboard/test_figures.py tests/dashboard/test_comparison_choices.py tests/diagnosis tests/networks/test_inits.py
 
-.PHONY: run quick test test-offline lint clean
+.PHONY: run quick test test-offline lint style clean
 
 run: $(VENV)/.installed
 	$(BIN)/streamlit run dashboard/Home.py
@@ -18,7 +18,7 @@ test: lint
 	@bash tests/ensure_system.sh
 	$(BIN)/python -m pytest $(TWO) --durations=15
 
-quick: lint
+quick: style
 	$(BIN)/python -m pytest $(TWO) -m "not slow" $(QUICK)
 
 # The same tests where there is no network at all: nothing but this machine's own loopback.
@@ -26,7 +26,10 @@ test-offline: $(VENV)/.installed-tests
 	@bash tests/ensure_system.sh
 	unshare --map-root-user --net --mount sh -c 'ip link set lo up && exec $(BIN)/python -m pytest $(TWO) $(TESTS)'
 
-lint: $(VENV)/.installed-tests
+lint: style
+	$(BIN)/mypy --no-error-summary
+
+style: $(VENV)/.installed-tests
 	$(BIN)/ruff check core dashboard tests
 	$(BIN)/ruff format --check -q core dashboard tests
 	$(BIN)/oxlint --quiet --deny-warnings dashboard

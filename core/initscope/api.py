@@ -4,7 +4,7 @@ work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,7 @@ def check(
     model: nn.Module,
     batch: Any,
     loss_fn: Callable[[Any, Any], Any] | None = None,
-    optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
 ) -> Check:
     """What can be known before a training: a copy of ``model`` learns one ``batch`` for a few seconds;
     nothing of yours is touched.
@@ -96,9 +96,7 @@ def check(
     """
     from initscope.checking.check import check as check_model
 
-    return check_model(
-        model, batch, loss_fn, list(optimizer) if isinstance(optimizer, (list, tuple)) else optimizer
-    )
+    return check_model(model, batch, loss_fn, optimizer)
 
 
 def initialize(

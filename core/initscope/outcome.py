@@ -251,7 +251,7 @@ def settled(decision: Decision, status: str) -> Decision:
     return Decision(Outcome.UNDECIDED, None, f"it {_ENDED.get(status, 'ended')} before that could be told")
 
 
-_ENDED = {Status.STOPPED: "was stopped", Status.FAILED: "failed", Status.CRASHED: "crashed"}
+_ENDED: dict[str, str] = {Status.STOPPED: "was stopped", Status.FAILED: "failed", Status.CRASHED: "crashed"}
 
 
 def price_of_guessing(state: Mapping[str, Any], first: float) -> Price:

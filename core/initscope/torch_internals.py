@@ -143,14 +143,14 @@ def loss_scale(scaler: torch.amp.GradScaler) -> Tensor | None:
 
 def norm_all(tensors: Sequence[Tensor], kind: torch.dtype | None = None) -> Sequence[Tensor]:
     """L2 norms, summed in ``kind``, with few kernels on a GPU."""
-    return torch._foreach_norm(tensors, 2, kind)
+    return torch._foreach_norm(list(tensors), 2, kind)
 
 
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy each of ``sources`` into its target."""
-    torch._foreach_copy_(targets, sources)
+    torch._foreach_copy_(list(targets), list(sources))
 
 
 def subtract_all(targets: Sequence[Tensor], others: Sequence[Tensor]) -> None:
     """Subtract each of ``others`` from its target, in place."""
-    torch._foreach_sub_(targets, others)
+    torch._foreach_sub_(list(targets), list(others))

@@ -98,3 +98,10 @@ def test_mistakes_are_told() -> None:
         initscope.check(mlp(), batch(), lambda o, y: F.cross_entropy(o, y, reduction="none"))
     with pytest.raises(ConfigError, match="inputs, targets"):
         initscope.check(mlp(), torch.zeros(4, 64), F.cross_entropy)
+
+
+def test_only_the_first_rank_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="rank 0; here is another rank"):
+        initscope.check(mlp(), batch(), F.cross_entropy)

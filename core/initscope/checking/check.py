@@ -313,6 +313,9 @@ class _Trial:
             tempfile.TemporaryDirectory(prefix="initscope-check-") as folder,
             Recorder(model, optimizers, runs=folder, quiet=True) as recorder,
         ):
+            run, writer = recorder.run, recorder.writer
+            if run is None or writer is None:
+                raise ConfigError("check() works in the process that records, rank 0; here is another rank")
             for step in range(steps):
 
                 def closure() -> Tensor:
@@ -330,14 +333,13 @@ class _Trial:
                     first = float(loss.detach())
                 over = time.monotonic() - deadline
                 late = over > seconds or (over > 0 and step + 1 >= LEAST_STEPS)
-                constant = (recorder.writer.state.get("facts", {}).get("targets") or {}).get("price")
+                constant = (writer.state.get("facts", {}).get("targets") or {}).get("price")
                 done = step + 1 >= 2 * LEAST_STEPS and loss.item() < DONE * min(first, constant or first)
                 if late or done or not math.isfinite(loss.item()):
                     break
             recorder.sync()
-            run = recorder.run
             signals = read_signals(
-                run.read("steps"), run.read("epochs"), run.read("layers"), {**recorder.writer.state}, {}
+                run.read("steps"), run.read("epochs"), run.read("layers"), {**writer.state}, {}
             )
         curve = read_curve(signals, thresholds)
         return _Seen(signals, curve, find(signals, curve, thresholds))
@@ -345,7 +347,8 @@ class _Trial:
 
 def _sorted(seen: _Seen) -> tuple[list[Finding], list[Finding]]:
     """(what should be mended, what is merely out of the ordinary)."""
-    findings, notes = [], []
+    findings: list[Finding] = []
+    notes: list[Finding] = []
     for finding in seen.findings:
         if finding.id in HARD:
             findings.append(finding)

@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
-    def parse_known_args(
+    def parse_known_args(  # type: ignore[override]  # its overloads say no more
         self, args: Any = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """All of them are known: argparse would leave the others to the parser above, which knows no flag of

@@ -140,7 +140,7 @@ def changed(a: Sequence[RunInfo], b: Sequence[RunInfo]) -> dict[str, list[Any]]:
     seen = [
         [{RECORDED + key: value for key, value in recorded(info).items()} for info in side] for side in (a, b)
     ]
-    found = _changed(*told, _keys(told)) | _changed(*seen, _keys(seen))
+    found = _changed(told[0], told[1], _keys(told)) | _changed(seen[0], seen[1], _keys(seen))
     sizes = found.get(RECORDED + "weights")
     if sizes is not None:
         middles = [statistics.median(value) if isinstance(value, list) else value for value in sizes]

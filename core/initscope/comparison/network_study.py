@@ -91,7 +91,8 @@ def plan(
 
 def network_of(info: RunInfo) -> Network:
     """The network that a run trains."""
-    return Network(*(info.config.get(field) for field in Network._fields))
+    values: dict[str, Any] = {field: info.config.get(field) for field in Network._fields}
+    return Network(**values)
 
 
 def over_networks(members: Iterable[RunInfo]) -> bool:

@@ -134,7 +134,7 @@ def offered(role: str) -> list[str]:
     for path in _files():
         with contextlib.suppress(OSError, SyntaxError, ValueError):  # ``not_offered`` says so
             tree = ast.parse(path.read_bytes())
-            found += [f"{path}:{node.name}" for node in tree.body if _fits(node, role)]
+            found += [f"{path}:{getattr(node, 'name', '')}" for node in tree.body if _fits(node, role)]
     return found
 
 

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,7 +168,7 @@ def _network_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _files_of(kind: type) -> list[str]:
+def _files_of(kind: Any) -> list[str]:
     if hasattr(kind, "resources"):
         return [Path(name).stem for name, _ in kind.resources]
     return [f"{kind.base_folder}/{name}" for name, _ in kind.train_list]

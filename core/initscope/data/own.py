@@ -66,7 +66,7 @@ def read(config: RunConfig, progress: Callable[[str], None] = lambda text: None)
             f"{factory.title}: training and validation samples differ in shape: {shapes}; all must have one"
         )
     named = [
-        len(names) for part in sets if isinstance(names := getattr(part, "classes", None), (list, tuple))
+        len(given) for part in sets if isinstance(given := getattr(part, "classes", None), (list, tuple))
     ]
     classes = max([2, *named, *(int(part.labels.max()) + 1 for part in splits)])
     return RawData(

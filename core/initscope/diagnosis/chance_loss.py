@@ -70,28 +70,28 @@ def guessing(v: RunSignals, first: float) -> Guess:
         v.fact("loss", "constant_answer_error") or 0.0,
         v.batch_size or 1,
     )
-    usable = constant is not None and constant > 0 and batch >= LEAST_BATCH
+    seen = (
+        (constant, error / constant)
+        if constant is not None and constant > 0 and batch >= LEAST_BATCH
+        else None
+    )
     outputs = v.facts.get("outputs")
     if _in_chain(v, "BinaryCrossEntropy"):
         return (
-            Guess("binary", constant, doubt=error / constant)
-            if usable
+            Guess("binary", seen[0], doubt=seen[1])
+            if seen
             else Guess("binary", math.log(2) if (outputs or 1) == 1 else None)
         )
     if _in_chain(v, "MseLoss"):
         noise = scatter(v.loss)
-        return (
-            Guess("mean", constant, doubt=max(error / constant, noise))
-            if usable
-            else Guess("mean", doubt=noise)
-        )
+        return Guess("mean", seen[0], doubt=max(seen[1], noise)) if seen else Guess("mean", doubt=noise)
     classes = (v.facts.get("loss") or {}).get("classes") or outputs or v.state.get("num_classes")
     if not classes or classes < 2:
         return Guess()
     likelihood = _in_chain(v, "NllLoss", "LogSoftmax") and _in_chain(v, "Log")
     if (v.chain and not likelihood) or not first > 0:
         return Guess(classes=int(classes))
-    return _of_classes(v, first, int(classes), (constant, error / constant) if usable else None)
+    return _of_classes(v, first, int(classes), seen)
 
 
 def _measured(v: RunSignals) -> Guess | None:
@@ -145,10 +145,9 @@ def _of_classes(v: RunSignals, first: float, classes: int, seen: tuple[float, fl
     price, doubt = math.log(classes), 0.0
     scale = v.fact("loss", "scale")
     if scale is not None and abs(scale - 1) > SCALED:
-        unbalanced = seen is not None and seen[0] < UNBALANCED * price
-        return Guess(
-            "classes", scale * (seen[0] if unbalanced else price), classes, seen[1] if unbalanced else 0.0
-        )
+        if seen is not None and seen[0] < UNBALANCED * price:
+            price, doubt = seen
+        return Guess("classes", scale * price, classes, doubt)
     size = v.fact("targets", "first", "output_std")
     size = size if size is not None else float(v.rms[0, v.executed[-1]]) if len(v.executed) else math.nan
     told = bool(v.chain) or "num_classes" in v.state

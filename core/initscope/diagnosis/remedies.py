@@ -92,7 +92,7 @@ def _init(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]]
     return text, {"init": "kaiming_normal", "gain": 1.0}
 
 
-def _symmetric(v: RunSignals, f: object) -> tuple[str, dict[str, Any]]:
+def _symmetric(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]]:
     text, changes = _init(v, f)
     return f"Begin with random weights, so that units can become different. {text}", changes
 
@@ -369,8 +369,9 @@ def _inputs(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any
 
 
 def _batchnorm(v: RunSignals, f: object) -> tuple[str, dict[str, Any]]:
-    if averages_lag(v):
-        momentum = last_gap(v)["momentum"]
+    gap = last_gap(v)
+    if gap is not None and averages_lag(v):
+        momentum = gap["momentum"]
         text = f"Raise the batch normalization's momentum from {sig3(momentum)} to 0.1 (PyTorch's default)"
         return text + (
             f", or train for more than {CAUGHT_UP / momentum:.0f} steps before evaluating."

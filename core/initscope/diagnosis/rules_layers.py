@@ -137,7 +137,7 @@ def exploding_gradient(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None
     norm, broken = v.rows.values["grad_norm"][:, layers], v.rows.values["nonfinite"][:, layers] > 0
     norm = np.nan_to_num(np.where(np.isnan(norm) & broken, np.inf, norm), nan=0.0, posinf=np.inf)
     if t.exploding_norm is not None:
-        at = since((norm > t.exploding_norm).any(1))
+        at = since(np.any(norm > t.exploding_norm, axis=1))
         if at is not None:
             names, value = (
                 tuple(v.rows.names[i] for i in layers[norm[at] > t.exploding_norm]),
@@ -252,8 +252,10 @@ def update_too_large(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
 
 
 def update_too_small(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
-    limit = t.update_low if v.updates_measured else (t.update_low or 0.0) * NORM_ONLY
-    if t.update_low is None or not v.update_fastest < limit or v.frozen_mask.all():
+    if t.update_low is None:
+        return None
+    limit = t.update_low * (1.0 if v.updates_measured else NORM_ONLY)
+    if not v.update_fastest < limit or v.frozen_mask.all():
         return None
     text = (
         f"Even the fastest layer usually changes by {sig3(v.update_fastest)} of its size a step; about "

@@ -18,7 +18,7 @@ GONE_FAR = 0.1
 
 
 def loss_nonfinite(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
-    if not c.nonfinite:
+    if c.nonfinite_step is None:
         return None
     began = f" (it began at {sig3(c.first)})" if math.isfinite(c.first) else ""
     text = f"The loss is not finite from step {c.nonfinite_step} on{began}."
@@ -35,7 +35,7 @@ def loss_nonfinite(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
 
 
 def loss_plateau_at_chance(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
-    if not c.at_chance or c.guess.kind == "mean":
+    if c.chance is None or not c.at_chance or c.guess.kind == "mean":
         return None
     what = (
         "its scale at the start"

@@ -180,6 +180,7 @@ def _misuse_by_numbers(v: RunSignals, c: Curve) -> Misuse | None:
         unit
         and c.chance is not None
         and c.guess.kind == "classes"
+        and c.guess.classes is not None
         and c.guess.classes > 2
         and lowest >= 0.98 * softmax_floor(c.guess.classes)
     ):

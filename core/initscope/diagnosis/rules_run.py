@@ -171,8 +171,10 @@ def last_scores(v: RunSignals) -> Scores | None:
         return None
     last, losses = epochs.iloc[-1], epochs["val_loss"].to_numpy(dtype=float, na_value=np.nan)
     accuracies, train_loss = (last["train_accuracy"], last["val_accuracy"]), last["train_loss"]
-    numbers = (math.nan if value is None else float(value) for value in (*accuracies, train_loss))
-    return Scores(*numbers, _lowest(losses), _lowest(losses[:-1]), float(losses[-1]))
+    train, validation, loss = (
+        math.nan if value is None else float(value) for value in (*accuracies, train_loss)
+    )
+    return Scores(train, validation, loss, _lowest(losses), _lowest(losses[:-1]), float(losses[-1]))
 
 
 def _lowest(losses: np.ndarray) -> float:

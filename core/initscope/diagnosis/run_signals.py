@@ -102,7 +102,9 @@ class RunSignals:
         """How many of the recorded losses are of samples seen for the first time; None if the loop did not
         count epochs.
         """
-        later = np.flatnonzero(self.loss_epochs > self.loss_epochs[0]) if len(self.loss_epochs) else []
+        if not len(self.loss_epochs):
+            return None
+        later = np.flatnonzero(self.loss_epochs > self.loss_epochs[0])
         return int(later[0]) if len(later) else None
 
     @cached_property
@@ -178,7 +180,7 @@ class RunSignals:
         values, names = self.rows.values, np.array(self.rows.names)
         bad = self.rows.values["nonfinite"][before] > 0
         since = int(self.rows.steps[before - 1]) if before else None
-        base = {"step": int(self.rows.steps[before]), "since": since, "from": {}}
+        base: dict[str, Any] = {"step": int(self.rows.steps[before]), "since": since, "from": {}}
         for what, metric in (
             ("weight", "weight_norm"),
             ("output", "activation_std"),

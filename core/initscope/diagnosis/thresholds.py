@@ -215,7 +215,8 @@ class Thresholds:
 
     def replace(self, **changes: float | None) -> Thresholds:
         """A copy with some lines moved."""
-        return dataclasses.replace(self, moved=self.moved | set(changes), **changes)
+        fields: dict[str, Any] = {**changes, "moved": self.moved | set(changes)}
+        return dataclasses.replace(self, **fields)
 
     @property
     def title(self) -> str:

@@ -28,7 +28,7 @@ given = parser.parse_args()
 dist.init_process_group("gloo")
 digits = load_digits()
 data = TensorDataset(torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target))
-sampler = DistributedSampler(data)
+sampler: DistributedSampler = DistributedSampler(data)
 loader = DataLoader(data, batch_size=32, sampler=sampler)
 torch.manual_seed(0)
 model = DistributedDataParallel(

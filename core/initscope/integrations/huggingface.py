@@ -20,6 +20,7 @@ import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -80,26 +81,26 @@ class InitScopeCallback(TrainerCallback):
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         self._open.__exit__(kind, error, trace)
 
-    def on_train_begin(
+    def on_train_begin(  # type: ignore[override]  # the model is always among its keywords
         self, args: Any, state: Any, control: Any, *, model: Any, optimizer: Any = None, **_: Any
     ) -> None:
         self._abandon()
         optimizer = getattr(
             optimizer, "optimizer", optimizer
         )  # Accelerate's wrapper counts no steps of its own
-        self.recorder = Recorder(model, optimizer, step=state.global_step, **self.options)
+        recorder = self.recorder = Recorder(model, optimizer, step=state.global_step, **self.options)
         self._losses, self._loss = [], None
-        self._open.enter_context(self.recorder)
+        self._open.enter_context(recorder)
         trainer = self._trainer()
         if trainer is not None:
-            self._watch(trainer, "compute_loss", self._see_loss)
-            self._watch(trainer, "training_step", self._losses_add)
+            self._watch(recorder, trainer, "compute_loss", self._see_loss)
+            self._watch(recorder, trainer, "training_step", self._losses_add)
         else:
             self._open.callback(model.register_forward_hook(self._look, with_kwargs=True).remove)
 
     def _trainer(self) -> Any:
         """The Trainer that is calling this callback: it hands itself to none."""
-        frame = sys._getframe(1)
+        frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             found = frame.f_locals.get("self")
             handler = getattr(found, "callback_handler", None)
@@ -113,7 +114,7 @@ class InitScopeCallback(TrainerCallback):
             frame = frame.f_back
         return None
 
-    def _watch(self, trainer: Any, method: str, see: Callable[[Any], None]) -> None:
+    def _watch(self, recorder: Recorder, trainer: Any, method: str, see: Callable[[Any], None]) -> None:
         """Have ``see`` called with what a method of this one trainer returns, until the training ends."""
         original = getattr(trainer, method)
         own = vars(trainer).get(method)
@@ -121,7 +122,7 @@ class InitScopeCallback(TrainerCallback):
         @functools.wraps(original)
         def watched(*arguments: Any, **named: Any) -> Any:
             result = original(*arguments, **named)
-            with self.recorder.guard("reading the Trainer's loss"):
+            with recorder.guard("reading the Trainer's loss"):
                 see(result)
             return result
 

@@ -24,7 +24,7 @@ try:
         import pytorch_lightning as lightning
     else:
         try:
-            import lightning.pytorch as lightning
+            import lightning.pytorch as lightning  # type: ignore[no-redef]
         except ImportError:
             import pytorch_lightning as lightning
 except ImportError:

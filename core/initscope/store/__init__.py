@@ -64,6 +64,11 @@ def default_root() -> str:
     return os.environ.get("INITSCOPE_RUNS") or str((own if inside and own else here) / "runs")
 
 
+# Within ``Runs`` the name ``list`` is its method.
+_Infos = list[RunInfo]
+_Selected = list[Run]
+
+
 class Runs:
     """All runs in one folder, or below an address such as ``s3://bucket/runs``
     (``initscope.store.bucket.folder``).
@@ -176,7 +181,7 @@ class Runs:
             self._index.infos(self._folders()), key=lambda info: (info.created, info.run), reverse=True
         )
 
-    def own(self) -> list[RunInfo]:
+    def own(self) -> _Infos:
         """Those that processes of this machine work on: all but what an object store has of other
         machines.
         """
@@ -206,7 +211,7 @@ class Runs:
         there = "the newest are " + ", ".join(newest) if newest else "there are none yet"
         raise RunNotFound(f"no run {one_line(run_id)} in {self.shown}; {there}")
 
-    def select(self, expression: str, among: Sequence[RunInfo] | None = None) -> list[Run]:
+    def select(self, expression: str, among: Sequence[RunInfo] | None = None) -> _Selected:
         """A run id, or a group such as ``init=default,sweep=ID``: every run whose config has these values,
         the oldest first.
 

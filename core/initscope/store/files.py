@@ -122,7 +122,7 @@ def optimizer_setting(facts: Mapping[str, Any], name: str) -> float | None:
     """A hyperparameter of the recorded optimizers by its name in torch (``lr``), at the start: the largest of
     all their groups; None if none of them has it as a number.
     """
-    values = []
+    values: list[Any] = []
     for settings in facts.get("optimizers") or ():
         value = settings.get(name) if isinstance(settings, Mapping) else None
         values += value if isinstance(value, list) else [value]

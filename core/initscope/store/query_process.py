@@ -201,7 +201,7 @@ def _database() -> duckdb.DuckDBPyConnection:
         "allow_community_extensions",
         "allow_persistent_secrets",
     )
-    settings = {
+    settings: dict[str, Any] = {
         "memory_limit": MEMORY,
         "threads": THREADS,
         "temp_directory": "",
@@ -250,7 +250,7 @@ def _value(value: Any, kind: pa.DataType) -> Any:
             if number(value) is not None
             else None
         )
-    wanted = {pa.int64(): int, pa.float64(): (int, float), pa.bool_(): bool, pa.string(): str}.get(
+    wanted: Any = {pa.int64(): int, pa.float64(): (int, float), pa.bool_(): bool, pa.string(): str}.get(
         kind, (list, tuple)
     )
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind != pa.bool_()):

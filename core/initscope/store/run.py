@@ -108,7 +108,8 @@ class Run:
     def config(self) -> RunConfig:
         """The validated configuration. Raises RunFolderError if the file is broken."""
         try:
-            return RunConfig.from_dict(self.json_file("config.json").get("config"))
+            found: Any = self.json_file("config.json").get("config")
+            return RunConfig.from_dict(found)
         except ConfigError as error:
             raise RunFolderError(
                 f"run {self.id}: config.json is not valid: {error}; delete the run, or correct the file"

@@ -118,6 +118,27 @@ def state(found: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _checked(key, value, _STATE.get(key)) for key, value in found.items()}
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise Wrong("true or false")
+    return value
+
+
+def _words(value: Any) -> list[str]:
+    if not isinstance(value, list):
+        raise Wrong("a list of texts")
+    return [text(item, MAX_NAME) for item in value[:1000]]
+
+
+_OF_KIND: dict[type, Callable[[Any], Any]] = {
+    int: _whole,
+    float: _number,
+    str: text,
+    bool: _flag,
+    tuple: _words,
+}
+
+
 def config(found: Any) -> dict[str, Any]:
     """The ``config`` of ``config.json``: known fields of their kind, whatever their range. Raises Wrong."""
     values = {} if found is None else dict(_object(found))
@@ -125,8 +146,7 @@ def config(found: Any) -> dict[str, Any]:
         option = OPTIONS.get(key)
         if option is None or (value is None and option.optional):
             continue
-        kind = {int: _whole, float: _number, str: text, bool: _flag, tuple: _words}[option.kind]
-        values[key] = _checked(key, value, kind)
+        values[key] = _checked(key, value, _OF_KIND[option.kind])
     return values
 
 
@@ -145,18 +165,6 @@ def _notes(value: Any) -> str:
     if not isinstance(value, str):
         raise Wrong("text")
     return "\n".join(text(line, LONGEST) for line in value[:100_000].splitlines())
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise Wrong("true or false")
-    return value
-
-
-def _words(value: Any) -> list[str]:
-    if not isinstance(value, list):
-        raise Wrong("a list of texts")
-    return [text(item, MAX_NAME) for item in value[:1000]]
 
 
 def _checked(key: str, value: Any, kind: Callable[[Any], Any] | None) -> Any:

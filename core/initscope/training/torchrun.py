@@ -14,6 +14,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -105,7 +106,8 @@ def what_happened(failures: Mapping[int, ProcessFailure], count: int) -> InitSco
         key=lambda rank: os.stat(failures[rank].error_file).st_mtime_ns,
     )
     if told and not killed:
-        kind, _, text = failures[told[0]].message["message"].partition(": ")
+        told_by: Any = failures[told[0]].message  # the error file's JSON, whatever torch's annotation says
+        kind, _, text = told_by["message"].partition(": ")
         return getattr(errors, kind, TrainingFailed)(text)
     rank = [*killed, *failures][0]
     code = failures[rank].exitcode

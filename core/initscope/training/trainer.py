@@ -166,8 +166,8 @@ class Training:
                 status is Status.FINISHED and self.position.step < self.total and not self._certain(recorder)
             ):
                 status = self._epoch(recorder)
-        if self.ranks.first:
-            self._finish(recorder, status)
+        if self.writer is not None:
+            self._finish(self.writer, recorder, status)
         return self.outcome
 
     def _tell(self, **changes: Any) -> None:
@@ -314,15 +314,15 @@ class Training:
 
     # -- the end
 
-    def _finish(self, recorder: Recorder, status: Status) -> None:
+    def _finish(self, writer: RunWriter, recorder: Recorder, status: Status) -> None:
         if not recorder.loss_finite:
             status, self.outcome = Status.FINISHED, Outcome.DIVERGED
         elif status is Status.STOPPED:
             # Stopped early, not having converged says nothing yet.
-            accuracy = self.writer.state.get("val_accuracy")
+            accuracy = writer.state.get("val_accuracy")
             so_far = self._judge(recorder, accuracy if isinstance(accuracy, float) else None)
             self.outcome = so_far if so_far is Outcome.CONVERGED else Outcome.UNDECIDED
-        self.writer.compact()
+        writer.compact()
         (self.run.path / "stop").unlink(missing_ok=True)
         if status is Status.FINISHED and self.config.checkpoint != "keep":
             self.checkpoint.path.unlink(missing_ok=True)
@@ -330,10 +330,10 @@ class Training:
             Basis.TRAINING_LOSS
             if self.outcome is Outcome.DIVERGED
             else Basis.VALIDATION
-            if "val_accuracy" in self.writer.state
+            if "val_accuracy" in writer.state
             else None
         )
-        self.writer.update(
+        writer.update(
             status=str(status),
             outcome=str(self.outcome),
             outcome_by=by and str(by),

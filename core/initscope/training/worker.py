@@ -74,7 +74,9 @@ def graceful_signals(run: Run) -> Iterator[None]:
         touch(run.path / "stop")
         signal.signal(number, before[number])
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    before: dict[int, Any] = {
+        number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield
     finally:

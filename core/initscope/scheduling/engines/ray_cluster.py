@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import signal
 import socket
@@ -62,7 +63,7 @@ class Cluster:
             )  # else Ray takes the machine's outer address for 127.0.0.1
         import ray
 
-        own = {
+        own: dict[str, Any] = {
             "num_cpus": slots(),
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
@@ -71,9 +72,9 @@ class Cluster:
         try:
             with self._reporting():
                 if self.address in OWN:
-                    ray.init(address="local", log_to_driver=False, logging_level="ERROR", **own)
+                    ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **own)
                 else:
-                    ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
+                    ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
         except (RuntimeError, OSError, ValueError) as error:
             raise EngineTrouble(
                 f"engine ray can neither start nor join a cluster here ({one_line(str(error))}); mend that, "
