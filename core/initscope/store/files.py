@@ -193,7 +193,7 @@ def process_alive(pid: int | None, created: float | None, birth: str | None = No
     ``birth`` is ``birth_of`` that process; where it is not known, ``created`` (seconds, as psutil tells)
     stands for it, which a clock that is set anew moves along.
     """
-    if not isinstance(pid, int) or not 0 < pid < 2**31:
+    if not isinstance(pid, int) or isinstance(pid, bool) or not 0 < pid < 2**31:
         return False
     try:
         process = psutil.Process(pid)
