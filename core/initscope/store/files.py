@@ -133,7 +133,7 @@ def optimizer_setting(facts: Mapping[str, Any], name: str) -> float | None:
     return max(known) if known else None
 
 
-LARGEST = 64_000_000
+LARGEST = 16_000_000
 """Bytes of a JSON file that is read: more is no file of ours."""
 
 

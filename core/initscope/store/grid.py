@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from initscope.store.parts import rows_of
+from initscope.store.parts import READ_BYTES, TooLarge, rows_of
 
 PIECE_ROWS = 1_000_000
 """Small files are read together until they have so many rows."""
@@ -96,6 +96,8 @@ def grid(table: pa.Table, metric: str) -> Grid:
         row = np.empty(int(used.max()) + 1, np.int64)
         row[ids] = np.arange(len(ids))
         at, place = np.unique(steps, return_inverse=True)
+        if 8 * len(ids) * len(at) > READ_BYTES:
+            raise TooLarge(f"{len(ids):,} layers at {len(at):,} steps, most of them without a row")
         shown = np.full((len(ids), len(at)), np.nan, np.float32)
         present = np.zeros(shown.shape, bool)
         shown[row[codes], place] = values

@@ -23,6 +23,10 @@ from initscope.store.files import replacing
 MERGE_AT = 32
 """So many neighbouring parts of equal size become one."""
 ROW_GROUP = 1_000_000
+READ_BYTES = 2 << 30
+"""No more than this is read into memory at once, as its footer tells before."""
+MAX_LAYERS = 50_000
+"""Names in a table; the largest networks have a few thousand weights."""
 
 _ARROW = {
     "int32": pa.int32(),
@@ -38,6 +42,10 @@ _HOLDS = b"initscope.parts"
 _KEYS = ("step", "epoch", "layer", "depth", "name")
 """Columns without which a row says nothing."""
 _PART = re.compile(rf"({'|'.join(TABLES)})-(\d{{8}})-(\d{{8}})\.parquet")
+
+
+class TooLarge(RunFolderError):
+    """Rows that do not fit into what may be read at once."""
 
 
 def part_name(table: str, first: int, last: int) -> str:
@@ -95,6 +103,8 @@ def opened(path: Path) -> pq.ParquetFile:
     """A parquet file whose pages are checked against their checksums: a flipped bit is an error, not a
     number.
     """
+    if os.path.islink(path) or os.path.islink(path.parent):
+        raise OSError(f"{path.name} is reached through a link")
     if not path.is_file():
         raise FileNotFoundError(path) if not path.exists() else OSError(f"{path.name} is not a regular file")
     return pq.ParquetFile(path, page_checksum_verification=True)
@@ -109,7 +119,7 @@ def rows_of(
 ) -> pa.Table:
     """The columns of ``table`` that are asked for, of the whole file, of one row group or of its ``first``
     rows, of the schema's types; a measurement that an older version did not make is null. Raises KeyError
-    without the columns that say which row it is, pyarrow's errors if a type does not fit.
+    without the columns that say which row it is, pyarrow's errors if a type does not fit, TooLarge.
     """
     wanted = (
         SCHEMAS[table] if columns is None else pa.schema([SCHEMAS[table].field(name) for name in columns])
@@ -121,6 +131,7 @@ def rows_of(
         )  # damaged: an older version has fewer columns, not others
     if missing := [name for name in wanted.names if name not in there and name in _KEYS]:
         raise KeyError(f"it has no column {missing[0]}")
+    refuse_what_is_too_large([file], wanted, group, first)
     if first:
         found = pa.Table.from_batches(
             [next(file.iter_batches(first, columns=there), pa.RecordBatch.from_pylist([], file.schema_arrow))]
@@ -136,8 +147,33 @@ def rows_of(
     for column in made:
         chunked = isinstance(column, pa.ChunkedArray) and pa.types.is_dictionary(column.type)
         for chunk in column.chunks if chunked else ():
+            if len(chunk.dictionary) > MAX_LAYERS:
+                raise TooLarge(f"{len(chunk.dictionary):,} names, and {MAX_LAYERS:,} at most are read")
             chunk.dictionary.validate(full=True)  # names must be text
     return pa.table(made, schema=wanted)
+
+
+def refuse_what_is_too_large(
+    files: Sequence[pq.ParquetFile], wanted: pa.Schema, group: int | None = None, first: int = 0
+) -> None:
+    """Raise TooLarge where columns, of whole files, of one row group of each or of their ``first`` rows,
+    would take more than READ_BYTES: a small file may hold very many equal rows, or very long names.
+    """
+    wide = sum(4 if pa.types.is_dictionary(field.type) else field.type.bit_width // 8 for field in wanted)
+    size = rows = 0
+    for file in files:
+        groups = range(file.metadata.num_row_groups) if group is None else (group,)
+        for found in (file.metadata.row_group(i) for i in groups):
+            names = (found.column(i) for i in range(found.num_columns))
+            rows += min(found.num_rows, first or found.num_rows)
+            size += sum(c.total_uncompressed_size for c in names if c.path_in_schema in wanted.names)
+            if first:
+                break
+    if max(rows * wide, size) > READ_BYTES:
+        raise TooLarge(
+            f"{rows:,} rows would take {max(rows * wide, size) / 1e9:.1f} GB of memory, and at most "
+            f"{READ_BYTES / 1e9:.1f} GB are read at once"
+        )
 
 
 def concatenate(

@@ -268,11 +268,11 @@ def _rows(runs: Runs, infos: Iterable[RunInfo], table: str) -> pds.Dataset | pa.
         folder = root / info.run
         live = parts(folder / "parts", table)  # before the compacted file, as every reader does
         final = folder / f"{table}.parquet"
-        if final.is_file():
+        if final.is_file() and not final.is_symlink():
             files.append(str(final))
-        if live:
+        if live and not (folder / "parts").is_symlink():
             through = holds_through(final)
-            files += [str(path) for _, last, path in live if last > through]
+            files += [str(path) for _, last, path in live if last > through and not path.is_symlink()]
     if not files:
         return schema.empty_table()
     checked = pds.ParquetFileFormat(

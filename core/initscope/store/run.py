@@ -28,7 +28,15 @@ from initscope.store.bucket import folder
 from initscope.store.files import alive, number, open_regular, read_small, stamp, touch, write_json
 from initscope.store.grid import Grid, Scan, grids
 from initscope.store.locks import claimed, editing
-from initscope.store.parts import SCHEMAS, held, opened, parts, rows_of
+from initscope.store.parts import (
+    SCHEMAS,
+    TooLarge,
+    held,
+    opened,
+    parts,
+    refuse_what_is_too_large,
+    rows_of,
+)
 
 CLAIM_SECONDS = 5.0
 """So long a deletion waits for a process that has said its last word and is about to end."""
@@ -391,26 +399,23 @@ class Run:
             yield piece
 
     def _retrying(self, table: str, look: Any) -> Any:
+        cannot = f"run {self.id}: {table} cannot be read"
         for _ in range(8):  # a part may be merged away between listing and opening: list again
             try:
                 return look()
             except FileNotFoundError:
                 continue
-            except (
-                pa.ArrowException,
-                OSError,
-                ValueError,
-                KeyError,
-                TypeError,
-                OverflowError,
-                MemoryError,
-            ) as error:
+            except TooLarge as error:
+                raise RunFolderError(f"{cannot}: {error}; query it, or export it as it is") from None
+            except (MemoryError, pa.ArrowMemoryError):
+                raise RunFolderError(f"{cannot}: this machine has too little memory left for it") from None
+            except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
                 # Damaged bytes come out of a parquet reader as almost anything.
                 raise RunFolderError(
-                    f"run {self.id}: {table} cannot be read, the file is damaged: {one_line(str(error))}; "
-                    "put back a copy of it, or delete the run"
+                    f"{cannot}, the file is damaged: {one_line(str(error))}; put back a copy of it, or "
+                    "delete the run"
                 ) from None
-        raise RunFolderError(f"run {self.id}: {table} cannot be read: its parts keep moving; try again")
+        raise RunFolderError(f"{cannot}: its parts keep moving; try again")
 
     def _files(self, table: str, after: int) -> list[tuple[pq.ParquetFile, int]]:
         """The files that hold rows beyond part number ``after``, in order, each with the number of its last
@@ -438,10 +443,11 @@ class Run:
 
     def _read(self, table: str, after: int, columns: Sequence[str] | None) -> tuple[pa.Table, int]:
         files = self._files(table, after)
-        bare = [rows_of(file, table, columns) for file, _ in files]
         wanted = (
             SCHEMAS[table] if columns is None else pa.schema([SCHEMAS[table].field(name) for name in columns])
         )
+        refuse_what_is_too_large([file for file, _ in files], wanted)
+        bare = [rows_of(file, table, columns) for file, _ in files]
         return (pa.concat_tables(bare).unify_dictionaries() if bare else wanted.empty_table()), max(
             [after, *(end for _, end in files)]
         )
