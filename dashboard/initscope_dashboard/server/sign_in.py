@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import html
+from collections import Counter
 from urllib.parse import parse_qs, quote
 
 import streamlit as st
@@ -14,10 +15,9 @@ from starlette.routing import Route
 from initscope_dashboard.server import access
 
 PAUSE_SECONDS = 0.5
-"""Passwords are tried one at a time, with this pause after a wrong one: at most 172,800 guesses a day,
-whoever makes them.
-"""
+"""A wrong password is answered after so long for each wrong one that its address is waiting to hear of."""
 MOST_WAITING = 8
+"""Wrong passwords of one address that are held; those beyond are told at once to come again."""
 LONGEST_BODY = 4096
 
 _PAGE = """<!doctype html>
@@ -41,8 +41,8 @@ button {{ border: 0; color: #fff; background: light-dark(#2B4C7E, #4575B8); curs
 <p role="alert">{message}</p>
 </form></body></html>"""  # noqa: E501
 
-_turn: asyncio.Lock | None = None
-_waiting = 0
+_waiting: Counter[str] = Counter()
+"""Wrong passwords by address, while their answers wait."""
 
 
 def path(name: str) -> str:
@@ -79,14 +79,10 @@ async def sign_in(request: Request) -> Response:
                 return PlainTextResponse("too long", 413)
     except ClientDisconnect:
         return Response(status_code=400)  # nobody is there to read it
-    if _waiting >= MOST_WAITING:
-        return form(
-            request, "Many passwords are being tried at this moment. Wait a little, then try again.", 429
-        )
     given = parse_qs(body.decode("utf-8", "replace")).get("password", [""])[0]
-    role = await _try(given)
+    role = access.policy().role_of(given)
     if role is None:
-        return form(request, "That is not the password.", 403)
+        return await _refused(request)
     access.sessions.end(request.cookies.get(access.cookie_name(), ""))  # one browser, one session
     answer = RedirectResponse(local(request.query_params.get("next", "/")), 303)
     answer.set_cookie(
@@ -101,19 +97,23 @@ async def sign_in(request: Request) -> Response:
     return answer
 
 
-async def _try(given: str) -> access.Role | None:
-    """The password's role, after whoever came before."""
-    global _turn, _waiting
-    _turn = _turn or asyncio.Lock()  # made here, where the event loop is
-    _waiting += 1
+async def _refused(request: Request) -> Response:
+    """The answer to a wrong password, the later the more of them its address sends. A right one never waits:
+    whoever guesses, also from behind the same proxy, keeps nobody out.
+    """
+    address = request.client.host if request.client else ""
+    if _waiting.get(address, 0) >= MOST_WAITING:
+        return form(
+            request, "That is not the password, and many are being tried. Wait a little, then try again.", 429
+        )
+    _waiting[address] += 1
     try:
-        async with _turn:
-            role = access.policy().role_of(given)
-            if role is None:
-                await asyncio.sleep(PAUSE_SECONDS)
-            return role
+        await asyncio.sleep(PAUSE_SECONDS * _waiting[address])
     finally:
-        _waiting -= 1
+        _waiting[address] -= 1
+        if not _waiting[address]:
+            del _waiting[address]
+    return form(request, "That is not the password.", 403)
 
 
 async def sign_out(request: Request) -> Response:
