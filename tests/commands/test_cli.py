@@ -233,6 +233,7 @@ def test_a_run_that_fails_ends_with_status_one(runs, cli):
         ("train --batch-norm perhaps", "true or false"),
         ("train --config /no/such.json", "cannot read /no/such.json"),
         ("train --config .", "cannot read ."),
+        ("train --config /dev/zero", "it is larger than 1,000,000 bytes"),
         ("train --device mps", "not available"),
         ("train --name a\nb", "name must be text"),
         ("train --nope a\nb", "unknown argument '--nope'"),
@@ -344,6 +345,16 @@ def test_any_name_can_be_shown_on_any_terminal(runs, cli):
     )
     assert made.returncode == 0, made.stderr
     assert runs.get(made.stdout.strip()).config().name == "ü 名"
+
+
+def test_names_move_no_cursor_and_settings_are_not_ignored(runs, cli):
+    runs.create({"name": "a", "init": "custom"}, Status.FINISHED, source="recorder")
+    asked = cli("query", "SELECT '\x1b[31mred\x1b[0m\x07' AS name FROM runs")
+    assert asked.status == 0 and asked.out.splitlines()[-1] == r"\x1b[31mred\x1b[0m\x07"
+    refused = cli("sweep", "--inits", "default", "--seeds", "1", INITSCOPE_SLOTS="abc")
+    assert refused.status == 2 and "INITSCOPE_SLOTS must be a whole number from 1, not 'abc'" in refused.err
+    other = cli("runs", "--runs", os.fsdecode(b"/tmp/\xff\xfe"))
+    assert other.status == 2 and "a name in UTF-8" in other.err and len(other.err.splitlines()) == 1
 
 
 def test_a_reader_that_has_seen_enough(runs):

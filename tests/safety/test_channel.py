@@ -149,5 +149,13 @@ def test_what_pages_do_send_is_let_through():
         ({"rerun_script": {}}, "rerun_script"),
         ({"stop_script": True}, "stop_script"),
         ({"app_heartbeat": True}, "app_heartbeat"),
+        ({"backend_operation_request": {"deferred_file": {"file_id": "x"}}}, "deferred_file"),
+        ({"backend_operation_request": {"dataframe_chunk": {"source_id": "x"}}}, "dataframe_chunk"),
     ):
         assert websocket_filter.request(asking(**message)) == asked in websocket_filter.ASKED
+
+
+def test_operations_that_no_page_asks_for_are_not_let_through():
+    for operation in ({"install_skills": {}}, {"dismiss_skills_nudge": {}}, {}):
+        asked = websocket_filter.request(asking(backend_operation_request=operation))
+        assert asked is not None and asked not in websocket_filter.ASKED

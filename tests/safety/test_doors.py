@@ -303,6 +303,8 @@ def test_a_password_opens_one_session(locked):
     assert ask(locked, "/api/stream?run=the-secret-run", Cookie=cookie)[0] == 200
     other = signed_in(locked, READER)
     assert other != cookie
+    status, headers, _ = ask(locked, "/sign-out")  # as a link on another site asks: without the strict cookie
+    assert status == 303 and "set-cookie" not in {name.lower() for name in headers}
     assert ask(locked, "/sign-out", Cookie=cookie)[0] == 303
     assert ask(locked, "/live", Cookie=cookie)[0] == 401 and not opens(locked, Cookie=cookie), (
         "ended on the server, not only in the browser"

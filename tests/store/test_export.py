@@ -114,6 +114,21 @@ def test_tensorboard_shows_no_point_where_nothing_was_measured(odd, tmp_path):
     assert [(e.step, str(e.value)) for e in log.Scalars("steps/loss")][1:] == [(2, "inf"), (4, "nan")]
 
 
+def test_no_name_is_a_formula_in_csv(runs, tmp_path):
+    """A layer may be called anything in a run that comes from elsewhere; JSON keeps what it is called."""
+    model = nn.ModuleDict({"=1+1": nn.Linear(4, 2)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, runs=runs.root) as recorder:
+        loss = model["=1+1"](torch.rand(8, 4)).square().mean()
+        loss.backward()
+        optimizer.step()
+        recorder.step(loss)
+    folder = export(recorder.run, "csv", tmp_path / "csv")
+    assert list(pd.read_csv(folder / "layers.csv")["layer"]) == ["'=1+1"]
+    path = export(recorder.run, "json", tmp_path / "run.json")
+    assert json.loads(path.read_text())["layers"]["layer"] == ["=1+1"]
+
+
 def test_mistakes_are_one_line_and_nothing_is_half_written(odd, tmp_path, capsys, monkeypatch):
     (tmp_path / "there").mkdir()
     (tmp_path / "file").write_text("")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,16 @@ from initscope.errors import ConfigError, one_line
 from initscope.store import Runs, default_root
 
 DEFAULT_PRESET = "quick"
+LONGEST_CONFIG = 1_000_000
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a file or pipe. Raises OSError for more than a config can be (``/dev/zero``)."""
+    with open(path, "rb") as file:
+        data = file.read(LONGEST_CONFIG + 1)
+    if len(data) > LONGEST_CONFIG:
+        raise OSError(errno.EFBIG, f"it is larger than {LONGEST_CONFIG:,} bytes")
+    return data
 
 
 def config_from(given: argparse.Namespace) -> RunConfig:
@@ -25,7 +36,7 @@ def config_from(given: argparse.Namespace) -> RunConfig:
     stated: set[str] = set()
     if given.config:
         try:
-            saved = json.loads(Path(given.config).read_bytes())
+            saved = json.loads(_read(Path(given.config)))
         except OSError as error:
             raise ConfigError(
                 f"cannot read {given.config}: {error.strerror or error}; check the path and who may read it"

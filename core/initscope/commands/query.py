@@ -41,6 +41,8 @@ def _plain(value: Any) -> Any:
 
 
 def _cell(value: Any) -> str:
-    return (
-        "" if value is None else f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
-    )
+    """A value as one line that moves no cursor: control characters are escaped."""
+    if value is None or isinstance(value, float):
+        return "" if value is None else f"{value:.4g}"
+    line = " ".join(str(value).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 
+from initscope.errors import ConfigError
+
 
 def slots() -> int:
     """How many processor threads may train at once: ``INITSCOPE_SLOTS``, else the cores this process may
-    use.
+    use. Raises ConfigError for a setting that is no whole number from 1.
     """
-    wanted = os.environ.get("INITSCOPE_SLOTS", "")
-    return (
-        max(1, int(wanted))
-        if wanted.isdecimal()
-        else len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1
-    )
+    wanted = os.environ.get("INITSCOPE_SLOTS", "").strip()
+    if wanted:
+        if not (wanted.isascii() and wanted.isdecimal() and int(wanted[:9]) > 0):
+            raise ConfigError(f"INITSCOPE_SLOTS must be a whole number from 1, not {wanted[:40]!r}")
+        return int(wanted[:9])
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processes_of(config: object) -> int:

@@ -84,6 +84,10 @@ class Runs:
             if url
             else Path(unquote(given.removeprefix("file://")) if given.startswith("file://") else given)
         )
+        try:
+            str(self.root).encode()
+        except UnicodeEncodeError:  # parquet files have their paths in UTF-8
+            raise ConfigError(f"the folder of runs must have a name in UTF-8, not {given!r}") from None
         self.shown = shown or url or str(self.root)
         self._store = store_of(self.root)
         self._index = Index(self.root)

@@ -51,13 +51,18 @@ def export(run: Run, form: str, output: str | Path) -> Path:
     return output
 
 
+def csv_text(words: str) -> str:
+    """A cell that no spreadsheet takes for a formula: names may come from a stranger."""
+    return f"'{words}" if words.startswith(("=", "+", "-", "@", "\t", "\r")) else words
+
+
 def to_csv(run: Run, folder: Path) -> None:
     """``steps.csv``, ``epochs.csv`` and ``layers.csv``, and ``metrics.csv`` if there are any, columns as in
     ``initscope.schema``.
     """
     folder.mkdir()
     for name, table in _tables(run).items():
-        plain = pa.table({column: _plain(table[column]) for column in table.column_names})
+        plain = pa.table({column: _for_csv(table[column]) for column in table.column_names})
         pa.csv.write_csv(plain, folder / f"{name}.csv")
 
 
@@ -116,8 +121,22 @@ def _tables(run: Run) -> dict[str, pa.Table]:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Without dictionary encoding, which CSV does not know."""
+    """Without dictionary encoding, which neither CSV nor JSON knows."""
     return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+
+
+def _for_csv(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not pa.types.is_dictionary(column.type):
+        return column
+    return pa.chunked_array(
+        [
+            pa.DictionaryArray.from_arrays(
+                chunk.indices, [csv_text(name) for name in chunk.dictionary.to_pylist()]
+            ).cast(pa.string())
+            for chunk in column.chunks
+        ],
+        pa.string(),
+    )
 
 
 FORMATS: dict[str, Callable[[Run, Path], None]] = {

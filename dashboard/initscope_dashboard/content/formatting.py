@@ -142,7 +142,10 @@ def escape(name: str) -> str:
 
 
 def markdown(name: str) -> str:
-    """A person's text for Streamlit markdown: every character that could mean something is escaped."""
+    """A person's text for Streamlit markdown: every character that could mean something is escaped, and no
+    address becomes a link, which the renderer looks for after escapes are gone.
+    """
+    name = re.sub(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=\S)(?=@)", "\u2060", name)
     return "".join("\\" + char if char in r"\`*_{}[]()<>#+-.!|~$:&" else char for char in name)
 
 

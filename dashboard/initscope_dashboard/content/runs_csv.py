@@ -10,10 +10,9 @@ from typing import Any
 
 from initscope.config.run_config import OPTIONS
 from initscope.store import RunInfo
+from initscope.store.export import csv_text
 
 FIRST = ("run", "name", "status", "outcome", "error", "loss", "accuracy", "tags", "created")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What spreadsheets take for the beginning of a formula."""
 
 
 def text(infos: Sequence[RunInfo]) -> str:
@@ -40,12 +39,10 @@ def _own(info: RunInfo) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> Any:
-    """Numbers as they are; words so that no spreadsheet computes them: a run's name may come from a
-    stranger.
-    """
+    """Numbers as they are; words so that no spreadsheet computes them."""
     if value is None:
         return ""
     if isinstance(value, (bool, int, float)):
         return value
     words = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    return f"'{words}" if words.startswith(_FORMULA) else words
+    return csv_text(words)

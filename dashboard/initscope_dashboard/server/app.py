@@ -30,6 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from initscope import permission
 from initscope.errors import ConfigError, InitScopeError
+from initscope.resources.slots import slots
 from initscope.scheduling import launcher
 from initscope.store import Runs
 from initscope_dashboard.browser import assets
@@ -56,6 +57,7 @@ def around_the_pages() -> dict[str, Any]:
     """
     try:
         settings.settle()
+        slots()
         if access.policy().open and settings.others_come() and not permission.read_only():
             raise ConfigError(
                 f"this server is to answer others (server.address {st.get_option('server.address')}, hosts "

@@ -117,8 +117,13 @@ async def _refused(request: Request) -> Response:
 
 
 async def sign_out(request: Request) -> Response:
-    """End the session here, not only in the browser."""
-    access.sessions.end(request.cookies.get(access.cookie_name(), ""))
+    """End the session here, not only in the browser. A link on another site ends none: with it the browser
+    sends no strict cookie, and is then not told to forget it either.
+    """
+    session = request.cookies.get(access.cookie_name())
+    if session is None:
+        return RedirectResponse(path("/sign-in"), 303)
+    access.sessions.end(session)
     answer = RedirectResponse(path("/sign-in"), 303)
     answer.delete_cookie(access.cookie_name(), path=path("/"))
     return answer

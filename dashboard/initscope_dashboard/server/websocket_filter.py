@@ -17,8 +17,10 @@ from initscope_dashboard.server.streamlit_internals import BackMsg
 
 LARGEST = 1_000_000
 """Bytes of a message; a page's own take some thousand."""
-ASKED = ("rerun_script", "stop_script", "app_heartbeat", "backend_operation_request")
-"""What pages ask for. Streamlit would also clear caches, look at the git repository and take files."""
+ASKED = ("rerun_script", "stop_script", "app_heartbeat", "deferred_file", "dataframe_chunk")
+"""What pages ask for; the last two are operations of a ``backend_operation_request``. Streamlit would also
+clear caches, look at the git repository, take files and install skills for programming assistants.
+"""
 
 
 def only_readable(receive: Receive, send: Send) -> Receive:
@@ -55,4 +57,7 @@ def request(data: bytes | None) -> str | None:
                 return None
     except (DecodeError, ValueError, RecursionError):
         return None
-    return message.WhichOneof("type")
+    asked = message.WhichOneof("type")
+    if asked == "backend_operation_request":
+        return message.backend_operation_request.WhichOneof("payload") or "nothing"
+    return asked
