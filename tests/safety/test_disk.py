@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -211,3 +212,30 @@ def test_nothing_is_loaded_that_could_run():
                 if called == "exec" and "config/factory_code.py" not in where:  # a file that its owner named
                     found.append(where)
     assert found == []
+
+
+NO_LOG = """
+import resource, signal, sys
+from initscope.store import Run
+from initscope.training.worker import work
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+print(work(Run(sys.argv[1])))
+"""
+
+
+def test_a_log_that_cannot_be_written_ends_nothing(runs: Runs, tiny, tmp_path: Path) -> None:
+    run = runs.create(tiny(max_steps=3))
+    (run.path / "log.txt").touch()
+    os.truncate(run.path / "log.txt", 500_000)  # as large as a file may become in that process
+    done = subprocess.run([sys.executable, "-c", NO_LOG, run.path], capture_output=True, text=True)
+    assert done.returncode == 0 and run.state()["status"] == "finished", done.stderr
+    assert done.stderr.count("log.txt is not written any more: File too large") == 1
+    assert "Traceback" not in done.stderr
+
+    other = runs.create(tiny(max_steps=3))
+    (tmp_path / "mine").write_text("mine")
+    (other.path / "log.txt").unlink(missing_ok=True)
+    (other.path / "log.txt").symlink_to(tmp_path / "mine")
+    done = subprocess.run([sys.executable, "-c", NO_LOG, other.path], capture_output=True, text=True)
+    assert (tmp_path / "mine").read_text() == "mine", "nothing is written through a link"
