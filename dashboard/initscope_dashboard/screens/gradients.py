@@ -107,7 +107,13 @@ def picture() -> None:
     )
     with st.expander("Numbers"):
         table = heatmap.layer_table(cells)
-        form = "percent" if metric in formatting.LINEAR_METRICS else "%.2e"
+        form = (
+            "percent"
+            if metric in formatting.LINEAR_METRICS
+            else "%.3g"
+            if metric == "stable_rank"
+            else "%.2e"
+        )
         st.dataframe(
             table,
             hide_index=True,
