@@ -140,6 +140,9 @@ LAYER_METRICS: tuple[str, ...] = tuple(
 )
 """Measured columns of the layers table, in file order."""
 
+SELDOM = frozenset({"stable_rank"})
+"""Metrics that are taken of few of the recorded steps: in all others every layer's value is null."""
+
 MISSING = -1e30
 """Stands for "not measured" on the way to disk, where it becomes null; no metric takes this value."""
 

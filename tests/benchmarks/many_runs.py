@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from initscope.config.run_config import RunConfig, quick
-from initscope.schema import LAYER_METRICS, Outcome, Status
+from initscope.schema import LAYER_METRICS, SELDOM, Outcome, Status
 from initscope.store import Run, Runs, write_json
 from initscope.store.parts import SCHEMAS, concatenate, part_name, write_table
 
@@ -39,6 +39,8 @@ TRAINS = ("kaiming_normal", "orthogonal", "lsuv")
 PAIR = ("default", "kaiming_normal")
 SWEEP = 10
 """Runs of a sweep: two initializations, five seeds each."""
+THOROUGHLY_EVERY = 100
+"""Recorded steps of which one has the metrics that are taken seldom."""
 TOGETHER = 20_000
 """Steps of a long run that are made at once."""
 VGG16 = (
@@ -205,6 +207,8 @@ def _write_layers(
                 * drift[:, None]
                 * np.exp(random.normal(0, 0.15 if kind != 2 else 0.001, (len(step), count)))
             )
+            if LAYER_METRICS[kind] in SELDOM:
+                grid = np.where(step[:, None] % THOROUGHLY_EVERY == 0, grid, np.nan)
             values.append(np.clip(grid, 0, 0.95) if LAYER_METRICS[kind] == "dead_fraction" else grid)
         if broken:
             gone = step >= steps - max(1, steps // 10)
@@ -222,7 +226,10 @@ def _write_layers(
             layer,
             np.tile(depth, len(step)),
             kinds,
-            *(grid.ravel().astype(np.float32) for grid in values),
+            *(
+                pa.array(grid.ravel().astype(np.float32), from_pandas=metric in SELDOM)
+                for metric, grid in zip(LAYER_METRICS, values, strict=False)
+            ),
             nonfinite,
         ]
         pieces.append(_table("layers", columns))

@@ -154,11 +154,12 @@ def test_an_answer_on_paper_names_its_sides_and_leaves_the_launcher_out(page: Pa
 
 
 def test_what_a_metric_is_stands_under_its_name(page: Page, server: Server) -> None:
-    """Signal, error signal and update ratio, which no textbook names so."""
+    """Signal, error signal, update ratio and stable rank, which no textbook names so."""
     help_of: dict[str, Any] = {
         "Signal": "what is left of the input",
         "Error signal": "what is left of the error on its way back",
         "Update ratio": "|w_after - w_before| / |w_before|",
+        "Stable rank": "1 if one direction holds all its gain",
     }
     page.goto(server.url + "/gradients")
     settle(page)

@@ -7,11 +7,15 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
+from torch import nn
 
+from initscope.__main__ import main
 from initscope.comparison.compare import SIGNIFICANT, compare, gradient_ratios, judge_rates
 from initscope.comparison.statistics import fisher_exact, newcombe
 from initscope.config.run_config import RunConfig
 from initscope.errors import ConfigError, RunFolderError
+from initscope.recording.recorder import Recorder
 from initscope.schema import LAYER_METRICS, Outcome, Status, Verdict
 from initscope.store import Run, Runs, RunWriter
 from tests.store.test_store import DEPTHS, KINDS, NAMES
@@ -90,8 +94,8 @@ def test_the_contracts_keys_and_sentence(made):
     )
     assert answer.changed_fields == {"init": ["default", "kaiming_normal"]}
     assert answer.layers == [
-        {"layer": "conv1_1", "log10_grad_ratio": pytest.approx(5, abs=1e-5)},
-        {"layer": "fc3", "log10_grad_ratio": pytest.approx(0, abs=1e-5)},
+        {"layer": "conv1_1", "called": "conv1_1", "log10_grad_ratio": pytest.approx(5, abs=1e-5)},
+        {"layer": "fc3", "called": "fc3", "log10_grad_ratio": pytest.approx(0, abs=1e-5)},
     ]
     assert answer.runs == {"a": [run.id for run in a], "b": [run.id for run in b]}
 
@@ -285,3 +289,27 @@ def test_foreign_runs_can_be_compared_and_unreadable_ones_are_named(made, runs):
     for a, b in ((custom, good), (good, custom)):
         answer = compare([a], [b])
         assert answer.headline and len(answer.headline.splitlines()) == 1
+
+
+def test_numbered_layers_are_called_by_what_they_are(tmp_path, capsys):
+    """Layers of a Sequential, in the evidence of a comparison; of networks that differ, both sides'."""
+    runs = {}
+    for hidden in (16, 8):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, hidden), nn.Tanh(), nn.Linear(hidden, 3))
+        with Recorder(model, torch.optim.SGD(model.parameters(), 0.1), runs=tmp_path, quiet=True) as recorder:
+            loss = model(torch.randn(6, 4)).square().mean()
+            loss.backward()
+            recorder.step(loss)
+        runs[hidden] = recorder.run
+    called = [row["called"] for row in gradient_ratios([runs[16]], [runs[8]])]
+    assert called == [
+        "layer 0 (Linear 4 to 16) against layer 0 (Linear 4 to 8)",
+        "layer 2 (Linear 16 to 3) against layer 2 (Linear 8 to 3)",
+    ]
+    assert [row["called"] for row in gradient_ratios([runs[8]], [runs[8]])] == [
+        "layer 0 (Linear 4 to 8)",
+        "layer 2 (Linear 8 to 3)",
+    ]
+    assert main(["compare", runs[16].id, runs[8].id, "--runs", str(tmp_path)]) == 0
+    assert "layer 2 (Linear 16 to 3) against layer 2 (Linear 8 to 3) first-step" in capsys.readouterr().out

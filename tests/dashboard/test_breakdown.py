@@ -13,9 +13,9 @@ from torch import nn
 from initscope import Recorder
 from initscope.diagnosis.diagnose import diagnose
 from initscope.schema import Status
+from initscope.store.layer_names import layer_names
 from initscope_dashboard.content import headlines
 from initscope_dashboard.content.breakdown import breakdown
-from initscope_dashboard.content.layer_names import layer_names
 from initscope_dashboard.figures import heatmap
 
 

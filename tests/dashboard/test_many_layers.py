@@ -12,8 +12,9 @@ import pytest
 
 from initscope.config.run_config import RunConfig
 from initscope.schema import LAYER_METRICS
-from initscope.store import Run, Runs, RunWriter, parts
-from initscope_dashboard.content import formatting
+from initscope.store import Run, Runs, RunWriter, grid, parts
+from initscope_dashboard import loaders
+from initscope_dashboard.content import formatting, headlines
 from initscope_dashboard.figures import base, blocks, heatmap, ratio, rows
 from initscope_dashboard.widgets import plot
 
@@ -182,8 +183,6 @@ def test_one_spike_in_a_thousand_steps_is_seen_and_ordinary_noise_is_not(spike):
 
 
 def test_a_map_read_in_pieces_is_the_map_of_the_whole(runs: Runs, monkeypatch: pytest.MonkeyPatch):
-    from initscope.store import grid
-
     rng = np.random.default_rng(1)
     values = 10 ** rng.normal(0, 1, (997, 12))
     values[rng.random(values.shape) < 0.02] = math.nan
@@ -226,6 +225,45 @@ def test_layers_that_come_late_or_miss_steps_are_read_by_name(runs: Runs):
     np.testing.assert_allclose(found.z, [[0, 1, nan, 3], [nan, 1, 2, 3], [nan, nan, nan, 3]], rtol=1e-6)
     assert not found.bad.any()
     assert run.head("layers")["layer"].to_pylist() == ["a"]
+
+
+def test_a_metric_that_is_taken_seldom_has_columns_only_where_it_was_taken(runs: Runs, monkeypatch):
+    """One step in a hundred, read in pieces of which some hold none: no empty columns, true moments, and the
+    headline, the curve and "worst" are of what was taken.
+    """
+    run = runs.create(RunConfig())
+    values = np.full((950, 4), -1.0)
+    taken = np.arange(0, 950, 100)
+    values[taken] = np.array([40.0, -1, 8.0, 3.0])  # the second layer, a norm, has none
+    values[taken, 0] = 40.0 * 0.8 ** np.arange(10)
+    values[200, 3] = math.nan
+    write(run, values, VGG[:4], flush_every=60)
+    monkeypatch.setattr(grid, "PIECE_ROWS", 1)
+    monkeypatch.setenv("INITSCOPE_RUNS", str(runs.root))
+    cells = loaders.cells(run.id, "stable_rank")
+    np.testing.assert_array_equal(cells.steps, taken)
+    np.testing.assert_allclose(cells.z[0], np.log10(values[taken, 0]), rtol=1e-6)
+    assert cells.per == 1 and np.isnan(cells.z[1]).all() and not cells.bad[1].any()
+    assert list(np.flatnonzero(cells.bad[3])) == [2]
+    assert [step for step, _ in cells.moments] == [0, 500, 900]
+    assert headlines.first_step(cells) == (
+        "At the first step the stable rank is smallest at conv2_2: 3; it falls most at conv1_1, from 40 to "
+        "5.37 at step 900."
+    )
+    assert len(loaders.one_layer(run.id, "conv1_1", "stable_rank")) == 10
+    worst = rows.choose([cells._replace(bad=np.zeros_like(cells.bad))], rows.View(order="worst")).layers
+    assert worst[::-1][:2] == ["conv2_2", "conv2_1"] and worst[0] == "conv1_2", "what has none is no worst"
+    drawn = heatmap.heatmap(cells)
+    assert drawn.layout.xaxis.title.text == "step · one recorded step in a hundred"
+    assert len(loaders.cells(run.id, "grad_norm").steps) > 100, "other metrics keep theirs"
+
+
+def test_a_seldom_metric_that_was_never_taken_is_said_to_be_missing(runs: Runs, monkeypatch):
+    run = runs.create(RunConfig())
+    write(run, np.full((3, 4), -1.0), VGG[:4])
+    monkeypatch.setenv("INITSCOPE_RUNS", str(runs.root))
+    cells = loaders.cells(run.id, "stable_rank")
+    assert headlines.first_step(cells) == "Stable rank was not measured in this run."
 
 
 def test_a_run_without_rows_has_no_map_and_no_head(runs: Runs):

@@ -86,33 +86,6 @@ def test_models_that_cannot_be_recorded(tmp_path):
     )
 
 
-@pytest.mark.filterwarnings("ignore")  # torch.jit's own
-def test_models_whose_weights_cannot_be_followed(tmp_path):
-    """What would be wrong or fatal in the loop is refused before it: scripted modules, weights spread over
-    processes.
-    """
-    scripted = nn.Sequential(nn.Linear(2, 2), torch.jit.script(net()))
-    refused(
-        tmp_path,
-        ConfigError,
-        r"^1 was made by torch.jit.script .* record the model it was made from",
-        lambda: Recorder(scripted, runs=tmp_path),
-    )
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        from torch.distributed.fsdp import FullyShardedDataParallel
-
-        spread = FullyShardedDataParallel(net(), use_orig_params=True, device_id=torch.device("cpu"))
-        refused(
-            tmp_path,
-            RecordingError,
-            "spread over processes .* DistributedDataParallel",
-            lambda: Recorder(spread, runs=tmp_path),
-        )
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 def test_losses_that_are_no_number(tmp_path):
     model = net()
     for loss, why in (

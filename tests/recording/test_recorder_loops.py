@@ -799,6 +799,50 @@ def test_a_compiled_pass_that_would_leave_a_trace_is_not_repeated(tmp_path):
     assert "torch.Generator" in recorder.run.state()["facts"]["shadow_pass"]["failed"]
 
 
+@pytest.mark.parametrize("scripted", ["part", "all", "traced"])
+def test_scripted_modules_are_passed_over(tmp_path, scripted):
+    """They take no hooks: what is left is measured, and of nothing at all the loss is recorded."""
+    x, y = torch.randn(12, 6), torch.randn(12, 3)
+
+    def train(recorded):
+        torch.manual_seed(0)
+        first = nn.Sequential(nn.Linear(6, 5), nn.Tanh())
+        model = nn.Sequential(first, nn.Linear(5, 3))
+        with pytest.warns(FutureWarning, match="deprecated"):
+            if scripted == "part":
+                model[0] = torch.jit.script(first)
+            else:
+                model = torch.jit.script(model) if scripted == "all" else torch.jit.trace(model, x)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        losses, expected = [], []
+        with (
+            pytest.warns(UserWarning, match="made by torch.jit") if recorded else nullcontext(),
+            Recorder(model, optimizer, runs=tmp_path) if recorded else nullcontext() as recorder,
+        ):
+            for _ in range(9):
+                optimizer.zero_grad()
+                loss = F.mse_loss(model(x), y)
+                loss.backward()
+                expected.append(list(model.parameters())[2].grad.double().norm().item())
+                optimizer.step()
+                losses.append(loss.item())
+                if recorded:
+                    recorder.step(loss)
+        return losses, [p.detach().clone() for p in model.parameters()], expected, recorder
+
+    bare, recorded = train(False), train(True)
+    assert bare[0] == recorded[0] and all(map(torch.equal, bare[1], recorded[1]))
+    run = recorded[3].run
+    assert [row["loss"] for row in run.read("steps").to_pylist()] == pytest.approx(bare[0], rel=1e-6)
+    rows = run.read("layers").to_pylist()
+    assert {row["layer"] for row in rows} == ({"1"} if scripted == "part" else set())
+    assert [row["grad_norm"] for row in rows] == pytest.approx(bare[2] if rows else [], rel=1e-5)
+    state = run.info().state
+    assert state["status"] == "finished" and "recording_error" not in state["facts"]
+    named = "0 are" if scripted == "part" else "the model are"
+    assert state["facts"]["not_measured"].startswith(f"the layers of {named} not measured")
+
+
 def test_data_parallel_and_copies(tmp_path):
     """A wrapper that only calls the model: names are the model's own."""
     plain = Plain(twin := mlp(), MLP)

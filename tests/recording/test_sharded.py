@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from initscope.diagnosis.diagnose import diagnose
 from initscope.recording.recorder import Recorder
 from initscope.store import Runs
 
@@ -69,25 +70,98 @@ WORKER = """
 """  # noqa: E501
 
 
-@pytest.mark.parametrize(("how", "world"), [("fully_shard", 2), ("fully_shard", 4), ("tensor", 2)])
-def test_parts_add_up_to_the_whole(tmp_path, how, world):
+FLAT = """
+    import os, sys, torch, torch.nn.functional as F
+    import torch.distributed as dist
+    from torch import nn
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from initscope.recording.recorder import Recorder
+    torch.set_num_threads(1)
+    rank, original, folder = int(sys.argv[1]), sys.argv[2] == "original", sys.argv[3]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    x, y = torch.load(f"{folder}/batch.pt")
+    def train(recorded):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 4))
+        model = FullyShardedDataParallel(model, use_orig_params=original, device_id=torch.device("cpu"))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        recorder, losses = Recorder(model, optimizer, runs=f"{folder}/runs").__enter__() if recorded else None, []
+        for _ in range(9):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x[rank::2]), y[rank::2])
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            if recorder is not None:
+                assert recorder.step(loss)
+        if recorder is not None:
+            recorder.__exit__(None, None, None)
+            assert (recorder.run is None) == (rank > 0)
+        return losses, [p.detach().clone() for p in model.parameters()], torch.get_rng_state()
+    bare, recorded = train(False), train(True)
+    assert bare[0] == recorded[0]
+    assert all(map(torch.equal, bare[1], recorded[1])) and torch.equal(bare[2], recorded[2])
+    print(*bare[0])
+    dist.barrier()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)
+"""  # noqa: E501
+
+
+def start(script, tmp_path, ranks, *arguments):
+    """Real processes that run ``script`` with their rank, ``arguments`` and the folder; they are given one
+    batch.
+    """
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(12, 8, generator=generator), torch.randint(4, (12,), generator=generator)
     torch.save((x, y), tmp_path / "batch.pt")
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'core'}", "OMP_NUM_THREADS": "1"}
-    script = textwrap.dedent(WORKER)
-    workers = [
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", script, str(rank), str(world), how, str(tmp_path)],
+            [sys.executable, "-c", textwrap.dedent(script), str(rank), *arguments, str(tmp_path)],
             env=environment,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(world)
+        for rank in range(ranks)
     ]
-    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0] * world
-    assert all(output.split() == ["1", "0", "1", "0"] for output in outputs), "one all-reduce a recorded step"
+
+
+@pytest.mark.parametrize("kept", ["original", "flat"])
+def test_flat_parameters_are_recorded_by_their_loss(tmp_path, kept):
+    """FullyShardedDataParallel: no layer can be told, and the training goes on, with its loss recorded."""
+    workers = start(FLAT, tmp_path, 2, kept)
+    outputs = [worker.communicate(timeout=300) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    told = [errors.count("no layers are measured") for _, errors in outputs]
+    assert told == [1, 0], "one line, of the process that records"
+    (info,) = Runs(tmp_path / "runs").list()
+    run = Runs(tmp_path / "runs").get(info.run)
+    steps = run.read("steps").to_pylist()
+    assert [row["loss"] for row in steps] == pytest.approx([*map(float, outputs[0][0].split())], rel=1e-6)
+    assert {row["learning_rate"] for row in steps} == {0.1}
+    assert run.read("layers").num_rows == 0
+    assert (info.status, info.outcome, info.state["facts"]["targets"]["kind"]) == (
+        "finished",
+        "undecided",
+        "classes",
+    )
+    assert "recording_error" not in info.state["facts"]
+    assert "No layers are measured" in diagnose(run).remedy.text
+
+
+@pytest.mark.parametrize(("how", "world"), [("fully_shard", 2), ("fully_shard", 4), ("tensor", 2)])
+def test_parts_add_up_to_the_whole(tmp_path, how, world):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(12, 8, generator=generator), torch.randint(4, (12,), generator=generator)
+    workers = start(WORKER, tmp_path, world, str(world), how)
+    outputs = [worker.communicate(timeout=300) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * world, outputs
+    assert all(output.split() == ["1", "0", "1", "0"] for output, _ in outputs), (
+        "one all-reduce a recorded step"
+    )
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 13), nn.ReLU(), nn.Linear(13, 4))

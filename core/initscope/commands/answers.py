@@ -39,9 +39,8 @@ def compare_command(given: argparse.Namespace) -> dict[str, Any]:
             print(result.warning)
         for row in result.layers:
             ratio = row["log10_grad_ratio"]
-            where = f"{row['layer']} to {row['layer_b']}" if "layer_b" in row else row["layer"]
             print(
-                f"  {where:12} first-step gradient B/A: "
+                f"  {row['called']:12} first-step gradient B/A: "
                 f"{'undefined' if ratio is None else f'10^{ratio:+.1f}'}"
             )
     return result.to_dict()

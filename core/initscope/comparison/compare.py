@@ -26,6 +26,7 @@ from initscope.outcome import MIN_STEPS, Basis
 from initscope.schema import Outcome, Status, Verdict
 from initscope.store import Run, RunInfo
 from initscope.store.files import number
+from initscope.store.layer_names import layer_names
 
 SAME_RUN = (*INNOCENT_FIELDS, "stop_when_certain")
 """Fields in which a run that repeats another may differ from it."""
@@ -331,16 +332,20 @@ def pair_layers(a: Sequence[str], b: Sequence[str]) -> tuple[list[tuple[str, str
 
 def gradient_ratios(a: Sequence[Run], b: Sequence[Run], metric: str = "grad_norm") -> list[dict[str, Any]]:
     """For every pair of layers: log10 of the first recorded step's gradient norm, b over a, median over runs;
-    ``layer_b`` where it has another name.
+    ``layer_b`` where it has another name. ``called``: the pair for a person, "layer 0 (Linear 64 to 16)".
 
     None where a gradient is zero or not finite.
     """
     first_a, first_b = _first_step(a, metric), _first_step(b, metric)
     pairs, _ = pair_layers(list(first_a), list(first_b))
+    called_a, called_b = (
+        layer_names(first, runs[0].state() if runs else {}) for first, runs in ((first_a, a), (first_b, b))
+    )
     return [
         {
             "layer": x,
             **({"layer_b": y} if x != y else {}),
+            "called": " against ".join(dict.fromkeys((called_a[x], called_b[y]))),
             "log10_grad_ratio": _difference(_median_log(first_b[y]), _median_log(first_a[x])),
         }
         for x, y in pairs

@@ -45,6 +45,8 @@ def remedy(cause: Cause, signals: RunSignals, findings: Mapping[str, Finding]) -
     config has.
     """
     text, changes = _REMEDIES[cause](signals, findings)
+    if unmeasured := signals.facts.get("not_measured"):
+        text += f" {unmeasured[0].upper()}{unmeasured[1:]}."
     ours = "learning_rate" in signals.config
     changes = {
         key: value

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -152,6 +153,8 @@ class CompiledCall:
 def numbered_modules(model: nn.Module) -> Iterator[tuple[nn.Module, list, list]]:
     """(module, its children, its parameters) of each module: what ``structure_changed`` compares with."""
     for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # cannot change, and shows other objects each time
         yield module, list(module._modules.values()), list(module._parameters.values())
 
 

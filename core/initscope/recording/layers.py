@@ -38,6 +38,7 @@ DEFAULT_KINDS = ("conv", "linear", "embedding", "recurrent", "attention", "other
 """All but ``norm`` and ``activation``, whose few weights scale what the layers before them computed."""
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
 """Path segments by which torch wraps a module that keeps its meaning."""
+_FLAT = "FullyShardedDataParallel"
 _LISTED = 12
 """Names that an error message lists."""
 
@@ -80,22 +81,11 @@ def find_layers(
     ``patterns``: shell patterns (``"blocks.*.attn*"``), matched with the names; a name of a module chooses
     what is inside, too. ``kinds``: families (``KINDS``) or classes in lower case (``"conv2d"``). Without
     ``kinds``: ``DEFAULT_KINDS``, or everything that ``patterns`` name. Raises ConfigError if nothing is left,
-    and says what there is.
+    and says what there is. Of what cannot be measured (``unmeasured``) there are none.
     """
-    scripted = next(
-        (
-            clean(path) or "the model"
-            for path, module in model.named_modules()
-            if isinstance(module, torch.jit.ScriptModule)
-        ),
-        None,
-    )
-    if scripted is not None:
-        raise ConfigError(
-            f"{scripted} was made by torch.jit.script or trace, whose layers cannot be watched; record the "
-            "model it was made from"
-        )
-    everything = _all_layers(model)
+    everything = [] if is_flat(model) else _all_layers(model)
+    if not everything and unmeasured(model) is not None:
+        return []
     if not everything:
         classes = sorted({type(module).__name__ for module in model.modules()})
         raise ConfigError(f"nothing to record: the model has no layer with weights, only {_few(classes)}")
@@ -124,6 +114,35 @@ def find_layers(
     return [layer for layer in chosen if any(_matches(layer.name, pattern) for pattern in patterns)]
 
 
+def unmeasured(model: nn.Module) -> str | None:
+    """Which layers of ``model`` nobody can measure, why, and what to do, in one sentence; None if there are
+    none.
+    """
+    if is_flat(model):
+        return (
+            "no layers are measured, only loss, learning rate and outcome: FullyShardedDataParallel makes "
+            "one flat parameter of several weights, in which no layer's can be told; shard the model with "
+            "torch.distributed.fsdp.fully_shard, or record it under DistributedDataParallel"
+        )
+    for path, module in model.named_modules():
+        if is_scripted(module):
+            return (
+                f"the layers of {clean(path) or 'the model'} are not measured: it was made by "
+                "torch.jit.script or trace, whose layers cannot be watched; record the model it was made from"
+            )
+    return None
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Whether ``module`` was made by ``torch.jit.script`` or ``trace``: it takes no hooks."""
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def is_flat(model: nn.Module) -> bool:
+    """Whether several weights of ``model`` are pieces of one parameter (``FullyShardedDataParallel``)."""
+    return any(base.__name__ == _FLAT for module in model.modules() for base in type(module).__mro__)
+
+
 def is_normalization(module: nn.Module) -> bool:
     """Whether ``module`` is a batch, layer, group, instance or RMS norm, torch's or anybody's, by its class
     name.
@@ -149,8 +168,8 @@ def _all_layers(model: nn.Module) -> list[Layer]:
     projections = {id(m.out_proj): m for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     for path, module in model.named_modules():
         name = clean(path)
-        if isinstance(module, nn.utils.parametrize.ParametrizationList):
-            continue  # its parameters belong to the layer
+        if isinstance(module, nn.utils.parametrize.ParametrizationList) or is_scripted(module):
+            continue  # its parameters belong to the layer, or to code that takes no hooks
         weights = list(_weights(module))
         if not weights:
             continue

@@ -43,7 +43,14 @@ from initscope.recording.calls import LayerCall, ProducerIndex, StepCalls
 from initscope.recording.grad_scaler import LossScale
 from initscope.recording.guard import guarded, raise_fault
 from initscope.recording.hooks import CompiledCall, Handle, Undo, hook, numbered_modules, structure_changed
-from initscope.recording.layers import Layer, find_layers, is_activation, is_normalization
+from initscope.recording.layers import (
+    Layer,
+    find_layers,
+    is_activation,
+    is_normalization,
+    is_scripted,
+    unmeasured,
+)
 from initscope.recording.quantities import OF_WEIGHTS, Weight
 from initscope.recording.quantities.gradient_norm import unscaled
 from initscope.recording.reading import StepMeasurements, WeightNumbers
@@ -182,6 +189,10 @@ class LayerMeter:
                 self.kinds.append(layer.kind)
                 self._calls.append(StepCalls())
             self._layer_of[i] = layer
+        self.unmeasured = unmeasured(self.model)
+        """Which layers cannot be measured, and why; None if all can."""
+        self.loss_only = self.unmeasured is not None and not self._layer_of
+        """Whether no layer can be measured: then only the outermost module and the optimizers are hooked."""
         self._known = list(numbered_modules(self.model))
         self._executed = {}
         self._roles = self._assign_roles()
@@ -210,8 +221,9 @@ class LayerMeter:
 
     def _discover(self) -> None:
         """Follow a change: layers, parameters or hooks that are new, gone or others."""
-        if not structure_changed(self._known) and not any(
-            isinstance(h, Handle) and h.lost for h in self._on_modules
+        if self.loss_only or (
+            not structure_changed(self._known)
+            and not any(isinstance(h, Handle) and h.lost for h in self._on_modules)
         ):
             return
         try:
@@ -247,10 +259,12 @@ class LayerMeter:
         self._on_modules = handles = []
         if self.follows_another:
             return
-        for module in [*dict.fromkeys([self.model, *self._rows_of])]:
+        for module in [] if self.loss_only else [*dict.fromkeys([self.model, *self._rows_of])]:
             handles.append(hook(module, FORWARD_PRE_HOOKS, self._before_module))
-        for module in self._roles:
+        for module in () if self.loss_only else self._roles:
             handles.append(hook(module, FORWARD_HOOKS, self._after_module))
+        if is_scripted(self.outer):
+            return
         if compiled_call(self.outer) is not None:
             handles.append(CompiledCall(self.outer, self._after_model))
         else:
@@ -286,6 +300,8 @@ class LayerMeter:
             if not self._follow(parameter):
                 waiting.append(i)
         self._waiting = waiting
+        if self.loss_only:
+            return
         self._others = [p for p in self._others if not self._follow(p)]
 
     def _follow(self, parameter: nn.Parameter) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from initscope.networks.inits import fans
-from initscope.recording.layers import Layer, is_normalization
+from initscope.recording.layers import Layer, is_flat, is_normalization
 from initscope.recording.meter import LayerMeter
 from initscope.recording.tensors import is_dense, is_readable, tensors_of
 from initscope.torch_internals import saved_names
@@ -66,7 +66,7 @@ def weight_facts(model: nn.Module, meter: LayerMeter) -> dict[str, Any]:
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     weights = {layer.name: layer.weight for layer in meter.layers if layer.weight is not None}
     facts: dict[str, Any] = {
-        "parameters": total,
+        "parameters": None if is_flat(model) else total,  # of flat ones this process has its share alone
         "trainable_share": trainable / total if total else 0.0,
         "weights": {name: weight.numel() for name, weight in weights.items()},
         "layer_titles": {

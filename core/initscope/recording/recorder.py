@@ -52,7 +52,7 @@ from initscope.recording.model_facts import (
 )
 from initscope.recording.reading import HostCopy, StepMeasurements, layer_values, relative_signal
 from initscope.recording.targets import TargetLog, is_discriminator, observe
-from initscope.schema import Outcome, Status
+from initscope.schema import LAYER_METRICS, Outcome, Status
 from initscope.store import RECORDED, Run, Runs, RunWriter, own_process
 
 LOOK_AGAIN = 16
@@ -73,7 +73,6 @@ ROUNDING = 1e-6
 """An accuracy this much beyond 1 is 1."""
 
 
-_FLAT = "FullyShardedDataParallel"
 _WRITING = "writing rows"
 _TRYING = "looking at how the network is put together"
 
@@ -227,15 +226,17 @@ class Recorder:
             with self.guard("putting on its hooks"):
                 self.meter.__enter__()
             self._prepare_step()
+            self._tell_unmeasured()
             with self.guard("looking at the weights"):
                 if self.next_step == 0:
                     self.meter.on_forward = _weakly(self._look_at_output)
                     self._note_weights()
                 elif not self.owns_run:
                     self._restore_curve()
-            with self.guard(_TRYING):
-                self._inspection = Inspection(self.meter, _weakly(self._add_facts), self.next_step)
-                self.meter.on_pass = self._inspection.forward
+            if not self.meter.loss_only:
+                with self.guard(_TRYING):
+                    self._inspection = Inspection(self.meter, _weakly(self._add_facts), self.next_step)
+                    self.meter.on_pass = self._inspection.forward
         except BaseException as error:
             self._end(error)
             raise
@@ -621,6 +622,8 @@ class Recorder:
 
     def _check_order(self, loss: Any) -> None:
         """Help where ``step`` stands too early: before the backward pass, or between it and the update."""
+        if self.meter.loss_only:
+            return
         self._gradient_seen = self._gradient_seen or self.meter.backward_seen
         graph = isinstance(loss, Tensor) and loss.grad_fn is not None
         if not self._gradient_seen and self.meter.enabled and graph and self.meter.misses_gradients():
@@ -668,6 +671,9 @@ class Recorder:
             reading = self.meter.collect()
         if reading is None:
             self.meter.discard()
+        elif not reading.order:
+            reading = None
+            self._tell_unmeasured()
         waiting = [] if reading is None else reading.waiting
         sent = HostCopy(
             [math.nan if loss is None else loss, math.nan if accuracy is None else accuracy, *waiting]
@@ -720,16 +726,17 @@ class Recorder:
             self.writer.layers(pending.step, names, kinds, depths, layer_values(measured))
             self.relative_signal = relative_signal(measured)
             self.measured = [self.meter.names[i] for i in pending.reading.order], measured
-            self._note_nonfinite(pending.step, loss)
+            self._note_nonfinite(pending.step, loss, *self.measured)
+        elif self.meter.loss_only:
+            self._note_nonfinite(pending.step, loss, [], np.empty((len(LAYER_METRICS) - 1, 0)))
 
-    def _note_nonfinite(self, step: int, loss: float | None) -> None:
+    def _note_nonfinite(self, step: int, loss: float | None, names: list[str], measured: np.ndarray) -> None:
         """The fact ``first_nonfinite``: since which recorded step every one has held a NaN or an infinity,
         and in which tensor it was first.
 
         One that passes without harm to the loss is forgotten: under loss scaling gradients overflow by
         design.
         """
-        names, measured = self.measured
         found = first_nonfinite(loss, measured, names)
         harmed = loss is not None and not math.isfinite(loss)
         if found is None and self._nonfinite is not None and not self._nonfinite["loss"]:
@@ -797,6 +804,12 @@ class Recorder:
                 self._add_facts({"optimizers": optimizer_settings(self.meter.optimizers)})
             self._add_facts(weight_facts(self.model, self.meter))
             self.writer.update()
+
+    def _tell_unmeasured(self) -> None:
+        """Say once which layers no one can measure, on standard error and in the run's facts."""
+        if (why := self.meter.unmeasured) is not None:
+            self.guard.tell_once(why)
+            self._add_facts({"not_measured": why})
 
     def _look_at_output(self, inputs: tuple, kwargs: dict, output: Any) -> None:
         """Keep the output and, once it comes, the loss's gradient for it; of the first batch more is
@@ -927,13 +940,6 @@ def _check_model(model: nn.Module, meter: LayerMeter, guard: Guard) -> None:
     """Raise for weights that have no values or cannot be trained; warn of optimizers that train another
     model.
     """
-    if any(base.__name__ == _FLAT for module in model.modules() for base in type(module).__mro__):
-        raise RecordingError(
-            "the model's parameters are spread over processes as flat pieces of several weights "
-            "(FullyShardedDataParallel), in which no layer's "
-            "can be told; shard it with torch.distributed.fsdp.fully_shard, or record it under "
-            "DistributedDataParallel"
-        )
     empty = [
         layer.name
         for layer in meter.layers

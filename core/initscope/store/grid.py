@@ -4,7 +4,7 @@ no more memory than one of its row groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +69,22 @@ def grids(scan: Scan, metric: str) -> Iterator[Grid]:
             yield grid(table.slice(0, whole), metric)
     if held is not None and held.num_rows:
         yield grid(held, metric)
+
+
+def measured(pieces: Iterable[Grid]) -> Iterator[Grid]:
+    """``pieces`` without the steps at which no layer's value was taken; a piece without any other is left
+    out.
+    """
+    for piece in pieces:
+        taken = piece.present.any(axis=0)
+        if taken.any():
+            yield Grid(
+                piece.layers,
+                piece.depths,
+                piece.steps[taken],
+                piece.values[:, taken],
+                piece.present[:, taken],
+            )
 
 
 def grid(table: pa.Table, metric: str) -> Grid:

@@ -220,6 +220,7 @@ def first_step(cells: LayerMap) -> str:
         "signal_std": "the signal",
         "activation_grad_rms": "the error signal",
         "dead_fraction": "the share of dead units",
+        "stable_rank": "the stable rank",
     }.get(metric, metric)
     first, last = float(values[0]), float(values[-1])
     if not np.isfinite(values).all():
@@ -228,6 +229,8 @@ def first_step(cells: LayerMap) -> str:
     if metric in formatting.LINEAR_METRICS:
         worst = int(values.argmax())
         return f"{when} {what} is largest at {names[worst]}: {formatting.percent(float(values[worst]))}."
+    if metric == "stable_rank":
+        return _fewest_directions(cells, names, values, when)
     if not values.any():
         return f"{when} {what} is exactly zero in every layer: nothing can learn."
     if first == 0 or last == 0:
@@ -250,6 +253,27 @@ def first_step(cells: LayerMap) -> str:
         f"{when} {what} at {here} is "
         f"{formatting.decades(math.log10(ratio)).replace('equal', 'the same size')} "
         f"{'as' if abs(math.log10(ratio)) < 0.02 else 'than'} at {there}{verdict}."
+    )
+
+
+def _fewest_directions(cells: LayerMap, names: Sequence[str], values: np.ndarray, when: str) -> str:
+    """The layer whose gain spreads over the fewest directions at first, and the one that has lost the most
+    since.
+    """
+    least = int(values.argmin())
+    begins = (
+        f"{when} the stable rank is smallest at {names[least]}: {formatting.number(float(values[least]))}"
+    )
+    (first, before), (last, after) = cells.moments[0], cells.moments[-1]
+    lost = before / after
+    if last == first or not np.isfinite(lost).any():
+        return f"{begins}."
+    most = int(np.where(np.isfinite(lost), lost, -np.inf).argmax())
+    if lost[most] < 1.1:
+        return f"{begins}; up to step {formatting.count(last)} no layer's falls by a tenth."
+    return (
+        f"{begins}; it falls most at {cells.layers[most]}, from {formatting.number(float(before[most]))} to "
+        f"{formatting.number(float(after[most]))} at step {formatting.count(last)}."
     )
 
 

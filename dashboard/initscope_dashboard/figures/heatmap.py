@@ -13,14 +13,22 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from initscope.schema import COLUMN
+from initscope.schema import COLUMN, SELDOM
 from initscope.store.grid import Grid
 from initscope_dashboard.browser import theme
 from initscope_dashboard.content import formatting
 from initscope_dashboard.content.formatting import LINEAR_METRICS
 from initscope_dashboard.figures import base
 
-METRICS = ("grad_norm", "grad_rms", "update_ratio", "signal_std", "activation_grad_rms", "dead_fraction")
+METRICS = (
+    "grad_norm",
+    "grad_rms",
+    "update_ratio",
+    "signal_std",
+    "activation_grad_rms",
+    "dead_fraction",
+    "stable_rank",
+)
 """Metrics worth a map, the usual one first."""
 
 COLUMNS = 700
@@ -351,10 +359,12 @@ def special(drawn: go.Figure, cells: Any, mask: np.ndarray, color: str, name: st
 def finish(drawn: go.Figure, cells: Any) -> None:
     """Axes, block lines and the note on reduction that all maps share."""
     layers = cells.layers
+    seldom = cells.metric in SELDOM
+    kind = "such" if seldom else "recorded"
     words = (
-        "step"
+        f"step{' · one recorded step in a hundred' if seldom else ''}"
         if cells.per == 1
-        else f"step · each column: median of {cells.per:,} recorded steps, spikes kept"
+        else f"step · each column: median of {cells.per:,} {kind} steps, spikes kept"
     )
     drawn.update_layout(
         shapes=base.block_lines(layers, "y", theme.PAPER, 2 if len(layers) <= base.READABLE else 1),

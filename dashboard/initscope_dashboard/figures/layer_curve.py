@@ -17,6 +17,9 @@ from initscope_dashboard.figures import base
 from initscope_dashboard.figures.base import Subject
 from initscope_dashboard.figures.curves import POINTS, thin
 
+FEW = 30
+"""Points that are marked one by one."""
+
 
 class LayerCurve(NamedTuple):
     """``values`` holds NaN where the value was not finite; ``zeros`` and ``bad`` are the steps of exact zeros
@@ -85,7 +88,8 @@ def layer_curve(
         drawn.add_scatter(
             x=run.steps,
             y=run.values,
-            mode="lines",
+            mode="lines+markers" if len(run.steps) <= FEW else "lines",  # one point is no line
+            marker={"size": 6, "color": look.color},
             line={"color": look.color, "width": 1.6, "dash": look.dash},
             hovertemplate="%{fullData.name}: " + ("%{y:.1%}" if linear else "%{y:.3g}") + "<extra></extra>",
             **common,

@@ -50,14 +50,16 @@ def distance(cells: Cells) -> np.ndarray:
     columns.
 
     Gradients are measured from the layer nearest the output, which they reach first, the signal from the
-    layer nearest the input, update ratios from 1e-3. A NaN is worse than an exact zero, a zero worse than any
-    number.
+    layer nearest the input, update ratios from 1e-3, stable ranks from the largest there is. A NaN is worse
+    than an exact zero, a zero worse than any number.
     """
     z = cells.z.astype(np.float64)
     if cells.linear:
         off = z
     elif cells.metric == "update_ratio":
         off = np.abs(z - USUAL_UPDATE)
+    elif cells.metric == "stable_rank":
+        off = np.nanmax(z, initial=0.0) - z  # every one is at least 1
     else:
         side = z if cells.metric == "signal_std" else z[::-1]
         first = np.isfinite(side).argmax(axis=0)

@@ -14,7 +14,9 @@ import pyarrow as pa
 import streamlit as st
 
 from initscope.errors import RunFolderError
+from initscope.schema import SELDOM
 from initscope.store import Run, RunInfo
+from initscope.store.grid import measured
 from initscope.store.run import with_loss
 from initscope_dashboard.content import breakdown
 from initscope_dashboard.figures import heatmap
@@ -52,6 +54,10 @@ def frames(
 @st.cache_resource(max_entries=64, show_spinner=False)
 def _cells(path: str, metric: str, revision: tuple) -> heatmap.Cells | None:
     run = Run(path)
+    if metric in SELDOM:  # what is left is little enough to be held; of nothing left the map says so
+        taken = list(measured(run.grids(metric)))
+        if taken:
+            return heatmap.reduced(taken, metric, sum(piece.values.size for piece in taken))
     return heatmap.reduced(run.grids(metric), metric, run.count("layers"))
 
 

@@ -12,10 +12,10 @@ from initscope.config.catalog import init_title
 from initscope.errors import InitScopeError, RunFolderError
 from initscope.schema import COLUMN, Verdict
 from initscope.store import RunInfo
+from initscope.store.layer_names import layer_names
 from initscope_dashboard import loaders
 from initscope_dashboard.browser import theme
 from initscope_dashboard.content import comparison_choices, formatting, headlines
-from initscope_dashboard.content.layer_names import layer_names
 from initscope_dashboard.figures import bands, base, curves, depth, heatmap, ratio, rows
 from initscope_dashboard.widgets import empty_state, layer_view, seed_sweep, selection, snippet, tab
 from initscope_dashboard.widgets.plot import plot
@@ -149,8 +149,7 @@ def _evidence(result: Comparison) -> str:
 
 
 def _where(row: dict) -> str:
-    names = [row["layer"], *([row["layer_b"]] if "layer_b" in row else [])]
-    return formatting.markdown(" against ".join(layer_names(names, {}).values()))
+    return formatting.markdown(row["called"])
 
 
 def _pictures(result: Comparison) -> None:

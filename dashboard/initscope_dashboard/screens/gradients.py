@@ -6,9 +6,9 @@ import streamlit as st
 
 from initscope.errors import RunFolderError
 from initscope.schema import COLUMN
+from initscope.store.layer_names import layer_names
 from initscope_dashboard import loaders
 from initscope_dashboard.content import formatting, headlines
-from initscope_dashboard.content.layer_names import layer_names
 from initscope_dashboard.figures import base, heatmap, layer_curve, rows
 from initscope_dashboard.server import access, refresh_rate
 from initscope_dashboard.widgets import empty_state, layer_view, selection, tab
@@ -107,7 +107,13 @@ def picture() -> None:
     )
     with st.expander("Numbers"):
         table = heatmap.layer_table(cells)
-        form = "percent" if metric in formatting.LINEAR_METRICS else "%.2e"
+        form = (
+            "percent"
+            if metric in formatting.LINEAR_METRICS
+            else "%.3g"
+            if metric == "stable_rank"
+            else "%.2e"
+        )
         st.dataframe(
             table,
             hide_index=True,

@@ -21,7 +21,7 @@ HELP = (
     "Blocks are read from the layers' names. The worst layer is the one farthest, in decades, from what it "
     "should be: gradients from the layer "
     "nearest the output, the signal from the layer nearest the input, update ratios from 10⁻³; dead units "
-    "by their share; NaN and exact zero first."
+    "by their share, stable ranks by how low they are; NaN and exact zero first."
 )
 
 
