@@ -51,6 +51,7 @@ from initscope.recording.model_facts import (
     weight_facts,
 )
 from initscope.recording.reading import HostCopy, StepMeasurements, layer_values, relative_signal
+from initscope.recording.schedule import Schedule
 from initscope.recording.targets import TargetLog, is_discriminator, observe
 from initscope.schema import LAYER_METRICS, Outcome, Status
 from initscope.store import RECORDED, Run, Runs, RunWriter, own_process
@@ -59,8 +60,6 @@ LOOK_AGAIN = 16
 """After the first steps outputs are compared with targets again whenever 1 / LOOK_AGAIN more steps have been
 taken: some twelve times a doubling.
 """
-THOROUGHLY_EVERY = 100
-"""Of so many recorded steps one is measured with the costly quantities too."""
 HELD_STEPS = 16
 """Steps whose numbers wait until rows are made of them: many in a row find the code for it in the processor's
 cache, which a training step empties.
@@ -90,6 +89,8 @@ class _Pending:
     sent: HostCopy
     """Loss, accuracy, and what ``reading`` waits for."""
     has_loss: bool
+    awaited: bool
+    """Whether the loss is seen only now, from a device."""
 
 
 @dataclass
@@ -108,7 +109,9 @@ class _Mean:
 
 
 class Recorder:
-    """Writes one row a layer and one row of loss and accuracy for every ``every``-th optimizer step.
+    """Writes a row of loss and accuracy for each optimizer step, and a row a layer for those that tell: the
+    first 512, then ever fewer, and again all where something happens (``initscope.recording.schedule``). With
+    ``every`` both for every ``every``-th step: 1 misses nothing, and costs most.
 
     ``optimizer`` is needed for the update ratio and the learning rate; several go in a list. A new run named
     ``name`` is made in ``runs``, the folder of all runs. Names need not be unique: each run has an id of its
@@ -134,7 +137,7 @@ class Recorder:
         runs: str | Path | None = None,
         run: Run | None = None,
         writer: RunWriter | None = None,
-        every: int = 1,
+        every: int | None = None,
         tags: Sequence[str] = (),
         layers: str | Sequence[str] | None = None,
         kinds: str | Sequence[str] | None = None,
@@ -146,8 +149,9 @@ class Recorder:
     ):
         if not isinstance(model, nn.Module):
             raise ConfigError(f"a Recorder watches a torch.nn.Module, not {type(model).__name__}")
-        self.every = arguments.as_count("every", 1 if every is None else every, 1)
         self.next_step = arguments.as_count("step", step, 0)
+        every = None if every is None else arguments.as_count("every", every, 1)
+        self.schedule = Schedule(every, self.next_step)
         self._new_run = {"name": arguments.as_name(name), "tags": arguments.as_tags(tags)}
         self._own_config = arguments.as_config(config)
         # Absolute from now on: the loop may go to another folder.
@@ -403,9 +407,15 @@ class Recorder:
         with self.guard("looking at the loss", refuse=refuse):
             if loss is not None:
                 self._look_at_loss(loss)
-        if self.meter.enabled:
+        if self.meter.enabled or self.schedule.keeps_loss(self.next_step):
             with self.guard(_WRITING):
                 self._record(loss if whole is None else whole, accuracy, epoch)
+        if self._watches_events:
+            with self.guard("looking for events"):
+                self.schedule.saw_rate(self.next_step, self._learning_rate())
+                if loss is not None and not _on_device(loss):
+                    number = loss.detach() if isinstance(loss, Tensor) else loss
+                    self.schedule.saw_loss(self.next_step, float(number))
         self.next_step += 1
         self.meter.on_forward = (
             _weakly(self._look_at_output) if self._looking and self.next_step >= self._next_look else None
@@ -421,10 +431,14 @@ class Recorder:
             self._card.update(self)
         return self._goes_on(look=due)
 
+    @property
+    def _watches_events(self) -> bool:
+        """Not where weights are spread over processes: all of these have to measure the same steps."""
+        return self.schedule.every is None and not self.meter.sharded
+
     def _prepare_step(self) -> None:
-        """Decide by the step's number alone: a run that is resumed measures what an undisturbed one does."""
-        self.meter.enabled = self.next_step % self.every == 0
-        self.meter.thoroughly = self.next_step % (self.every * THOROUGHLY_EVERY) == 0
+        self.meter.enabled = self.schedule.measures(self.next_step)
+        self.meter.thoroughly = self.schedule.thoroughly(self.next_step)
 
     def _add_parts(self) -> bool:
         """A step in a process that records nothing: of weights that are spread over processes it adds its
@@ -667,20 +681,28 @@ class Recorder:
 
     def _record(self, loss: Tensor | float | None, accuracy: Tensor | float | None, epoch: int) -> None:
         reading = None
-        with self.guard(MEASURING):
-            reading = self.meter.collect()
-        if reading is None:
-            self.meter.discard()
-        elif not reading.order:
-            reading = None
-            self._tell_unmeasured()
+        if self.meter.enabled:
+            with self.guard(MEASURING):
+                reading = self.meter.collect()
+            if reading is None:
+                self.meter.discard()
+            elif not reading.order:
+                reading = None
+                self._tell_unmeasured()
         waiting = [] if reading is None else reading.waiting
         sent = HostCopy(
             [math.nan if loss is None else loss, math.nan if accuracy is None else accuracy, *waiting]
         )
         self._pending.append(
             _Pending(
-                self.next_step, epoch, self._learning_rate(), self.seconds, reading, sent, loss is not None
+                self.next_step,
+                epoch,
+                self._learning_rate(),
+                self.seconds,
+                reading,
+                sent,
+                loss is not None,
+                _on_device(loss),
             )
         )
         if reading is not None and self._inspection is not None:
@@ -710,6 +732,8 @@ class Recorder:
         loss, accuracy = float(loss) if pending.has_loss else None, self._share(float(accuracy))
         self._recent_accuracy.append(accuracy)
         self.writer.step(pending.step, pending.epoch, loss, accuracy, pending.learning_rate, pending.seconds)
+        if loss is not None and pending.awaited and self._watches_events:
+            self.schedule.saw_loss(self.next_step, loss)
         if loss is not None:
             self.last_loss = loss
             self.loss_finite = self.loss_finite and math.isfinite(loss)
@@ -889,12 +913,16 @@ def _silent_copy() -> Recorder:
     """A Recorder whose calls do nothing and which has no run."""
     made = object.__new__(Recorder)
     made.run = made.writer = None
-    made.recording, made.owns_run, made.next_step, made.every = False, True, 0, 1
+    made.recording, made.owns_run, made.next_step, made.schedule = False, True, 0, Schedule()
     made.meter = LayerMeter(nn.Linear(1, 1))
     made.meter.enabled = False
     made.guard = Guard()
     made._inside, made._began = True, 0.0
     return made
+
+
+def _on_device(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.device.type != "cpu"
 
 
 def _weakly(method: Callable) -> Callable:
