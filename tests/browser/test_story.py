@@ -13,18 +13,6 @@ from initscope.scheduling import launcher
 from initscope.store import Runs
 from tests.browser.conftest import Server, follow, settle
 
-PAGES = (
-    "/",
-    "/story",
-    "/guide",
-    "/live",
-    "/gradients",
-    "/compare",
-    "/probe",
-    "/diagnosis",
-    "/sweep",
-    "/model",
-)
 FIRST_CURVE = (
     "() => { const p = document.querySelector('.js-plotly-plot'); return p && p.data ? p.data[0].x.length : "
     "0 }"
@@ -139,19 +127,6 @@ def test_launch_watch_compare(page: Page, server: Server) -> None:
     for info in reversed(sweep):
         launcher.stop(runs, runs.get(info.run))
     wait_until(lambda: not any(info.live for info in runs.list()), 60, "the sweep stops")
-
-
-@pytest.mark.parametrize("width", [1280, 420])
-def test_every_page_stands(page: Page, server: Server, width: int) -> None:
-    """No exception box, no sideways scrolling, something to read; on a wide and a narrow window."""
-    page.set_viewport_size({"width": width, "height": 900})
-    for path in PAGES:
-        open_page(page, server, path)
-        expect(page.get_by_role("heading", level=1).first).to_be_visible()
-        overflow = page.evaluate(
-            "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        )
-        assert overflow <= 1, f"{path} is {overflow} pixels too wide at {width}"
 
 
 def test_a_mistyped_value_is_refused_beside_its_field(page: Page, server: Server) -> None:
