@@ -27,6 +27,7 @@ from initscope_dashboard.figures import (
     architecture,
     bands,
     base,
+    blocks,
     curves,
     depth,
     heatmap,
@@ -519,6 +520,11 @@ def test_ratios_times_and_shares_in_words():
         "–",
     ]
     assert formatting.fixed(2.3) == "2.30"
+
+
+def test_a_name_that_is_too_long_for_its_axis_keeps_what_tells_it_apart():
+    names = [f"layer {i} (Linear 64 to 64)" for i in (0, 2)]
+    assert blocks.short(names) == ["layer 0", "layer 2"] and blocks.short(names, 40) == names
 
 
 def test_names_are_shown_as_typed():

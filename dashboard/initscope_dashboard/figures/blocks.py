@@ -57,8 +57,8 @@ def groups(layers: Sequence[str]) -> list[str]:
 
 
 def short(names: Sequence[str], limit: int = 24) -> list[str]:
-    """Names for an axis: without the path that nearly all share, and no longer than ``limit`` (the middle is
-    left out).
+    """Names for an axis: without the path that nearly all share, and no longer than ``limit``: what stands
+    in parentheses is left out, then the middle.
     """
     shared = ""
     while len(names) > 1:
@@ -72,6 +72,7 @@ def short(names: Sequence[str], limit: int = 24) -> list[str]:
             break
         shared = head
     bare = [name.removeprefix(shared) for name in names]
+    bare = [name if len(name) <= limit else name.partition(" (")[0] for name in bare]
     return [
         name if len(name) <= limit else f"{name[: limit // 2 - 1]}…{name[-(limit // 2) :]}" for name in bare
     ]

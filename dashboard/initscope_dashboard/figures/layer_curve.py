@@ -65,12 +65,13 @@ def layer_curve(
     layer: str,
     metric: str = "grad_norm",
     *,
+    called: str = "",
     height: int = 300,
 ) -> go.Figure:
     """The curves on a logarithmic axis (a share: linear); zeros lie on the lower edge, NaN and infinity on
-    the upper.
+    the upper. ``called``: what a person calls the layer.
     """
-    title = f"{COLUMN[metric].title} of {formatting.escape(layer)} over time"
+    title = f"{COLUMN[metric].title} of {formatting.escape(called or layer)} over time"
     data = layer_curve_data(subjects, frames, layer, metric)
     if not data:
         return base.blank(

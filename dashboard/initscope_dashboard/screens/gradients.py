@@ -101,9 +101,9 @@ def picture() -> None:
     )
     curve = loaders.one_layer(info.run, layer, metric)
     plot(
-        layer_curve.layer_curve([base.subject(info)], {info.run: curve}, layer, metric),
+        layer_curve.layer_curve([base.subject(info)], {info.run: curve}, layer, metric, called=called[layer]),
         key="gradients-curve",
-        alt=f"{COLUMN[metric].title} of {layer} over the steps.",
+        alt=f"{COLUMN[metric].title} of {called[layer]} over the steps.",
     )
     with st.expander("Numbers"):
         table = heatmap.layer_table(cells)
