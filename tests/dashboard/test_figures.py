@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from initscope.comparison import survival
+from initscope.comparison.survival import Seen
 from initscope.config.run_config import RunConfig
 from initscope.config.shapes import inputs_and_classes
 from initscope.recording.recorder import Recorder
@@ -39,6 +41,7 @@ from initscope_dashboard.figures import (
     ratio,
     trainability,
 )
+from initscope_dashboard.figures import survival as survival_figure
 from initscope_dashboard.figures.base import Subject
 from initscope_dashboard.live import live_rows
 from initscope_dashboard.widgets.plot import plain
@@ -281,6 +284,25 @@ def test_the_ratio_marks_zeros_and_nan_of_either_side():
 )
 def test_runs_with_nothing_in_common_have_no_ratio(other):
     assert ratio.ratio_data(heatmap.heatmap_data(POWERS), heatmap.heatmap_data(other)) is None
+
+
+# -- when seeds leave chance
+
+
+def test_a_survival_curve_holds_its_stairs_band_and_marks():
+    """Three of four leave, one is stopped before the last; the other group left early, and stays at all."""
+    slow = survival.survival([Seen(10, True), Seen(20, False), Seen(30, True), Seen(30, True)])
+    data = survival_figure.survival_data({"default": slow, "mine": survival.survival([Seen(5, True)] * 2)})
+    assert [stairs.name for stairs in data] == ["PyTorch default", "mine"]
+    assert data[0].marks == ([20], [0.25])
+    assert data[1].curve.steps.tolist() == [0, 5, 30] and data[1].curve.share.tolist() == [0, 1, 1]
+    assert data[1].words[-1].startswith("100\u00a0% by step 30, 95 % band 34 to 100 %, 0 of 2")
+    drawn = survival_figure.survival({"default": slow})
+    assert [trace.name for trace in drawn.data if trace.showlegend is not False] == [
+        "PyTorch default (3 of 4)"
+    ]
+    assert {trace.line.shape for trace in drawn.data if trace.mode == "lines"} == {"hv"}
+    assert survival_figure.survival({}).layout.meta["blank"].startswith("Appears with")
 
 
 # -- layers at one moment, one layer over time

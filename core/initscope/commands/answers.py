@@ -29,6 +29,7 @@ def diagnose_command(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare_command(given: argparse.Namespace) -> dict[str, Any]:
+    from initscope.comparison import survival
     from initscope.comparison.compare import compare
 
     runs = runs_of(given)
@@ -37,6 +38,13 @@ def compare_command(given: argparse.Namespace) -> dict[str, Any]:
         print(result.headline)
         if result.warning:
             print(result.warning)
+        left = {
+            label: found
+            for label, side in zip(result.labels, "ab", strict=True)
+            if (found := survival.of_runs(runs, result.runs[side])) is not None
+        }
+        if left:
+            print(survival.sentence(left))
         for row in result.layers:
             ratio = row["log10_grad_ratio"]
             print(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from initscope.commands.given import config_from, runs_of
-from initscope.comparison import sweep
+from initscope.comparison import survival, sweep
 from initscope.config.pinning import pin
 from initscope.config.run_config import RunConfig
 from initscope.errors import TrainingFailed
@@ -42,8 +42,12 @@ def sweep_command(given: argparse.Namespace) -> dict[str, Any]:
     _tell_failures(infos)
     by = ("init", *[axis.field for axis in axes])
     rows = sweep.table(infos, by)
+    left = survival.curves(runs, infos, by)
+    for row in rows:
+        if (curve := left.get(tuple(row[field] for field in by))) is not None:
+            row |= {"left_chance": curve.left, "watched": curve.runs, "half_left_by": curve.half}
     if not given.json:
-        _print_rows(rows, by)
+        _print_rows(rows, by, left)
         if len(axes) == 2:
             print("\n".join(trainability.sentences(base, rows, inits, axes)))
     return {"sweep": name, "rows": rows}
@@ -101,11 +105,15 @@ def _tell_failures(infos: Sequence[RunInfo]) -> None:
         print(told, file=sys.stderr)
 
 
-def _print_rows(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> None:
+def _print_rows(
+    rows: Sequence[dict[str, Any]], by: Sequence[str], left: Mapping[tuple, survival.Survival]
+) -> None:
     for row in rows:
         cell = "  ".join(f"{field} {row[field]}" for field in by)
         silent = f"; {row['undecided']} undecided" if row["undecided"] else ""
+        curve = left.get(tuple(row[field] for field in by))
+        soon = f"; {survival.phrase(curve)}" if curve is not None else ""
         print(
             f"{cell}: {row['converged']} of {row['runs']} converged (95 % interval {100 * row['low']:.0f} "
-            f"to {100 * row['high']:.0f} %{silent})"
+            f"to {100 * row['high']:.0f} %{silent}){soon}"
         )

@@ -10,9 +10,9 @@ Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
 
 
-def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
+def wilson(successes: float, trials: float, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval for a rate (Wilson 1927); (0, 1) for no trials. Right also at 0 of n and n of
-    n.
+    n. Of an estimated rate the trials are an effective number, whole or not.
     """
     if trials == 0:
         return 0.0, 1.0

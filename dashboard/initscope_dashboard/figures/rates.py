@@ -51,6 +51,7 @@ def rates(rows: Sequence[Mapping[str, Any]], *, title: str = "Share of runs that
         tickvals=ticks,
         ticktext=[formatting.percent(t) for t in ticks],
         title={"text": "converged, with 95 % interval"},
+        automargin=True,
     )
     drawn.update_yaxes(type="category", automargin=True, range=[-0.6, len(ordered) - 0.25])
     return drawn

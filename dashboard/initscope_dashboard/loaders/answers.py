@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Sequence
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import streamlit as st
 
-from initscope.comparison.compare import Comparison, compare
+from initscope.comparison import survival
+from initscope.comparison.compare import Comparison, compare, distinct
 from initscope.config.run_config import RunConfig
 from initscope.diagnosis.diagnose import Diagnosis, diagnose
 from initscope.diagnosis.thresholds import Thresholds
-from initscope.errors import InitScopeError, QueryError
+from initscope.errors import InitScopeError, QueryError, RunFolderError
 from initscope.schema import Verdict
 from initscope.store import Run, RunInfo
 from initscope.store.query import Answer
@@ -56,6 +58,27 @@ def latest_comparison(infos: Sequence[RunInfo]) -> Comparison | None:
     except InitScopeError:
         return None  # a run was deleted or is damaged: its row in the table says so
     return found if found.verdict != Verdict.UNDECIDED else None
+
+
+@st.cache_resource(max_entries=2000, show_spinner=False)
+def _left_at(path: str, chance: float, batch: int, revision: tuple) -> int | None:
+    rows = Run(path).read("steps", list(survival.COLUMNS))
+    return survival.left_at(*(rows[name].to_numpy() for name in survival.COLUMNS), chance, batch)
+
+
+def left_chance(members: Sequence[RunInfo]) -> dict[str, survival.Survival]:
+    """{initialization: how many of its seeds have left chance by step n}; runs that cannot be read, or of
+    which chance is not known, are left out.
+    """
+    groups: dict[str, list[survival.Seen]] = {}
+    for member in distinct(members):
+        known, run = survival.chance_of(member), Run(runs().root / member.run)
+        if known is not None:
+            with contextlib.suppress(RunFolderError):  # damaged: the list of runs says so
+                left = _left_at(str(run.path), *known, run.revision())
+                groups.setdefault(member.init, []).append(survival.seen(member, left))
+    curves = {init: survival.survival(group) for init, group in groups.items()}
+    return {init: curve for init, curve in curves.items() if curve is not None}
 
 
 @st.cache_resource(max_entries=128, show_spinner=False)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 import streamlit as st
 
-from initscope.comparison import network_study, sweep
+from initscope.comparison import network_study, survival, sweep
 from initscope.comparison.compare import Comparison
 from initscope.comparison.statistics import p_text, wilson
 from initscope.config import catalog
@@ -18,6 +18,7 @@ from initscope_dashboard import loaders
 from initscope_dashboard.browser import theme
 from initscope_dashboard.content import formatting, headlines
 from initscope_dashboard.figures import bands, rates
+from initscope_dashboard.figures import survival as survival_figure
 from initscope_dashboard.figures import trainability as maps
 from initscope_dashboard.server import access
 from initscope_dashboard.widgets import launch_form, seed_sweep, tab
@@ -218,6 +219,7 @@ def _seeds(members: list[RunInfo], rows: list[dict]) -> None:
         key="rates",
         alt="Share of runs that converged for each initialization, with 95 % intervals",
     )
+    _leaving(members)
     inits = list(dict.fromkeys(info.init for info in members))
     groups = {
         init: list(loaders.frames([i.run for i in members if i.init == init], "steps").values())
@@ -236,6 +238,19 @@ def _seeds(members: list[RunInfo], rows: list[dict]) -> None:
             bands.bands(groups, "accuracy", classes=classes),
             key="band_accuracy",
             alt="Training accuracy over seeds: median and range",
+        )
+
+
+def _leaving(members: list[RunInfo]) -> None:
+    """When the seeds leave chance, if ever: what a count at the end does not tell."""
+    curves = loaders.left_chance(members)
+    words = survival.sentence({catalog.init_title(init): curve for init, curve in curves.items()})
+    plot(survival_figure.survival(curves), key="left_chance", alt=f"{survival_figure.TITLE}. {words}")
+    if curves:
+        st.caption(
+            f"{formatting.markdown(words)} A seed has left chance once the mean training accuracy of "
+            f"{survival.WINDOW} batches is clearly above guessing. A tick: a run was watched no longer and "
+            "had not left. Kaplan and Meier's estimate, pointwise."
         )
 
 
