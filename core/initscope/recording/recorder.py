@@ -911,13 +911,9 @@ class Recorder:
 
 def _silent_copy() -> Recorder:
     """A Recorder whose calls do nothing and which has no run."""
-    made = object.__new__(Recorder)
-    made.run = made.writer = None
-    made.recording, made.owns_run, made.next_step, made.schedule = False, True, 0, Schedule()
-    made.meter = LayerMeter(nn.Linear(1, 1))
-    made.meter.enabled = False
-    made.guard = Guard()
-    made._inside, made._began = True, 0.0
+    made = Recorder(nn.Embedding.from_pretrained(torch.zeros(1, 1), freeze=False))  # draws no random number
+    made.forsake()
+    made._inside, made._began = True, time.monotonic()
     return made
 
 
