@@ -284,7 +284,7 @@ def test_the_card(tmp_path):
         )
     assert "finished after 4 steps: undecided" in recorder._repr_html_()
     assert (
-        "not finite" in weakest_line((["a"], recorder.measured[1][:, :1] * math.nan), {})
+        "not finite" in weakest_line((["a"], recorder.rows.measured[1][:, :1] * math.nan), {})
         and weakest_line(None, {}) == ""
     )
     assert (

@@ -68,13 +68,13 @@ class LiveCard:
                 else "has not begun: use it in a with block"
             )
             return f'<div style="{_BOX}">This Recorder {text}.</div>'
-        state = recorder.writer.state if recorder.writer is not None else {}
+        state = recorder._writer.state if recorder._writer is not None else {}
         name = str((recorder._new_run.get("name") if recorder.owns_run else "") or run.id)
         lines = [
             f"<b>{html.escape(name)}</b> · {html.escape(standing(state))}",
             sparkline(state.get("curve") or ()),
             html.escape(loss_line(state)),
-            html.escape(weakest_line(recorder.measured, state)),
+            html.escape(weakest_line(recorder.rows.measured, state)),
         ]
         if error := (state.get("facts") or {}).get("recording_error"):
             lines.append(f'<span style="color:{_VERMILION}">Recording: {html.escape(str(error))}</span>')
