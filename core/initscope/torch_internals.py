@@ -36,6 +36,7 @@ __all__ = [
     "gradient_hooks",
     "holds_compiled",
     "in_function_transform",
+    "is_compiled_step",
     "is_watched",
     "loss_scale",
     "norm_all",
@@ -132,6 +133,13 @@ def holds_compiled(module: nn.Module) -> bool:
     """Whether ``module`` was compiled, in place or as what ``torch.compile`` gives."""
     children: Mapping[str, nn.Module | None] = module._modules
     return "_orig_mod" in children or compiled_call(module) is not None
+
+
+def is_compiled_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether somebody has put a compiled function in place of this optimizer's ``step``: it calls no
+    hooks.
+    """
+    return hasattr(vars(optimizer).get("step"), "_torchdynamo_orig_callable")
 
 
 def loss_scale(scaler: torch.amp.GradScaler) -> Tensor | None:

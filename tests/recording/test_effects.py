@@ -121,11 +121,13 @@ def test_a_copy_of_a_recorder_records_nothing_and_leaves_the_run_alone(tmp_path)
     net = nn.Linear(4, 2)
     with Recorder(net, runs=tmp_path, quiet=True) as recorder:
         net.recorder = recorder
+        before = torch.get_rng_state()
         for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
             assert twin.recorder.step(torch.tensor(1.0)) is True
             twin.recorder.sync()
             twin.recorder.validate(loss=1.0)
             del twin.recorder
+        assert torch.equal(torch.get_rng_state(), before)
         loss = net(torch.randn(3, 4)).square().mean()
         loss.backward()
         recorder.step(loss)

@@ -76,7 +76,7 @@ def test_a_cell_that_runs_again_closes_what_it_left_open(tmp_path, runs):
     assert len(infos) == 5 and sorted(info.state["facts"].get("left_open", "") for info in infos)[-1]
     assert all(info.status == "stopped" and info.state["step"] == 3 for info in infos)
     shown = html(outputs[2])
-    assert "Weakest layer" in shown and "<polyline" in shown and "initscope ui --runs" in shown
+    assert "Weakest gradient" in shown and "<polyline" in shown and "initscope ui --runs" in shown
 
 
 def test_a_card_follows_the_training(tmp_path, runs):

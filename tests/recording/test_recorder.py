@@ -17,7 +17,8 @@ from torch import nn
 
 from initscope.errors import ConfigError
 from initscope.recording import recorder as recording
-from initscope.recording.recorder import CURVE_POINTS, Recorder
+from initscope.recording.recorder import Recorder
+from initscope.recording.rows import CURVE_POINTS
 from initscope.schema import EPOCHS, LAYERS, STEPS, Status
 from initscope.store import Runs
 
@@ -285,6 +286,19 @@ def test_the_sparkline_is_short_and_covers_the_run(tmp_path):
     curve = recorder.run.state()["curve"]
     assert CURVE_POINTS / 2 <= len(curve) <= CURVE_POINTS
     assert curve[0] == 0 and curve[-1] > 900 and len({b - a for a, b in pairwise(curve)}) == 1
+
+
+@pytest.mark.parametrize("steps", [1, 40, 41, 137, 1000])
+def test_the_sparkline_ends_where_the_loss_is_no_number(tmp_path, steps):
+    model = nn.Linear(1, 1)
+    with pytest.warns(UserWarning, match="finds no gradient"), Recorder(model, runs=tmp_path) as recorder:
+        for i in range(steps):
+            recorder.step(float(i))
+        for _ in range(3):
+            recorder.step(math.nan)
+    curve = recorder.run.state()["curve"]
+    assert len(curve) <= CURVE_POINTS and curve[0] == 0 and math.isnan(curve[-1])
+    assert sum(map(math.isnan, curve)) <= 3
 
 
 def test_rows_arrive_while_the_loop_runs(tmp_path):

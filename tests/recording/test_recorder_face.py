@@ -278,14 +278,14 @@ def test_the_card(tmp_path):
             and f"Loss {loop.loss:.4g}" in card
         )
         assert (
-            "Weakest layer: 0, RMS gradient" in card
+            "Weakest gradient: layer 0 (Linear " in card
             and f"diagnosis?run={recorder.run.id}" in card
             and f"initscope ui --runs {tmp_path}" in card
         )
     assert "finished after 4 steps: undecided" in recorder._repr_html_()
     assert (
-        "not finite" in weakest_line((["a"], recorder.measured[1][:, :1] * math.nan))
-        and weakest_line(None) == ""
+        "not finite" in weakest_line((["a"], recorder.rows.measured[1][:, :1] * math.nan), {})
+        and weakest_line(None, {}) == ""
     )
     assert (
         sparkline([3.0, 2.0, math.nan]).count("<path") == 1

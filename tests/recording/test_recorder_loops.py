@@ -232,6 +232,23 @@ def test_kinds_of_optimizers(tmp_path, kind, options):
     follow(tmp_path, mlp(), MLP, simple, optimizer=lambda m: kind(m.parameters(), lr=1e-2, **options))
 
 
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_a_compiled_step(tmp_path, scheduled):
+    """``optimizer.step = torch.compile(optimizer.step)`` calls no hooks: the update is measured around it."""
+
+    def compiled(model):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        if scheduled:
+            torch.optim.lr_scheduler.StepLR(optimizer, 100)
+        optimizer.step = torch.compile(optimizer.step, backend="eager")
+        made.append((optimizer, optimizer.step))
+        return optimizer
+
+    made = []
+    follow(tmp_path, mlp(), MLP, simple, optimizer=compiled)
+    assert all(optimizer.step is step for optimizer, step in made), "put back"
+
+
 def test_a_closure_that_is_called_again_and_again(tmp_path):
     """LBFGS: the row is that of the first evaluation, at the weights before the step."""
 

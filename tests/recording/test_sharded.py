@@ -152,6 +152,50 @@ def test_flat_parameters_are_recorded_by_their_loss(tmp_path, kept):
     assert "No layers are measured" in diagnose(run).remedy.text
 
 
+TALKING = """
+    import os, sys, torch
+    import torch.distributed as dist
+    from torch import nn
+    from initscope.recording import twins
+    from initscope.recording.apart import Communicates
+    torch.set_num_threads(1)
+    rank, folder = int(sys.argv[1]), sys.argv[2]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    class Synchronized(nn.BatchNorm1d):  # as SyncBatchNorm: it speaks with the others while it trains
+        def forward(self, x):
+            if self.training:
+                mean = x.mean(0)
+                dist.all_reduce(mean)
+                x = x - mean / 2
+            return super().forward(x)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 4), Synchronized(4))
+    x = torch.randn(6, 8)
+    before, random = model[1].running_mean.clone(), torch.get_rng_state()
+    if rank == 0:  # the other one takes no part
+        with twins.undisturbed(model):
+            assert twins.mixing(model, ((x,), {}))["leak"] == 0.0
+            try:
+                twins.mode_gap(model, ((x,), {}))
+                raise AssertionError("it spoke")
+            except Communicates as refused:
+                print(refused)
+        assert torch.equal(model[1].running_mean, before) and torch.equal(torch.get_rng_state(), random)
+    model(x)  # now both do
+    dist.barrier()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)
+"""
+
+
+def test_a_pass_that_speaks_with_other_processes_is_not_tried_alone(tmp_path):
+    workers = start(TALKING, tmp_path, 2)
+    outputs = [worker.communicate(timeout=300) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    assert "forward pass communicates (c10d.allreduce_" in outputs[0][0] and not outputs[1][0]
+
+
 @pytest.mark.parametrize(("how", "world"), [("fully_shard", 2), ("fully_shard", 4), ("tensor", 2)])
 def test_parts_add_up_to_the_whole(tmp_path, how, world):
     generator = torch.Generator().manual_seed(0)

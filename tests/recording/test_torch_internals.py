@@ -51,6 +51,15 @@ def test_hooks_with_keyword_arguments_are_flagged_beside():
     assert seen == [3, 4]
 
 
+def test_a_compiled_step_says_so():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))])
+    assert not internals.is_compiled_step(optimizer)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)  # puts a function of its own in the step's place
+    assert not internals.is_compiled_step(optimizer)
+    optimizer.step = torch.compile(optimizer.step, backend="eager")
+    assert internals.is_compiled_step(optimizer), "a compiled step's update would no longer be measured"
+
+
 def test_a_backward_pass_has_a_number_and_an_end():
     x, seen = torch.ones(2, requires_grad=True), []
 

@@ -18,6 +18,7 @@ from urllib.parse import quote
 import numpy as np
 
 from initscope.schema import LAYER_METRICS, MISSING, Status
+from initscope.store.layer_names import layer_names
 
 if TYPE_CHECKING:
     from initscope.recording.recorder import Recorder
@@ -67,13 +68,13 @@ class LiveCard:
                 else "has not begun: use it in a with block"
             )
             return f'<div style="{_BOX}">This Recorder {text}.</div>'
-        state = recorder.writer.state if recorder.writer is not None else {}
+        state = recorder._writer.state if recorder._writer is not None else {}
         name = str((recorder._new_run.get("name") if recorder.owns_run else "") or run.id)
         lines = [
             f"<b>{html.escape(name)}</b> · {html.escape(standing(state))}",
             sparkline(state.get("curve") or ()),
             html.escape(loss_line(state)),
-            html.escape(weakest_line(recorder.measured)),
+            html.escape(weakest_line(recorder.rows.measured, state)),
         ]
         if error := (state.get("facts") or {}).get("recording_error"):
             lines.append(f'<span style="color:{_VERMILION}">Recording: {html.escape(str(error))}</span>')
@@ -106,24 +107,24 @@ def loss_line(state: Any) -> str:
     )
 
 
-def weakest_line(measured: tuple[Sequence[str], np.ndarray] | None) -> str:
+def weakest_line(measured: tuple[Sequence[str], np.ndarray] | None, state: Any) -> str:
     """The layer with the smallest RMS gradient at the newest step, against the median of all layers."""
     if measured is None:
         return ""
-    names, values = measured
+    names, values = [*layer_names(measured[0], state).values()], measured[1]
     rms = values[LAYER_METRICS.index("grad_rms")].astype(float)
     known = np.isfinite(rms) & (rms != MISSING) & (rms > np.float32(MISSING))
     if (bad := ~np.isfinite(rms)).any():
-        return f"The gradient of layer {names[int(bad.argmax())]} is not finite."
+        return f"The gradient of {names[int(bad.argmax())]} is not finite."
     if not known.any():
         return "No gradient measured."
     weakest = int(np.where(known, rms, np.inf).argmin())
     median = float(np.median(rms[known]))
     if rms[weakest] == 0:
-        return f"Weakest layer: {names[weakest]}, its gradient is zero."
+        return f"Weakest gradient: zero at {names[weakest]}."
     share = rms[weakest] / median
     beside = f", {share:.2g} of the layers' median" if known.sum() > 1 else ""
-    return f"Weakest layer: {names[weakest]}, RMS gradient {rms[weakest]:.2g}{beside}."
+    return f"Weakest gradient: {names[weakest]}, RMS {rms[weakest]:.2g}{beside}."
 
 
 def sparkline(curve: Sequence[float]) -> str:

@@ -9,6 +9,7 @@ watched, by one that shows our hook only where torch calls hooks.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -148,6 +149,32 @@ class CompiledCall:
     def remove(self) -> None:
         if compiled_call(self._module) is self:
             set_compiled_call(self._module, self.original)
+
+
+class CompiledStep:
+    """An optimizer's own compiled ``step``, before and after which a function is called.
+
+    Such a step calls no hooks, as the code compiled for it holds none.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, before: Callable[[], Any], after: Callable[[], Any]):
+        self._optimizer, self._before, self._after = weakref.ref(optimizer), before, after
+        self.original = vars(optimizer)["step"]
+        vars(optimizer)["step"] = self
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        self._before()
+        result = self.original(*arguments, **keywords)
+        self._after()
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.original, name)
+
+    def remove(self) -> None:
+        optimizer = self._optimizer()
+        if optimizer is not None and vars(optimizer).get("step") is self:
+            vars(optimizer)["step"] = self.original
 
 
 def numbered_modules(model: nn.Module) -> Iterator[tuple[nn.Module, list, list]]:

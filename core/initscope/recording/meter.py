@@ -42,7 +42,15 @@ from initscope.errors import ConfigError
 from initscope.recording.calls import LayerCall, ProducerIndex, StepCalls
 from initscope.recording.grad_scaler import LossScale
 from initscope.recording.guard import guarded, raise_fault
-from initscope.recording.hooks import CompiledCall, Handle, Undo, hook, numbered_modules, structure_changed
+from initscope.recording.hooks import (
+    CompiledCall,
+    CompiledStep,
+    Handle,
+    Undo,
+    hook,
+    numbered_modules,
+    structure_changed,
+)
 from initscope.recording.layers import (
     Layer,
     find_layers,
@@ -77,6 +85,7 @@ from initscope.torch_internals import (
     compiled_call,
     gradient_hooks,
     in_function_transform,
+    is_compiled_step,
     version,
 )
 
@@ -151,7 +160,7 @@ class LayerMeter:
         self._producers = ProducerIndex()
         self._handles: list[Any] = []
         self._on_modules: list[Handle | RemovableHandle | CompiledCall] = []
-        self._on_optimizers: list[list[RemovableHandle]] = []
+        self._on_optimizers: list[list[RemovableHandle | CompiledStep]] = []
         self._followed: dict[int, tuple[nn.Parameter, RemovableHandle]] = {}
         self._rectified: set[int] = set()
         """Layers whose output went straight into a rectifier when they were last seen."""
@@ -270,12 +279,13 @@ class LayerMeter:
         else:
             handles.append(hook(self.outer, FORWARD_HOOKS, self._after_model, kwargs=True))
 
-    def _hook_optimizer(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
+    def _hook_optimizer(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle | CompiledStep]:
         reference = weakref.ref(optimizer)
-        return [
-            optimizer.register_step_pre_hook(functools.partial(self._before_update, reference)),
-            optimizer.register_step_post_hook(functools.partial(self._after_update, reference)),
-        ]
+        before = functools.partial(self._before_update, reference)
+        after = functools.partial(self._after_update, reference)
+        if is_compiled_step(optimizer):
+            return [CompiledStep(optimizer, before, after)]
+        return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
 
     def _attach(self) -> None:
         """Follow the parameters that have been made (lazy modules) or have begun to be trained since the last

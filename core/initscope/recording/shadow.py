@@ -10,23 +10,21 @@ keeps nothing of it. What it measures holds for the samples it saw.
 from __future__ import annotations
 
 import copy
-import random
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from initscope.recording.apart import apart
 from initscope.recording.tensors import is_dense, tensors_of
 from initscope.torch_internals import (
     FORWARD_HOOKS,
     FORWARD_PRE_HOOKS,
-    TorchDispatchMode,
     tree_leaves,
     tree_map,
 )
@@ -40,12 +38,6 @@ _FUNCTIONS: dict[Any, str] = {
     **dict.fromkeys((F.tanh, torch.tanh, Tensor.tanh), "Tanh"),
     **dict.fromkeys((F.sigmoid, torch.sigmoid, Tensor.sigmoid), "Sigmoid"),
 }
-
-
-class Communicates(Exception):
-    """The network sends something to other processes in its forward pass, which one of them cannot do
-    alone.
-    """
 
 
 def shadow_pass(
@@ -76,12 +68,10 @@ def shadow_pass(
     for original, module in zip(model.modules(), twin.modules(), strict=True):
         _without_observers(module)
         module.register_forward_hook(lambda _, x, y, original=original: after(original, x, y))
-    devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
     with (
-        torch.no_grad(),
-        _states_kept(devices),
+        apart(model),
+        _no_autocast_cache(),
         torch.compiler.set_stance("force_eager"),
-        _alone(),
         _NoticesFunctions(function),
     ):
         twin(*given, **named)
@@ -122,35 +112,14 @@ def _without_observers(module: nn.Module) -> None:
 
 
 @contextmanager
-def _states_kept(devices: list[int]) -> Iterator[None]:
-    """Random states are as before afterwards, and autocast has kept no converted weight, which would have no
-    gradient.
-    """
-    plain, numpys, cached = random.getstate(), np.random.get_state(), torch.is_autocast_cache_enabled()
+def _no_autocast_cache() -> Iterator[None]:
+    """Autocast keeps no weight that is converted meanwhile, which would have no gradient."""
+    cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
-        with torch.random.fork_rng(devices):
-            yield
+        yield
     finally:
         torch.set_autocast_cache_enabled(cached)
-        random.setstate(plain)
-        np.random.set_state(numpys)
-
-
-def _alone() -> Any:
-    """Where several processes train, communication raises: the others run no second pass and would never
-    answer.
-    """
-    distributed = torch.distributed
-    many = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-    return _RefusesCommunication() if many else nullcontext()
-
-
-class _RefusesCommunication(TorchDispatchMode):
-    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-        if "c10d" in function.namespace:
-            raise Communicates(f"the network's forward pass communicates ({function})")
-        return function(*arguments, **(keywords or {}))
 
 
 class _NoticesFunctions(TorchFunctionMode):

@@ -9,7 +9,6 @@ and torch's random states as they were.
 from __future__ import annotations
 
 import contextlib
-import random
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from initscope.recording.apart import apart
 from initscope.recording.layers import is_normalization
 from initscope.recording.model_facts import main_output
 from initscope.recording.repeatable import MOST_ITEMS, MOST_NUMBERS
@@ -120,16 +120,12 @@ class _Twins:
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """No graph, no autocast of the caller's, and random states and the buffers of ``model`` put back."""
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    before = random.getstate(), np.random.get_state()
+    """``apart``, with the buffers of ``model`` put back as well."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with apart(model):
         try:
             yield
         finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
             for buffer, value in buffers:
                 if not torch.equal(
                     buffer, value

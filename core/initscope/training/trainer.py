@@ -159,7 +159,7 @@ class Training:
             seconds=self.position.seconds,
             writer=self.writer,
         )
-        recorder.relative_signal = self.position.relative_signal
+        recorder.rows.relative_signal = self.position.relative_signal
         status = Status.FINISHED
         with recorder:
             while (
@@ -214,8 +214,8 @@ class Training:
         if wait or self.device.type == "cpu":
             self.position.loss_sum, self.position.correct = self._sums.tolist()
             if not math.isfinite(self.position.loss_sum):
-                recorder.loss_finite = False  # also where this step was not to be recorded
-        return self.ranks.agree(recorder.loss_finite)
+                recorder.rows.loss_finite = False  # also where this step was not to be recorded
+        return self.ranks.agree(recorder.rows.loss_finite)
 
     def _step(self, images: Tensor, labels: Tensor, recorder: Recorder) -> None:
         """One optimizer step; the sums of the losses and of the samples classified correctly grow on the
@@ -284,12 +284,12 @@ class Training:
             planned=self.total,
             chance=self.data.chance,
             samples=len(self.data.validation),
-            relative_signal=recorder.relative_signal,
+            relative_signal=recorder.rows.relative_signal,
         )
 
     def _judge(self, recorder: Recorder, val_accuracy: float | None) -> Outcome:
         return judge(
-            loss_finite=recorder.loss_finite,
+            loss_finite=recorder.rows.loss_finite,
             steps=self.position.step,
             accuracy=val_accuracy,
             chance=self.data.chance,
@@ -303,7 +303,7 @@ class Training:
         self.position.loss_sum, self.position.correct = self._sums.tolist()
         self.position.seconds = recorder.seconds
         recorder.sync()
-        self.position.relative_signal = recorder.relative_signal
+        self.position.relative_signal = recorder.rows.relative_signal
         self.checkpoint.save(self.position)
 
     def _resume(self) -> Position:
@@ -315,7 +315,7 @@ class Training:
     # -- the end
 
     def _finish(self, writer: RunWriter, recorder: Recorder, status: Status) -> None:
-        if not recorder.loss_finite:
+        if not recorder.rows.loss_finite:
             status, self.outcome = Status.FINISHED, Outcome.DIVERGED
         elif status is Status.STOPPED:
             # Stopped early, not having converged says nothing yet.
