@@ -130,13 +130,13 @@ def survival(runs: Iterable[Seen]) -> Survival | None:
             effective = float(sum(run.step > step for run in watched) or at_risk)
         share = 1 - kept
         rows.append((share, *wilson(share * effective, effective), at_risk))
-    share, low, high, at_risk = (np.array(column, np.float64) for column in zip(*rows, strict=True))
+    shares, low, high, waiting = (np.array(column, np.float64) for column in zip(*rows, strict=True))
     return Survival(
         np.array(steps),
-        share,
+        shares,
         low,
         high,
-        at_risk.astype(int),
+        waiting.astype(int),
         len(watched),
         sum(run.left for run in watched),
         tuple(sorted(run.step for run in watched if not run.left)),
