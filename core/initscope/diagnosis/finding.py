@@ -57,9 +57,10 @@ def percent(share: float) -> str:
     )
 
 
-def plural(names: Sequence[str]) -> str:
-    """Layer names for a sentence."""
-    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)} layers)"
+def plural(v: RunSignals, names: Sequence[str]) -> str:
+    """Layers for a sentence."""
+    first = v.called(names[0])
+    return first if len(names) == 1 else f"{first} to {v.called(names[-1])} ({len(names)} layers)"
 
 
 def moment(v: RunSignals, at: int) -> str:

@@ -43,8 +43,8 @@ def signal_collapse(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     hidden = np.isin(np.arange(len(v.rows.names)), v.hidden)
     names, kept = names_of(v, (v.kept_by_layer[at] < t.signal_kept) & hidden), float(v.signal_retained[at])
     text = (
-        f"{moment(v, at)} {percent(kept)} of the input's signal is left at {names[-1]}: the output hardly "
-        "depends on the input."
+        f"{moment(v, at)} {percent(kept)} of the input's signal is left at {v.called(names[-1])}: the output "
+        "hardly depends on the input."
     )
     return Finding(
         "signal_collapse",
@@ -74,7 +74,7 @@ def signal_explosion(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
         if np.isnan(raw).any()
         else "are infinite"
     )
-    text = f"{moment(v, at)} pre-activations {size}, at {names[-1]}."
+    text = f"{moment(v, at)} pre-activations {size}, at {v.called(names[-1])}."
     return Finding(
         "signal_explosion",
         names,
@@ -102,8 +102,8 @@ def vanishing_gradient(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None
     ):
         names = tuple(v.rows.names[i] for i, n in zip(layers, norm, strict=True) if n < t.vanishing_norm)
         text = (
-            f"The gradient at {first} is {sig3(ratio)} of the one at {last} ({sig3(norm[0])} against "
-            f"{sig3(norm[-1])})."
+            f"The gradient at {v.called(first)} is {sig3(ratio)} of the one at {v.called(last)} "
+            f"({sig3(norm[0])} against {sig3(norm[-1])})."
         )
         return Finding(
             "vanishing_gradient",
@@ -147,7 +147,7 @@ def exploding_gradient(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None
             size = (
                 "is not a number" if nan else "is infinite" if np.isinf(value) else f"reaches {sig3(value)}"
             )
-            text = f"{moment(v, at)} the gradient {size} at {plural(names)}."
+            text = f"{moment(v, at)} the gradient {size} at {plural(v, names)}."
             return Finding(
                 "exploding_gradient",
                 names,
@@ -161,7 +161,8 @@ def exploding_gradient(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None
     first, last = norm[0, 0], norm[0, -1]
     if t.exploding_ratio is not None and 0 < last < np.inf and first / last > t.exploding_ratio:
         name, ratio = v.rows.names[layers[0]], float(first / last)
-        text = f"The gradient at {name} is {sig3(ratio)} times the one at {v.rows.names[layers[-1]]}."
+        end = v.called(v.rows.names[layers[-1]])
+        text = f"The gradient at {v.called(name)} is {sig3(ratio)} times the one at {end}."
         return Finding(
             "exploding_gradient",
             (name,),
@@ -186,7 +187,7 @@ def dead_units(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
         return None
     names, value = names_of(v, dead[at] >= t.dead_share), float(dead[at].max())
     text = (
-        f"{moment(v, at)} {percent(value)} of the rectified units after {plural(names)} are off for the "
+        f"{moment(v, at)} {percent(value)} of the rectified units after {plural(v, names)} are off for the "
         "whole batch: no gradient passes them."
     )
     return Finding(
@@ -210,7 +211,7 @@ def saturated_units(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
         return None
     names, value = names_of(v, share[at] >= t.saturated_share), float(share[at].max())
     text = (
-        f"{moment(v, at)} about {percent(value)} of the units after {plural(names)} sit where their "
+        f"{moment(v, at)} about {percent(value)} of the units after {plural(v, names)} sit where their "
         "nonlinearity is flat: little gradient passes."
     )
     return Finding(

@@ -23,7 +23,7 @@ def weights_frozen(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if share < t.frozen_share:
         return None
     names = names_of(v, v.frozen_mask)
-    text = f"{percent(share)} of the weights never move ({plural(names)}): {_why_still(v, names)}."
+    text = f"{percent(share)} of the weights never move ({plural(v, names)}): {_why_still(v, names)}."
     return Finding("weights_frozen", names, share, t.frozen_share, source_of("frozen_share", t), text)
 
 
@@ -57,7 +57,8 @@ def identical_units(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     left = set((v.facts.get("end") or {}).get("identical_units") or ()) & set(names)
     end = f"; in {len(left)} of {len(names)} they still did at the end" if left else ""
     text = (
-        f"All units of {plural(names)} begin with the same weights, so they compute and learn the same{end}."
+        f"All units of {plural(v, names)} begin with the same weights, so they compute and learn the "
+        f"same{end}."
     )
     source = "Goodfellow, Bengio and Courville 2016, section 8.4"
     return Finding("identical_units", names, float(len(names)), 1.0, source, text, start_of(v))
@@ -82,8 +83,8 @@ def input_out_of_range(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None
     if later is not None:
         where = v.rows.names[v.executed[0]]
         text = (
-            f"At step {later} the output of {where} is not finite while its weights are: that batch's "
-            "inputs held NaN or infinite values."
+            f"At step {later} the output of {v.called(where)} is not finite while its weights are: that "
+            "batch's inputs held NaN or infinite values."
         )
         return Finding("input_out_of_range", (), None, None, "IEEE 754", text, later, False)
     if v.input_signal == 0 and (v.batch_size or 1) > 1:

@@ -82,7 +82,7 @@ def layers_not_optimized(v: RunSignals, c: Curve, t: Thresholds) -> Finding | No
         return None
     names = names_of(v, mask)
     text = (
-        f"{plural(names)} get gradients and never move ({percent(share)} of the weights): the optimizer "
+        f"{plural(v, names)} get gradients and never move ({percent(share)} of the weights): the optimizer "
         "does not hold them."
     )
     return Finding("layers_not_optimized", names, share, LEAST_UNHELD, SEEN, text, start_of(v))

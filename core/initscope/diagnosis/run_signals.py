@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from initscope.diagnosis.layer_rows import Frame, LayerRows, layer_rows, pandas_of
 from initscope.store.files import number, optimizer_setting
+from initscope.store.layer_names import layer_names
 from initscope.store.run import with_loss
 
 BOUNDED = {"Tanh": 1.0, "Sigmoid": 2.0, "Hardtanh": 0.5, "Hardsigmoid": 1.5, "Softsign": 2.0}
@@ -54,6 +55,10 @@ class RunSignals:
     @property
     def facts(self) -> Mapping[str, Any]:
         return self.state.get("facts") or {}
+
+    def called(self, layer: str) -> str:
+        """A layer's name for a sentence."""
+        return layer_names([layer], self.state)[layer]
 
     def fact(self, *path: str) -> float | None:
         """A number among the facts, None if it is not there."""
