@@ -391,8 +391,8 @@ def _unreached(seen: _Seen) -> Finding | None:
         return None
     share = float(v.weight_counts[~reached & ~frozen].sum() / v.weight_counts.sum())
     text = (
-        f"After {REACHED_AFTER} steps no gradient has reached {plural(names)} ({percent(share)} of the "
-        "weights)."
+        f"After {REACHED_AFTER} steps no gradient has reached {plural(v, names)} ({percent(share)} of "
+        "the weights)."
     )
     return Finding("layers_unreached", names, share, 0.0, "seen directly", text, REACHED_AFTER, False)
 
