@@ -313,9 +313,10 @@ class _Trial:
             tempfile.TemporaryDirectory(prefix="initscope-check-") as folder,
             Recorder(model, optimizers, runs=folder, quiet=True) as recorder,
         ):
-            run, writer = recorder.run, recorder.writer
-            if run is None or writer is None:
+            run = recorder.run
+            if run is None:
                 raise ConfigError("check() works in the process that records, rank 0; here is another rank")
+            writer = recorder.writer
             for step in range(steps):
 
                 def closure() -> Tensor:

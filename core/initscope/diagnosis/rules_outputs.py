@@ -46,7 +46,8 @@ def outputs_flat(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     name = v.rows.names[v.executed[-1]]
     text = (
         f"At the end {percent(end)} of the outputs of {v.called(name)} depend on the input, at the first "
-        f"step it was {percent(float(share[0]))}: nearly the same answer for every sample lowers this loss too."
+        f"step it was {percent(float(share[0]))}: nearly the same answer for every sample lowers this loss "
+        "too."
     )
     source = "standard deviation across samples over RMS"
     return Finding("outputs_flat", (name,), end, FLAT, source, text, int(v.rows.steps[-1]), False)
