@@ -5,6 +5,7 @@ Nothing here stands in for a part of the project. Where a test needs a process o
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -26,6 +27,26 @@ from initscope.store import Run, Runs
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--dense",
+        type=int,
+        help="have every run, the trainer's too, measured as by a Recorder without `every` that takes all "
+        "steps up to this one: do answers need the rows left out?",
+    )
+
+
+def measure_seldom(steps: int) -> None:
+    from initscope.recording import schedule
+
+    class Seldom(schedule.Schedule):
+        def __init__(self, every: int | None = None, start: int = 0):
+            super().__init__(None if every == 1 else every, start)
+
+    schedule.DENSE = steps
+    importlib.import_module("initscope.recording.recorder").Schedule = Seldom
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "real_package: reads a data set that Debian's package has installed on this machine"
@@ -41,6 +62,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if "INITSCOPE_STATE" not in os.environ:
         os.environ["INITSCOPE_STATE"] = tempfile.mkdtemp(prefix="initscope-state-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ["INITSCOPE_STATE"], ignore_errors=True))
+    if config.getoption("--dense"):
+        measure_seldom(config.getoption("--dense"))
     hypothesis.settings.register_profile(
         "suite", deadline=None
     )  # nothing is judged by the clock: the machine is shared
