@@ -1,12 +1,13 @@
 """What recording costs: the same loop with and without it, in turns of two steps in one process, as a ratio
 to the plain loop.
 
-    python -m tests.benchmarks.overhead # quick preset: quarter-width VGG16, 32x32, batch 64, one thread
-    python -m tests.benchmarks.overhead --width 1 --rounds 20 # full width python -m tests.benchmarks.overhead
-    --precision bfloat16 # as the quick preset trains where the processor computes in it python -m
-    tests.benchmarks.overhead --memory # peak memory of each variant, a process each python -m
-    tests.benchmarks.overhead --device cuda --width 1 --size 224 --precision bfloat16 python -m
-    tests.benchmarks.overhead --parts # the time in each of the recorder's parts
+    python -m tests.benchmarks.overhead                     # quick preset: quarter-width VGG16, 32x32, batch 64
+    python -m tests.benchmarks.overhead --width 1 --rounds 20
+    python -m tests.benchmarks.overhead --precision bfloat16
+    python -m tests.benchmarks.overhead --rounds 1000 --only itself   # 2,000 steps: look at the ratio of sums
+    python -m tests.benchmarks.overhead --memory            # peak memory of each variant, a process each
+    python -m tests.benchmarks.overhead --parts             # the time in each of the recorder's parts
+    python -m tests.benchmarks.overhead --device cuda --width 1 --size 224 --precision bfloat16
 
 ``plain again`` is the noise: rank nothing that lies inside it. On a machine that others use, look at
 processor time. The recorder writes all columns to parquet. TensorBoard and Weights & Biases take part where
@@ -72,7 +73,7 @@ def plain(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str, clock
         yield
 
 
-def recorder(every: int) -> Watch:
+def recorder(every: int | None) -> Watch:
     def watch(
         model: nn.Module, optimizer: torch.optim.Optimizer, folder: str, clock: OwnTime
     ) -> Iterator[Any]:
@@ -132,6 +133,7 @@ def variants() -> dict[str, Watch]:
         "plain again": plain,
         "recorder, every step": recorder(1),
         "recorder, every tenth": recorder(10),
+        "recorder, by itself": recorder(None),
     }
     found["naive .norm().item()"] = naive
     if importlib.util.find_spec("tensorboard"):
@@ -217,7 +219,7 @@ def in_turns(options: argparse.Namespace) -> None:
     print(f"\n{setting}, {where}, {options.rounds} turns of {TURN} steps; load {os.getloadavg()[0]:.1f}")
     print(
         "| variant | ms a step | ratio to plain, median (quartiles) | the same of processor time | fastest "
-        "of each |\n|---|---|---|---|---|"
+        "of each | sums |\n|---|---|---|---|---|---|"
     )
     for name, times in seconds.items():
         low, middle, high = statistics.quantiles(_ratios(times, seconds["plain"]), n=4)
@@ -227,7 +229,8 @@ def in_turns(options: argparse.Namespace) -> None:
             f"{1e3 * statistics.median(times):.1f} | {middle:.3f} ({low:.3f} to {high:.3f}) | {busy[1]:.3f} "
             f"({busy[0]:.3f} to {busy[2]:.3f})"
         )
-        print(f"| {name} | {columns} | {best:.3f} |")
+        whole = sum(worked[name]) / sum(worked["plain"])
+        print(f"| {name} | {columns} | {best:.3f} | {whole:.3f} |")
 
 
 def _ratios(times: list[float], base: list[float]) -> list[float]:
