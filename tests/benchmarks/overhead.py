@@ -1,7 +1,7 @@
 """What recording costs: the same loop with and without it, in turns of two steps in one process, as a ratio
 to the plain loop.
 
-    python -m tests.benchmarks.overhead                     # quick preset: quarter-width VGG16, 32x32, batch 64
+    python -m tests.benchmarks.overhead                     # quick preset: quarter-width VGG16, 32x32
     python -m tests.benchmarks.overhead --width 1 --rounds 20
     python -m tests.benchmarks.overhead --precision bfloat16
     python -m tests.benchmarks.overhead --rounds 1000 --only itself   # 2,000 steps: look at the ratio of sums
