@@ -194,8 +194,8 @@ def test_names_and_tags_of_every_kind(tmp_path):
 
 
 def test_numbers_of_steps(tmp_path):
-    for every, kept in ((None, 1), (0, 1), (-1, 1), (2.5, 2), ("2", 2), (np.int64(4), 4)):
-        assert Recorder(net(), every=every).every == kept
+    for every, kept in ((None, None), (0, 1), (-1, 1), (2.5, 2), ("2", 2), (np.int64(4), 4)):
+        assert Recorder(net(), every=every).schedule.every == kept
     for every in ("two", [2], math.nan):
         with pytest.raises(ConfigError, match="every must be a whole number"):
             Recorder(net(), every=every)
