@@ -22,7 +22,16 @@ TORCHLESS = sorted(
     for path in (
         *(
             LIBRARY / f"{name}.py"
-            for name in ("__init__", "__main__", "api", "schema", "errors", "outcome", "permission")
+            for name in (
+                "__init__",
+                "__main__",
+                "api",
+                "schema",
+                "errors",
+                "outcome",
+                "permission",
+                "wording",
+            )
         ),
         *(LIBRARY / f"training/{name}.py" for name in ("__init__", "worker", "run_log", "loading")),
         *(
@@ -89,7 +98,7 @@ LIBRARY_FLOORS = (
     ("networks", "data"),
     ("config",),
     ("permission", "outcome"),
-    ("errors", "schema", "installation", "torch_internals", "__init__"),
+    ("errors", "schema", "wording", "installation", "torch_internals", "__init__"),
 )
 SCREEN_FLOORS = (
     ("serve", "report"),

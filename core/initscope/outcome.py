@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from initscope.schema import LIVE, Outcome, Status
+from initscope.wording import percent3, sig3
 
 MIN_STEPS = 50
 """Fewer steps than this decide nothing."""
@@ -183,7 +184,7 @@ def decide(
         return Decision(
             found,
             Basis.VALIDATION,
-            f"validation accuracy {_percent(accuracy)}, guessing gives {_percent(chance)}",
+            f"validation accuracy {percent3(accuracy)}, guessing gives {percent3(chance)}",
         )
     if price.unjudged or not len(y):
         return Decision(
@@ -198,7 +199,7 @@ def decide(
     late, error = (measured, 0.0) if measured is not None else _late(y)
     if price.loss is not None:
         by = Basis.VALIDATION if measured is not None else Basis.TRAINING_LOSS
-        what = f"of the price of guessing ({_sig3(price.loss)})"
+        what = f"of the price of guessing ({sig3(price.loss)})"
         return _by_loss(
             late, price.loss, math.hypot(price.doubt, error / price.loss), by, what, price.classes is not None
         )
@@ -210,9 +211,7 @@ def decide(
             "nobody knows what this loss is without learning: call recorder.validate(accuracy=...), or "
             "validate(loss=...) from the start on",
         )
-    return _by_loss(
-        late, start, error / start, Basis.FIRST_LOSS, f"of the first loss ({_sig3(start)})", False
-    )
+    return _by_loss(late, start, error / start, Basis.FIRST_LOSS, f"of the first loss ({sig3(start)})", False)
 
 
 def _by_loss(
@@ -223,13 +222,13 @@ def _by_loss(
         return Decision(
             Outcome.UNDECIDED,
             None,
-            f"a cross-entropy of {_sig3(late)} cannot be: call recorder.validate(accuracy=...)",
+            f"a cross-entropy of {sig3(late)} cannot be: call recorder.validate(accuracy=...)",
         )
     gone = (reference - late) / reference
     because = (
-        f"{_percent(gone)} {what} is gone"
+        f"{percent3(gone)} {what} is gone"
         if gone > 0
-        else f"the loss is {_sig3(late)}, nothing {what} is gone"
+        else f"the loss is {sig3(late)}, nothing {what} is gone"
     )
     if gone < MIN_PROGRESS and gone + DOUBTS * doubt < SKILL:
         return Decision(Outcome.NOT_CONVERGED, by, because)
@@ -377,11 +376,3 @@ def _number(value: Any) -> float | None:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         else None
     )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
-
-
-def _sig3(value: float) -> str:
-    return f"{value:.3g}"

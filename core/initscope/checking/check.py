@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from initscope.checking.snippets import RAW_OUTPUTS, SNIPPETS
 from initscope.diagnosis.causes import MISUSES, VERY_LOUD
 from initscope.diagnosis.curve import Curve, read_curve
-from initscope.diagnosis.finding import Finding, percent, plural, sig3
+from initscope.diagnosis.finding import Finding, plural
 from initscope.diagnosis.findings import find
 from initscope.diagnosis.rules_structure import averages_lag
 from initscope.diagnosis.run_signals import RunSignals, read_signals
@@ -39,6 +39,7 @@ from initscope.recording.recorder import Recorder
 from initscope.recording.tensors import tensors_of
 from initscope.recording.twins import mapped
 from initscope.recording.wrappers import as_optimizers, unwrapped
+from initscope.wording import percent, sig3
 
 MOST_STEPS = 200
 MOST_SECONDS = 20.0

@@ -41,22 +41,6 @@ def source_of(name: str, thresholds: Thresholds) -> str:
     return LIMITS[name].source if thresholds.name == OURS_NAME else thresholds.name
 
 
-def sig3(value: float) -> str:
-    """A number for a sentence: at most three significant digits."""
-    return f"{value:.3g}"
-
-
-def percent(share: float) -> str:
-    """A share for a sentence: whole percents, or the bare number where they would say nothing."""
-    return (
-        f"{100 * share:.0f} %"
-        if share in (0, 1) or 0.01 <= share <= 0.99
-        else f"{100 * share:.1f} %"
-        if share > 0.99
-        else sig3(share)
-    )
-
-
 def plural(v: RunSignals, names: Sequence[str]) -> str:
     """Layers for a sentence."""
     first = v.called(names[0])

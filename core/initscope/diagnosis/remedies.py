@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from initscope.config.run_config import OPTIONS
-from initscope.diagnosis.finding import Finding, sig3
+from initscope.diagnosis.finding import Finding
 from initscope.diagnosis.rules_run import last_scores
 from initscope.diagnosis.rules_structure import CAUGHT_UP, averages_lag, last_gap
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.schema import Cause
 from initscope.store.files import optimizer_setting
+from initscope.wording import sig3
 
 USUAL_UPDATE = 2e-3
 """|change| / |weight| that a suggested learning rate aims at."""

@@ -7,19 +7,10 @@ from __future__ import annotations
 import numpy as np
 
 from initscope.diagnosis.curve import Curve
-from initscope.diagnosis.finding import (
-    Finding,
-    moment,
-    names_of,
-    percent,
-    plural,
-    sig3,
-    since,
-    source_of,
-    start_of,
-)
+from initscope.diagnosis.finding import Finding, moment, names_of, plural, since, source_of, start_of
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
+from initscope.wording import percent, sig3
 
 LOST_LATER = 0.1
 """A signal that was faint from the start has been lost in training only if it fell to less than this share of

@@ -9,9 +9,10 @@ import math
 import numpy as np
 
 from initscope.diagnosis.curve import Curve
-from initscope.diagnosis.finding import Finding, percent, sig3, source_of, start_of
+from initscope.diagnosis.finding import Finding, source_of, start_of
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
+from initscope.wording import percent, sig3
 
 GONE_FAR = 0.1
 """Layers that have changed by this much (sum of update ratios) and a loss that hardly has."""

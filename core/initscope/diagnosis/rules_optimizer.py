@@ -9,11 +9,12 @@ import math
 import numpy as np
 
 from initscope.diagnosis.curve import Curve
-from initscope.diagnosis.finding import Finding, percent, sig3
+from initscope.diagnosis.finding import Finding
 from initscope.diagnosis.rules_targets import late_targets
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
 from initscope.store.files import number
+from initscope.wording import percent, sig3
 
 PULLS = 0.5
 """Weight decay that pulls at the weights with this share of the gradient, most of the time, decides where

@@ -11,9 +11,10 @@ import numpy as np
 
 from initscope.diagnosis.chance_loss import NEAR
 from initscope.diagnosis.curve import Curve
-from initscope.diagnosis.finding import Finding, percent, sig3, start_of
+from initscope.diagnosis.finding import Finding, start_of
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
+from initscope.wording import percent, sig3
 
 Misuse = tuple[str, str, float | None, float | None]
 """(finding id, sentence, value, threshold)"""

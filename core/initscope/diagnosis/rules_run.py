@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from initscope.diagnosis.curve import Curve
-from initscope.diagnosis.finding import Finding, names_of, percent, plural, sig3, source_of, start_of
+from initscope.diagnosis.finding import Finding, names_of, plural, source_of, start_of
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
+from initscope.wording import percent, sig3
 
 # ---------------------------------------------------------------- structure
 

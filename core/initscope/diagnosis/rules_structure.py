@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from initscope.diagnosis.curve import Curve
-from initscope.diagnosis.finding import Finding, names_of, percent, plural, sig3, start_of
+from initscope.diagnosis.finding import Finding, names_of, plural, start_of
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
+from initscope.wording import percent, sig3
 
 LEAST_UNHELD = 0.1
 """Of the weights that run, a share that must be missing to matter."""

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from initscope.diagnosis.curve import Curve
-from initscope.diagnosis.finding import Finding, percent, sig3
+from initscope.diagnosis.finding import Finding
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
 from initscope.store.files import number
+from initscope.wording import percent, sig3
 
 OUTSIDE = 0.05
 """How far outside of [0, 1] a deduced target of a binary cross-entropy lies before it is no rounding."""
