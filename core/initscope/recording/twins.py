@@ -12,7 +12,7 @@ import contextlib
 import random
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -240,17 +240,17 @@ def averaging(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def mode_gap(model: nn.Module, arguments: tuple[tuple, dict]) -> dict[str, Any] | None:
+def mode_gap(
+    model: nn.Module, arguments: tuple[tuple, dict], norms: Sequence[nn.Module]
+) -> dict[str, Any] | None:
     """How far apart the outputs for one batch are with the batch's statistics and with the running averages,
-    all else in evaluation mode.
+    all else in evaluation mode. ``norms`` are the modules of ``model`` that train with a batch's statistics
+    (``averaging``).
 
     ``distance``: RMS of the difference over the outputs' standard deviation across samples; ``agreement``:
     share of the samples (pixels) whose largest output is the same, None for a single output; ``momentum``:
     the smallest of the averages (None: of all batches alike). None where the outputs cannot be compared.
     """
-    norms = averaging(model)
-    if not norms:
-        return None
     places = {id(module): name for name, module in model.named_modules()}
     copy = twin(model)
     by_averages = _output(copy, arguments)
