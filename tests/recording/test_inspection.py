@@ -112,6 +112,21 @@ def test_averages_of_the_newest_batch_are_compared_with_another(
     assert all((gap["distance"] > 0.5) == apart for gap in gaps)
 
 
+def test_batches_of_one_sample_are_compared_together(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(1, 4, 3), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(24, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with Recorder(model, optimizer, runs=tmp_path) as recorder:
+        for _ in range(14):
+            loss = model(torch.randn(1, 1, 8) + 3 * torch.randn(1, 1, 1)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            recorder.step(loss)
+    gaps = recorder.run.info().state["facts"]["mode_gap"]
+    assert gaps[-1]["batch"] == 8 and gaps[-1]["distance"] > 0.5 and gaps[-1]["agreement"] is not None
+
+
 def test_a_batch_that_was_written_into_is_not_compared() -> None:
     x = torch.ones(4, 2)
     kept = _Batch(((x,), {}))

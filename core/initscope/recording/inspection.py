@@ -32,6 +32,8 @@ as many.
 EPOCH_GROWTH = 1.1
 """At an epoch's end they are compared too, if a tenth of the steps are new since the last time."""
 GAPS_KEPT = 20
+SAMPLES_KEPT = 8
+"""Batches of fewer samples are looked at together."""
 MOST_KEPT = 16 * MOST_NUMBERS
 """Numbers in a batch that is kept until the next two recorded steps are over."""
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -64,7 +66,7 @@ class Inspection:
         self._gaps: list[dict[str, Any]] = []
         self._last_epoch_gap = 0
         self._arguments: tuple[tuple, dict] | None = None
-        # The newest batch and the one before: running averages may be those of the newest alone.
+        # The newest batch and those before: running averages may be those of the newest alone.
         self._batches: list[_Batch] = []
         self._averaging: list[nn.Module] = []
         if fresh:
@@ -95,7 +97,7 @@ class Inspection:
                 self._twins = False  # nothing more is to be learned from a network of NaN
         if arguments is not None and self._twins:
             if self._averaging:
-                self._batches = [*self._batches[-1:], _Batch(arguments)]
+                self._keep(_Batch(arguments))
             self._try(step, arguments)
 
     def after_epoch(self, step: int) -> None:
@@ -110,11 +112,21 @@ class Inspection:
         if earlier is None:
             return
         self._last_epoch_gap = step
-        self._try_passes(lambda: self._look_at_gap(step, earlier, epoch=True), earlier)
+        self._try_passes(lambda: self._look_at_gap(step, earlier, epoch=True), earlier[0])
 
-    def _earlier(self) -> tuple[tuple, dict] | None:
-        """The inputs of the batch before the newest, if they are still what they were; None if not."""
-        return self._batches[0].arguments if len(self._batches) == 2 else None
+    def _keep(self, batch: _Batch) -> None:
+        """The newest batch, the one before, and as many more as it takes for ``SAMPLES_KEPT`` samples."""
+        before = self._batches
+        while len(before) > 1 and sum(kept.samples for kept in before[1:]) >= SAMPLES_KEPT:
+            before = before[1:]
+        self._batches = [*before[-SAMPLES_KEPT:], batch]
+
+    def _earlier(self) -> list[tuple[tuple, dict]] | None:
+        """The inputs of the batches before the newest that are still what they were; None if there are
+        none.
+        """
+        known = [arguments for kept in self._batches[:-1] if (arguments := kept.arguments) is not None]
+        return known or None
 
     def close(self) -> None:
         """Take off what hangs on the model, and keep nothing alive."""
@@ -146,12 +158,12 @@ class Inspection:
             if due and (found := twins.mixing(self.meter.model, arguments)):
                 self._note({"mixing": {**found, "step": step}})
             if gap:
-                self._look_at_gap(step, self._earlier() or arguments)
+                self._look_at_gap(step, self._earlier() or [arguments])
 
         self._try_passes(passes, arguments)
 
-    def _look_at_gap(self, step: int, arguments: tuple[tuple, dict], epoch: bool = False) -> None:
-        found = twins.mode_gap(self.meter.model, arguments, self._averaging)
+    def _look_at_gap(self, step: int, batches: list[tuple[tuple, dict]], epoch: bool = False) -> None:
+        found = twins.mode_gap(self.meter.model, batches, self._averaging)
         if found:
             self._gaps = [*self._gaps, {"step": step, **found, "epoch": epoch}][-GAPS_KEPT:]
             self._note({"mode_gap": self._gaps})
@@ -179,6 +191,7 @@ class _Batch:
 
     def __init__(self, arguments: tuple[tuple, dict]) -> None:
         tensors = list(tensors_of(list(arguments)))
+        self.samples = next((len(x) for x in tensors if x.dim()), 0)
         small = sum(x.numel() for x in tensors) <= MOST_KEPT
         small = small and not any(x.is_inference() for x in tensors)  # these count no versions
         self._arguments = twins.mapped(arguments, Tensor.detach) if small else None
