@@ -153,8 +153,57 @@ class TestCauses:
         found = ask(noisy(2.303, 2.303), update_ratio=1e-7, grad_norm=1e-8, grad_rms=1e-9, **FADING)
         assert found.cause is Cause.INIT_TOO_SMALL
 
-    def test_nothing_wrong_and_nothing_learned(self) -> None:
-        assert ask(noisy(2.3, 2.3)).cause is Cause.LABELS_UNRELATED
+    def test_a_plateau_alone_says_nothing_about_the_labels(self) -> None:
+        found = ask(noisy(2.3, 2.3))
+        assert found.cause is Cause.UNKNOWN
+        text = next(f.text for f in found.findings if f.id == "loss_plateau_at_chance")
+        assert "labels" in text and "does not get through the network" in text
+
+    def test_a_plateau_and_a_validation_at_chance(self) -> None:
+        found = ask(noisy(2.3, 2.3), epochs=epochs_of((2.3, 0.11, 2.31, 0.10), (2.3, 0.11, 2.31, 0.10)))
+        assert found.cause is Cause.LABELS_UNRELATED
+
+    def test_inputs_that_were_not_seen_are_told_from_the_first_layer(self) -> None:
+        facts = {"input": None, "scales": {name: {"gain": 1.0} for name in NAMES}}
+        loud = {"activation_std": lambda step, depth: 3000.0}
+        found = ask(noisy(900.0, 900.0), facts=facts, **loud)
+        assert found.cause is Cause.INPUT_SCALE
+        assert "3e+03" in next(f.text for f in found.findings if f.id == "input_out_of_range")
+        heavy = facts | {"scales": {name: {"gain": 3000.0} for name in NAMES}}
+        assert "input_out_of_range" not in ids(ask(noisy(900.0, 900.0), facts=heavy, **loud))
+
+    @pytest.mark.parametrize(("moved", "told"), [(0.05, True), (1.0, False)])
+    def test_adams_steps_without_a_gradient_are_not_clipped(self, moved: float, told: bool) -> None:
+        """Of layers of 100 weights of norm 5 a step of 1e-3 each changes 0.002; an embedding's unseen rows
+        have no gradient, and its step is shorter.
+        """
+        found = ask(noisy(2.3, 2.3), update_ratio=lambda step, depth: 0.002 * (0.05 if depth == 0 else moved))
+        assert ("gradient_clipped" in ids(found)) == told
+
+    def test_a_gradient_that_is_always_zero(self) -> None:
+        found = ask(noisy(2.3, 1.5), grad_norm=lambda step, depth: 0.0 if depth < 2 else 0.5)
+        assert found.cause is Cause.NOT_UPDATING
+        assert next(f for f in found.findings if f.id == "gradient_blocked").layers == NAMES[:2]
+
+    def test_a_gradient_that_is_zero_behind_units_that_are_off(self) -> None:
+        found = ask(
+            noisy(2.3, 2.3),
+            dead_fraction=0.98,
+            signal_std=lambda step, depth: 1.0 if depth == 0 else 0.0,
+            grad_norm=lambda step, depth: 0.0 if depth < 2 else 0.5,
+        )
+        assert found.cause is Cause.DEAD_RELU
+
+    def test_a_gradient_that_is_zero_at_first_only(self) -> None:
+        found = ask(noisy(2.3, 0.9), grad_norm=lambda step, depth: 0.0 if depth < 3 and step == 0 else 0.5)
+        assert found.cause is Cause.HEALTHY
+
+    @pytest.mark.parametrize(("size", "cause"), [(1e-7, Cause.UNKNOWN), (1e-2, Cause.HEALTHY)])
+    def test_a_loss_of_rounding_errors(self, size: float, cause: Cause) -> None:
+        facts = FACTS | {"loss": {"chain": ["Neg", "Sum"]}, "outputs": None}
+        found = ask(size * noisy(2.3, 0.5), grad_norm=size, facts=facts)
+        assert found.cause is cause
+        assert ("loss_zero" in ids(found)) == (cause is Cause.UNKNOWN)
 
     def test_memorised_with_validation_at_chance(self) -> None:
         found = ask(noisy(2.4, 0.2), epochs=epochs_of((1.5, 0.5, 2.9, 0.11), (0.3, 0.97, 4.5, 0.10)))

@@ -18,6 +18,7 @@ import torchvision
 from torch import Tensor, nn
 
 from initscope.recording import twins
+from initscope.recording.inspection import _Batch
 from initscope.recording.recorder import Recorder
 from initscope.recording.repeatable import obstacle
 
@@ -64,6 +65,8 @@ def losses(recorded: Path | None, build: Callable[[], nn.Module] = Stateful) -> 
             result.append(loss.item())
             if recorder:
                 recorder.step(loss)
+                if len(result) % 10 == 0:
+                    recorder.epoch()
     if recorder:
         facts = recorder.run.info().state["facts"]
     return [*result, random.random(), np.random.rand(), torch.rand(()).item()], model, facts
@@ -73,13 +76,63 @@ def test_trying_changes_nothing(tmp_path: Path) -> None:
     plain, recorded = losses(None), losses(tmp_path)
     assert plain[0] == recorded[0]
     facts = recorded[2]
-    assert facts["mode_gap"] and facts["mixing"]["batch"] == 12, "nothing was tried, so nothing is shown"
+    assert {gap["epoch"] for gap in facts["mode_gap"]} == {True, False} and facts["mixing"]["batch"] == 12, (
+        "nothing was tried, so nothing is shown"
+    )
     for (name, a), (_, b) in zip(
         plain[1].state_dict().items(), recorded[1].state_dict().items(), strict=True
     ):
         assert torch.equal(a, b), name
     assert plain[1].seen == recorded[1].seen and torch.equal(plain[1].hidden, recorded[1].hidden)
     assert not any(p._backward_hooks for p in recorded[1].parameters()), "hooks are taken off"
+
+
+@pytest.mark.parametrize(("last", "apart"), [(2, True), (64, False)])
+def test_averages_of_the_newest_batch_are_compared_with_another(
+    tmp_path: Path, last: int, apart: bool
+) -> None:
+    """With momentum 1 the averages fit the newest batch, however few its samples are: another batch tells."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16, momentum=1.0), nn.ReLU(), nn.Linear(16, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    with Recorder(model, optimizer, runs=tmp_path) as recorder:
+        for i in range(20):
+            x = torch.randn(last if i % 10 == 9 else 64, 6)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), (x[:, 0] > 0).long())
+            loss.backward()
+            optimizer.step()
+            recorder.step(loss)
+            if i % 10 == 9:
+                model.eval()  # as a validation leaves it
+                recorder.epoch()
+                model.train()
+    gaps = [gap for gap in recorder.run.info().state["facts"]["mode_gap"] if gap["epoch"]]
+    assert [gap["step"] for gap in gaps] == [9, 19] and {gap["batch"] for gap in gaps} == {64}
+    assert all((gap["distance"] > 0.5) == apart for gap in gaps)
+
+
+def test_batches_of_one_sample_are_compared_together(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(1, 4, 3), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(24, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with Recorder(model, optimizer, runs=tmp_path) as recorder:
+        for _ in range(14):
+            loss = model(torch.randn(1, 1, 8) + 3 * torch.randn(1, 1, 1)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            recorder.step(loss)
+    gaps = recorder.run.info().state["facts"]["mode_gap"]
+    assert gaps[-1]["batch"] == 8 and gaps[-1]["distance"] > 0.5 and gaps[-1]["agreement"] is not None
+
+
+def test_a_batch_that_was_written_into_is_not_compared() -> None:
+    x = torch.ones(4, 2)
+    kept = _Batch(((x,), {}))
+    assert torch.equal(kept.arguments[0][0], x)
+    x.zero_()
+    assert kept.arguments is None
 
 
 GENERATOR = torch.Generator()

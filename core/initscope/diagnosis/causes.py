@@ -60,11 +60,6 @@ MOSTLY_OTHER = 0.5
 """Evaluation mode that gives fewer samples than this the same answer is at fault, also where nothing was
 validated.
 """
-ALONE = 1.6 * MIN_STEPS
-"""Steps after which a plateau without a validation is held against the labels: more than a run needs to be
-judged, since nothing else is seen. How many is our choice; that the layers have moved (``MOVED``) is what
-counts.
-"""
 FAR_BEYOND = 30.0
 """Targets of such an RMS make a loss that blew up their fault rather than the learning rate's."""
 CREEPING = 0.03
@@ -91,8 +86,13 @@ def not_updating(e: Evidence) -> Case:
     # Weights that were frozen on purpose are no fault of a run that learns, nor where those that are trained
     # cannot become different.
     meant = e.frozen_on_purpose and (e.curve.learned or e.validated or e.has("identical_units"))
-    possible = e.has("weights_frozen") and e.curve.progress < NEARLY_PERFECT and not meant
-    return Case(possible, [(3, possible), (1, e.value("weights_frozen") > 0.9), (1, not e.curve.learned)])
+    frozen = e.has("weights_frozen") and not meant
+    # Units that are off, and branches that begin at zero on both sides, have no gradient either.
+    off = e.has("dead_units", "saturated_units", "signal_collapse", "identical_units", *MISUSES)
+    blocked = e.has("gradient_blocked") and not (off or e.curve.well)
+    possible = (frozen or blocked) and e.curve.progress < NEARLY_PERFECT
+    most = max(e.value("weights_frozen"), e.value("gradient_blocked") if blocked else 0.0)
+    return Case(possible, [(3, possible), (1, most > 0.9), (1, not e.curve.learned)])
 
 
 def symmetric_init(e: Evidence) -> Case:
@@ -312,15 +312,14 @@ def labels_unrelated(e: Evidence) -> Case:
         or e.has("input_out_of_range", *MISUSES)
     )
     calm = not (e.has("loss_oscillates") or c.spiked or e.updates_stay_large)
-    # Without a validation at guessing the plateau speaks alone: the hidden layers, not only the last one,
-    # must have gone far enough to find what there is.
+    # A plateau alone does not tell labels without a pattern from a network that cannot see it: without a
+    # validation at guessing nothing is said.
     searched = memorised or e.signals.total_relative_update >= MOVED
-    tried = guesses or (searched and c.steps >= ALONE)
     elsewhere = e.has(*ELSEWHERE) or e.target_faults or e.decay_dominates
     # Modes that disagree explain a validation at guessing, not a training loss that stays there.
     by_heart = memorised and not e.has("modes_disagree")
     possible = e.has("labels_constant") or (
-        (by_heart or (unmoved and calm and tried)) and sound and not elsewhere
+        (by_heart or (unmoved and calm and guesses)) and sound and not elsewhere
     )
     return Case(
         possible,
@@ -421,7 +420,8 @@ def healthy(e: Evidence) -> Case:
     balanced = c.unjudged and not hindered and e.moved and e.adversary_in_balance
     possible = (c.learning or e.succeeded or early or slowly or floor or balanced) and c.count > 0
     one_answer = e.has("outputs_flat") and not e.validated
-    faulty = c.nonfinite or guesses or one_answer or e.target_faults
+    elsewhere = e.has("loss_zero", "targets_drift")
+    faulty = c.nonfinite or guesses or one_answer or e.target_faults or elsewhere
     possible = possible and not (faulty or (c.unjudged and not balanced))
     works = c.learning or e.succeeded or floor
     return Case(

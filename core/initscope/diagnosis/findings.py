@@ -61,6 +61,8 @@ RULES: tuple[Rule, ...] = (
     rules_optimizer.weight_decay,
     rules_optimizer.rate_fell,
     rules_optimizer.gradient_clipped,
+    rules_run.gradient_blocked,
+    rules_loss.loss_zero,
     rules_run.train_validation_gap,
 )
 """In the order in which a reader wants them: the symptom, then what may cause it, upstream first."""

@@ -14,6 +14,8 @@ from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
 from initscope.wording import percent, sig3
 
+ROUNDING = 1e-5
+"""A loss, and a gradient as a share of its weight, below this are sums of rounding errors."""
 GONE_FAR = 0.1
 """Layers that have changed by this much (sum of update ratios) and a loss that hardly has."""
 
@@ -35,6 +37,21 @@ def loss_nonfinite(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     )
 
 
+def loss_zero(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
+    """A loss of nothing but rounding, with gradients of the same kind."""
+    finite = v.loss[np.isfinite(v.loss)]
+    if len(finite) < 10 or c.nonfinite or c.chance is not None:
+        return None
+    size = float(np.quantile(np.abs(finite), 0.9))
+    if not (size < ROUNDING and v.grad_to_weight_ratio < ROUNDING):
+        return None
+    text = (
+        f"The loss is zero up to rounding from the first step on (below {sig3(size)}), and so are the "
+        "gradients: its parts cancel out, and there is nothing in it to learn from."
+    )
+    return Finding("loss_zero", (), size, ROUNDING, "precision of float32", text, start_of(v))
+
+
 def loss_plateau_at_chance(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     if c.chance is None or not c.at_chance or c.guess.kind == "mean":
         return None
@@ -48,6 +65,12 @@ def loss_plateau_at_chance(v: RunSignals, c: Curve, t: Thresholds) -> Finding | 
     text = f"After {c.steps} steps the loss is {sig3(c.late)}; {what} costs {sig3(c.chance)}."
     if c.falling and v.total_relative_update >= GONE_FAR:
         text += " It creeps down from there, as it does where labels are learned by heart: validate to tell."
+    elif v.total_relative_update >= GONE_FAR:
+        text += (
+            " The layers have moved and found nothing: either the labels have nothing to do with the inputs, "
+            "or what they depend on does not get through the network. A network that cannot learn one small "
+            "batch by heart is at fault itself."
+        )
     return Finding(
         "loss_plateau_at_chance", (), c.late, c.chance * (1 - c.min_progress), source_of("progress", t), text
     )

@@ -102,8 +102,9 @@ def gradient_clipped(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
         return None
     if v.adaptive:
         text = (
-            f"The first update is {percent(share)} of what the optimizer makes of the gradient (norm "
-            f"{sig3(norm)}): it was clipped or scaled to next to nothing."
+            f"In no layer is the first update more than {percent(share)} of what the optimizer makes of a "
+            f"gradient (norm {sig3(norm)}): either it was clipped or scaled to next to nothing, or few "
+            "weights had one."
         )
     else:
         text = (

@@ -14,6 +14,9 @@ from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
 from initscope.wording import percent, sig3
 
+LEAST_ZERO_STEPS = 10
+"""Recorded steps from which a gradient that was always zero stays so."""
+
 # ---------------------------------------------------------------- structure
 
 
@@ -26,6 +29,23 @@ def weights_frozen(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     names = names_of(v, v.frozen_mask)
     text = f"{percent(share)} of the weights never move ({plural(v, names)}): {_why_still(v, names)}."
     return Finding("weights_frozen", names, share, t.frozen_share, source_of("frozen_share", t), text)
+
+
+def gradient_blocked(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
+    """Weights whose gradient comes and is exactly zero at every step."""
+    gradient = v.rows.values["grad_norm"]
+    if t.frozen_share is None or len(gradient) < LEAST_ZERO_STEPS or c.nonfinite:
+        return None
+    zero = ~np.isnan(gradient).all(0) & (np.nanmax(gradient, 0, initial=0.0) == 0)
+    share = float(v.weight_counts[zero].sum() / max(1.0, v.weight_counts.sum()))
+    if not zero.any() or share < t.frozen_share:
+        return None
+    names = names_of(v, zero)
+    text = (
+        f"The gradient of {plural(v, names)} ({percent(share)} of the weights) is exactly zero at every step: "
+        "something behind lets none through, such as sign(), round(), a comparison or a factor of zero."
+    )
+    return Finding("gradient_blocked", names, share, t.frozen_share, source_of("frozen_share", t), text)
 
 
 def _why_still(v: RunSignals, names: Sequence[str]) -> str:
@@ -71,7 +91,7 @@ def identical_units(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
 def input_out_of_range(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     mean, std = v.fact("input", "mean"), v.fact("input", "std")
     if mean is None or std is None:
-        return None
+        return _implied_by_the_first_layer(v, t)
 
     def finding(value: float, name: str | None, text: str) -> Finding:
         threshold, source = (getattr(t, name), source_of(name, t)) if name else (0.0, "IEEE 754")
@@ -109,6 +129,21 @@ def input_out_of_range(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None
     if t.input_mean is not None and abs(mean) > t.input_mean:
         return finding(abs(mean), "input_mean", f"The inputs' mean is {sig3(mean)}.")
     return None
+
+
+def _implied_by_the_first_layer(v: RunSignals, t: Thresholds) -> Finding | None:
+    size = v.implied_input_rms
+    if t.input_high is None or not size > t.input_high:
+        return None
+    layer = v.executed[0]
+    text = (
+        f"The first outputs of {v.rows.names[layer]} have an RMS of {sig3(float(v.rms[0, layer]))} with "
+        f"weights of the usual size (gain {sig3(float(v.gains[layer]))}): its inputs have one of about "
+        f"{sig3(size)}."
+    )
+    return Finding(
+        "input_out_of_range", (), size, t.input_high, source_of("input_high", t), text, start_of(v)
+    )
 
 
 # ---------------------------------------------------------------- generalization

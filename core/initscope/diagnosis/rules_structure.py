@@ -6,7 +6,7 @@ directly (``initscope.recording.inspection``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,8 +120,9 @@ def modes_disagree(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
             if gap["momentum"]
             else "; momentum is 0"
         )
+    when = "At the end of an epoch, after step" if gap.get("epoch") else "At step"
     text = (
-        f"At step {gap['step']} a training batch's outputs with batch normalization's running averages "
+        f"{when} {gap['step']}, a training batch's outputs with batch normalization's running averages "
         "differ from those with the batch's own "
         f"statistics by {sig3(gap['distance'])} of their spread{same}: evaluation mode answers otherwise "
         "than training mode."
@@ -131,8 +132,16 @@ def modes_disagree(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
 
 def last_gap(v: RunSignals) -> Mapping[str, Any] | None:
     """The newest comparison of the two modes; None if there was none."""
-    gaps = v.facts.get("mode_gap") or ()
+    gaps = mode_gaps(v)
     return gaps[-1] if gaps else None
+
+
+def mode_gaps(v: RunSignals) -> Sequence[Mapping[str, Any]]:
+    """Comparisons of the two modes: those at the ends of epochs if there are any, since a validation used the
+    averages as they were then; else those at steps in between.
+    """
+    gaps = v.facts.get("mode_gap") or ()
+    return [gap for gap in gaps if gap.get("epoch")] or gaps
 
 
 def averages_lag(v: RunSignals) -> bool:
@@ -148,7 +157,7 @@ def apart(v: RunSignals) -> bool:
     """Whether the two modes answered differently at the last looks (the mean of three: a look sees one
     batch).
     """
-    gaps = (v.facts.get("mode_gap") or ())[-LOOKS:]
+    gaps = mode_gaps(v)[-LOOKS:]
     if not gaps or gaps[-1].get("distance") is None or not gaps[-1]["distance"] > APART:
         return False
     agreement = agreement_lately(v)
@@ -159,11 +168,7 @@ def agreement_lately(v: RunSignals) -> float | None:
     """Mean share of samples with the same answer in both modes, over the last looks; None for a single
     output.
     """
-    known = [
-        gap["agreement"]
-        for gap in (v.facts.get("mode_gap") or ())[-LOOKS:]
-        if gap.get("agreement") is not None
-    ]
+    known = [gap["agreement"] for gap in mode_gaps(v)[-LOOKS:] if gap.get("agreement") is not None]
     return sum(known) / len(known) if known else None
 
 

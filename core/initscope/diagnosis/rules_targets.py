@@ -39,6 +39,10 @@ batches would show to always.
 """
 SORTED_NUMBERS = 0.3
 """Of a regression: variance of the targets within batches over that of all."""
+ONE_WAY = 0.9
+"""Rank correlation of a batch's mean target with time, from which it is not told whether the order of the
+samples or the targets themselves move it.
+"""
 FAR = 10.0
 """Targets of a larger RMS are far away for outputs that begin near zero."""
 NEAR_ZERO = 1e-2
@@ -143,6 +147,14 @@ def labels_in_order(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
             f"The targets' variance within batches is {percent(inside / overall)} of that over all of them: "
             "the batches are sorted by target."
         )
+        if abs(v.fact("targets", "drift") or 0.0) >= ONE_WAY:
+            first, late = (found.get("first") or {}).get("target_mean"), late_targets(v).get("target_mean")
+            went = f", from {sig3(first)} to {sig3(late)}" if first is not None and late is not None else ""
+            text = (
+                f"The batches' mean target goes one way all the time{went}: either the batches are sorted by "
+                "target, or the targets are made by a network that moves, such as values of the next state."
+            )
+            return Finding("targets_drift", (), inside / overall, SORTED_NUMBERS, "rank correlation", text)
         return Finding("labels_in_order", (), inside / overall, SORTED_NUMBERS, "analysis of variance", text)
     return None
 

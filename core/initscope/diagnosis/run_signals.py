@@ -25,6 +25,8 @@ BOUNDED = {"Tanh": 1.0, "Sigmoid": 2.0, "Hardtanh": 0.5, "Hardsigmoid": 1.5, "So
 SMOOTH_RECTIFIERS = ("GELU", "SiLU", "Mish", "Softplus", "ELU", "CELU")
 OFF = -5.0
 """Input of a smooth rectifier from which less than 4 % of the slope is left."""
+USUAL_GAIN = (0.2, 3.0)
+"""Gains of initial weights of the usual kinds: 0.58 by default, 1 Xavier's, 1.41 He's."""
 NORM_EPS = 1e-5
 """Torch's eps of batch, layer and group norm: a signal whose square is far below it is not restored."""
 USUAL_GROWTH = 100.0
@@ -80,6 +82,19 @@ class RunSignals:
             if self.facts.get("input")
             else np.nan
         )
+
+    @cached_property
+    def implied_input_rms(self) -> float:
+        """RMS of the first layer's inputs, from its first outputs and the size of its weights, where the
+        inputs themselves were not seen: a model whose parts are called one by one. NaN if weights are not of
+        the usual size, or not known.
+        """
+        if self.facts.get("input") or not len(self.executed) or not len(self.rms):
+            return float("nan")
+        layer = self.executed[0]
+        gain = self.gains[layer]
+        usual = USUAL_GAIN[0] < gain < USUAL_GAIN[1]
+        return float(self.rms[0, layer] / gain) if usual else float("nan")
 
     @cached_property
     def input_signal(self) -> float:
@@ -469,8 +484,9 @@ class RunSignals:
     @cached_property
     def step_share(self) -> float:
         """Length of the first recorded update over what gradient and learning rate make it: 1 for SGD; for
-        Adam 1 if every weight had a gradient. NaN for other optimizers, and where the first step was not
-        recorded or not moved by the rate.
+        Adam 1 if every weight of at least one layer had a gradient (unseen rows of an embedding and units
+        that are off have none). NaN for other optimizers, and where the first step was not recorded or not
+        moved by the rate.
         """
         plain = "sgd" in self.optimizer and "," not in self.optimizer
         adam = self.optimizer in ("adam", "adamw")
@@ -488,6 +504,9 @@ class RunSignals:
             decay = 0.0 if adam else self.weight_decay * np.nan_to_num(length)
             force = np.sqrt(self.weight_counts) * (norm > 0) if adam else np.hypot(norm, decay)
             known = np.isfinite(force) & np.isfinite(ratio * length) & (length > 0)
+            moving = known & (force > 0)
+            if adam and moving.any():  # a scale, if there is one, is the same for all layers
+                return float(np.max((ratio * length)[moving] / (rate * force[moving])))
             made = rate * np.sqrt(np.sum(force[known] ** 2))
             moved = np.sqrt(np.sum((ratio * length)[known] ** 2))
         return float(moved / made) if made > 0 else float("nan")

@@ -18,7 +18,8 @@ from initscope.recording.graph_facts import Unregistered
 from initscope.recording.layers import clean
 from initscope.recording.meter import LayerMeter
 from initscope.recording.nonfinite import NonfiniteWatch
-from initscope.recording.repeatable import obstacle
+from initscope.recording.repeatable import MOST_NUMBERS, obstacle
+from initscope.recording.tensors import tensors_of
 
 MIXING_STEPS = (1, 6)
 """Steps after which one sample is changed to see whose output moves: twice, since outputs may all be zero at
@@ -28,7 +29,13 @@ FIRST_GAP, GAP_GROWTH = 8, 1.5
 """Training and evaluation mode are compared after so many steps, and then each time there are so many times
 as many.
 """
+EPOCH_GROWTH = 1.1
+"""At an epoch's end they are compared too, if a tenth of the steps are new since the last time."""
 GAPS_KEPT = 20
+SAMPLES_KEPT = 8
+"""Batches of fewer samples are looked at together."""
+MOST_KEPT = 16 * MOST_NUMBERS
+"""Numbers in a batch that is kept until the next two recorded steps are over."""
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
@@ -57,13 +64,18 @@ class Inspection:
         self._mixing_steps = set(MIXING_STEPS) if fresh else set()
         self._next_gap = FIRST_GAP if fresh else max(FIRST_GAP, step)
         self._gaps: list[dict[str, Any]] = []
+        self._last_epoch_gap = 0
         self._arguments: tuple[tuple, dict] | None = None
+        # The newest batch and those before: running averages may be those of the newest alone.
+        self._batches: list[_Batch] = []
+        self._averaging: list[nn.Module] = []
         if fresh:
             note(_dropouts(model))
 
     def forward(self, inputs: tuple, kwargs: dict, output: Any) -> None:
         """After a training pass of the whole model at a recorded step."""
         self._arguments = (inputs, kwargs)
+        self._averaging = twins.averaging(self.meter.model) if self._twins else []
         if self._unregistered is not None and not self._unregistered.done:
             found = self._unregistered.look(output, [inputs, kwargs])
             if found:
@@ -84,13 +96,44 @@ class Inspection:
                 self._nonfinite = None
                 self._twins = False  # nothing more is to be learned from a network of NaN
         if arguments is not None and self._twins:
+            if self._averaging:
+                self._keep(_Batch(arguments))
             self._try(step, arguments)
+
+    def after_epoch(self, step: int) -> None:
+        """At an epoch's end, after ``step`` steps: how the two modes differ with the averages that a
+        validation has just used. The batches of an epoch are not all alike, the last one is often small.
+        """
+        averaging = self._averaging
+        together = any(isinstance(module, nn.SyncBatchNorm) for module in averaging)  # waits for other ranks
+        if not self._twins or not averaging or together or step < EPOCH_GROWTH * self._last_epoch_gap:
+            return
+        earlier = self._earlier()
+        if earlier is None:
+            return
+        self._last_epoch_gap = step
+        self._try_passes(lambda: self._look_at_gap(step, earlier, epoch=True), earlier[0])
+
+    def _keep(self, batch: _Batch) -> None:
+        """The newest batch, the one before, and as many more as it takes for ``SAMPLES_KEPT`` samples."""
+        before = self._batches
+        while len(before) > 1 and sum(kept.samples for kept in before[1:]) >= SAMPLES_KEPT:
+            before = before[1:]
+        self._batches = [*before[-SAMPLES_KEPT:], batch]
+
+    def _earlier(self) -> list[tuple[tuple, dict]] | None:
+        """The inputs of the batches before the newest that are still what they were; None if there are
+        none.
+        """
+        known = [arguments for kept in self._batches[:-1] if (arguments := kept.arguments) is not None]
+        return known or None
 
     def close(self) -> None:
         """Take off what hangs on the model, and keep nothing alive."""
         if self._clearing is not None:
             self._clearing.remove()
         self._clearing = self._unregistered = self._nonfinite = self._arguments = None
+        self._batches, self._averaging = [], []
 
     def _look_at_clearing(self) -> None:
         kept = self._clearing.kept
@@ -105,9 +148,28 @@ class Inspection:
         """Passes of a twin, where this step is one of the few that are for it."""
         due = {planned for planned in self._mixing_steps if planned <= step}
         self._mixing_steps -= due
-        gap = step >= self._next_gap and bool(twins.averaging(self.meter.model))
+        gap = step >= self._next_gap and bool(self._averaging)
         if not (due or gap):
             return
+        if gap:
+            self._next_gap = max(step + 1, int(step * GAP_GROWTH))
+
+        def passes() -> None:
+            if due and (found := twins.mixing(self.meter.model, arguments)):
+                self._note({"mixing": {**found, "step": step}})
+            if gap:
+                self._look_at_gap(step, self._earlier() or [arguments])
+
+        self._try_passes(passes, arguments)
+
+    def _look_at_gap(self, step: int, batches: list[tuple[tuple, dict]], epoch: bool = False) -> None:
+        found = twins.mode_gap(self.meter.model, batches, self._averaging)
+        if found:
+            self._gaps = [*self._gaps, {"step": step, **found, "epoch": epoch}][-GAPS_KEPT:]
+            self._note({"mode_gap": self._gaps})
+
+    def _try_passes(self, passes: Callable[[], None], arguments: tuple[tuple, dict]) -> None:
+        """Run ``passes`` of twins, if nothing stands in their way."""
         if not twins.has_twin(self.meter.model):
             self._twins = False
             return
@@ -115,19 +177,30 @@ class Inspection:
             self._twins = False
             self._note({"not_tried": kept})
             return
-        if gap:
-            self._next_gap = max(step + 1, int(step * GAP_GROWTH))
         try:
             with twins.undisturbed(self.meter.model):
-                if due and (found := twins.mixing(self.meter.model, arguments)):
-                    self._note({"mixing": {**found, "step": step}})
-                if gap and (found := twins.mode_gap(self.meter.model, arguments)):
-                    self._gaps = [*self._gaps, {"step": step, **found}][-GAPS_KEPT:]
-                    self._note({"mode_gap": self._gaps})
+                passes()
         # somebody's network in a mode or with a batch it was not made for: what is not known is said
         except Exception as error:
             self._twins = False
             self._note({"not_tried": " ".join(f"{type(error).__name__}: {error}".split())[:200]})
+
+
+class _Batch:
+    """The inputs of a training pass, for as long as nobody writes into them; large ones are not kept."""
+
+    def __init__(self, arguments: tuple[tuple, dict]) -> None:
+        tensors = list(tensors_of(list(arguments)))
+        self.samples = next((len(x) for x in tensors if x.dim()), 0)
+        small = sum(x.numel() for x in tensors) <= MOST_KEPT
+        small = small and not any(x.is_inference() for x in tensors)  # these count no versions
+        self._arguments = twins.mapped(arguments, Tensor.detach) if small else None
+        self._versions = [(x, x._version) for x in tensors] if small else []
+
+    @property
+    def arguments(self) -> tuple[tuple, dict] | None:
+        same = all(x._version == version for x, version in self._versions)
+        return self._arguments if same else None
 
 
 def _dropouts(model: nn.Module) -> dict[str, Any]:

@@ -458,6 +458,9 @@ class Recorder:
             self._write_epoch(
                 max(self._epoch, self.rows.next_epoch) if number is None else number, numbers, told
             )
+        if self._inspection is not None and self.next_step:
+            with self.guard(_TRYING):
+                self._inspection.after_epoch(self.next_step - 1)
         self._note_faults()
 
     def log(self, values: Mapping[str, Any]) -> None:

@@ -431,8 +431,8 @@ class TargetLog:
         ``price``: loss of the best answer that does not look at the input, pooled over all observed batches,
         with its standard error; ``floor``: the loss that perfect outputs would leave; ``coverage``: estimated
         share of the classes' weight that has been seen (Good and Turing); ``scale``: the loss over its mean,
-        None where it changes; ``same_label`` within batches and over all; ``first`` and ``late``: how outputs
-        compare with targets.
+        None where it changes; ``same_label`` within batches and over all; ``drift``: whether the batches'
+        mean target goes one way, -1 to 1; ``first`` and ``late``: how outputs compare with targets.
         """
         if self._kind is None:
             return {}
@@ -473,6 +473,7 @@ class TargetLog:
             within = [_variance(sums) for _, sums in self._each]
             if len(within) > 1:
                 facts["variance_within"] = statistics.fmean(within)
+                facts["drift"] = _order([float((s[1] / s[0]).mean()) for _, s in self._each])
         return facts
 
     def _price(self) -> tuple[float, float] | None:
@@ -552,6 +553,15 @@ def _variances(sums: Tensor) -> Tensor:
 
 def _variance(sums: Tensor) -> float:
     return float(_variances(sums).mean())
+
+
+def _order(values: Sequence[float]) -> float:
+    """Spearman's rank correlation of ``values`` with their places, -1 to 1: 1 if each is above the one
+    before.
+    """
+    ranks = torch.tensor(values, dtype=torch.float64).argsort().argsort().double()
+    places = torch.arange(len(ranks), dtype=torch.float64)
+    return float(torch.corrcoef(torch.stack([ranks, places]))[0, 1])
 
 
 def _entropy(shares: Tensor) -> Tensor:

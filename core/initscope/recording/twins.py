@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -141,6 +141,17 @@ def _output(copy: nn.Module, arguments: Any) -> Tensor | None:
     return None if output is None else output.detach().float()
 
 
+def _outputs(copy: nn.Module, batches: Sequence[tuple[tuple, dict]]) -> Tensor | None:
+    """The main outputs of a pass for each batch, one after another; of the first alone if their shapes
+    differ.
+    """
+    made = [_output(copy, arguments) for arguments in batches]
+    if any(output is None or not output.dim() for output in made):
+        return None
+    same = len({output.shape[1:] for output in made}) == 1
+    return torch.cat(made) if same else made[0]
+
+
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """``value`` with every tensor in its tuples, lists and dicts changed; everything else is handed on."""
     if isinstance(value, Tensor):
@@ -236,24 +247,24 @@ def averaging(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def mode_gap(model: nn.Module, arguments: tuple[tuple, dict]) -> dict[str, Any] | None:
-    """How far apart the outputs for one batch are with the batch's statistics and with the running averages,
-    all else in evaluation mode.
+def mode_gap(
+    model: nn.Module, batches: Sequence[tuple[tuple, dict]], norms: Sequence[nn.Module]
+) -> dict[str, Any] | None:
+    """How far apart the outputs for ``batches`` are with each batch's statistics and with the running
+    averages, all else in evaluation mode. ``norms`` are the modules of ``model`` that train with a
+    batch's statistics (``averaging``).
 
     ``distance``: RMS of the difference over the outputs' standard deviation across samples; ``agreement``:
     share of the samples (pixels) whose largest output is the same, None for a single output; ``momentum``:
     the smallest of the averages (None: of all batches alike). None where the outputs cannot be compared.
     """
-    norms = averaging(model)
-    if not norms:
-        return None
     places = {id(module): name for name, module in model.named_modules()}
     copy = twin(model)
-    by_averages = _output(copy, arguments)
+    by_averages = _outputs(copy, batches)
     twins = dict(copy.named_modules())
     for module in norms:
         twins[places[id(module)]].training = True
-    by_batch = _output(copy, arguments)
+    by_batch = _outputs(copy, batches)
     if (
         by_averages is None
         or by_batch is None
