@@ -57,6 +57,12 @@ page = st.navigation(
             help="One batch, no training: will this initialization train?",
         ),
         st.Page(
+            SCREENS / "check.py",
+            title="Check",
+            url_path="check",
+            help="Is anything wrong before it is trained? A copy learns one batch, in seconds.",
+        ),
+        st.Page(
             SCREENS / "diagnosis.py",
             title="Diagnosis",
             url_path="diagnosis",
@@ -75,6 +81,12 @@ page = st.navigation(
             help="From LeNet-5 to ResNet-34: which networks need initialization?",
         ),
         st.Page(
+            SCREENS / "guide.py",
+            title="Guide",
+            url_path="guide",
+            help="How to record your own loop, what the words mean, every initialization and command.",
+        ),
+        st.Page(
             SCREENS / "query.py",
             title="Query",
             url_path="query",
@@ -86,12 +98,6 @@ page = st.navigation(
             title="Model",
             url_path="model",
             help="The network layer by layer: shapes, parameters, and why three by three.",
-        ),
-        st.Page(
-            SCREENS / "guide.py",
-            title="Guide",
-            url_path="guide",
-            help="How to record your own loop, what the words mean, every initialization and command.",
         ),
     ],
     position="top",

@@ -30,6 +30,7 @@ PAGES = {
     "/gradients": "Gradients: ",
     "/compare": "Compare: PyTorch default against Kaiming normal",
     "/probe": "Probe",
+    "/check": "Check",
     "/diagnosis": "Diagnosis: ",
     "/sweep": "Sweep: two of each",
     "/depth": "Depth",

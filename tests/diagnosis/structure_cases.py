@@ -110,6 +110,13 @@ def layers_in_a_dict(runs: Path) -> Run:
 
 
 @case("unregistered_layers")
+def layers_in_a_list_under_a_fused_optimizer(runs: Path) -> Run:
+    """Its kernels write weights without a new version of the tensor."""
+    model = Residual(list)
+    return record(runs, model, torch.optim.Adam(model.parameters(), 3e-3, fused=True))
+
+
+@case("unregistered_layers")
 def weights_as_plain_tensors(runs: Path) -> Run:
     class Net(nn.Module):
         def __init__(self) -> None:

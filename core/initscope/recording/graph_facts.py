@@ -5,7 +5,7 @@ nobody holds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ MOST_NODES = 50_000
 """Autograd nodes that are looked at."""
 MOST_NAMED = 12
 """Names that are kept as a fact."""
+MOST_SAMPLED = 256
+"""Values of a tensor by which it is told whether it was written to."""
 _DEPTH = 3
 """How deep lists and dicts among a module's attributes are looked into."""
 
@@ -81,6 +83,27 @@ def names_of(model: nn.Module, wanted: Mapping[int, Tensor]) -> dict[int, str]:
     return names
 
 
+class Mark(NamedTuple):
+    """What tells whether a tensor was written to: its version, and some of its values, because the kernels of
+    fused optimizers write without a new version.
+    """
+
+    version: int
+    sample: Tensor
+
+
+def mark(x: Tensor) -> Mark:
+    """The mark of ``x`` as it is now: ``MOST_SAMPLED`` of its values, at even distances, are copied."""
+    flat = x.detach().reshape(-1) if is_dense(x) else torch.empty(0)
+    return Mark(version(x), flat[:: max(1, -(-len(flat) // MOST_SAMPLED))].nan_to_num())
+
+
+def changed(x: Tensor, before: Mark) -> bool:
+    """Whether ``x`` was written to since."""
+    now = mark(x)
+    return now.version != before.version or not torch.equal(now.sample, before.sample)
+
+
 class Unregistered:
     """Watches two passes for weights that the model computes with, and that neither ``parameters()`` nor an
     optimizer holds.
@@ -93,8 +116,8 @@ class Unregistered:
         self.model = model
         self.optimizers = optimizers
         self.done = False
-        self._candidates: dict[int, tuple[Tensor, int]] = {}
-        self._others: list[tuple[Tensor, int]] = []
+        self._candidates: dict[int, tuple[Tensor, Mark]] = {}
+        self._others: list[tuple[Tensor, Mark]] = []
         self._seen = False
 
     def look(self, output: Any, inputs: Any) -> dict[str, Any] | None:
@@ -111,13 +134,14 @@ class Unregistered:
         if not self._seen:
             self._seen = True
             self.done = not loose
-            self._candidates = {id(x): (x, version(x)) for x in loose}
-            self._others = [(x, version(x)) for x in others]
+            if loose:
+                self._candidates = {id(x): (x, mark(x)) for x in loose}
+                self._others = [(x, mark(x)) for x in others]
             return None
-        if self._others and not any(version(x) != before for x, before in self._others):
+        if self._others and not any(changed(x, before) for x, before in self._others):
             return None  # nothing has been updated yet
         self.done = True
-        same = [x for x in loose if id(x) in self._candidates and self._candidates[id(x)][1] == version(x)]
+        same = [x for x in loose if id(x) in self._candidates and not changed(x, self._candidates[id(x)][1])]
         anew = [x for x in loose if id(x) not in self._candidates]
         self._candidates = {}
         chosen = [*same, *anew]

@@ -71,7 +71,7 @@ def trainability(
             drawn, [(columns.index(at), lines.index(line)) for at, line in score(told, x, y, theory).wrong]
         )
     drawn.update_layout(hovermode="closest", margin={"l": 64, "t": 66, "r": 26, "b": 72})
-    drawn.update_xaxes(title={"text": title(x), "standoff": 8}, **_ticks(x, columns))
+    drawn.update_xaxes(title={"text": title(x), "standoff": 16}, **_ticks(x, columns))
     drawn.update_yaxes(
         title={"text": "" if y in ("model", "init") else title(y), "standoff": 8},
         automargin=True,

@@ -13,7 +13,7 @@ from initscope_dashboard.loaders.answers import (
     theory_rows,
 )
 from initscope_dashboard.loaders.folder import info, listed, listing, runs
-from initscope_dashboard.loaders.processes import probes, torchinfo
+from initscope_dashboard.loaders.processes import NO_PROCESSES, check, check_key, probes, torchinfo
 from initscope_dashboard.loaders.rows import (
     cells,
     damage,
@@ -30,7 +30,10 @@ from initscope_dashboard.loaders.rows import (
 )
 
 __all__ = [
+    "NO_PROCESSES",
     "cells",
+    "check",
+    "check_key",
     "comparison",
     "damage",
     "diagnosis",

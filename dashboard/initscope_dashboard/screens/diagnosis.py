@@ -10,7 +10,6 @@ from initscope.comparison.compare import SAME_RUN
 from initscope.config.catalog import init_title
 from initscope.config.run_config import OPTIONS, changed_fields
 from initscope.diagnosis.diagnose import Diagnosis
-from initscope.diagnosis.findings import Finding
 from initscope.diagnosis.thresholds import LIMITS, PRESETS, Limit, Thresholds
 from initscope.errors import InitScopeError
 from initscope.scheduling import launcher as processes
@@ -21,10 +20,7 @@ from initscope_dashboard import loaders
 from initscope_dashboard.browser import theme
 from initscope_dashboard.content import formatting, headlines
 from initscope_dashboard.server import access
-from initscope_dashboard.widgets import empty_state, run_actions, selection, snippet, tab
-
-BLOCK_LIMIT = 6
-"""Layers named one by one in a finding; more are counted."""
+from initscope_dashboard.widgets import empty_state, findings, run_actions, selection, snippet, tab
 
 
 def page() -> None:
@@ -167,37 +163,8 @@ def _findings(found: Diagnosis) -> None:
         st.markdown("Nothing was found that lies outside the usual.")
         return
     st.header(title, anchor=False)
-    for finding in shown:
-        _finding(finding)
-
-
-def _finding(finding: Finding) -> None:
-    """Title, evidence, threshold and its source."""
-    with st.container(border=True):
-        st.markdown(
-            f"**{finding.id.replace('_', ' ')}** · {formatting.markdown(formatting.typeset(finding.text))}"
-        )
-        parts = []
-        if finding.value is not None and finding.threshold is not None:
-            parts.append(
-                f"{formatting.number(finding.value)} against a threshold of "
-                f"{formatting.number(finding.threshold)} ({finding.source})"
-            )
-        elif finding.source:
-            parts.append(finding.source)
-        if finding.layers:
-            few = ", ".join(finding.layers[:BLOCK_LIMIT])
-            parts.append(
-                few
-                + (
-                    f" and {len(finding.layers) - BLOCK_LIMIT} more"
-                    if len(finding.layers) > BLOCK_LIMIT
-                    else ""
-                )
-            )
-        if finding.step is not None:
-            parts.append(f"step {finding.step}")
-        st.caption(formatting.markdown(" · ".join(parts)))
+    for found_one in shown:
+        findings.finding(found_one)
 
 
 def _replay() -> Thresholds:

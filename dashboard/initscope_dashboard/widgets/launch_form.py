@@ -16,6 +16,8 @@ from initscope.errors import ConfigError
 
 MAIN = ("init_seed", "epochs", "learning_rate", "optimizer", "data")
 """Always visible, below preset and initializations; every other field is under "more"."""
+CONFIGS = "launch_configs"
+"""Session state: what the launcher says now, one config an initialization; none while a field is wrong."""
 HIDDEN = ("init", "sweep", "model_sha256", "data_sha256")
 """Chosen elsewhere: initializations several at once, the sweep by the Sweep page, the files of own factories
 by model and data.

@@ -46,6 +46,7 @@ def _form() -> None:
         processes.prepare(loaders.runs())
     launch_form.begin()
     configs, problems = launch_form.fields()
+    st.session_state[launch_form.CONFIGS] = configs
     label = f"Launch {len(configs)} runs" if len(configs) > 1 else "Launch"
     if st.button(
         label,
