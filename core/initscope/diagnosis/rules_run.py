@@ -42,8 +42,9 @@ def gradient_blocked(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
         return None
     names = names_of(v, zero)
     text = (
-        f"The gradient of {plural(v, names)} ({percent(share)} of the weights) is exactly zero at every step: "
-        "something behind lets none through, such as sign(), round(), a comparison or a factor of zero."
+        f"The gradient of {plural(v, names)} ({percent(share)} of the weights) is exactly zero at every "
+        "step: something behind lets none through, such as sign(), round(), a comparison or a factor of "
+        "zero."
     )
     return Finding("gradient_blocked", names, share, t.frozen_share, source_of("frozen_share", t), text)
 
