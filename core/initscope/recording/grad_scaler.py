@@ -63,8 +63,9 @@ def _restore() -> None:
         _originals.clear()
 
 
-def _subclasses(cls: type) -> list[type]:
-    return [cls, *(found for child in cls.__subclasses__() for found in _subclasses(child))]
+def _subclasses(cls: type) -> list[Any]:
+    children: list[type] = cls.__subclasses__()
+    return [cls, *(found for child in children for found in _subclasses(child))]
 
 
 def _watched(original: Callable) -> Callable:

@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from initscope.errors import InitScopeError
@@ -124,7 +125,8 @@ def raise_fault(doing: str, error: Exception) -> None:
 
 def _levels_to_caller() -> int:
     """``stacklevel`` for a warning of this module's caller: the loop's own line."""
-    level, frame = 1, sys._getframe(1)
+    level = 1
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         level, frame = level + 1, frame.f_back
     return level

@@ -138,7 +138,8 @@ class CompiledCall:
     """
 
     def __init__(self, module: nn.Module, function: Callable):
-        self._module, self._function, self.original = module, function, compiled_call(module)
+        self._module, self._function = module, function
+        self.original: Any = compiled_call(module)
         set_compiled_call(module, self)
 
     def __call__(self, *inputs: Any, **kwargs: Any) -> Any:

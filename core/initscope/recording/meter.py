@@ -188,7 +188,8 @@ class LayerMeter:
 
     def _know(self, layers: Sequence[Layer]) -> None:
         """Take ``layers`` for those of the model; what was known by name and kind keeps its number."""
-        self._layer_of, seen = {}, {}
+        self._layer_of = {}
+        seen: dict[tuple[str, str], int] = {}
         for layer in layers:
             key = layer.name, layer.kind, seen.setdefault((layer.name, layer.kind), 0)
             seen[layer.name, layer.kind] += 1
@@ -265,7 +266,8 @@ class LayerMeter:
     def _hook_modules(self) -> None:
         for handle in self._on_modules:
             handle.remove()
-        self._on_modules = handles = []
+        handles: list[Handle | RemovableHandle | CompiledCall] = []
+        self._on_modules = handles
         if self.follows_another:
             return
         for module in [] if self.loss_only else [*dict.fromkeys([self.model, *self._rows_of])]:

@@ -106,7 +106,7 @@ class Recorder:
         self.next_step = arguments.as_count("step", step, 0)
         every = None if every is None else arguments.as_count("every", every, 1)
         self.schedule = Schedule(every, self.next_step)
-        self._new_run = {"name": arguments.as_name(name), "tags": arguments.as_tags(tags)}
+        self._new_run: dict[str, Any] = {"name": arguments.as_name(name), "tags": arguments.as_tags(tags)}
         self._own_config = arguments.as_config(config)
         # Absolute from now on: the loop may go to another folder.
         self._runs = arguments.as_runs(runs) or (
@@ -188,7 +188,7 @@ class Recorder:
     def _new(self) -> Run:
         """A new run's folder, and a line on standard error that says where it is."""
         runs = Runs(self._runs)
-        values = {**self._new_run, "model": type(self.meter.model).__name__, "init": RECORDED}
+        values: dict[str, Any] = {**self._new_run, "model": type(self.meter.model).__name__, "init": RECORDED}
         if self._own_config:
             values["own"] = self._own_config
         run = runs.create(values, Status.RUNNING, source="recorder", started=time.time(), **own_process())

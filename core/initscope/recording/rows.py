@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,7 @@ class StepRows:
         self._curve_stride = 1
         self._seen = 0
         self._columns: tuple[pa.Array, pa.Array, pa.Array] | None = None
-        self._order: list[int] = []
+        self._order: Sequence[int] = []
         self._recent_accuracy: deque[float] = deque(maxlen=20)
         self._percent = False
         self._train_loss, self._train_accuracy = _Mean(), _Mean()
@@ -208,7 +208,7 @@ class StepRows:
             self._nonfinite["loss"] = True
             self._note({"first_nonfinite": dict(self._nonfinite)})
 
-    def _layer_columns(self, order: list[int]) -> tuple[pa.Array, pa.Array, pa.Array]:
+    def _layer_columns(self, order: Sequence[int]) -> tuple[pa.Array, pa.Array, pa.Array]:
         """Names, kinds and depths of the layers, made anew when their order changes."""
         if self._columns is None or self._order != order:
             index = pa.array(range(len(order)), pa.int32())

@@ -15,7 +15,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside ``torch.compile``, DataParallel and DistributedDataParallel."""
     while True:
         if "_orig_mod" in model._modules:
-            model = model._orig_mod
+            model = model.get_submodule("_orig_mod")
         elif isinstance(model, (nn.parallel.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
         else:

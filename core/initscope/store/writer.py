@@ -62,7 +62,7 @@ class RunWriter:
         drop_parts(self.run.path / "parts", table, holds)
         return max([holds, *(end for _, end, _ in parts(self.run.path / "parts", table))]) + 1
 
-    def step(self, *values: float) -> None:
+    def step(self, *values: float | None) -> None:
         """One row of ``steps``, in the schema's column order."""
         self._rows["steps"].append(values)
 
