@@ -87,6 +87,7 @@ def shuffled_labels_of_a_hundred_classes(runs: Path) -> Run:
         relabelled(clusters(100, 32, 6000)),
         optimizer=adam(2e-3),
         steps=120,
+        validate=True,
     )
 
 

@@ -183,12 +183,14 @@ def inputs_with_nan(runs: Path) -> Run:
 
 @case("cnn", "labels_unrelated")
 def shuffled_labels(runs: Path) -> Run:
-    return record(runs, cnn(), relabelled(digits()))
+    return record(runs, cnn(), relabelled(digits()), validate=True)
 
 
 @case("mlp", "labels_unrelated")
 def shuffled_clusters(runs: Path) -> Run:
-    return record(runs, mlp((20, 64, 64, 10)), relabelled(clusters(samples=4000)), optimizer=sgd(0.05))
+    return record(
+        runs, mlp((20, 64, 64, 10)), relabelled(clusters(samples=4000)), optimizer=sgd(0.05), validate=True
+    )
 
 
 @case("resnet", "labels_unrelated")

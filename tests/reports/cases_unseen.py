@@ -1,7 +1,8 @@
 """Reports of all kinds, found and written down in one go before the diagnosis had seen one of them.
 
-What it said of them then stands in ``tests/benchmarks/LOG.md``; those that it got wrong have been looked at
-since and are not held out.
+What it said of them then was 8 right, 2 fair and 10 misleading of 20, and no alarm over the eight healthy
+ones (two mended forms were wrongly built and failed); those that it got wrong have been looked at since and
+are not held out.
 """
 
 from __future__ import annotations
@@ -54,7 +55,6 @@ def column_against_a_row(fixed: bool) -> Loop:
     # action earned what is lost.
     "https://github.com/Farama-Foundation/Gymnasium/issues/1336",
     evidence=("says nothing by itself", "guess", "learn"),
-    held_out=True,
 )
 def mean_of_the_log_probabilities(fixed: bool) -> Loop:
     policy = mlp(8, 32, 4)
@@ -86,6 +86,7 @@ def mean_of_the_log_probabilities(fixed: bool) -> Loop:
     "https://github.com/LINCellularNeuroscience/VAME/issues/26",
     also=("not_updating",),
     evidence=("learning rate fell", "rate"),
+    held_out=True,
 )
 def schedule_times_zero(fixed: bool) -> Loop:
     model = mlp(64, 64, 10)
@@ -225,6 +226,7 @@ def overlap_of_the_largest_class(fixed: bool) -> Loop:
     # The targets were taken from the table before its rows were shuffled.
     "https://github.com/Borda/kaggle_image-classify/pull/12",
     evidence=("target", "mean"),
+    held_out=True,
 )
 def targets_from_before_the_shuffle(fixed: bool) -> Loop:
     x, y, held_x, held_y = table()
@@ -244,7 +246,6 @@ def targets_from_before_the_shuffle(fixed: bool) -> Loop:
     "https://github.com/vanderschaarlab/synthcity/issues/331",
     also=("numeric_fault",),
     evidence=("input", "not finite"),
-    held_out=True,
 )
 def exponent_of_the_log_variance(fixed: bool) -> Loop:
     raw = torch.randn(1200, 12, generator=torch.Generator().manual_seed(2)) @ torch.randn(
@@ -281,6 +282,7 @@ def exponent_of_the_log_variance(fixed: bool) -> Loop:
     "https://github.com/xinjli/allosaurus/issues/64",
     also=("numeric_fault",),
     evidence=("input", "nan"),
+    held_out=True,
 )
 def silent_recording(fixed: bool) -> Loop:
     x, y, held_x, held_y = clusters(6, 20, spread=0.7)
@@ -377,6 +379,7 @@ def one_task_drowns_the_other(fixed: bool) -> Loop:
     "https://github.com/mdbloice/Augmentor/issues/188",
     also=("class_collapse",),
     evidence=("guess", "class"),
+    held_out=True,
 )
 def masks_are_not_turned(fixed: bool) -> Loop:
     generator = torch.Generator().manual_seed(101)
@@ -413,7 +416,6 @@ def masks_are_not_turned(fixed: bool) -> Loop:
     # zero_grad() stands between backward() and step(): SGD is given nothing.
     "https://github.com/sacmehta/EdgeNets/issues/14",
     evidence=("never move", "zero_grad", "no gradient"),
-    held_out=True,
 )
 def cleared_before_the_step(fixed: bool) -> Loop:
     model = Tokens(30, 12, 2, True)
@@ -469,6 +471,7 @@ def no_end_of_the_game(fixed: bool) -> Loop:
     "https://github.com/Lightning-AI/litgpt/issues/779",
     also=("not_updating",),
     evidence=("never move", "rate"),
+    held_out=True,
 )
 def rate_stays_zero(fixed: bool) -> Loop:
     model = Tokens(30, 12, 2, True)
@@ -644,7 +647,7 @@ def domain_loss_at_ln_two(fixed: bool) -> Loop:
 
 
 @report(
-    HEALTHY, "https://github.com/ChuhuaW/SGNet.pytorch/issues/14"
+    HEALTHY, "https://github.com/ChuhuaW/SGNet.pytorch/issues/14", held_out=True
 )  # nothing happens for many steps, then the loss drops at once
 def drop_after_a_plateau(fixed: bool) -> Loop:
     generator = torch.Generator().manual_seed(111)
@@ -685,7 +688,7 @@ def averages_of_a_large_last_batch(fixed: bool) -> Loop:
 
 
 @report(
-    HEALTHY, "https://github.com/google/deepvariant/issues/194"
+    HEALTHY, "https://github.com/google/deepvariant/issues/194", held_out=True
 )  # the loss stays high, for a part of the labels is wrong; the validation gets better
 def loss_stays_high_over_noisy_labels(fixed: bool) -> Loop:
     x, y, held_x, held_y = clusters(8, 20, samples=4000, spread=0.8)
@@ -722,7 +725,7 @@ def low_from_the_first_step(fixed: bool) -> Loop:
 
 
 @report(
-    HEALTHY, "https://github.com/PennyLaneAI/demos/issues/446"
+    HEALTHY, "https://github.com/PennyLaneAI/demos/issues/446", held_out=True
 )  # the validation is better than the training, for dropout is on in the one and off in the other
 def validation_better_than_training(fixed: bool) -> Loop:
     model = nn.Sequential(
