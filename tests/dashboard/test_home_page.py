@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from streamlit.testing.v1 import AppTest
 
 from initscope.config.run_config import quick
+from initscope.errors import ConfigError
 from initscope.schema import Status
 from initscope.store.writer import set_status
+from initscope_dashboard.content import run_filters
 from tests.benchmarks import many_runs
 from tests.conftest import ROOT
 
@@ -53,6 +56,58 @@ def test_numbers_are_numbers_and_all_runs_are_sorted_before_they_are_cut_into_pa
     assert list(highest["Loss"][:4]) == [12.5, 10.1, 6.43, 5.0] and len(highest) == 200
     assert highest["Loss"].dtype == "float64" and highest["Age"].dt.tz is not None
     assert list(table(order="Lowest loss")["Name"][:1]) == ["n1"]
+
+
+def some(runs):
+    for rate, init, tags, loss in (
+        (0.001, "default", ("old", "pilot"), 2.3),
+        (0.01, "default", (), math.nan),
+        (0.001, "kaiming_normal", ("old",), 0.4),
+    ):
+        config = quick().replace(name=f"{init} {rate}", init=init, learning_rate=rate, tags=tags)
+        outcome = "not_converged" if loss > 1 else "undecided"
+        runs.create(config, Status.FINISHED, outcome=outcome, loss=loss, accuracy=0.5)
+    runs.create({"name": "mine", "init": "custom"}, Status.FINISHED, source="recorder", outcome="undecided")
+    return runs.list()
+
+
+def test_fields_and_numbers_choose_runs(runs):
+    infos = some(runs)
+
+    def names(chosen=None, text=""):
+        return {i.name for i in run_filters.fitting(infos, chosen or {}, run_filters.conditions(text))}
+
+    found = run_filters.choices(infos)
+    assert found["outcome"] == ["did not converge", "undecided"] and found["tag"] == ["old", "pilot"]
+    assert found["init"] == ["Kaiming normal", "PyTorch default", "own loop"] and found["network"] == [
+        "VGG16"
+    ]
+    assert len(names()) == 4
+    assert names({"init": ["own loop", "Kaiming normal"], "outcome": []}) == {"mine", "kaiming_normal 0.001"}
+    assert names({"tag": ["old"], "outcome": ["did not converge"]}) == {"default 0.001"}
+    assert names(text="learning-rate >= 0.01") == {"default 0.01"}, "spaces and dashes are as good"
+    assert names(text="loss<1, learning_rate=0.001") == {"kaiming_normal 0.001"}
+    assert names(text="loss>0") == {"default 0.001", "kaiming_normal 0.001"}, (
+        "NaN and nothing are in no range"
+    )
+    for text, said in (("loss", "expected a field"), ("lss<1", "loss"), ("loss<x", "is not a number")):
+        with pytest.raises(ConfigError, match=said):
+            run_filters.conditions(text)
+
+
+def test_what_does_not_fit_is_left_out_of_the_table_and_clear_brings_it_back(runs):
+    some(runs)
+    page = AppTest.from_file(str(ROOT / "dashboard/initscope_dashboard/screens/home.py"), default_timeout=60)
+    page.session_state["outcome"] = ["did not converge"]
+    page.session_state["numbers"] = "learning_rate<0.005"
+    page.run()
+    assert not page.exception and list(page.dataframe[0].value["Name"]) == ["default 0.001"]
+    page.multiselect("outcome").set_value(["undecided"]).run()
+    assert list(page.dataframe[0].value["Name"]) == ["kaiming_normal 0.001"]
+    page.text_input("numbers").set_value("nonsense<1").run()
+    assert len(page.error) == 1 and len(page.dataframe[0].value) == 3, "one line, and the rest still counts"
+    page.button("clear").click().run()
+    assert not page.exception and not page.error and len(page.dataframe[0].value) == 4
 
 
 def test_what_ended_a_run_stands_beside_it(runs):

@@ -10,15 +10,17 @@ import pandas as pd
 import streamlit as st
 
 from initscope.config.catalog import init_title
+from initscope.errors import ConfigError
 from initscope.schema import Status
 from initscope.store import RECORDED, RunInfo
 from initscope_dashboard import loaders
 from initscope_dashboard.browser import theme
-from initscope_dashboard.content import comparison_choices, formatting, runs_csv
+from initscope_dashboard.content import comparison_choices, formatting, run_filters, runs_csv
 from initscope_dashboard.server import access
 from initscope_dashboard.widgets import empty_state, run_actions, seed_sweep, selection
 
 PAGE_ROWS = 200
+NUMBERS = "numbers"
 SCORES = (
     "Of the validation images once an epoch is over; before that, and where the loss is no number any more, "
     "of the last batch"
@@ -119,7 +121,8 @@ def _words(info: RunInfo) -> str:
 
 
 def _filtered(infos: list[RunInfo]) -> list[RunInfo]:
-    """The runs that fit the search box and the sweep filter."""
+    """The runs that fit the search box, the sweep and the filters."""
+    everything = infos
     with st.container(horizontal=True, vertical_alignment="bottom"):
         words = st.text_input(
             "Search",
@@ -141,8 +144,37 @@ def _filtered(infos: list[RunInfo]) -> list[RunInfo]:
         infos = [info for info in infos if info.config.get("sweep") == sweep]
     for word in (words or "").lower().split():
         infos = [info for info in infos if word in _words(info)]
+    infos = _by_fields(infos, everything)
     by, backwards = ORDERS[order or next(iter(ORDERS))]
     return sorted(infos, key=by, reverse=backwards)
+
+
+def _by_fields(infos: list[RunInfo], everything: list[RunInfo]) -> list[RunInfo]:
+    """The runs that fit the filters; what can be chosen is what all runs have. The address holds them."""
+    asked = any(name in st.query_params for name in (*run_filters.FIELDS, NUMBERS))
+    with st.expander(
+        "Filter", icon=":material/filter_alt:", expanded=st.session_state.setdefault("filters_open", asked)
+    ):
+        found = run_filters.choices(everything)
+        chosen = {}
+        columns = st.columns(2)
+        for at, name in enumerate(found):
+            chosen[name] = columns[at % 2].multiselect(
+                run_filters.FIELDS[name][0], found[name], key=name, bind="query-params"
+            )
+        text = st.text_input(
+            "Numbers",
+            key=NUMBERS,
+            bind="query-params",
+            placeholder="accuracy>0.5 learning_rate<=0.001",
+            help=f"All must hold. Fields: {', '.join(run_filters.NUMBERS)}.",
+        )
+        try:
+            numbers = run_filters.conditions(text or "")
+        except ConfigError as error:
+            st.error(formatting.markdown(str(error)), icon=":material/error:")
+            numbers = []
+    return run_filters.fitting(infos, chosen, numbers)
 
 
 def _paged(infos: list[RunInfo]) -> list[RunInfo]:
@@ -179,6 +211,9 @@ def _counted(place: st.delta_generator.DeltaGenerator, matching: list[RunInfo], 
 def _clear() -> None:
     st.session_state["search"] = ""
     st.session_state["sweep_filter"] = "All runs"
+    st.session_state[NUMBERS] = ""
+    for name in run_filters.FIELDS:
+        st.session_state[name] = []
 
 
 def _table(infos: list[RunInfo]) -> list[str]:
