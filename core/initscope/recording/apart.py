@@ -42,7 +42,7 @@ def apart(model: nn.Module) -> Iterator[None]:
 def _alone() -> Any:
     distributed = torch.distributed
     many = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-    return _RefusesCommunication() if many else nullcontext()
+    return _RefusesCommunication() if many else nullcontext()  # type: ignore[no-untyped-call]
 
 
 class _RefusesCommunication(TorchDispatchMode):

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from numbers import Integral, Number
 from pathlib import PurePath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ def as_number(name: str, value: Any, call: str = "recorder.step()") -> Tensor | 
     # Decimal is a Number and no Real; bool is both, and never meant.
     if isinstance(value, Number) and not isinstance(value, (bool, complex)):
         try:
-            return float(value)
+            return float(cast(float, value))
         except OverflowError:
             raise RecordingError(
                 f"{call} takes the {name} as a number that a float can hold, not {one_line(value)}"
@@ -137,7 +137,7 @@ def as_epoch(value: Any, last: int, call: str = "recorder.step()") -> int:
     if isinstance(value, (Tensor, np.ndarray, np.generic)) and getattr(value, "ndim", 1) == 0:
         value = value.item()
     if isinstance(value, Number) and not isinstance(value, complex):
-        number = float(value) if not isinstance(value, Integral) else value
+        number: Any = float(cast(float, value)) if not isinstance(value, Integral) else value
         if number == number and number <= LARGEST_STEP:  # noqa: PLR0124 (NaN)
             return max(0, math.floor(number)) if number > -math.inf else 0
     raise RecordingError(

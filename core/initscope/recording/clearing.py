@@ -55,7 +55,7 @@ class _Watched:
         self._clean = True
         self.handle: RemovableHandle = parameter.register_hook(self._gradient_comes)
 
-    @unserializable_hook  # a copy or a file of the model does without it, and without a warning
+    @unserializable_hook  # type: ignore[untyped-decorator]  # a copy or a file of the model does without it, and without a warning
     def _gradient_comes(self, gradient: Tensor) -> None:
         """Before a backward pass adds ``gradient`` to ``.grad``."""
         if self.updates >= LOOKED_AT:

@@ -58,6 +58,7 @@ class LossScale:
 def _restore() -> None:
     """Give the scalers their own ``scale`` back once nobody measures, or whoever did was dropped unclosed."""
     if not _watchers:
+        scaler: Any
         for scaler, original in _originals.items():
             scaler.scale = original
         _originals.clear()

@@ -136,6 +136,8 @@ class Inspection:
         self._batches, self._averaging = [], []
 
     def _look_at_clearing(self) -> None:
+        if self._clearing is None:
+            return
         kept = self._clearing.kept
         if kept is not None and kept != self._kept:
             self._kept = kept

@@ -446,7 +446,7 @@ class LayerMeter:
         """
         function = function_before(x)
         before = self._producers.before(x) if function is not None else None
-        if before is not None:
+        if before is not None and function is not None:
             self._note_function(before, function, x)
 
     def _note_function(self, before: tuple[int, LayerCall], function: str, output: Tensor) -> None:

@@ -115,7 +115,8 @@ class NonfiniteWatch:
         chosen = gradients or broken
         if not chosen:
             return {"what": "update", "where": [], "nan": True, "type": "", "from": {}}
-        tensor = dense(chosen[0][1].grad) if gradients else chosen[0][1].detach()
+        first = chosen[0][1]
+        tensor = dense(first.grad) if gradients and first.grad is not None else first.detach()
         found = _described(
             "gradient" if gradients else "update", [name for name, _ in chosen[:MOST_NAMED]], tensor, {}
         )

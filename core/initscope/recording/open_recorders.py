@@ -38,9 +38,13 @@ def opened(recorder: Recorder) -> None:
     here = recorder.cell
     for other in list(_open):
         earlier = here is not None and other.cell is not None and other.cell.execution != here.execution
-        if earlier and (other.model is recorder.model or other.cell.cell == here.cell):
+        if earlier and (other.model is recorder.model or _same_cell(other.cell, here)):
             other.leave("the notebook's cell was run again")
     _open.add(recorder)
+
+
+def _same_cell(one: Cell | None, other: Cell | None) -> bool:
+    return one is not None and other is not None and one.cell == other.cell
 
 
 def closed(recorder: Recorder) -> None:
@@ -53,7 +57,7 @@ def current_cell() -> Cell | None:
     shell = _shell()
     if shell is None:
         return None
-    parent = getattr(shell, "get_parent", dict)()
+    parent: Any = getattr(shell, "get_parent", dict)()
     name = (parent.get("metadata") or {}).get("cellId") or _code_file(sys._getframe(1))
     return Cell(str(name or f"execution {shell.execution_count}"), int(shell.execution_count))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -80,10 +80,10 @@ class StepMeasurements:
         columns: list[dict[str, float]] = [{} for _ in self._calls]
         for cells, calls, values in zip(columns, self._calls, self._of_outputs, strict=True):
             for of_outputs in OF_OUTPUTS if calls else ():
-                cells |= of_outputs.columns(calls, values)
+                cells |= of_outputs.columns(calls, cast("dict[Any, float]", values))
         for weight in self._weights:
             for quantity in self._quantities:
-                found = quantity.columns(weight.values, weight.size)
+                found = quantity.columns(cast("dict[str, float]", weight.values), weight.size)
                 for row in weight.rows:
                     columns[row] |= found
         table = [[columns[i].get(name, MISSING) for i in self.order] for name in LAYER_METRICS[:-1]]

@@ -14,6 +14,7 @@ train together the first one records; a forked child does not.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import shlex
@@ -285,7 +286,7 @@ class Recorder:
                 outcome_by=found.by and str(found.by),
                 outcome_because=found.because,
                 ended=time.time(),
-                error=_reason(error) if status is Status.FAILED else None,
+                error=_reason(error) if status is Status.FAILED and error is not None else None,
             )
             (self.writer.run.path / "stop").unlink(missing_ok=True)
 
@@ -443,7 +444,7 @@ class Recorder:
             convert = (
                 (lambda v: arguments.as_accuracy(v, name))
                 if "accuracy" in key
-                else (lambda v, key=key: arguments.as_number(key, v, name))
+                else functools.partial(_number, key, name)
             )
             found = None if value is None else self._given(call, key, value, convert)
             numbers[key] = math.nan if found is None else float(found)
@@ -758,6 +759,10 @@ def _status(error: BaseException | None) -> Status:
         isinstance(error, SystemExit) and not error.code
     )
     return Status.STOPPED if asked_for else Status.FAILED
+
+
+def _number(key: str, name: str, value: Any) -> Any:
+    return arguments.as_number(key, value, name)
 
 
 def _reason(error: BaseException) -> str:

@@ -28,6 +28,7 @@ def sum_over_processes(weights: Sequence[tuple[Tensor, dict[str, Number]]]) -> N
     processes of the mesh have to call this; a part that one of them does not have counts as zero.
     """
     together: dict[tuple[Any, tuple[int, ...]], list[tuple[Tensor, dict[str, Number]]]] = {}
+    parameter: Any
     for parameter, values in weights:
         if is_shared(parameter):
             cut = tuple(k for k, placement in enumerate(parameter.placements) if not placement.is_replicate())
@@ -41,8 +42,8 @@ def sum_over_processes(weights: Sequence[tuple[Tensor, dict[str, Number]]]) -> N
         squares = torch.stack([_square(values.get(name), device) for _, values in group for name in NORMS])
         for dimension in cut:
             torch.distributed.all_reduce(squares, group=mesh.get_group(dimension))
-        lengths = squares.sqrt()
-        lengths = lengths.tolist() if device.type == "cpu" else lengths.unbind()
+        roots = squares.sqrt()
+        lengths = roots.tolist() if device.type == "cpu" else roots.unbind()
         for k, (_, values) in enumerate(group):
             for n, name in enumerate(NORMS):
                 if name in values:

@@ -8,7 +8,7 @@ import dataclasses
 import heapq
 import re
 from collections.abc import Container, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +106,7 @@ def is_shared(x: Tensor) -> bool:
 def local(x: Tensor) -> Tensor:
     """``x`` without its graph; of a tensor that is spread over several processes this one's part."""
     x = x.detach()
-    x = x.to_local() if is_shared(x) else x
+    x = cast(Any, x).to_local() if is_shared(x) else x
     return (
         x
         if type(x) is Tensor or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__

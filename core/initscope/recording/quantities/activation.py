@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from initscope.recording.calls import LayerCall
 from initscope.recording.quantities.of_outputs import OutputQuantity
@@ -40,7 +40,7 @@ class Activation(OutputQuantity):
 
 def _of_call(call: LayerCall) -> dict[str, float]:
     """Of one call, whose ``values`` are plain numbers by now."""
-    columns = finalize(call.values)
+    columns = finalize(cast("dict[Any, float]", call.values))
     if not call.batched:
         del columns["signal_std"]
     return columns

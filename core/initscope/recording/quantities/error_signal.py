@@ -20,7 +20,9 @@ class ErrorSignal(OutputQuantity):
         if any(len(call.gradients) != 1 for call in calls):
             return {}
         count = sum(call.count for call in calls)
-        return {"activation_grad_rms": _length([call.gradients[0] for call in calls]) / math.sqrt(count)}
+        return {
+            "activation_grad_rms": _length([float(call.gradients[0]) for call in calls]) / math.sqrt(count)
+        }
 
 
 def _length(parts: Sequence[float]) -> float:

@@ -25,7 +25,8 @@ class GradientNorm(WeightQuantity):
 
     def gradients_ready(self, weights: Sequence[Weight]) -> None:
         there = [weight for weight in weights if weight.parameter.grad is not None]
-        lengths = norms([dense(local(weight.parameter.grad)) for weight in there])
+        gradients = [weight.parameter.grad for weight in there]
+        lengths = norms([dense(local(gradient)) for gradient in gradients if gradient is not None])
         for weight, length in zip(there, lengths, strict=True):
             weight.gradient, weight.freed = unscaled(length, weight.scale), False
         for weight in weights:

@@ -63,7 +63,8 @@ def bidiagonal(weight: Tensor) -> dict[str, Number]:
             matrix = matrix.float()
         generator = torch.Generator(matrix.device).manual_seed(0)
         start = torch.randn(matrix.shape[1], generator=generator, dtype=matrix.dtype, device=matrix.device)
-        right, left, beside = _unit(start)[0], torch.zeros_like(matrix[:, 0]), 0.0
+        right, left = _unit(start)[0], torch.zeros_like(matrix[:, 0])
+        beside: Number = 0.0
         for k in range(STEPS):
             left, along = _unit(matrix @ right - beside * left)
             right, beside = _unit(matrix.T @ left - along * right)

@@ -15,7 +15,9 @@ class UpdateRatio(WeightQuantity):
     """
 
     def after_update(self, weights: Sequence[Weight]) -> None:
-        lengths = change_norms([weight.before for weight in weights], [weight.numbers for weight in weights])
+        lengths = change_norms(
+            [w.before for w in weights if w.before is not None], [weight.numbers for weight in weights]
+        )
         for weight, moved in zip(weights, lengths, strict=True):
             weight.values["moved"] = moved
 

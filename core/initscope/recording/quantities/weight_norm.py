@@ -19,7 +19,9 @@ class WeightNorm(WeightQuantity):
         for weight, now in zip(weights, numbers, strict=True):
             if weight.before is None or not alike(weight.before, now):
                 weight.before = torch.empty_like(now)
-        for weight, length in zip(weights, copy_norms([w.before for w in weights], numbers), strict=True):
+        for weight, length in zip(
+            weights, copy_norms([w.before for w in weights if w.before is not None], numbers), strict=True
+        ):
             weight.values = {"weight": length}
 
     def at_the_end(self, weight: Weight, updated: bool) -> None:

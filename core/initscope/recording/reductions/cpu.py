@@ -201,7 +201,8 @@ def _sums(blocks: Iterable[np.ndarray], tops: list[np.ndarray] | None = None) ->
     """Sum of squares over everything, and sums over the samples, one a unit; ``tops`` gathers the highest of
     each block, one a unit.
     """
-    square, total = 0.0, None
+    square = 0.0
+    total: Any = None
     for block in blocks:
         square += sum(map(_squares, _cut(block.reshape(-1))))
         if tops is not None:
