@@ -176,7 +176,7 @@ TALKING = """
         with twins.undisturbed(model):
             assert twins.mixing(model, ((x,), {}))["leak"] == 0.0
             try:
-                twins.mode_gap(model, ((x,), {}))
+                twins.mode_gap(model, [((x,), {})], [model[1]])
                 raise AssertionError("it spoke")
             except Communicates as refused:
                 print(refused)
