@@ -71,12 +71,12 @@ def test_sweep_answers_with_numbers_and_launches_more(page: Page, server: Server
     page.goto(f"{server.url}/sweep?sweep={SWEEP}")
     settle(page)
     expect(page.get_by_role("heading", level=1)).to_contain_text(
-        "fixed: 2 of 2 converge with kaiming_normal, 0 of 2 with default"
+        "fixed: 2 of 2 converge with Kaiming normal, 0 of 2 with PyTorch default"
     )
     expect(page.get_by_text("Share of runs that converged")).to_be_visible()
     follow(page, "Compare these two", "**/compare?*")
     settle(page)
-    expect(page.get_by_role("heading", level=1)).to_contain_text("fixed: 2 of 2 converge with kaiming_normal")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("fixed: 2 of 2 converge with Kaiming normal")
 
 
 def test_sweep_draws_the_trainability_map_with_the_theorys_boundary(page: Page, server: Server) -> None:
@@ -146,7 +146,7 @@ def test_diagnosis_names_the_cause_and_its_remedy_leads_to_compare(page: Page, s
     page.wait_for_url(re.compile(r"/compare\?"))
     settle(page)
     expect(page.get_by_role("heading", level=1)).to_contain_text(
-        re.compile(r"fixed: \d of \d converge with kaiming_normal")
+        re.compile(r"fixed: \d of \d converge with Kaiming normal")
     )
 
 

@@ -97,7 +97,7 @@ def test_launch_watch_compare(page: Page, server: Server) -> None:
     follow(page, "Compare", "**/compare?*")
     settle(page)
     expect(page.get_by_role("heading", level=1)).to_contain_text(
-        "fixed: 1 of 1 converge with kaiming_normal, 0 of 1 with default"
+        "fixed: 1 of 1 converge with Kaiming normal, 0 of 1 with PyTorch default"
     )
     wait_in_page(page, HEATMAPS, lambda maps: maps >= 3)  # both runs and their ratio
     ranges = page.evaluate(

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from initscope.comparison.compare import compare
 from initscope.comparison.sweep import plan
 from initscope.config.run_config import quick
 from initscope.schema import Outcome, Status
 from initscope.store import Runs
-from initscope_dashboard.content import comparison_choices
+from initscope_dashboard.content import comparison_choices, headlines
 
 
 def test_titles_are_unique_and_do_not_change_when_a_run_ends(tmp_path: Path) -> None:
@@ -98,3 +99,22 @@ def test_own_runs_of_one_name_or_tag_are_a_side(tmp_path: Path) -> None:
     for selection in ("name=N(0, 1), lr=0.1", "name=N(0, 1/fan_in)", "tags=first"):
         assert len(runs.select(selection)) == 3, "as on the command line"
     assert comparison_choices.suggested_pair(runs.list()) == ("name=N(0, 1), lr=0.1", "name=N(0, 1/fan_in)")
+
+
+def test_a_headline_calls_initializations_as_the_page_does(runs):
+    """Whole labels only: with another network "default" is a part of the other side's label."""
+    made = {}
+    for init, model, outcome in (
+        ("default", "vgg16", "not_converged"),
+        ("kaiming_normal", "vgg16", "converged"),
+        ("default", "vgg11", "converged"),
+    ):
+        config = quick().replace(init=init, model=model)
+        made[init, model] = runs.create(config, Status.FINISHED, outcome=outcome)
+    worst = made["default", "vgg16"]
+    found = headlines.comparison(compare([worst], [made["kaiming_normal", "vgg16"]]))
+    assert found.startswith("fixed: 1 of 1 converge with Kaiming normal, 0 of 1 with PyTorch default (")
+    other = headlines.comparison(compare([made["default", "vgg11"]], [made["kaiming_normal", "vgg16"]]))
+    assert "with Kaiming normal in VGG16, 1 of 1 with PyTorch default in VGG11" in other
+    same = compare([worst], [made["default", "vgg11"]])
+    assert headlines.comparison(same) == same.headline

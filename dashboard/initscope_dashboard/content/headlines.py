@@ -5,12 +5,14 @@ text, no Streamlit.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from initscope.config.catalog import DATA
+from initscope.comparison.compare import Comparison
+from initscope.config.catalog import DATA, init_title
 from initscope.diagnosis.diagnose import Diagnosis
 from initscope.schema import COLUMN, LIVE, Cause, Outcome, Status
 from initscope.store import RunInfo
@@ -64,6 +66,26 @@ def nothing_differs(infos: Iterable[RunInfo]) -> str:
             '"seed": 0})`.'
         )
     return "Nothing but chance: the two configurations are the same."
+
+
+# -- comparisons
+
+
+def comparison(result: Comparison) -> str:
+    """The headline of a comparison with its initializations called as the page calls them."""
+    if "init" not in result.changed_fields:
+        return result.headline
+    called = {label: _side(label) for label in result.labels}
+    longest_first = sorted(map(re.escape, called), key=len, reverse=True)
+    return re.sub(
+        rf"(?<=\bwith )({'|'.join(longest_first)})", lambda found: called[found[0]], result.headline
+    )
+
+
+def _side(label: str) -> str:
+    """'kaiming_normal in VGG16' as 'Kaiming normal in VGG16'; several are joined by "and"."""
+    inits, where, network = label.partition(" in ")
+    return " and ".join(map(init_title, inits.split("+"))) + where + network
 
 
 # -- live

@@ -14,8 +14,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from initscope.config.catalog import init_title
 from initscope.schema import COLUMN
 from initscope_dashboard.browser import theme
+from initscope_dashboard.content import formatting
 from initscope_dashboard.figures import base, curves
 
 POINTS = 300
@@ -96,7 +98,7 @@ def bands(
             y=band.median.astype(np.float32),
             mode="lines",
             line={"color": color, "width": 2},
-            name=f"{band.init} ({band.runs})",
+            name=f"{formatting.escape(init_title(band.init))} ({band.runs})",
             legendgroup=band.init,
             hovertemplate="%{fullData.name}: %{y:.3g}<extra></extra>",
         )

@@ -104,7 +104,7 @@ def _swap() -> None:
 
 def _verdict(result: Comparison) -> None:
     mark = theme.VERDICTS[result.verdict]
-    st.title(f"{mark.shape} {formatting.heading(result.headline)}", anchor=False)
+    st.title(f"{mark.shape} {formatting.heading(headlines.comparison(result))}", anchor=False)
     if evidence := _evidence(result):
         st.markdown(evidence)
     if result.warning:

@@ -15,7 +15,7 @@ from initscope.schema import Status
 from initscope.store import RECORDED, RunInfo
 from initscope_dashboard import loaders
 from initscope_dashboard.browser import theme
-from initscope_dashboard.content import comparison_choices, formatting, run_filters, runs_csv
+from initscope_dashboard.content import comparison_choices, formatting, headlines, run_filters, runs_csv
 from initscope_dashboard.server import access
 from initscope_dashboard.widgets import empty_state, run_actions, seed_sweep, selection
 
@@ -52,7 +52,10 @@ def _answer(infos: list[RunInfo]) -> None:
             "every layer, and compare it with one that begins right."
         )
         return
-    st.title(f"{theme.VERDICTS[result.verdict].shape} {formatting.heading(result.headline)}", anchor=False)
+    st.title(
+        f"{theme.VERDICTS[result.verdict].shape} {formatting.heading(headlines.comparison(result))}",
+        anchor=False,
+    )
     st.markdown(
         "Is it the initialization, and did changing it fix it? That is the newest answer; the evidence is "
         "one click away."

@@ -143,7 +143,8 @@ def _sentence(members: list[RunInfo], rows: list[dict], name: str, drawn: list[M
     if pair and len(rows) == len({row["init"] for row in rows}):
         result = loaders.comparison(*[f"init={init},sweep={name}" for init in pair], members[::-1])
         st.title(
-            f"{theme.VERDICTS[result.verdict].shape} {formatting.heading(result.headline)}", anchor=False
+            f"{theme.VERDICTS[result.verdict].shape} {formatting.heading(headlines.comparison(result))}",
+            anchor=False,
         )
         _how_sure(result)
         _as_counted(rows, pair, result)
@@ -154,7 +155,9 @@ def _sentence(members: list[RunInfo], rows: list[dict], name: str, drawn: list[M
             query_params={"a": f"init={pair[0]},sweep={name}", "b": f"init={pair[1]},sweep={name}"},
         )
     else:
-        counted = sweep.best_against_rest(sweep.table(members))
+        counted = sweep.best_against_rest(
+            [{**row, "init": catalog.init_title(row["init"])} for row in sweep.table(members)]
+        )
         st.title(formatting.markdown(drawn[0].sentence if len(drawn) == 1 else counted), anchor=False)
         if len(drawn) == 1:
             st.caption(
