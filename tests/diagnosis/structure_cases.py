@@ -316,6 +316,14 @@ def never_cleared_with_momentum(runs: Path) -> Run:
 
 
 @case("gradient_accumulates")
+def never_cleared_under_a_fused_optimizer(runs: Path) -> Run:
+    """Fused kernels write weights without a new version."""
+    model = mlp((64, 64, 10))
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, fused=True)
+    return record(runs, model, optimizer, before_backward=lambda i: None)
+
+
+@case("gradient_accumulates")
 def cleared_once_an_epoch(runs: Path) -> Run:
     model = mlp((64, 64, 64, 10))
     optimizer = torch.optim.SGD(model.parameters(), 0.3)

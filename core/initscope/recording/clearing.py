@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle, unserializable_hook
@@ -14,6 +15,8 @@ from initscope.torch_internals import version
 
 LOOKED_AT = 8
 """Updates after which the answer is clear."""
+SMALL = 4096
+"""Numbers of a parameter that is small."""
 LEAST = 3
 """Updates in a row into which gradients of the one before went."""
 
@@ -52,23 +55,34 @@ class _Watched:
         self.updates = 0
         self.dirty_in_a_row = 0
         self._version: int | None = None
+        self._numbers: Tensor | None = None
         self._clean = True
         self.handle: RemovableHandle = parameter.register_hook(self._gradient_comes)
 
-    @unserializable_hook  # type: ignore[untyped-decorator]  # a copy or a file of the model does without it, and without a warning
+    # A copy or a file of the model does without the hook, and without a warning.
+    @unserializable_hook  # type: ignore[untyped-decorator]
     def _gradient_comes(self, gradient: Tensor) -> None:
         """Before a backward pass adds ``gradient`` to ``.grad``."""
         if self.updates >= LOOKED_AT:
             return
         held = self.parameter.grad
         empty = held is None or not bool((held.coalesce().values() if held.is_sparse else held).any())
-        if self._version is None or version(self.parameter) == self._version:
+        if self._version is None or not self._updated():
             self._clean = self._clean or empty or self._version is None
         else:  # an update since the last pass: its interval is over
             self.updates += 1
             self.dirty_in_a_row = 0 if self._clean else self.dirty_in_a_row + 1
             self._clean = empty
         self._version = version(self.parameter)
+        self._numbers = self.parameter.detach().clone() if self.parameter.numel() <= SMALL else None
+
+    def _updated(self) -> bool:
+        """Whether the parameter is another than at the last pass. Fused optimizers write without a new
+        version: of small parameters the numbers are compared too.
+        """
+        if version(self.parameter) != self._version:
+            return True
+        return self._numbers is not None and not torch.equal(self._numbers, self.parameter.detach())
 
 
 def watched_parameters(model: nn.Module, held: set[int] | None) -> Iterator[nn.Parameter]:
@@ -80,6 +94,6 @@ def watched_parameters(model: nn.Module, held: set[int] | None) -> Iterator[nn.P
         for p in model.parameters()
         if p.requires_grad and p.is_leaf and not is_lazy(p) and (held is None or id(p) in held)
     ]
-    small = sorted(trained, key=lambda p: p.numel() > 4096)
-    few = [p for p in small if p.numel() <= 4096] or small
+    small = sorted(trained, key=lambda p: p.numel() > SMALL)
+    few = [p for p in small if p.numel() <= SMALL] or small
     yield from dict.fromkeys([*few[-1:], *few[:1]])
