@@ -39,11 +39,11 @@ STRINGS = [
     "<iframe src=javascript:parent.__xss=6></iframe>",
     "$\\href{javascript:window.__xss=7}{x}$ :red[x] %{customdata}",
     "<b>bold</b><br><style>*{display:none}</style>",
-    "https://xss.example/x www.xss.example a@xss.example",
+    "http://x-xss.io a@x-xss.io",
 ]
 INJECTED = (
     "img[src*='x-xss'], svg[onload], #xss-a, a[href^='javascript'], iframe[src^='javascript'], "
-    "a[href*='xss.example'], "
+    "a[href*='x-xss.io'], "
     ".js-plotly-plot [onerror], .stMarkdown style"
 )
 
