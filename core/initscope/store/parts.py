@@ -158,22 +158,28 @@ def refuse_what_is_too_large(
 ) -> None:
     """Raise TooLarge where columns, of whole files, of one row group of each or of their ``first`` rows,
     would take more than READ_BYTES: a small file may hold very many equal rows, or very long names.
+
+    Row groups alone are asked: pyarrow ends the process over the columns of a footer that is damaged.
     """
-    wide = sum(4 if pa.types.is_dictionary(field.type) else field.type.bit_width // 8 for field in wanted)
-    size = rows = 0
+    rows = names = 0
     for file in files:
         groups = range(file.metadata.num_row_groups) if group is None else (group,)
         for found in (file.metadata.row_group(i) for i in groups):
-            names = (found.column(i) for i in range(found.num_columns))
             rows += min(found.num_rows, first or found.num_rows)
-            size += sum(c.total_uncompressed_size for c in names if c.path_in_schema in wanted.names)
+            names += max(0, found.total_byte_size - found.num_rows * 8 * found.num_columns)
             if first:
                 break
-    if max(rows * wide, size) > READ_BYTES:
+    needed = rows * _width(wanted) + names
+    if needed > READ_BYTES:
         raise TooLarge(
-            f"{rows:,} rows would take {max(rows * wide, size) / 1e9:.1f} GB of memory, and at most "
-            f"{READ_BYTES / 1e9:.1f} GB are read at once"
+            f"{rows:,} rows would take {needed / 1e9:.1f} GB of memory, and at most {READ_BYTES / 1e9:.1f} "
+            "GB are read at once"
         )
+
+
+def _width(schema: pa.Schema) -> int:
+    """Bytes of a row without its names."""
+    return sum(4 if pa.types.is_dictionary(field.type) else field.type.bit_width // 8 for field in schema)
 
 
 def concatenate(
