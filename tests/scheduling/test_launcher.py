@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from initscope.errors import RunStateError
+from initscope.errors import ConfigError, RunStateError
 from initscope.installation import module_command
 from initscope.scheduling import launcher, queue
 from initscope.schema import CHECKPOINT, LIVE, Status
@@ -238,9 +238,14 @@ def test_only_runs_of_ours_can_be_resumed(runs):
     assert status(run) == "stopped" and launcher.queued(runs) == []
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"), [("3", 3), ("0", 1), ("²", None), ("", None), ("-1", None), ("many", None)]
-)
+@pytest.mark.parametrize("given", ["0", "²", "-1", "many", "1.5"])
+def test_slots_that_are_no_number(monkeypatch, given):
+    monkeypatch.setenv("INITSCOPE_SLOTS", given)
+    with pytest.raises(ConfigError, match="INITSCOPE_SLOTS must be a whole number from 1"):
+        launcher.slots()
+
+
+@pytest.mark.parametrize(("given", "expected"), [("3", 3), (" 2 ", 2), ("", None)])
 def test_slots(monkeypatch, given, expected):
     monkeypatch.setenv("INITSCOPE_SLOTS", given)
     assert launcher.slots() == (expected or len(os.sched_getaffinity(0)))
