@@ -10,6 +10,8 @@ import torch
 from initscope.diagnosis.diagnose import diagnose
 from tests.diagnosis.structure_cases import CASES
 
+pytestmark = pytest.mark.slow  # together: each is a training
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_cause_is_named(name: str, tmp_path: Path) -> None:
