@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tests.reports.material import (
     accuracy,
+    bandit,
     class_skill,
     clusters,
     digits,
@@ -57,27 +58,11 @@ def column_against_a_row(fixed: bool) -> Loop:
     evidence=("says nothing by itself", "guess", "learn"),
 )
 def mean_of_the_log_probabilities(fixed: bool) -> Loop:
-    policy = mlp(8, 32, 4)
-    best = torch.randn(8, 4, generator=torch.Generator().manual_seed(71))
-    optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
+    def loss_of(logs: Tensor, rewards: Tensor) -> Tensor:
+        gains = rewards - rewards.mean()
+        return -(logs * gains).mean() if fixed else -(logs.mean() * gains).sum()
 
-    def step(i: int) -> Tensor:
-        states = torch.randn(64, 8)
-        chances = torch.distributions.Categorical(logits=policy(states))
-        actions = chances.sample()
-        rewards = (actions == (states @ best).argmax(1)).float()
-        gains, logs = rewards - rewards.mean(), chances.log_prob(actions)
-        loss = -(logs * gains).mean() if fixed else -(logs.mean() * gains).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    def score() -> float:
-        states = torch.randn(2000, 8)
-        return class_skill(predict(policy, states), (states @ best).argmax(1))
-
-    return Loop(policy, optimizer, step, score, steps=300)
+    return bandit(loss_of)
 
 
 @report(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tests.reports.material import (
     accuracy,
+    bandit,
     class_skill,
     clusters,
     convnet,
@@ -749,28 +750,10 @@ def flow_with_a_negative_loss(fixed: bool) -> Loop:
     HEALTHY, "https://github.com/DLR-RM/stable-baselines3/issues/1943"
 )  # the loss of a policy gradient goes up and down round zero and says nothing
 def policy_gradient_round_zero(fixed: bool) -> Loop:
-    policy = mlp(8, 32, 4)
-    generator = torch.Generator().manual_seed(71)
-    best = torch.randn(8, 4, generator=generator)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
+    def loss_of(logs: Tensor, rewards: Tensor) -> Tensor:
+        return -((rewards - rewards.mean()) / (rewards.std() + 1e-6) * logs).mean()
 
-    def step(i: int) -> Tensor:
-        states = torch.randn(64, 8)
-        chances = torch.distributions.Categorical(logits=policy(states))
-        actions = chances.sample()
-        rewards = (actions == (states @ best).argmax(1)).float()
-        advantage = (rewards - rewards.mean()) / (rewards.std() + 1e-6)
-        loss = -(advantage * chances.log_prob(actions)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    def score() -> float:
-        states = torch.randn(2000, 8)
-        return class_skill(predict(policy, states), (states @ best).argmax(1))
-
-    return Loop(policy, optimizer, step, score, steps=300)
+    return bandit(loss_of)
 
 
 @report(

@@ -215,3 +215,29 @@ def passes(count: int, batch: int) -> Callable[[int], Tensor]:
         return state["order"][i % per_pass]
 
     return rows
+
+
+def bandit(loss_of: Callable[[Tensor, Tensor], Tensor]) -> Loop:
+    """A policy that finds by rewards of 0 and 1 which of four actions suits a state of eight numbers;
+    ``loss_of`` takes the log-probabilities and rewards of 64 actions.
+    """
+    policy = mlp(8, 32, 4)
+    best = torch.randn(8, 4, generator=torch.Generator().manual_seed(71))
+    optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
+
+    def step(i: int) -> Tensor:
+        states = torch.randn(64, 8)
+        chances = torch.distributions.Categorical(logits=policy(states))
+        actions = chances.sample()
+        rewards = (actions == (states @ best).argmax(1)).float()
+        loss = loss_of(chances.log_prob(actions), rewards)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    def score() -> float:
+        states = torch.randn(2000, 8)
+        return class_skill(predict(policy, states), (states @ best).argmax(1))
+
+    return Loop(policy, optimizer, step, score, steps=300)
