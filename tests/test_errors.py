@@ -11,6 +11,8 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from initscope import errors
@@ -18,6 +20,7 @@ from initscope.commands.training import train_here
 from initscope.config.run_config import RunConfig, quick
 from initscope.errors import InitScopeError
 from initscope.scheduling import engine, launcher
+from initscope.store.parts import MAX_LAYERS, SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[1]
 TREE = [
@@ -64,13 +67,14 @@ INNER = {
     ("core/initscope/store/files.py", "OSError"),  # RunFolderError by Run
     ("core/initscope/store/query_process.py", "FileNotFoundError"),  # looked at again by query
     ("core/initscope/store/origin.py", "OSError"),  # RunFolderError by the same file
-    ("core/initscope/recording/shadow.py", "Communicates"),
+    ("core/initscope/recording/apart.py", "Communicates"),
     ("core/initscope/recording/quantities/of_weights.py", "NotImplementedError"),
     ("core/initscope/recording/quantities/of_outputs.py", "NotImplementedError"),  # of the base alone
     ("core/initscope/store/bucket/folder.py", "Conflict"),
     ("core/initscope/store/bucket/remote.py", "Conflict"),  # RunStateError by Shared
     ("core/initscope/networks/inits.py", "_Reached"),  # ends a forward pass
     ("dashboard/initscope_dashboard/live/event_stream.py", "ValueError"),  # status 400
+    ("core/initscope/commands/given.py", "OSError"),  # ConfigError by the same file
     ("core/initscope/data/idx.py", "ValueError"),  # DataUnavailable by datasets
     ("core/initscope/__init__.py", "AttributeError"),  # no such public name, as Python says it
 }
@@ -131,6 +135,13 @@ def make(kind: type[InitScopeError], runs, tiny, tmp_path, monkeypatch) -> None:
     elif kind is errors.RunFolderError:
         (finished.path / "status.json").write_text("{")
         finished.state()
+    elif kind is errors.RunTooLarge:
+        names = pa.array([f"layer {i}" for i in range(MAX_LAYERS + 1)])
+        columns = {f.name: pa.nulls(len(names), f.type) for f in SCHEMAS["layers"]}
+        columns["step"] = pa.array([1] * len(names), pa.int64())
+        columns["layer"] = names.dictionary_encode()
+        pq.write_table(pa.table(columns).cast(SCHEMAS["layers"]), finished.path / "layers.parquet")
+        finished.read("layers")
     elif kind is errors.QueryError:
         from initscope.store.query import query
 

@@ -77,6 +77,14 @@ class RunFolderError(InitScopeError):
     """
 
 
+class RunTooLarge(RunFolderError):
+    """A run's table takes more memory than may be read at once, whatever the size of its file.
+
+    "run a-run: layers cannot be read: 50,001 names, and at most 50,000 are read; query it, or export
+    it as it is"
+    """
+
+
 class QueryError(InitScopeError):
     """A question in SQL that is wrong, changes something, or is beyond the bounds of memory and time.
 

@@ -73,7 +73,7 @@ def test_more_names_than_a_network_has(arrived: Run) -> None:
         lambda: arrived.head("layers"),
         lambda: list(arrived.grids("grad_norm")),
     ):
-        with pytest.raises(RunFolderError, match="50,001 names, and 50,000 at most are read"):
+        with pytest.raises(RunFolderError, match="50,001 names, and at most 50,000 are read"):
             look()
 
 

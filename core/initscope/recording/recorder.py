@@ -297,7 +297,8 @@ class Recorder:
         """
         if self._writer is None:
             raise RecordingError(
-                "this Recorder writes no run: its `with` block has not begun, or another records"
+                "this Recorder writes no run: its `with` block has not begun, or another records; use it "
+                "inside the block, in the process that records"
             )
         return self._writer
 

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from initscope.store.parts import READ_BYTES, TooLarge, rows_of
+from initscope.errors import RunTooLarge
+from initscope.store.parts import READ_BYTES, rows_of
 
 PIECE_ROWS = 1_000_000
 """Small files are read together until they have so many rows."""
@@ -113,7 +114,10 @@ def grid(table: pa.Table, metric: str) -> Grid:
         row[ids] = np.arange(len(ids))
         at, place = np.unique(steps, return_inverse=True)
         if 8 * len(ids) * len(at) > READ_BYTES:
-            raise TooLarge(f"{len(ids):,} layers at {len(at):,} steps, most of them without a row")
+            raise RunTooLarge(
+                f"{len(ids):,} layers at {len(at):,} steps, most of them without a row: a grid holds at most "
+                f"{READ_BYTES // 8:,} values"
+            )
         shown = np.full((len(ids), len(at)), np.nan, np.float32)
         present = np.zeros(shown.shape, bool)
         shown[row[codes], place] = values

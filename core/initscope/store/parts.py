@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from initscope.errors import RunFolderError, one_line
+from initscope.errors import RunFolderError, RunTooLarge, one_line
 from initscope.schema import TABLES
 from initscope.store.files import replacing
 
@@ -42,10 +42,6 @@ _HOLDS = b"initscope.parts"
 _KEYS = ("step", "epoch", "layer", "depth", "name")
 """Columns without which a row says nothing."""
 _PART = re.compile(rf"({'|'.join(TABLES)})-(\d{{8}})-(\d{{8}})\.parquet")
-
-
-class TooLarge(RunFolderError):
-    """Rows that do not fit into what may be read at once."""
 
 
 def part_name(table: str, first: int, last: int) -> str:
@@ -119,7 +115,7 @@ def rows_of(
 ) -> pa.Table:
     """The columns of ``table`` that are asked for, of the whole file, of one row group or of its ``first``
     rows, of the schema's types; a measurement that an older version did not make is null. Raises KeyError
-    without the columns that say which row it is, pyarrow's errors if a type does not fit, TooLarge.
+    without the columns that say which row it is, pyarrow's errors if a type does not fit, RunTooLarge.
     """
     wanted = (
         SCHEMAS[table] if columns is None else pa.schema([SCHEMAS[table].field(name) for name in columns])
@@ -148,7 +144,7 @@ def rows_of(
         chunked = isinstance(column, pa.ChunkedArray) and pa.types.is_dictionary(column.type)
         for chunk in column.chunks if chunked else ():
             if len(chunk.dictionary) > MAX_LAYERS:
-                raise TooLarge(f"{len(chunk.dictionary):,} names, and {MAX_LAYERS:,} at most are read")
+                raise RunTooLarge(f"{len(chunk.dictionary):,} names, and at most {MAX_LAYERS:,} are read")
             chunk.dictionary.validate(full=True)  # names must be text
     return pa.table(made, schema=wanted)
 
@@ -156,7 +152,7 @@ def rows_of(
 def refuse_what_is_too_large(
     files: Sequence[pq.ParquetFile], wanted: pa.Schema, group: int | None = None, first: int = 0
 ) -> None:
-    """Raise TooLarge where columns, of whole files, of one row group of each or of their ``first`` rows,
+    """Raise RunTooLarge where columns, of whole files, of one row group of each or of their ``first`` rows,
     would take more than READ_BYTES: a small file may hold very many equal rows, or very long names.
 
     Row groups alone are asked: pyarrow ends the process over the columns of a footer that is damaged.
@@ -171,7 +167,7 @@ def refuse_what_is_too_large(
                 break
     needed = rows * _width(wanted) + names
     if needed > READ_BYTES:
-        raise TooLarge(
+        raise RunTooLarge(
             f"{rows:,} rows would take {needed / 1e9:.1f} GB of memory, and at most {READ_BYTES / 1e9:.1f} "
             "GB are read at once"
         )

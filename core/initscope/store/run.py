@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from initscope.config.run_config import OPTIONS, RunConfig, title_of
-from initscope.errors import ConfigError, RunFolderError, RunNotFound, RunStateError, one_line
+from initscope.errors import ConfigError, RunFolderError, RunNotFound, RunStateError, RunTooLarge, one_line
 from initscope.outcome import Basis, Decision, decide, settled
 from initscope.permission import require
 from initscope.schema import LIVE, Outcome, Status
@@ -30,7 +30,6 @@ from initscope.store.grid import Grid, Scan, grids
 from initscope.store.locks import claimed, editing
 from initscope.store.parts import (
     SCHEMAS,
-    TooLarge,
     held,
     opened,
     parts,
@@ -405,10 +404,13 @@ class Run:
                 return look()
             except FileNotFoundError:
                 continue
-            except TooLarge as error:
-                raise RunFolderError(f"{cannot}: {error}; query it, or export it as it is") from None
+            except RunTooLarge as error:
+                raise RunTooLarge(f"{cannot}: {error}; query it, or export it as it is") from None
             except (MemoryError, pa.ArrowMemoryError):
-                raise RunFolderError(f"{cannot}: this machine has too little memory left for it") from None
+                raise RunFolderError(
+                    f"{cannot}: this machine has too little memory left for it; try again when "
+                    "other programs have ended"
+                ) from None
             except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
                 # Damaged bytes come out of a parquet reader as almost anything.
                 raise RunFolderError(

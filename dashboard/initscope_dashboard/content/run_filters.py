@@ -69,7 +69,9 @@ def conditions(text: str) -> list[Condition]:
         try:
             found.append(Condition(name, parts[2], float(parts[3])))
         except ValueError:
-            raise ConfigError(f"{one_line(word)}: {one_line(parts[3])} is not a number") from None
+            raise ConfigError(
+                f"{one_line(word)}: {one_line(parts[3])} is not a number, such as 0.001"
+            ) from None
     return found
 
 
