@@ -29,6 +29,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        "--every-case",
+        action="store_true",
+        help="run the benches of planted faults and public reports whole, not a part that tells the most",
+    )
+    parser.addoption(
         "--dense",
         type=int,
         help="have every run, the trainer's too, measured as by a Recorder without `every` that takes all "

@@ -20,7 +20,7 @@ from initscope.config import catalog
 from initscope.config.run_config import quick
 from initscope.scheduling import launcher
 from initscope.store import Runs
-from tests.browser.conftest import Server, settle
+from tests.browser.conftest import CALM, Server, settle
 
 AXE = Path(__file__).parent / "axe" / "axe.min.js"
 PAGES = {
@@ -93,7 +93,7 @@ def open_everything(page: Page) -> None:
 @pytest.fixture(scope="module")
 def visit(browser: Browser) -> Iterator[Page]:
     """One tab that goes from page to page."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    context = browser.new_context(color_scheme="light", **CALM)
     tab = context.new_page()
     tab.set_default_timeout(90_000)
     yield tab

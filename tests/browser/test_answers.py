@@ -18,9 +18,11 @@ from initscope.config.run_config import quick
 from initscope.scheduling import launcher
 from initscope.schema import Status, Verdict
 from initscope.store import Runs
-from tests.browser.conftest import ROOT, Server, follow, settle
+from tests.browser.conftest import CALM, ROOT, Server, follow, settle
 
 SWEEP = "short-sweep"
+SHORT = quick().replace(epochs=4, width=0.125)
+"""The quick preset's story, told in a third of its time."""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A dashboard on a finished sweep: both initializations of the story, two seeds each, four epochs."""
     started = Server(tmp_path_factory.mktemp("answers") / "runs")
     runs = Runs(started.runs)
-    made = launcher.submit(runs, plan(quick().replace(epochs=4), ["default", "kaiming_normal"], 2, SWEEP))
+    made = launcher.submit(runs, plan(SHORT, ["default", "kaiming_normal"], 2, SWEEP))
     for _ in watch(runs, [run.id for run in made]):
         pass
     yield started
@@ -84,7 +86,7 @@ def test_sweep_draws_the_trainability_map_with_the_theorys_boundary(page: Page, 
     of four.
     """
     runs = Runs(server.runs)
-    base = quick().replace(init="kaiming_normal", sweep="tiny-map")
+    base = SHORT.replace(init="kaiming_normal", sweep="tiny-map")
     for gain, model, outcome in [
         (0.2, "vgg11", "not_converged"),
         (1.0, "vgg11", "converged"),
@@ -181,7 +183,7 @@ def test_report_opens_offline(browser: Browser, server: Server, tmp_path: Path) 
         check=True,
         capture_output=True,
     )
-    context = browser.new_context(offline=True)
+    context = browser.new_context(offline=True, **CALM)
     page = context.new_page()
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from initscope.config.run_config import RunConfig
 from initscope.store import Runs
-from tests.browser.conftest import Server, free_port, settle
+from tests.browser.conftest import CALM, Server, free_port, settle
 from tests.browser.provider import Provider
 
 EDITOR = {"sub": "1", "email": "Ada@example.org", "email_verified": True}
@@ -49,7 +49,7 @@ def server(provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture
 def visitor(browser: Browser) -> Iterator[Page]:
     """Somebody nobody knows yet."""
-    context = browser.new_context()
+    context = browser.new_context(**CALM)
     page = context.new_page()
     page.set_default_timeout(30_000)
     yield page

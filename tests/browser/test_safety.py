@@ -25,7 +25,7 @@ from initscope.schema import LAYER_METRICS
 from initscope.store import Run, Runs, RunWriter
 from initscope.store.files import alive
 from initscope_dashboard.content import formatting
-from tests.browser.conftest import ROOT, Server, settle
+from tests.browser.conftest import CALM, ROOT, Server, settle
 from tests.conftest import supervisors
 from tests.safety.damage import mutate, template
 from tests.safety.test_together import census
@@ -251,7 +251,7 @@ def test_a_password_and_a_reader(browser: Browser, tmp_path_factory: pytest.Temp
     )
     try:
         for password, may in (("correct horse battery", True), ("only looking here", False)):
-            context = browser.new_context()
+            context = browser.new_context(**CALM)
             page = context.new_page()
             page.goto(f"{server.url}/live?run={run.id}")
             page.get_by_label("Password").fill("wrong one")
@@ -293,7 +293,7 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def home(browser: Browser, server: Server) -> Page:
-    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    page = browser.new_context(**CALM).new_page()
     page.set_default_timeout(60_000)
     page.goto(server.url)
     settle(page)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from initscope.errors import ConfigError, RunStateError
 from initscope.installation import module_command
 from initscope.scheduling import launcher, queue
+from initscope.scheduling.engines.local import NICENESS
 from initscope.schema import CHECKPOINT, LIVE, Status
 from initscope.store import Run, own_process
 from initscope.training.worker import claimed, main_in_child
@@ -96,6 +98,9 @@ def test_workers_outlive_their_supervisor(runs, endless, tiny, two_slots, until,
     until(lambda: steps(first) > 5)
     worker = psutil.Process(first.state()["pid"])
     assert os.getsid(worker.pid) == worker.pid, "a session of its own: no terminal takes it along"
+    assert worker.nice() == NICENESS
+    if (group := Path(f"/proc/{worker.pid}/autogroup")).exists():
+        assert group.read_text().endswith(f"nice {NICENESS}\n"), "and it gives way to other sessions"
     [supervisor] = [process for process in two_slots() if process.pid != worker.pid]
     supervisor.kill()
     supervisor.wait(10)
@@ -131,7 +136,7 @@ def test_workers_outlive_their_supervisor(runs, endless, tiny, two_slots, until,
 
 def test_stop_and_resume_through_the_queue(runs, tiny, trained, two_slots, until, monkeypatch):
     monkeypatch.setenv("INITSCOPE_SLOTS", "1")
-    config = tiny(epochs=5, train_samples=1438, dropout=0.5, batch_norm=True, schedule="cosine")
+    config = tiny(epochs=5, train_samples=800, dropout=0.5, batch_norm=True, schedule="cosine")
     running, waiting = launcher.submit(runs, [config, config])
     launcher.stop(runs, waiting)
     assert status(waiting) == "stopped" and launcher.queued(runs) in ([running.id], []), (
@@ -143,7 +148,7 @@ def test_stop_and_resume_through_the_queue(runs, tiny, trained, two_slots, until
     state = running.state()
     assert state["status"] == "stopped" and (running.path / CHECKPOINT).exists()
     assert (
-        30 < state["step"] < 450
+        30 < state["step"] < 250
         and steps(running) == state["step"]
         and (running.path / "layers.parquet").exists()
     )

@@ -59,7 +59,7 @@ def command(environment: dict[str, str], *arguments: object) -> subprocess.Popen
 def test_a_run_trains_here_and_is_watched_stopped_resumed_and_deleted_there(
     machine, bucket, s3, runs, tiny, trained, until, tmp_path
 ):
-    undisturbed = trained(tiny(epochs=25))
+    undisturbed = trained(tiny(epochs=15))
     a, b = machine("a"), machine("b")
     config = tmp_path / "config.json"
     config.write_text(json.dumps(undisturbed.config().to_dict()))

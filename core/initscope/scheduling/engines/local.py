@@ -4,6 +4,7 @@ free.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from initscope.resources.slots import slots, threads_of
@@ -61,7 +63,7 @@ class Local:
         status = 1
         try:
             os.setsid()
-            os.nice(NICENESS)
+            give_way()
             drop_inherited()
             from initscope.training.run_log import output_to
             from initscope.training.worker import main_in_child
@@ -88,6 +90,16 @@ class Local:
                 yield run, f"killed by signal {number} ({signal.Signals(number).name})"
             elif run is not None:
                 yield run, f"exited with status {os.waitstatus_to_exitcode(status)} without a word"
+
+
+def give_way() -> None:
+    """Let whoever looks at a page go first. Where Linux shares the processors among sessions
+    (``sched_autogroup_enabled``), a process's own niceness counts within its session alone: the session's
+    counts, too.
+    """
+    os.nice(NICENESS)
+    with contextlib.suppress(OSError):  # such groups are Linux's, and can be off
+        Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
 inherited: list[int] = []
