@@ -20,10 +20,11 @@ import pytest
 
 from initscope.__main__ import main
 from initscope.config import factory
-from initscope.errors import ConfigError, LimitExceeded, RunFolderError
+from initscope.errors import ConfigError, LimitExceeded, RunFolderError, RunStateError
 from initscope.scheduling import launcher, queue
 from initscope.scheduling.engines.local import Local
 from initscope.scheduling.supervisor import NOT_OURS, Supervisor
+from initscope.schema import CHECKPOINT
 from initscope.store import Run, Runs, origin
 from initscope.store.files import write_json
 from tests.conftest import supervisors
@@ -123,6 +124,18 @@ def test_resume_runs_no_code_of_a_folder_from_elsewhere(runs, tiny, evil, monkey
         launcher.check_resumable(bare)
     launcher.check_resumable(pinned)
     assert not proof.exists()
+
+
+def test_a_checkpoint_from_elsewhere_is_not_read_by_an_old_pytorch(runs, tiny, monkeypatch):
+    monkeypatch.setattr(launcher, "READS_CHECKPOINTS", (99, 0))
+    arrived = arrive(runs, tiny, "arrived", "stopped")
+    launcher.check_resumable(arrived)
+    (arrived.path / CHECKPOINT).write_bytes(b"anything")
+    with pytest.raises(RunStateError, match=r"can make PyTorch .* run code; upgrade torch"):
+        launcher.check_resumable(arrived)
+    mine = runs.create(tiny(), "stopped")
+    (mine.path / CHECKPOINT).write_bytes(b"anything")
+    launcher.check_resumable(mine)
 
 
 def test_a_mark_belongs_to_one_run_with_one_configuration(runs, tiny, monkeypatch, tmp_path):

@@ -7,7 +7,9 @@ off by an engine, this machine's processes or a Ray cluster; nobody who uses thi
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -28,7 +30,7 @@ from initscope.resources.slots import slots, threads_of
 from initscope.scheduling import engine as engines
 from initscope.scheduling import queue
 from initscope.scheduling.queue import LOCK, QUEUE, queued
-from initscope.schema import LIVE, Status
+from initscope.schema import CHECKPOINT, LIVE, Status
 from initscope.store import Run, Runs, claimed, origin, process_alive
 from initscope.store.files import number
 from initscope.store.run import CLAIM_SECONDS
@@ -58,6 +60,8 @@ it.
 LOG_BYTES = 1_000_000
 """The supervisor's log begins anew, the old one kept, when it is longer than this."""
 LOG = ".supervisor.log"
+READS_CHECKPOINTS = (2, 10)
+"""The first PyTorch whose ``torch.load(weights_only=True)`` runs no code that a file brings."""
 UNHEARD_STEPS = 100
 """A loop that has taken so many steps more after it was asked to stop does not listen."""
 
@@ -160,6 +164,23 @@ def check_resumable(run: Run) -> None:
     if status in LIVE:
         raise RunStateError(f"run {run.id} is {status} already; there is nothing to resume")
     check_own_code(run)
+    check_checkpoint(run)
+
+
+def check_checkpoint(run: Run) -> None:
+    """Raises RunStateError if a checkpoint comes from elsewhere and this PyTorch is not safe to read it:
+    ``weights_only`` alone did not keep code out (CVE-2026-24747).
+    """
+    version = importlib.metadata.version("torch")
+    if (
+        (run.path / CHECKPOINT).exists()
+        and tuple(map(int, re.findall(r"\d+", version)[:2])) < READS_CHECKPOINTS
+        and not origin.made_here(run.id, run.json_file("config.json")["config"], run.json_file("status.json"))
+    ):
+        raise RunStateError(
+            f"run {run.id} was not made by this installation, and a checkpoint can make PyTorch {version} "
+            f"run code; upgrade torch, or delete its {CHECKPOINT} to train from the first step"
+        )
 
 
 def check_own_code(run: Run) -> None:
