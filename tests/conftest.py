@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every-case",
         action="store_true",
-        help="run the benches of planted faults and public reports whole, not a part that tells the most",
+        help="run the whole bench of planted faults, not only the first case of each cause",
     )
     parser.addoption(
         "--dense",
