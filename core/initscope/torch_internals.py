@@ -5,6 +5,7 @@ it.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -31,11 +32,13 @@ __all__ = [
     "TorchDispatchMode",
     "at_the_end_of_the_pass",
     "backward_pass",
+    "begin_gradient_hooks",
     "compiled_call",
     "copy_all",
     "gradient_hooks",
     "holds_compiled",
     "in_function_transform",
+    "insides",
     "is_compiled_step",
     "is_watched",
     "loss_scale",
@@ -117,6 +120,20 @@ def saved_names(node: Any) -> list[str]:
 def gradient_hooks(parameter: Tensor) -> MutableMapping[int, Callable]:
     """The hooks of ``register_post_accumulate_grad_hook``, by their handles' ids, in order of their calls."""
     return parameter._post_accumulate_grad_hooks
+
+
+def insides(x: Tensor) -> int:
+    """Identity of what is behind ``x`` in C++. ``torch.utils.swap_tensors`` exchanges it, and then hooks for
+    gradients are shown as before and never called.
+    """
+    return x._cdata
+
+
+def begin_gradient_hooks(parameter: Tensor) -> None:
+    """Let the next hook for gradients be one that is called, and those that are not called any more stay
+    so.
+    """
+    parameter._post_accumulate_grad_hooks = OrderedDict()
 
 
 def compiled_call(module: nn.Module) -> Callable | None:

@@ -5,7 +5,9 @@ is left.
 from __future__ import annotations
 
 import copy
+import io
 import os
+import signal
 import sys
 import warnings
 
@@ -117,6 +119,51 @@ def test_a_loop_that_leaves_no_gradient_is_told_once(tmp_path):
             recorder.step(1.0)
     (only,) = told
     assert "finds no gradient" in str(only.message) and only.filename == __file__
+
+
+def test_a_time_limit_is_the_loops_own(tmp_path):
+    """What a signal's handler raises arrives, also where it strikes while the Recorder is at work."""
+
+    class Loss(float):
+        def __float__(self):
+            signal.raise_signal(signal.SIGINT)
+            return 1.0
+
+    class Late(Exception):
+        pass
+
+    def late(*_):
+        raise Late
+
+    model = net()
+    before = signal.signal(signal.SIGINT, late)
+    try:
+        with Recorder(model, sgd(model), runs=tmp_path) as recorder:
+            train(recorder, model, recorder.meter.optimizers[0])
+            with pytest.raises(Late):
+                recorder.step(Loss())
+            train(recorder, model, recorder.meter.optimizers[0])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    state = recorder.run.state()
+    assert state["status"] == "finished" and state["step"] == 2 and "recording_error" not in state["facts"]
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_standard_error_that_nobody_reads(tmp_path, monkeypatch, closed):
+    """Closed, or not there as in a program without a console: the log says what would have been told."""
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr(sys, "stderr", stream if closed else None)
+    monkeypatch.setattr(warnings, "showwarning", lambda *_: stream.write("" if closed else None))
+    model = net()
+    with Recorder(model, sgd(model), runs=tmp_path) as recorder:
+        train(recorder, model, recorder.meter.optimizers[0])
+        recorder.epoch(-1) if closed else None
+    state = recorder.run.state()
+    assert state["status"] == "finished" and state["step"] == 1
+    log = recorder.run.path / "log.txt"
+    assert not closed or "epochs are counted from 0" in log.read_text()
 
 
 def test_an_optimizer_of_another_model_is_told_and_diagnosed(tmp_path):

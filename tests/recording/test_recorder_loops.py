@@ -249,6 +249,66 @@ def test_a_compiled_step(tmp_path, scheduled):
     assert all(optimizer.step is step for optimizer, step in made), "put back"
 
 
+def test_a_step_inside_of_a_compiled_function(tmp_path):
+    """Its hooks are never called: the weights are compared before and after."""
+
+    def step(model, optimizer, look):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(batch()[0]), batch()[1])
+        loss.backward()
+        look()
+        made.setdefault(id(optimizer), torch.compile(optimizer.step, backend="eager"))()
+        return loss
+
+    made = {}
+    follow(tmp_path, mlp(), MLP, step)
+
+
+def masters(model):
+    """Copies that the loop writes back."""
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def flat(model):
+    """One long parameter that all of the model's are views of."""
+    whole = nn.Parameter(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    start = 0
+    for p in model.parameters():
+        p.data, start = whole.data[start : start + p.numel()].view_as(p), start + p.numel()
+    return [whole]
+
+
+@pytest.mark.parametrize("trained", [masters, flat])
+def test_an_optimizer_of_other_tensors(tmp_path, trained):
+    """The update is what the model's own weights show of it when the step is over."""
+
+    def step(model, optimizer, look):
+        model.zero_grad()
+        loss = F.cross_entropy(model(batch()[0]), batch()[1])
+        loss.backward()
+        look()
+        own, others = list(model.parameters()), optimizer.param_groups[0]["params"]
+        gradients = [p.grad for p in own]
+        for p, gradient in zip(
+            others,
+            gradients if len(others) > 1 else [torch.cat([g.flatten() for g in gradients])],
+            strict=True,
+        ):
+            p.grad = gradient.clone()
+        optimizer.step()
+        with torch.no_grad():
+            for p, other in zip(own, others if len(others) > 1 else own, strict=True):
+                p.copy_(other)
+        return loss
+
+    told = pytest.warns(UserWarning, match="unless the loop copies") if trained is masters else nullcontext()
+    with told:
+        recorder = follow(
+            tmp_path, mlp(), MLP, step, optimizer=lambda model: torch.optim.SGD(trained(model), lr=0.1)
+        )
+    assert recorder.run.state()["facts"]["unoptimized"] == ([*MLP] if trained is masters else [])
+
+
 def test_a_closure_that_is_called_again_and_again(tmp_path):
     """LBFGS: the row is that of the first evaluation, at the weights before the step."""
 

@@ -112,6 +112,18 @@ def test_gradient_hooks_run_in_the_order_of_their_dictionary():
     assert calls == ["two", "one"], "a loop that frees gradients in such a hook would free them before ours"
 
 
+def test_hooks_of_a_tensor_whose_insides_were_exchanged():
+    x, calls = nn.Parameter(torch.ones(2)), []
+    x.register_post_accumulate_grad_hook(lambda _: calls.append("lost"))
+    before = internals.insides(x)
+    torch.utils.swap_tensors(x, nn.Parameter(torch.ones(2)))
+    assert internals.insides(x) != before, "nothing would tell that gradients are no longer heard of"
+    internals.begin_gradient_hooks(x)
+    x.register_post_accumulate_grad_hook(lambda _: calls.append("new"))
+    x.sum().backward()
+    assert calls == ["new"], "gradients would not be heard of, or a hook that was lost would be back"
+
+
 def test_a_compiled_module_has_one_call_that_can_be_replaced():
     module = nn.Linear(2, 2)
     assert internals.compiled_call(module) is None and not internals.holds_compiled(module)

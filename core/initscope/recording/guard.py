@@ -3,18 +3,19 @@
 The rule, in one place: a fault of ours is one warning, a missing number, and a training that goes on.
 Everything that the Recorder does inside somebody's loop runs in a ``with guard(...)`` block, and every hook
 of the meter is ``@guarded``. Exceptions of the loop itself never pass through here, nor do KeyboardInterrupt
-and SystemExit.
+and SystemExit; what a signal's handler raises (a time limit) is the loop's, wherever it strikes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import signal
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -47,7 +48,7 @@ class Guard:
         """Of faults that are not yet in the run's log."""
         self._told: set[str] = set()
 
-    @contextmanager
+    @contextlib.contextmanager
     def __call__(self, doing: str, *, refuse: bool = False) -> Iterator[None]:
         """A block whose faults are noted as "while ``doing``". ``refuse``: a person's mistake
         (InitScopeError) is raised all the same.
@@ -55,7 +56,7 @@ class Guard:
         try:
             yield
         except Exception as error:
-            if refuse and isinstance(error, InitScopeError):
+            if (refuse and isinstance(error, InitScopeError)) or _from_a_signal(error):
                 raise
             self.note(doing, error)
 
@@ -91,7 +92,9 @@ class Guard:
             except Warning as error:
                 if not self.passing:
                     raise
-                print(f"{type(error).__name__}: {message}", file=sys.stderr)
+                say(f"{type(error).__name__}: {message}")
+            except ValueError:  # standard error is closed: the run's log says it
+                self.tracebacks.append(f"WARNING at step {self.step}: {message}\n")
 
     @property
     def fact(self) -> str | None:
@@ -111,6 +114,8 @@ def guarded(doing: str) -> Callable[[Callable], Callable]:
             try:
                 return hook(self, *arguments, **named)
             except Exception as error:
+                if _from_a_signal(error):
+                    raise
                 self.fault(doing, error)
 
         return call
@@ -121,6 +126,30 @@ def guarded(doing: str) -> Callable[[Callable], Callable]:
 def raise_fault(doing: str, error: Exception) -> None:
     """What a meter that no Recorder watches does with a fault."""
     raise error
+
+
+def say(line: str) -> None:
+    """Print ``line`` on standard error, unless nobody can be reached there: it may be closed, or a pipe whose
+    reader has gone.
+    """
+    if sys.stderr is None:  # a program without a console
+        return
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr)
+
+
+def _from_a_signal(error: Exception) -> bool:
+    """Whether a signal's handler has raised ``error``."""
+    handlers = set()
+    for number in signal.valid_signals():
+        handler = signal.getsignal(number)
+        if not callable(handler):
+            continue
+        while isinstance(handler, functools.partial):
+            handler = handler.func
+        for one in (handler, getattr(handler, "__func__", None), type(handler).__call__):
+            handlers.add(getattr(one, "__code__", None))
+    return any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _levels_to_caller() -> int:

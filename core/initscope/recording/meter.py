@@ -15,7 +15,8 @@ The life of a step, in order:
    read when they arrive.
 4. Optimizer. Before its step each weight is copied, with its norm taken on the way (``_before_update``);
    after it the norm of the difference is taken (``_after_update``). An optimizer nobody told of that updates
-   the same weights takes the other's place.
+   the same weights takes the other's place. Until one has been heard to step, weights are copied when the
+   pass has ended and compared when the step is read: a step in a larger compiled function calls no hooks.
 5. Read. ``collect`` hands all numbers over as ``StepMeasurements``; those of a GPU still lie there and come
    in one transfer (``HostCopy``), those of weights that are spread over processes are first added up in one
    all-reduce (``sharding``). A new step begins, with parameters that have been made, thawed or replaced
@@ -82,9 +83,11 @@ from initscope.torch_internals import (
     NO_PASS,
     at_the_end_of_the_pass,
     backward_pass,
+    begin_gradient_hooks,
     compiled_call,
     gradient_hooks,
     in_function_transform,
+    insides,
     is_compiled_step,
     version,
 )
@@ -161,7 +164,7 @@ class LayerMeter:
         self._handles: list[Any] = []
         self._on_modules: list[Handle | RemovableHandle | CompiledCall] = []
         self._on_optimizers: list[list[RemovableHandle | CompiledStep]] = []
-        self._followed: dict[int, tuple[nn.Parameter, RemovableHandle]] = {}
+        self._followed: dict[int, tuple[nn.Parameter, RemovableHandle, int]] = {}
         self._rectified: set[int] = set()
         """Layers whose output went straight into a rectifier when they were last seen."""
         self._heard: dict[int, list[tuple[StepCalls, LayerCall, Number]]] = {}
@@ -174,6 +177,10 @@ class LayerMeter:
         self._stepped: set[int] = set()
         self._updating: int | None = None
         """Which optimizer's step is under way."""
+        self._unheard = bool(self.optimizers)
+        """Whether weights are watched from the end of the backward pass on, because no optimizer has been
+        heard to step yet.
+        """
         self._evaluated: tuple[int, ...] | None = None
         self._entered = self._shadowed = False
         self._shadow_rows: set[int] | None = None
@@ -231,8 +238,10 @@ class LayerMeter:
 
     def _discover(self) -> None:
         """Follow a change: layers, parameters or hooks that are new, gone or others."""
+        deaf = [p for p, _, within in self._followed.values() if insides(p) != within]
         if self.loss_only or (
-            not structure_changed(self._known)
+            not deaf
+            and not structure_changed(self._known)
             and not any(isinstance(h, Handle) and h.lost for h in self._on_modules)
         ):
             return
@@ -243,6 +252,9 @@ class LayerMeter:
         self._know(layers)
         for key in [key for key in self._followed if key not in self._own]:
             self._followed.pop(key)[1].remove()
+        for parameter in [p for p in deaf if id(p) in self._followed]:
+            self._followed.pop(id(parameter))[1].remove()
+            begin_gradient_hooks(parameter)
         self._hook_modules()
         self._attach()
 
@@ -326,11 +338,11 @@ class LayerMeter:
         hooks = gradient_hooks(parameter)
         for key in [key for key in hooks if key != handle.id]:
             hooks[key] = hooks.pop(key)  # ours comes before one that frees the gradient
-        self._followed[id(parameter)] = parameter, handle
+        self._followed[id(parameter)] = parameter, handle, insides(parameter)
         return True
 
     def __exit__(self, *exception: object) -> None:
-        following = [handle for _, handle in self._followed.values()]
+        following = [handle for _, handle, _ in self._followed.values()]
         for handle in [
             *self._handles,
             *self._on_modules,
@@ -547,6 +559,8 @@ class LayerMeter:
         self._backward_seen = True
         if self._updating is not None and self._evaluated is None:
             self._evaluated = self._versions()
+        if self._unheard:
+            self._watch([weight for weight in self._weights if weight.readable])
 
     def _versions(self) -> tuple[int, ...]:
         """Changes whenever a weight does."""
@@ -602,7 +616,8 @@ class LayerMeter:
             self._owned = held
             owner = {key: k for k, optimizer in enumerate(self.optimizers) for key in _held(optimizer)}
             for weight in self._weights:
-                weight.optimizer = owner.get(id(weight.parameter), 0)
+                holder = owner.get(id(weight.parameter))
+                weight.optimizer, weight.held = holder or 0, holder is not None
         return [weight for weight in self._weights if weight.optimizer == k and weight.readable]
 
     @guarded(MEASURING)
@@ -613,7 +628,7 @@ class LayerMeter:
             return  # also an optimizer that another one calls: the whole step is the other's
         self._abandon()
         self._discover()
-        self._updating, self._evaluated = k, None
+        self._updating, self._evaluated, self._unheard = k, None, False
         weights = self._of(k)
         within = (
             backward_pass() != NO_PASS
@@ -622,16 +637,16 @@ class LayerMeter:
             self._backward_seen or self._backward_since_update
         )  # somebody has put gradients there: per-sample ones, averaged
         if within or by_hand:
-            fresh = [
-                w
-                for w in weights
-                if within or (w.parameter.grad is not None and w.gradient_version != w.used)
-            ]
+            fresh = [w for w in weights if within or w.has_new_gradient]
             for weight in fresh:
                 weight.scale = self.loss_scale.current
             for quantity in self._quantities:
                 quantity.gradients_ready(fresh)
             self._backward_seen = within or bool(fresh)
+        self._watch(weights)
+
+    def _watch(self, weights: Sequence[Weight]) -> None:
+        """Note what ``weights`` are before they are updated."""
         for quantity in self._quantities:
             if self.thoroughly or not quantity.costly:
                 quantity.before_update(weights)
@@ -647,7 +662,7 @@ class LayerMeter:
         self._updating = None
         weights = [weight for weight in self._of(k) if "weight" in weight.values]
         for weight in weights:
-            weight.used = weight.gradient_version
+            weight.use_gradient()
         if not self._backward_seen:
             self.late_update |= late
             self.empty_update |= not late
@@ -692,11 +707,14 @@ class LayerMeter:
         steps.
         """
         try:
-            weights = []
-            for weight in self._weights:
-                for quantity in self._quantities:
-                    quantity.at_the_end(weight, bool(self._stepped))
-                weights.append(WeightNumbers(tuple(weight.rows), weight.parameter.numel(), weight.values))
+            if self._unheard:
+                self._update_unheard()
+            for quantity in self._quantities:
+                quantity.at_the_end(self._weights, bool(self._stepped))
+            weights = [
+                WeightNumbers(tuple(weight.rows), weight.parameter.numel(), weight.values)
+                for weight in self._weights
+            ]
         finally:  # the others wait for this process, whatever has gone wrong in it
             sum_over_processes([(weight.parameter, weight.values) for weight in self._weights])
         for calls in self._calls:
@@ -707,6 +725,16 @@ class LayerMeter:
         )
         self.discard()
         return reading
+
+    def _update_unheard(self) -> None:
+        """Take what has become of the weights since the backward pass for the update: an optimizer whose step
+        is part of a larger compiled function calls no hooks. Weights that have stayed had none, perhaps.
+        """
+        weights = [weight for weight in self._weights if "weight" in weight.values]
+        for weight in weights:
+            weight.values["unheard"] = 1.0
+        for quantity in self._quantities:
+            quantity.after_update(weights)
 
     def discard(self) -> None:
         """Forget the step that was being measured."""

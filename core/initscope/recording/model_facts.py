@@ -20,6 +20,7 @@ from initscope.networks.inits import fans
 from initscope.recording.layers import Layer, is_flat, is_normalization
 from initscope.recording.meter import LayerMeter
 from initscope.recording.tensors import is_dense, is_readable, tensors_of
+from initscope.recording.wrappers import holders
 from initscope.torch_internals import saved_names
 
 FIRST_STEPS = 8
@@ -78,15 +79,10 @@ def weight_facts(model: nn.Module, meter: LayerMeter) -> dict[str, Any]:
         "scales": {layer.name: scales(layer.owner) for layer in multiplying(meter.layers)},
     }
     if meter.optimizers:
-        held = {
-            id(p)
-            for optimizer in meter.optimizers
-            for group in optimizer.param_groups
-            for p in group["params"]
-        }
-        owned = sum(p.numel() for p in parameters if p.requires_grad and id(p) in held)
+        held = holders(meter.optimizers)
+        owned = sum(p.numel() for p in parameters if p.requires_grad and held(p))
         facts["optimized_share"] = owned / total if total else 0.0
-        facts["unoptimized"] = [name for name, weight in weights.items() if id(weight) not in held]
+        facts["unoptimized"] = [name for name, weight in weights.items() if not held(weight)]
         facts["optimizer"] = ", ".join(
             dict.fromkeys(type(optimizer).__name__ for optimizer in meter.optimizers)
         )

@@ -18,7 +18,6 @@ import functools
 import math
 import os
 import shlex
-import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -32,31 +31,25 @@ from torch.nn.parameter import is_lazy
 from initscope.errors import ConfigError, RecordingError, Stopped
 from initscope.outcome import Basis, Decision, settled
 from initscope.recording import arguments, open_recorders
+from initscope.recording.beginning import check_model, is_another_rank
 from initscope.recording.card import LiveCard
-from initscope.recording.guard import Guard
+from initscope.recording.guard import Guard, say
 from initscope.recording.inspection import Inspection
 from initscope.recording.loop_facts import loss_function, optimizer_settings
 from initscope.recording.meter import MEASURING, LayerMeter
 from initscope.recording.model_facts import (
-    FIRST_STEPS,
-    backward_has_run,
     first_batch_facts,
     first_step_facts,
     last_facts,
-    main_output,
-    reaches,
     weight_facts,
 )
+from initscope.recording.order import CallOrder
+from initscope.recording.outputs import OutputLog
 from initscope.recording.rows import StepRows, on_device
 from initscope.recording.schedule import Schedule
-from initscope.recording.targets import TargetLog, is_discriminator, observe
 from initscope.schema import Outcome, Status
 from initscope.store import RECORDED, Run, Runs, RunWriter, own_process
 
-LOOK_AGAIN = 16
-"""After the first steps outputs are compared with targets again whenever 1 / LOOK_AGAIN more steps have been
-taken: some twelve times a doubling.
-"""
 IGNORED_AFTER = 3
 """Steps after ``step`` has returned False from which on the loop counts as one that does not listen."""
 _WRITING = "writing rows"
@@ -115,27 +108,24 @@ class Recorder:
         )
         self.owns_run = run is None
         self.guard = Guard(strict=not self.owns_run)
-        self.recording = not _is_another_rank()
+        self.recording = not is_another_rank()
         self.meter = LayerMeter(model, optimizer, layers, kinds)
         self.meter.fault = self.guard.note
-        _check_model(model, self.meter, self.guard)
+        check_model(model, self.meter, self.guard)
         self.model = model
         self.run = run
         """The run; of a new one None until the ``with`` block begins."""
         self._writer = writer
         self.quiet, self.raise_on_stop = quiet, raise_on_stop
         self.cell = open_recorders.current_cell()
-        self.rows = StepRows(self.meter, self.guard, _weakly(self._add_facts), _weakly(self._saw_late_loss))
+        note = _weakly(self._add_facts)
+        self.rows = StepRows(self.meter, self.guard, note, _weakly(self._saw_late_loss))
         self._card = LiveCard()
         self._elapsed_before = seconds
         self._began: float | None = None
         self._inside = False
-        self._outputs: list[list[Tensor]] = []
-        self._output_node: Any = None
-        self._targets = TargetLog()
-        self._looking = step == 0
-        self._next_look = step
-        self._gradient_seen = False
+        self._outputs = OutputLog(self.next_step, self.meter.loss_scale, note)
+        self._order = CallOrder(self.meter, self.guard, note)
         self._weights_noted = False
         self._epoch = 0
         self._stop_step: int | None = None
@@ -152,7 +142,7 @@ class Recorder:
             )
         self._began = time.monotonic()
         self.recording = (
-            self.recording and not _is_another_rank()
+            self.recording and not is_another_rank()
         )  # the processes may have met since it was made
         run = self.run = (self.run or self._new()) if self.recording else self.run
         self._inside = True
@@ -195,10 +185,9 @@ class Recorder:
         run = runs.create(values, Status.RUNNING, source="recorder", started=time.time(), **own_process())
         if not self.quiet:
             shown = runs.shown if runs.shared else str(runs.root.absolute())
-            print(
+            say(
                 f"initscope: recording into {shown.rstrip('/')}/{run.id}; to see it: initscope ui --runs "
-                f"{shlex.quote(shown)}",
-                file=sys.stderr,
+                f"{shlex.quote(shown)}"
             )
         return run
 
@@ -373,9 +362,7 @@ class Recorder:
                     number = loss.detach() if isinstance(loss, Tensor) else loss
                     self.schedule.saw_loss(self.next_step, float(number))
         self.next_step += 1
-        self.meter.on_forward = (
-            _weakly(self._look_at_output) if self._looking and self.next_step >= self._next_look else None
-        )
+        self.meter.on_forward = _weakly(self._look_at_output) if self._outputs.due(self.next_step) else None
         self._prepare_step()
         self.writer.note(step=self.next_step, epoch=epoch)
         if due := self.writer.due() or self.rows.due:
@@ -561,59 +548,15 @@ class Recorder:
     # -- from numbers to rows
 
     def _look_at_loss(self, loss: Tensor | float) -> None:
-        self._check_order(loss)
+        self._order.check(loss)
         if self.next_step == 0:
-            facts = first_step_facts(self.meter, loss, self._output_node)
+            facts = first_step_facts(self.meter, loss, self._outputs.node)
             if "loss" in facts:
                 facts["loss"]["function"] = loss_function(facts["loss"].get("chain") or ())
             self._add_facts(facts)
-            self._output_node = None
-        self._look_at_outputs(loss)
-
-    def _check_order(self, loss: Any) -> None:
-        """Help where ``step`` stands too early: before the backward pass, or between it and the update."""
-        if self.meter.loss_only:
-            return
-        self._gradient_seen = self._gradient_seen or self.meter.backward_seen
-        graph = isinstance(loss, Tensor) and loss.grad_fn is not None
-        if not self._gradient_seen and self.meter.enabled and graph and self.meter.misses_gradients():
-            if not reaches(loss, self.meter.model):
-                self._add_facts({"loss_detached": True})
-                self.guard.tell_once(
-                    "the loss does not depend on the model's parameters, so none of them gets a gradient: "
-                    "is the graph cut by detach(), "
-                    "no_grad() or a conversion to numbers between the model and the loss?"
-                )
-                return
-            if self.meter.empty_update and not backward_has_run(loss):
-                self._add_facts({"backward_missing": True})
-                self.guard.tell_once(
-                    "optimizer.step() was called and no gradient has been computed: is loss.backward() "
-                    "missing?"
-                )
-                return
-            if not backward_has_run(loss):
-                raise RecordingError(
-                    "recorder.step(loss) was called before loss.backward(): no gradient has been computed; "
-                    "call it after optimizer.step()"
-                )
-        if self.meter.trained_in_evaluation:
-            self.guard.tell_once(
-                "the model is in evaluation mode (model.eval()) while it is trained: dropout is off and "
-                "batch normalization keeps its statistics; "
-                "call model.train() before training unless that is meant"
-            )
-        if self.meter.late_update:
-            self.guard.tell_once(
-                "recorder.step(loss) is called before optimizer.step(): no update ratio is recorded; call "
-                "it after optimizer.step()"
-            )
-        if not self._gradient_seen and self.meter.enabled:
-            self.guard.tell_once(
-                "recorder.step(loss) finds no gradient in the model's parameters, so none is recorded: only "
-                "loss.backward() leaves them there, "
-                "torch.autograd.grad and torch.func do not"
-            )
+            self._outputs.node = None
+        known = self.writer.state.get("facts", {}).get("loss", {})
+        self._outputs.compare(self.next_step, loss, known.get("chain") or ())
 
     def _record(self, loss: Tensor | float | None, accuracy: Tensor | float | None, epoch: int) -> None:
         reading = None
@@ -660,44 +603,12 @@ class Recorder:
             self._add_facts({"not_measured": why})
 
     def _look_at_output(self, inputs: tuple, kwargs: dict, output: Any) -> None:
-        """Keep the output and, once it comes, the loss's gradient for it; of the first batch more is
-        noted.
-        """
+        """Keep the output of a training pass; of the first batch more is noted."""
         if not self._weights_noted:
             self._note_weights()
         if "batch_size" not in self.writer.state.get("facts", {}):
             self._add_facts(first_batch_facts([inputs, kwargs], output))
-        logits = main_output(output)
-        if logits is not None and logits.requires_grad:
-            if self.next_step == 0:
-                self._output_node = logits.grad_fn
-            pair = [logits.detach()]
-            self._outputs = [*self._outputs[-1:], pair]  # two passes are enough to know a discriminator by
-            scale = self.meter.loss_scale
-            logits.register_hook(
-                lambda gradient: pair.append(
-                    gradient.detach() / (1.0 if scale.current is None else scale.current)
-                )
-            )
-
-    def _look_at_outputs(self, loss: Any) -> None:
-        """What the outputs and the loss's gradient for them say about the targets."""
-        passes, self._outputs = self._outputs, []
-        if not passes:
-            return
-        self._next_look = self.next_step + max(
-            1, self.next_step // LOOK_AGAIN if self.next_step >= FIRST_STEPS else 1
-        )
-        passes = [each[:2] for each in passes if len(each) > 1]
-        value = float(torch.as_tensor(loss).detach())
-        if len(passes) > 1 and is_discriminator(value, passes):
-            self._add_facts({"discriminator": True})
-            return
-        chain = self.writer.state.get("facts", {}).get("loss", {}).get("chain") or ()
-        seen = observe(chain, value, *passes[-1]) if passes else None
-        if seen is not None:
-            self._targets.add(seen)
-            self._add_facts({"targets": {**self._targets.facts(), "late_step": self.next_step}})
+        self._outputs.keep(self.next_step, output)
 
     def _add_facts(self, facts: dict[str, Any]) -> None:
         """Into the status, in memory: the next flush writes them."""
@@ -772,48 +683,3 @@ def _reason(error: BaseException) -> str:
     except Exception as another:  # somebody's own __str__
         text = f"(its text cannot be made: {type(another).__name__})"
     return " ".join(f"{type(error).__name__}: {text}".split())[:500]
-
-
-def _is_another_rank() -> bool:
-    """Whether this is one of several processes that train together, and not the first: as torch.distributed
-    knows, else as torchrun says.
-    """
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank() != 0
-    return os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1"
-
-
-def _check_model(model: nn.Module, meter: LayerMeter, guard: Guard) -> None:
-    """Raise for weights that have no values or cannot be trained; warn of optimizers that train another
-    model.
-    """
-    empty = [
-        layer.name
-        for layer in meter.layers
-        if layer.weight is not None and layer.weight.device.type == "meta"
-    ]
-    if empty:
-        raise RecordingError(
-            f"the weights of {empty[0]} are on device meta, where they have no values; move the model to a "
-            "real device before recording it"
-        )
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ConfigError(
-            "nothing to train: every parameter of the model has requires_grad=False; unfreeze a layer with "
-            "requires_grad_(True)"
-        )
-    if meter.optimizers:
-        held = [
-            p for optimizer in meter.optimizers for group in optimizer.param_groups for p in group["params"]
-        ]
-        own = {id(p) for p in model.parameters()}
-        if not any(id(p) in own for p in held):
-            devices = sorted({str(p.device) for p in model.parameters()} | {str(p.device) for p in held})
-            where = f" (devices: {', '.join(devices)})" if len(devices) > 1 else ""
-            # No error: the loop runs as it was written, and the diagnosis of the run says the same.
-            guard.tell_once(
-                f"the optimizer holds none of the model's parameters{where}, so nothing will be learned: it "
-                "was made for another model, or "
-                "before this one was copied or moved; make it from this model's parameters()"
-            )

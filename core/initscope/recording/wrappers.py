@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from initscope.errors import ConfigError
+from initscope.recording.tensors import is_dense
 from initscope.torch_internals import holds_compiled
 
 
@@ -37,6 +39,20 @@ def as_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:
         [] if optimizer is None else list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
     )
     return [_watchable(one) for one in given]
+
+
+def holders(optimizers: Sequence[torch.optim.Optimizer]) -> Callable[[Tensor], bool]:
+    """Whether a parameter is one of the optimizers', or lies in the memory of one: of a single long parameter
+    that all of a model's are views of.
+    """
+    held = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    ids, places = {id(p) for p in held}, {_memory(p) for p in held} - {0}
+    return lambda parameter: id(parameter) in ids or _memory(parameter) in places
+
+
+def _memory(x: Tensor) -> int:
+    """Where the memory begins that ``x`` lies in; 0 if that cannot be told."""
+    return x.untyped_storage().data_ptr() if is_dense(x) and x.device.type != "meta" else 0
 
 
 def _watchable(optimizer: Any) -> torch.optim.Optimizer:

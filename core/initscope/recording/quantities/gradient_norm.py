@@ -39,10 +39,11 @@ class GradientNorm(WeightQuantity):
             if weight.gradient is not None:
                 weight.values["gradient"] = weight.gradient
 
-    def at_the_end(self, weight: Weight, updated: bool) -> None:
+    def at_the_end(self, weights: Sequence[Weight], updated: bool) -> None:
         # Once an optimizer has stepped, a gradient that no optimizer saw is none of this step's.
-        if not updated and weight.gradient is not None:
-            weight.values.setdefault("gradient", weight.gradient)
+        for weight in () if updated else weights:
+            if weight.gradient is not None:
+                weight.values.setdefault("gradient", weight.gradient)
 
     def columns(self, values: dict[str, float], size: int) -> dict[str, float]:
         if "gradient" not in values:

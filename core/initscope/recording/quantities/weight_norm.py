@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from initscope.recording.quantities.of_weights import Weight, WeightQuantity
-from initscope.recording.reductions import copy_norms, norm
+from initscope.recording.reductions import copy_norms, norms
 from initscope.recording.tensors import alike
 
 
@@ -24,9 +24,10 @@ class WeightNorm(WeightQuantity):
         ):
             weight.values = {"weight": length}
 
-    def at_the_end(self, weight: Weight, updated: bool) -> None:
-        if "weight" not in weight.values and weight.readable:
-            weight.values["weight"] = norm(weight.numbers)
+    def at_the_end(self, weights: Sequence[Weight], updated: bool) -> None:
+        missing = [weight for weight in weights if "weight" not in weight.values and weight.readable]
+        for weight, length in zip(missing, norms([w.numbers for w in missing]), strict=True):
+            weight.values["weight"] = length
 
     def columns(self, values: dict[str, float], size: int) -> dict[str, float]:
         return {"weight_norm": values["weight"]} if "weight" in values else {}
