@@ -121,6 +121,19 @@ def test_a_loop_that_leaves_no_gradient_is_told_once(tmp_path):
     assert "finds no gradient" in str(only.message) and only.filename == __file__
 
 
+def test_a_whole_step_that_calls_no_hook_is_told(tmp_path):
+    """As a compiled function around forward, backward and update does."""
+    model = net()
+    with (
+        pytest.warns(UserWarning, match="neither backward.* nor optimizer.step.* was heard of"),
+        Recorder(model, sgd(model), runs=tmp_path) as recorder,
+    ):
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        recorder.step(1.0)
+    assert "calls no hooks" in recorder.run.state()["facts"]["not_measured"]
+
+
 def test_a_time_limit_is_the_loops_own(tmp_path):
     """What a signal's handler raises arrives, also where it strikes while the Recorder is at work."""
 

@@ -688,6 +688,10 @@ class LayerMeter:
         """Whether a gradient of a weight was computed since the last ``collect``."""
         return self._backward_seen
 
+    def gradients_unheard(self) -> bool:
+        """Whether weights have gradients though none was heard to arrive, nor an optimizer to step."""
+        return self._unheard and any(weight.parameter.grad is not None for weight in self._weights)
+
     def misses_gradients(self) -> bool:
         """Whether layers ran in a training pass since the last ``collect`` and no gradient came for weights
         that are trained.

@@ -12,6 +12,11 @@ from initscope.recording.guard import Guard
 from initscope.recording.meter import LayerMeter
 from initscope.recording.model_facts import backward_has_run, reaches
 
+_UNHEARD = (
+    "gradients are there, but neither backward() nor optimizer.step() was heard of, so neither gradients nor "
+    "updates are recorded: a compiled function around the whole step calls no hooks; compile the model alone"
+)
+
 
 class CallOrder:
     """Looks at each loss that ``step`` is told; ``note`` is given facts, ``guard`` tells each thing once."""
@@ -61,7 +66,10 @@ class CallOrder:
                 "recorder.step(loss) is called before optimizer.step(): no update ratio is recorded; call "
                 "it after optimizer.step()"
             )
-        if not self._gradient_seen and meter.enabled:
+        if not self._gradient_seen and meter.enabled and meter.gradients_unheard():
+            self._note({"not_measured": _UNHEARD})
+            guard.tell_once(_UNHEARD)
+        elif not self._gradient_seen and meter.enabled:
             guard.tell_once(
                 "recorder.step(loss) finds no gradient in the model's parameters, so none is recorded: only "
                 "loss.backward() leaves them there, "
