@@ -49,7 +49,7 @@ class InitScopeCallback(TrainerCallback):
         *,
         name: str = "",
         runs: str | Path | None = None,
-        every: int = 1,
+        every: int | None = None,
         tags: Sequence[str] = (),
         config: Any = None,
         quiet: bool = False,
