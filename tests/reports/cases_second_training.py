@@ -247,7 +247,7 @@ def frozen_without_pretraining(fixed: bool) -> Loop:
     "unknown",
     # LayerNorm over a last dimension of size one: its output is its bias, whatever comes in.
     "https://github.com/pytorch/pytorch/issues/108956",
-    also=("init_too_small", "not_updating"),
+    also=("not_updating",),
     evidence=("signal", "depend", "gradient", "same"),
 )
 def layer_norm_of_a_single_feature(fixed: bool) -> Loop:
@@ -273,7 +273,6 @@ def layer_norm_of_a_single_feature(fixed: bool) -> Loop:
     "unknown",
     # True means "leave out" in PyTorch's masks and "look at" in this code: only padding is looked at.
     "https://github.com/mlwithme/TransformerTranslation/issues/6",
-    also=("init_too_small",),
     evidence=("guess", "signal", "depend"),
 )
 def mask_the_wrong_way_round(fixed: bool) -> Loop:
