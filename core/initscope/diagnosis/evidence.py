@@ -342,8 +342,10 @@ class Evidence:
     def lr_too_small(self) -> bool:
         """Updates are tiny because the learning rate (or clipping) is, not because the gradients are."""
         # A loss at guessing that falls and falls goes the right way, in steps that are too short.
-        standing = self.signals.update_fastest * self.curve.steps < STANDING or (
-            self.curve.at_chance and self.curve.falling and not self.curve.memorising
+        standing = (
+            self.signals.update_fastest * self.curve.steps < STANDING
+            or self.has("epsilon_large")
+            or (self.curve.at_chance and self.curve.falling and not self.curve.memorising)
         )
         # Weights of a network that an earlier step has killed stand still too: that is the damage, not its
         # cause.
