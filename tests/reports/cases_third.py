@@ -48,9 +48,9 @@ def spread_of_a_single_sample(fixed: bool) -> Loop:
 
     def score() -> float:
         states = torch.randn(2000, 8)
-        return class_skill(predict(policy, states), (states @ best).argmax(1))
+        return class_skill(predict(policy, states).nan_to_num(), (states @ best).argmax(1))
 
-    return Loop(policy, optimizer, step, score, steps=300)
+    return Loop(policy, optimizer, step, score, steps=300 if fixed else 91)  # the next one raises
 
 
 @report(
