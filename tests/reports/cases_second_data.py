@@ -1,4 +1,8 @@
-"""Second round: reports about data, targets and losses, written down before the diagnosis had seen one."""
+"""Second round: reports about data, targets and losses, written down before the diagnosis had seen one.
+
+At first sight, with ``cases_second_training`` and ``cases_second_healthy``: of 21 broken ones 14 right, 2
+fair, 1 unhelpful and 4 misleading; no alarm over 21 mended and 8 healthy ones.
+"""
 
 from __future__ import annotations
 

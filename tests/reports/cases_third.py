@@ -1,4 +1,9 @@
-"""Third round: what was written down after the second had been mended, and before the diagnosis saw it."""
+"""Third round: written down with the second, and shown to the diagnosis when that had been mended.
+
+At first sight: of the eight broken ones 3 right, 2 fair and 2 misleading
+(``values_of_all_actions_of_the_batch`` healthy, ``no_activation_between_the_layers`` labels_unrelated); one,
+at RMSprop's 0.05, trained all the same and was wrongly built. Both healthy ones right.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +32,6 @@ from tests.reports.registry import HEALTHY, Loop, report
     # Advantages are divided by their standard deviation, and the last minibatch is a single one: it is NaN.
     "https://github.com/DLR-RM/stable-baselines3/issues/325",
     evidence=("loss", "outputs are finite", "nan"),
-    held_out=True,
 )
 def spread_of_a_single_sample(fixed: bool) -> Loop:
     policy = mlp(8, 32, 4)
@@ -58,7 +62,6 @@ def spread_of_a_single_sample(fixed: bool) -> Loop:
     # Readings that are missing stand in the table as -9999.
     "https://github.com/osilab-kaist/KoMet-Benchmark-Dataset/issues/3",
     evidence=("input",),
-    held_out=True,
 )
 def missing_readings_are_minus_9999(fixed: bool) -> Loop:
     x, y, held_x, held_y = table()
@@ -77,7 +80,6 @@ def missing_readings_are_minus_9999(fixed: bool) -> Loop:
     # Weights from torch.rand lie between 0 and 1: all positive, and their products grow from layer to layer.
     "https://github.com/AdaptInfer/Contextualized/issues/33",
     evidence=("explosion", "large", "gain"),
-    held_out=True,
 )
 def weights_between_zero_and_one(fixed: bool) -> Loop:
     model = mlp(64, 64, 64, 64, 10)
@@ -94,7 +96,6 @@ def weights_between_zero_and_one(fixed: bool) -> Loop:
     # values[:, actions] are the values of every action taken in the batch, for every state: (N, N).
     "https://github.com/sherjilozair/dqn/issues/4",
     evidence=("shape", "every output", "compared"),
-    held_out=True,
 )
 def values_of_all_actions_of_the_batch(fixed: bool) -> Loop:
     values = mlp(6, 64, 3)
@@ -123,11 +124,10 @@ def values_of_all_actions_of_the_batch(fixed: bool) -> Loop:
     # RMSprop falls at first and then rises, until its rate is a tenth.
     "https://github.com/keras-team/keras/pull/6182",
     evidence=("update", "rate"),
-    held_out=True,
 )
 def rmsprop_with_the_rate_of_sgd(fixed: bool) -> Loop:
     model = convnet()
-    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3 if fixed else 0.05)
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3 if fixed else 0.3)
     return supervised(model, optimizer, digits(), metric=accuracy, steps=300)
 
 
@@ -136,7 +136,6 @@ def rmsprop_with_the_rate_of_sgd(fixed: bool) -> Loop:
     # The permutation of the pixels is drawn anew for every picture: nothing of it is left but its histogram.
     "https://github.com/aimagelab/mammoth/issues/38",
     evidence=("guess", "label"),
-    held_out=True,
 )
 def permutation_drawn_anew(fixed: bool) -> Loop:
     x, y, held_x, held_y = digits()
@@ -167,7 +166,6 @@ def permutation_drawn_anew(fixed: bool) -> Loop:
     # The baseline stays at chance with SGD at 0.001 and is far above it at a rate a hundred times that.
     "https://github.com/danieltan07/learning-to-reweight-examples/issues/10",
     evidence=("update", "rate"),
-    held_out=True,
 )
 def baseline_at_a_hundredth_of_its_rate(fixed: bool) -> Loop:
     model = convnet()
@@ -183,7 +181,6 @@ def baseline_at_a_hundredth_of_its_rate(fixed: bool) -> Loop:
     # The activations between the layers were forgotten: four linear layers are one, and a line is not enough.
     "https://github.com/ArabelaTso/DeepFD",
     evidence=("nonlinear", "activation", "guess"),
-    held_out=True,
 )
 def no_activation_between_the_layers(fixed: bool) -> Loop:
     generator = torch.Generator().manual_seed(309)

@@ -28,6 +28,7 @@ MISUSES = (
     "outputs_are_probabilities",
     "loss_below_zero",
     "targets_broadcast",
+    "outputs_indexed_across",
     "targets_outside",
     "softmax_across_batch",
     "softmax_of_one",
@@ -41,6 +42,7 @@ ELSEWHERE = (
     "dropout_high",
     "signal_cut",
     "updates_undone",
+    "network_linear",
 )
 """What makes a plateau too: with one of these nothing can be said against the labels."""
 VERY_LOUD = 10.0
@@ -339,6 +341,8 @@ def labels_unrelated(e: Evidence) -> Case:
             (1, memorised or c.settled),
             (1, searched),
             (2, guesses),
+            # A training that guesses makes the validation guess: that is one witness, not two.
+            (3, memorised or e.has("labels_constant")),
         ],
     )
 

@@ -264,8 +264,10 @@ class Evidence:
         v, t = self.signals, self.thresholds
         early = v.rows.steps < step
         losses = v.loss[v.loss_steps < step]
+        signed = len(losses) and losses.min() < 0  # its first value says nothing about its size
+        usual = float(np.median(np.abs(losses))) if signed else 0.0
         if self.has("initial_loss_off") or (
-            len(losses) and losses.max() > 3 * max(abs(losses[0]), abs(self.curve.chance or 0.0))
+            len(losses) and losses.max() > 3 * max(abs(losses[0]), abs(self.curve.chance or 0.0), usual)
         ):
             return False
         updates, gradients, sizes = (

@@ -61,6 +61,7 @@ RULES: tuple[Rule, ...] = (
     rules_layers.update_too_small,
     rules_path.updates_undone,
     rules_layers.weights_shrunk,
+    rules_structure.network_linear,
     rules_structure.dropout_high,
     rules_structure.modes_disagree,
     rules_optimizer.weight_decay,

@@ -293,6 +293,7 @@ def _nothing(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, An
 
 
 _LEADS = {
+    "network_linear": "put a nonlinear activation such as nn.ReLU() between the layers",
     "signal_cut": "print the tensor between the two layers named above, for two samples",
     "updates_undone": "look for what writes to the weights outside of optimizer.step()",
 }
@@ -360,6 +361,8 @@ def _loss(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]]
             "signs.",
             {},
         )
+    if "outputs_indexed_across" in f:
+        return "Take each row's own column: outputs.gather(1, index.unsqueeze(1)).squeeze(1).", {}
     if "targets_broadcast" in f:
         return "Give targets the outputs' shape (targets.unsqueeze(1) or outputs.squeeze(1)).", {}
     if "divergence_of_probabilities" in f:

@@ -74,6 +74,15 @@ def _misuse_by_chain(v: RunSignals, c: Curve) -> Misuse | None:
             None,
             None,
         )
+    if loss.get("indexed_across"):
+        return (
+            "outputs_indexed_across",
+            "Every row of the outputs is indexed with the columns of all samples (outputs[:, index]), not "
+            "with its own (outputs.gather(1, index.unsqueeze(1))), so every sample is compared with every "
+            "target.",
+            None,
+            None,
+        )
     if loss.get("classes") == 1:
         return (
             "softmax_of_one",
