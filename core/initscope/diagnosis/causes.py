@@ -99,8 +99,10 @@ def not_updating(e: Evidence) -> Case:
     meant = e.frozen_on_purpose and (e.curve.learned or e.validated or e.has("identical_units"))
     meant = meant and not (e.has("frozen_fresh") and not (e.curve.well or e.validated))
     frozen = e.has("weights_frozen") and not meant
-    # Units that are off, and branches that begin at zero on both sides, have no gradient either.
-    off = e.has("dead_units", "saturated_units", "signal_collapse", "identical_units", *MISUSES)
+    # Units that are off, branches that begin at zero on both sides, and a loss whose parts cancel have no
+    # gradient either.
+    alike = ("identical_units", "loss_zero")
+    off = e.has("dead_units", "saturated_units", "signal_collapse", "signal_cut", *alike, *MISUSES)
     blocked = e.has("gradient_blocked") and not (off or e.curve.well)
     possible = (frozen or blocked) and e.curve.progress < NEARLY_PERFECT
     most = max(e.value("weights_frozen"), e.value("gradient_blocked") if blocked else 0.0)
