@@ -21,7 +21,7 @@ def main() -> None:
         "--part",
         choices=["all", "open", "held-out"],
         default="all",
-        help="the half to look at while mending, or the half to judge by",
+        help="the part to look at while mending, or the part to judge by",
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)

@@ -43,6 +43,10 @@ FAST = (
     ("trained_on_mirrored_pictures", False),
     ("sign_lost_in_backward", False),
     ("contrastive_loss_at_a_tenth", False),
+    ("divergence_of_plain_probabilities", False),
+    ("layer_norm_of_a_single_feature", False),
+    ("attention_over_a_single_score", False),
+    ("no_activation_between_the_layers", False),
 )
 """(report, fixed): about a second each, one seed."""
 
@@ -80,15 +84,15 @@ def test_a_broken_loop_fails_and_the_mended_one_trains() -> None:
     assert broken.score < 0.1 < 0.8 < fixed.score
 
 
-def test_bench_is_wide_and_halved() -> None:
+def test_bench_is_wide_and_partly_held_out() -> None:
     causes = [case.cause for case in REPORTS.values()]
     words = set(causes)
     assert len(REPORTS) >= 44
     assert all(causes.count(word) >= 2 for word in words), "each cause at least twice"
     assert causes.count(HEALTHY) >= 15
     held = [case for case in REPORTS.values() if case.held_out]
-    assert abs(2 * len(held) - len(REPORTS)) <= 4
-    assert {case.cause for case in held} == words, "the held-out half has every cause"
+    assert len(held) >= len(REPORTS) / 3
+    assert {case.cause for case in held} == words, "the held-out part has every cause"
     assert set(NOT_YET) <= {name for name, _ in FAST}
 
 

@@ -28,11 +28,22 @@ MISUSES = (
     "outputs_are_probabilities",
     "loss_below_zero",
     "targets_broadcast",
+    "outputs_indexed_across",
     "targets_outside",
     "softmax_across_batch",
     "softmax_of_one",
+    "divergence_of_probabilities",
 )
-ELSEWHERE = ("layers_unregistered", "layers_not_optimized", "gradients_kept", "samples_mixed", "dropout_high")
+ELSEWHERE = (
+    "layers_unregistered",
+    "layers_not_optimized",
+    "gradients_kept",
+    "samples_mixed",
+    "dropout_high",
+    "signal_cut",
+    "updates_undone",
+    "network_linear",
+)
 """What makes a plateau too: with one of these nothing can be said against the labels."""
 VERY_LOUD = 10.0
 """A first loss this many times that of guessing is blamed even if the run then recovers."""
@@ -86,9 +97,12 @@ def not_updating(e: Evidence) -> Case:
     # Weights that were frozen on purpose are no fault of a run that learns, nor where those that are trained
     # cannot become different.
     meant = e.frozen_on_purpose and (e.curve.learned or e.validated or e.has("identical_units"))
+    meant = meant and not (e.has("frozen_fresh") and not (e.curve.well or e.validated))
     frozen = e.has("weights_frozen") and not meant
-    # Units that are off, and branches that begin at zero on both sides, have no gradient either.
-    off = e.has("dead_units", "saturated_units", "signal_collapse", "identical_units", *MISUSES)
+    # Units that are off, branches that begin at zero on both sides, and a loss whose parts cancel have no
+    # gradient either.
+    alike = ("identical_units", "loss_zero")
+    off = e.has("dead_units", "saturated_units", "signal_collapse", "signal_cut", *alike, *MISUSES)
     blocked = e.has("gradient_blocked") and not (off or e.curve.well)
     possible = (frozen or blocked) and e.curve.progress < NEARLY_PERFECT
     most = max(e.value("weights_frozen"), e.value("gradient_blocked") if blocked else 0.0)
@@ -200,7 +214,7 @@ def init_too_large(e: Evidence) -> Case:
     )
     harm = not (e.curve.learned or e.succeeded) or loud > VERY_LOUD or (loud > 0 and not e.curve.well)
     behind = e.has("outputs_loud") and not e.has("input_out_of_range")
-    loud_start = e.at_first("signal_explosion") or hidden or behind
+    loud_start = (e.at_first("signal_explosion") and not e.has("loud_between")) or hidden or behind
     possible = (
         loud_start and harm and not (e.structure_at_fault or e.at_first("saturated_units") or e.has(*MISUSES))
     )
@@ -223,7 +237,7 @@ def init_too_small(e: Evidence) -> Case:
     explained = (
         e.structure_at_fault
         or e.inputs_blamed
-        or e.at_first("dead_units", "saturated_units", "signal_explosion")
+        or e.at_first("dead_units", "saturated_units", "signal_explosion", "signal_cut")
     )
     waiting = not e.curve.learning and (e.curve.stuck or e.curve.steps < MIN_STEPS / 2)
     possible = (
@@ -329,6 +343,8 @@ def labels_unrelated(e: Evidence) -> Case:
             (1, memorised or c.settled),
             (1, searched),
             (2, guesses),
+            # A training that guesses makes the validation guess: that is one witness, not two.
+            (3, memorised or e.has("labels_constant")),
         ],
     )
 

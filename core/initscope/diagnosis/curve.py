@@ -150,18 +150,14 @@ def read_curve(signals: RunSignals, thresholds: Thresholds) -> Curve:
     unequal = guess.equal is not None and guess.loss is not None and guess.loss < 0.9 * guess.equal
     late = float((np.mean if unequal else np.median)(tail)) if len(y) else math.nan
     start = float(np.median(y[: max(1, min(5, len(y) // 10))])) if len(y) else math.nan
-    beginning = abs(start if start < NOISE * first else first)  # first losses that blew up are no beginning
-    reference = guess.loss if guess.loss is not None else beginning
+    # First losses that blew up are no beginning; one below zero is compared with by its distance to it.
+    beginning = start if first < 0 or start < NOISE * first else first
+    reference = guess.loss if guess.loss is not None else abs(beginning)
     floor = min(guess.floor, 0.9 * reference) if guess.loss is not None else 0.0
-    progress = (reference - late) / (reference - floor) if reference else 0.0
+    origin = guess.loss if guess.loss is not None else beginning
+    progress = (origin - late) / (reference - floor) if reference else 0.0
     # Without a known price a loss below zero has no known bound: falling is all that can be seen of it.
-    unbounded = (
-        guess.loss is None
-        and guess.kind == "unknown"
-        and not guess.classes
-        and len(y) > 0
-        and float(np.min(y)) < 0
-    )
+    unbounded = guess.loss is None and guess.kind == "unknown" and len(y) > 0 and float(np.min(y)) < 0
     change, significance = trend(y[len(y) // 3 :])
     half, usual = y[len(y) // 2 :], float(np.median(y[: max(5, len(y) // 5)])) if len(y) else math.nan
     margin = 1.2 + 2 * max(guess.doubt, guess.noise) if guess.loss is not None else 1.5

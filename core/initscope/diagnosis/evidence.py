@@ -264,8 +264,10 @@ class Evidence:
         v, t = self.signals, self.thresholds
         early = v.rows.steps < step
         losses = v.loss[v.loss_steps < step]
+        signed = len(losses) and losses.min() < 0  # its first value says nothing about its size
+        usual = float(np.median(np.abs(losses))) if signed else 0.0
         if self.has("initial_loss_off") or (
-            len(losses) and losses.max() > 3 * max(abs(losses[0]), abs(self.curve.chance or 0.0))
+            len(losses) and losses.max() > 3 * max(abs(losses[0]), abs(self.curve.chance or 0.0), usual)
         ):
             return False
         updates, gradients, sizes = (
@@ -342,8 +344,10 @@ class Evidence:
     def lr_too_small(self) -> bool:
         """Updates are tiny because the learning rate (or clipping) is, not because the gradients are."""
         # A loss at guessing that falls and falls goes the right way, in steps that are too short.
-        standing = self.signals.update_fastest * self.curve.steps < STANDING or (
-            self.curve.at_chance and self.curve.falling and not self.curve.memorising
+        standing = (
+            self.signals.update_fastest * self.curve.steps < STANDING
+            or self.has("epsilon_large")
+            or (self.curve.at_chance and self.curve.falling and not self.curve.memorising)
         )
         # Weights of a network that an earlier step has killed stand still too: that is the damage, not its
         # cause.

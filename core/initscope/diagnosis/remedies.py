@@ -199,6 +199,11 @@ def _raise(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]
         return f"Keep the learning rate up: {how}.", {"warmup_steps": 0} if v.config.get(
             "warmup_steps"
         ) else {}
+    if "epsilon_large" in f:
+        return (
+            f"Lower the optimizer's epsilon from {sig3(optimizer_setting(v.facts, 'eps') or 0.0)} to 1e-8.",
+            {},
+        )
     if "gradient_clipped" in f:
         share = f["gradient_clipped"].value or 0.0
         norm = v.gradient_total
@@ -287,6 +292,14 @@ def _nothing(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, An
     return text, {}
 
 
+_LEADS = {
+    "network_linear": "put a nonlinear activation such as nn.ReLU() between the layers",
+    "signal_cut": "print the tensor between the two layers named above, for two samples",
+    "updates_undone": "look for what writes to the weights outside of optimizer.step()",
+}
+"""By finding: where to look next."""
+
+
 def _unknown(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]]:
     """What was looked at and found sound, and what would tell more."""
     checks = (
@@ -294,7 +307,7 @@ def _unknown(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, An
         (
             "a signal that is lost on its way",
             len(v.signal_retained) > 0 and not np.isnan(v.signal_retained).all(),
-            ("signal_collapse", "signal_explosion"),
+            ("signal_cut", "signal_collapse", "signal_explosion"),
         ),
         ("dead or saturated units", v.dead.size > 0, ("dead_units", "saturated_units")),
         (
@@ -310,7 +323,7 @@ def _unknown(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, An
         ),
     )
     ruled_out = [name for name, measured, ids in checks if measured and not any(key in f for key in ids)]
-    more = []
+    more = [lead for key, lead in _LEADS.items() if key in f]
     if "loss_unjudged" in f:
         more.append("look at what the network makes (samples, rewards), not at this loss")
     if not len(v.epochs):
@@ -323,6 +336,8 @@ def _unknown(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, An
 
 
 def _not_updating(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]]:
+    if "frozen_fresh" in f:
+        return "Load the trained weights before freezing them, or train all layers.", {}
     return (
         "Let the weights move: give the optimizer this model's parameters, leave requires_grad on, and call "
         "zero_grad(), backward(), step() in this order.",
@@ -346,8 +361,12 @@ def _loss(v: RunSignals, f: Mapping[str, Finding]) -> tuple[str, dict[str, Any]]
             "signs.",
             {},
         )
+    if "outputs_indexed_across" in f:
+        return "Take each row's own column: outputs.gather(1, index.unsqueeze(1)).squeeze(1).", {}
     if "targets_broadcast" in f:
         return "Give targets the outputs' shape (targets.unsqueeze(1) or outputs.squeeze(1)).", {}
+    if "divergence_of_probabilities" in f:
+        return "Give nn.KLDivLoss log_softmax(outputs) and the targets as probabilities.", {}
     if "loss_of_raw_outputs" in f or "loss_below_zero" in f:
         return "Use nn.CrossEntropyLoss on raw outputs, or put log_softmax before nn.NLLLoss.", {}
     return (

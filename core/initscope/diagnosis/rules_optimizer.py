@@ -9,11 +9,11 @@ import math
 import numpy as np
 
 from initscope.diagnosis.curve import Curve
-from initscope.diagnosis.finding import Finding
+from initscope.diagnosis.finding import Finding, start_of
 from initscope.diagnosis.rules_targets import late_targets
 from initscope.diagnosis.run_signals import RunSignals
 from initscope.diagnosis.thresholds import Thresholds
-from initscope.store.files import number
+from initscope.store.files import number, optimizer_setting
 from initscope.wording import percent, sig3
 
 PULLS = 0.5
@@ -93,12 +93,31 @@ def rate_fell(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     return None
 
 
+def epsilon_large(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
+    """Adam divides by the gradient's size plus epsilon; here epsilon is what counts."""
+    epsilon, share = optimizer_setting(v.facts, "eps"), v.step_share
+    size = np.nanmax(v.rows.first("grad_rms"), initial=0.0) if len(v.rows.steps) else 0.0
+    if v.optimizer not in ("adam", "adamw") or not epsilon or not size > 0 or not share < CLIPPED:
+        return None
+    left = float(size / (size + epsilon))
+    if not left < CLIPPED:
+        return None
+    text = (
+        f"The optimizer's epsilon of {sig3(epsilon)} is {sig3(epsilon / size)} times a weight's gradient "
+        f"(RMS {sig3(float(size))} in the layer where it is largest): of a step as long as the learning rate "
+        f"{percent(share)} is left."
+    )
+    return Finding("epsilon_large", (), left, CLIPPED, "Kingma and Ba 2015", text, start_of(v))
+
+
 def gradient_clipped(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     """The first step was shorter than gradient and rate make it: between backward() and step() the gradient
     was made smaller.
     """
     share, norm = v.step_share, v.gradient_total
     if not (math.isfinite(share) and math.isfinite(norm)) or not 0 < share < CLIPPED or not norm > 0:
+        return None
+    if epsilon_large(v, c, t) is not None:
         return None
     if v.adaptive:
         text = (

@@ -74,12 +74,30 @@ def _misuse_by_chain(v: RunSignals, c: Curve) -> Misuse | None:
             None,
             None,
         )
+    if loss.get("indexed_across"):
+        return (
+            "outputs_indexed_across",
+            "Every row of the outputs is indexed with the columns of all samples (outputs[:, index]), not "
+            "with its own (outputs.gather(1, index.unsqueeze(1))), so every sample is compared with every "
+            "target.",
+            None,
+            None,
+        )
     if loss.get("classes") == 1:
         return (
             "softmax_of_one",
             "A softmax runs over a single output: it is always one, whatever the network says.",
             None,
             None,
+        )
+    if _is_divergence(v, c):
+        return (
+            "divergence_of_probabilities",
+            f"The loss is a sum of targets times a softmax's outputs, taken from a constant, and falls to "
+            f"{sig3(float(np.nanmin(v.loss)))}, which no divergence can: KLDivLoss was given probabilities "
+            "where it needs their logarithms (log_softmax).",
+            c.late,
+            0.0,
         )
     nll = next((i for i, name in enumerate(chain) if name.startswith("NllLoss")), None)
     if nll is not None:
@@ -125,6 +143,14 @@ def _misuse_by_chain(v: RunSignals, c: Curve) -> Misuse | None:
         (i for i, name in enumerate(chain) if name.startswith("BinaryCrossEntropyWithLogits")), None
     )
     return _squashed(c, _squasher(chain[logits + 1 :])) if logits is not None else None
+
+
+def _is_divergence(v: RunSignals, c: Curve) -> bool:
+    """KLDivLoss of plain probabilities: constant - target * softmax for each class, averaged or summed, and
+    below zero.
+    """
+    inner = [name for name in v.chain if not name.startswith(("Div", "Mean", "Sum", *_SHAPE_OPERATIONS))]
+    return inner[:3] == ["Sub", "Mul", "Softmax"] and c.late < 0
 
 
 def _is_likelihood(c: Curve) -> bool:

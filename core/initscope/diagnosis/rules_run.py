@@ -17,6 +17,13 @@ from initscope.wording import percent, sig3
 LEAST_ZERO_STEPS = 10
 """Recorded steps from which a gradient that was always zero stays so."""
 
+DEFAULT_GAIN = 3**-0.5
+"""Standard deviation times sqrt(fan_in) of what torch's linear layers and convolutions begin with."""
+FRESH_DOUBT = 1.8
+"""Four standard errors of a gain, times the square root of the number of weights."""
+LEAST_FRESH = 3
+"""Frozen layers from which gains that all agree are no chance."""
+
 # ---------------------------------------------------------------- structure
 
 
@@ -38,8 +45,10 @@ def gradient_blocked(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
         return None
     zero = ~np.isnan(gradient).all(0) & (np.nanmax(gradient, 0, initial=0.0) == 0)
     share = float(v.weight_counts[zero].sum() / max(1.0, v.weight_counts.sum()))
-    if not zero.any() or share < t.frozen_share:
+    if not zero.any():
         return None
+    if share < t.frozen_share:
+        return _part_blocked(v, t, zero, share)
     names = names_of(v, zero)
     text = (
         f"The gradient of {plural(v, names)} ({percent(share)} of the weights) is exactly zero at every "
@@ -47,6 +56,41 @@ def gradient_blocked(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
         "zero."
     )
     return Finding("gradient_blocked", names, share, t.frozen_share, source_of("frozen_share", t), text)
+
+
+def _part_blocked(v: RunSignals, t: Thresholds, zero: np.ndarray, share: float) -> Finding | None:
+    """A layer that is cut off while the rest is trained: no cause by itself, but worth a look."""
+    off = np.nan_to_num(v.dead, nan=0.0).min(0) >= (t.dead_share or np.inf)
+    names = names_of(v, zero & ~off)
+    if not names:
+        return None
+    text = (
+        f"The gradient of {plural(v, names)} is exactly zero at every step: what it computes does not reach "
+        "the loss, or cannot change it, such as a softmax over a single value."
+    )
+    source = source_of("frozen_share", t)
+    return Finding("layer_without_gradient", names, share, t.frozen_share, source, text)
+
+
+def frozen_fresh(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
+    """Frozen weights that are as PyTorch makes them: what they were frozen for, trained weights, was never
+    loaded.
+    """
+    frozen = np.isin(v.rows.names, sorted(v.facts.get("frozen") or ()))
+    known = frozen & ~np.isnan(v.gains)
+    share = float(v.weight_counts[frozen].sum() / max(1.0, v.weight_counts.sum()))
+    if t.frozen_share is None or known.sum() < LEAST_FRESH or share < t.frozen_share:
+        return None
+    # A standard deviation of n uniform numbers is known to 0.45 / sqrt(n).
+    doubt = FRESH_DOUBT / np.sqrt(v.weight_counts[known])
+    if not (np.abs(v.gains[known] / DEFAULT_GAIN - 1) < doubt).all():
+        return None
+    names = names_of(v, known)
+    text = (
+        f"{percent(share)} of the weights have requires_grad off and are as PyTorch initializes them (gain "
+        f"{sig3(DEFAULT_GAIN)} in all of {plural(v, names)}): were the trained weights loaded?"
+    )
+    return Finding("frozen_fresh", names, share, t.frozen_share, "torch.nn.Linear.reset_parameters", text)
 
 
 def _why_still(v: RunSignals, names: Sequence[str]) -> str:

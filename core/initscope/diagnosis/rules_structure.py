@@ -32,6 +32,8 @@ SETTLED_GAP = 16
 CAUGHT_UP = 3.0
 """Momentum times steps after which a running average has forgotten all but 5 % of its first value."""
 HIGH_DROPOUT = 0.9
+STRAIGHT = 1e-4
+"""Share of the outputs' spread by which rounding bends a linear network."""
 SEEN = "seen directly"
 """The source of a finding that compares with no number."""
 
@@ -170,6 +172,19 @@ def agreement_lately(v: RunSignals) -> float | None:
     """
     known = [gap["agreement"] for gap in mode_gaps(v)[-LOOKS:] if gap.get("agreement") is not None]
     return sum(known) / len(known) if known else None
+
+
+def network_linear(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
+    """Several layers that together are a linear function of the input, as one alone would be."""
+    bent, layers = v.fact("bend"), int((~np.isnan(v.gains[v.executed])).sum())
+    if bent is None or not bent < STRAIGHT or layers < 2:
+        return None
+    text = (
+        f"The {layers} layers together are a linear function of the input (the output for the mean of two "
+        f"samples is the mean of their outputs, up to {sig3(bent)} of the spread): no nonlinear activation "
+        "stands between them, and what is not linear in the input cannot be learned."
+    )
+    return Finding("network_linear", (), bent, STRAIGHT, SEEN, text, start_of(v))
 
 
 def dropout_high(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:

@@ -327,21 +327,21 @@ class RunSignals:
     @cached_property
     def _cut(self) -> np.ndarray:
         """(steps, layers): True where nothing of a signal that the layer's output has gets into the next one,
-        although that has weights and the nonlinearity between them is none that is known: all units between
-        them are off. What reaches any later layer has gone round (an embedding of positions has no signal of
-        its own).
+        although that has weights, its outputs are nearly all negative, and the nonlinearity between them is
+        none that is known: all units between them are off. What reaches any later layer has gone round (an
+        embedding of positions has no signal of its own).
         """
-        signal, length, cut = (
-            self.rows.values["signal_std"],
-            self.rows.values["weight_norm"],
-            np.zeros(self.rows.values["signal_std"].shape, bool),
+        signal, length, mean, std = (
+            self.rows.values[name]
+            for name in ("signal_std", "weight_norm", "activation_mean", "activation_std")
         )
+        cut = np.zeros(signal.shape, bool)
         for place, (layer, after) in enumerate(pairwise(self.executed)):
             if self.rows.names[layer] not in self.activations and not self.normalized[layer]:
                 nothing = ~(signal[:, self.executed[place + 1 :]] > 0).any(1)
-                cut[:, layer] = (
-                    (signal[:, layer] > FAINTEST) & (signal[:, after] == 0) & nothing & (length[:, after] > 0)
-                )
+                negative = mean[:, layer] < -std[:, layer]
+                silent = (signal[:, after] == 0) & nothing & (length[:, after] > 0)
+                cut[:, layer] = (signal[:, layer] > FAINTEST) & negative & silent
         return cut
 
     def saturated(self, from_input: float) -> np.ndarray:

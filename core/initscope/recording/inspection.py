@@ -159,6 +159,8 @@ class Inspection:
         def passes() -> None:
             if due and (found := twins.mixing(self.meter.model, arguments)):
                 self._note({"mixing": {**found, "step": step}})
+            if due and (bent := twins.bend(self.meter.model, arguments)) is not None:
+                self._note({"bend": bent})
             if gap:
                 self._look_at_gap(step, self._earlier() or [arguments])
 

@@ -306,7 +306,8 @@ def loss_facts(loss: Tensor) -> dict[str, Any]:
 
     ``chain``: the operations, such as ["NllLoss", "LogSoftmax", "Softmax"] for a softmax before
     cross-entropy; ``classes``: the size of what the first softmax runs over; ``across_batch``: whether that
-    is the batch; ``broadcast``: whether n outputs became n x n.
+    is the batch; ``broadcast``: whether n outputs became n x n; ``indexed_across``: whether n x k outputs
+    were indexed into n x n.
     """
     path = _path_to_last_layer(loss)
     shapes = [_shape(node) for node in path]
@@ -318,12 +319,22 @@ def loss_facts(loss: Tensor) -> dict[str, Any]:
             a and b and math.prod(b) > 1 and math.prod(a) == math.prod(b) ** 2 for a, b in pairwise(shapes)
         ),
     }
+    facts["indexed_across"] = any(
+        upper.name().startswith("Index") and _takes_a_column_for_each_row(a, b)
+        for upper, (a, b) in zip(path, pairwise(shapes), strict=False)
+    )
     soft = next((node for node in path if "Softmax" in node.name()), None)
     if soft is not None and (shape := _shape(soft)):
         dim = getattr(soft, "_saved_dim", 1)
         dim = dim - 2**64 if dim >= 2**63 else dim
         facts |= {"classes": int(shape[dim]), "across_batch": len(shape) > 1 and dim % len(shape) == 0}
     return facts
+
+
+def _takes_a_column_for_each_row(made: tuple[int, ...], given: tuple[int, ...]) -> bool:
+    """Whether indexing (n, k) gave (n, n): ``values[:, actions]`` instead of each row's own column."""
+    square = len(made) == 2 and made[0] == made[1] > 1
+    return square and len(given) == 2 and given[0] == made[0] != given[1]
 
 
 def _path_to_last_layer(loss: Tensor) -> list[Any]:

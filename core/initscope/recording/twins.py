@@ -225,6 +225,27 @@ def mixing(model: nn.Module, arguments: tuple[tuple, dict]) -> dict[str, Any] | 
     return {"leak": found, "batch": size}
 
 
+def bend(model: nn.Module, arguments: tuple[tuple, dict]) -> float | None:
+    """How far the output for the mean of two samples lies from the mean of their outputs, in evaluation mode
+    and as a share of the outputs' spread: 0, up to rounding, for a network that is a linear function of its
+    input. None where it has not one tensor of numbers as its input, or the outputs are all the same.
+    """
+    tensors = list(tensors_of(list(arguments)))
+    if len(tensors) != 1 or not tensors[0].is_floating_point() or not tensors[0].dim():
+        return None
+    if len(tensors[0]) < LEAST_SAMPLES or _uses_batch(model):
+        return None
+    copy = twin(model)
+    base = _output(copy, arguments)
+    between = _output(copy, mapped(arguments, lambda x: (x + x.roll(1, 0)) / 2))
+    if base is None or between is None or len(base) != len(tensors[0]) or base.shape != between.shape:
+        return None
+    spread = float((base - base.mean(0)).abs().max())
+    if not spread > 1e-6 * float(base.abs().max()):
+        return None
+    return float((between - (base + base.roll(1, 0)) / 2).abs().max()) / spread
+
+
 def _uses_batch(model: nn.Module) -> bool:
     """Whether the network normalizes by the batch in evaluation mode too, so that samples cannot but touch
     each other.
