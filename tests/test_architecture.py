@@ -96,6 +96,7 @@ LIBRARY_FLOORS = (
     ("recording",),
     ("store",),
     ("networks", "data"),
+    ("moments",),
     ("config",),
     ("permission", "outcome"),
     ("errors", "schema", "wording", "installation", "torch_internals", "__init__"),

@@ -106,7 +106,11 @@ def initialize(
 
         initscope.initialize(model, "kaiming_normal")
         initscope.initialize(model, "lsuv", sample=next(iter(loader))[0])
+        initscope.initialize(model, "auto", sample=torch.zeros(4, 3, 224, 224))
 
+    ``auto`` solves each gain from the network's own moments and reads of ``sample`` only the shapes (without
+    one it tries those that the first layer allows); layers that it cannot solve stay as they were, and a
+    warning names them.
     Raises ConfigError for an unknown scheme (it lists those there are), or for ``lsuv`` without a ``sample``.
     """
     from initscope.networks.inits import initialize as fill

@@ -46,6 +46,7 @@ __all__ = [
     "saved_names",
     "sequence_number",
     "set_compiled_call",
+    "share_memory",
     "subtract_all",
     "tree_leaves",
     "tree_map",
@@ -164,6 +165,11 @@ def loss_scale(scaler: torch.amp.GradScaler) -> Tensor | None:
     first.
     """
     return scaler._get_scale_async()
+
+
+def share_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether both are views of the same memory; also for fake tensors, which have no address."""
+    return one.untyped_storage()._cdata == other.untyped_storage()._cdata
 
 
 def norm_all(tensors: Sequence[Tensor], kind: torch.dtype | None = None) -> Sequence[Tensor]:

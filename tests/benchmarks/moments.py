@@ -21,8 +21,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from initscope.theory.moments import METRICS, predict
-from initscope.theory.moments.trace import call_arguments, output_tensors
+from initscope.moments import METRICS, predict
+from initscope.moments.trace import call_arguments, output_tensors
 
 SIZE = 96
 DRAWS = 3

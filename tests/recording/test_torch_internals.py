@@ -186,3 +186,10 @@ def test_whoever_watches_operations_is_noticed():
     assert internals.is_watched()
     handle.remove()
     assert not internals.is_watched()
+
+
+def test_views_of_fake_tensors_share_memory():
+    with internals.FakeTensorMode():
+        x = torch.ones(4, 4)
+        assert internals.share_memory(x[1:], x.view(16)), "a write through a view would not be followed"
+        assert not internals.share_memory(x, torch.ones(4, 4))

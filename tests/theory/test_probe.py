@@ -12,7 +12,7 @@ from torch import nn
 from initscope import theory
 from initscope.config import run_config
 from initscope.schema import Outcome
-from initscope.theory import probe
+from initscope.theory import any_network, probe
 
 
 def toy(seed=0):
@@ -167,7 +167,9 @@ def test_report_has_the_contracts_shape(quick):
     first, last = report["layers"][0], report["layers"][-1]
     assert (first["layer"], first["depth"], last["layer"], last["depth"]) == ("conv1_1", 0, "fc3", 15)
     for row in report["layers"]:
-        assert set(row) == {"layer", "depth", "measured", "predicted"}
+        assert (
+            set(row) == {"layer", "depth", "measured", "predicted", "made", "band"} and row["made"] == "chain"
+        )
         assert set(row["measured"]) == set(row["predicted"]) == set(theory.METRICS)
         assert all(type(value) is float for side in ("measured", "predicted") for value in row[side].values())
     assert set(report["forecast"]) == {"outcome", "reason"} and report["forecast"]["outcome"] in set(Outcome)
@@ -201,3 +203,53 @@ def test_threads_are_as_before(quick):
 def test_large_images_are_probed_with_fewer_samples():
     images, labels, classes = probe.first_batch(run_config.quick().replace(image_size=512))
     assert images.shape == (2, 1, 512, 512) and len(labels) == 2 and classes == 10
+
+
+class Branches(nn.Module):
+    """``how``: what comes between the two layers of a branch."""
+
+    def __init__(self, how) -> None:
+        super().__init__()
+        self.first, self.a, self.b, self.head = (
+            nn.Linear(*s) for s in ((64, 64), (64, 64), (64, 64), (64, 10))
+        )
+        self.how = how
+
+    def forward(self, x):
+        x = self.first(x.flatten(1))
+        return self.head(torch.relu(x + self.b(self.how(self.a(x)))))
+
+
+@pytest.mark.parametrize(
+    ("how", "made"),
+    [
+        (torch.relu, ["rule"] * 4),
+        (lambda x: x.sort(-1).values, ["sampled"] * 4),
+        (lambda x: x + x.argmax(-1, keepdim=True), ["unknown"] * 4),
+    ],
+    ids=["rule", "sampled", "unknown"],
+)
+def test_a_network_that_branches_is_predicted_and_says_how(how, made):
+    """What nobody could follow is not predicted: forward behind it, backward before it."""
+    torch.manual_seed(0)
+    model, (x, y) = Branches(how).eval(), batch(12)
+    rows, said = any_network.predict(model, x, y, "it branches")
+    truth = {row["layer"]: row for row in probe.probe(model, x, y)}
+    assert list(rows) == list(truth) and [row["made"] for row in rows.values()] == made
+    assert not model.training and (said is None) == (made[0] == "rule")
+    for layer, row in rows.items():
+        for metric in ("activation_rms", "signal_std", "activation_grad_rms", "grad_rms"):
+            behind = layer in ("b", "head") if metric in theory.METRICS[:2] else True
+            if made[0] == "unknown" and behind:
+                assert row[metric] is None, (layer, metric)
+            else:
+                assert row[metric] == pytest.approx(truth[layer][metric], rel=0.6), (layer, metric)
+
+
+def test_a_graph_that_cannot_be_followed_gives_no_numbers_and_says_why():
+    class Sequence(nn.Module):
+        def forward(self, x):
+            return x.flatten(2)
+
+    rows, said = any_network.predict(Sequence(), *batch(), "it branches")
+    assert not rows and said.startswith("it branches; its graph could not be followed") and "logits" in said

@@ -37,6 +37,6 @@ def probe_command(given: argparse.Namespace) -> dict[str, Any]:
                 + " ".join(f"{'-' if value is None else format(value, '.2e'):>10}" for value in pairs)
             )
         if reason := result.get("theory"):
-            print(f"no prediction: {reason}")
+            print(f"theory: {reason}")
         print(f"{result['forecast']['outcome'].replace('_', ' ')}: {result['forecast']['reason']}")
     return result

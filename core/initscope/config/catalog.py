@@ -105,6 +105,11 @@ INITS: dict[str, InitEntry] = {
         "orthogonal, then each layer divided by the std of its output on one batch, zero biases",
         "Mishkin and Matas 2015: unit variance by measurement rather than by formula.",
     ),
+    "auto": InitEntry(
+        "Auto",
+        "orthogonal, then each gain solved from the network's moments, zero biases",
+        "Computed for the network: neither signal nor gradient is lost; reads no data.",
+    ),
     "normal_0.01": InitEntry(
         "Normal 0.01", "N(0, 0.01²), zero biases", "Simonyan and Zisserman 2014: the VGG paper's own."
     ),

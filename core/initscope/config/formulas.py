@@ -22,7 +22,7 @@ def weight_std(
     ``longest``: the larger side of the flattened weight (output units, inputs a unit), which sets
     ``orthogonal``. ``torch_fan_in``: what torch's constructors count, the weight's size without its first
     dimension; it is another number than ``fan_in`` for transposed convolutions. Raises TheoryUnavailable
-    where the data decide (``lsuv``).
+    where the data decide (``lsuv``) or the network (``auto``).
     """
     stds = {
         "default": 1 / math.sqrt(3 * torch_fan_in),
@@ -36,8 +36,9 @@ def weight_std(
         "zeros": 0.0,
     }
     if scheme not in stds:
+        by = "what the network does" if scheme == "auto" else "what the data does"
         raise TheoryUnavailable(
-            f"theory needs the weights' variance in advance, and {scheme!r} sets it by what the data does"
+            f"theory needs the weights' variance in advance, and {scheme!r} sets it by {by}"
         )
     return gain * stds[scheme]
 

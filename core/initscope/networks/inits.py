@@ -13,7 +13,9 @@ et al. 2015, section 2.2).
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -102,27 +104,30 @@ SCHEMES: dict[str, Callable[[nn.Module, torch.Generator], None]] = {
     "xavier_uniform": xavier_uniform,
     "orthogonal": orthogonal,
     "lsuv": orthogonal,
+    "auto": orthogonal,
     "normal_0.01": normal_001,
     "zeros": zeros,
 }
-"""What fills one layer's weight. ``lsuv`` begins as ``orthogonal``; ``rescale_to_unit_variance`` does the
-rest.
+"""What fills one layer's weight. ``lsuv`` and ``auto`` begin as ``orthogonal``; ``rescale_to_unit_variance``
+and ``solve_gains`` do the rest.
 """
 
 
 @torch.no_grad()
 def initialize(
-    model: nn.Module, scheme: str, *, gain: float = 1.0, seed: int = 0, sample: torch.Tensor | None = None
+    model: nn.Module, scheme: str, *, gain: float = 1.0, seed: int = 0, sample: Any = None
 ) -> nn.Module:
     """Fill the weights of every convolution and linear layer of ``model`` in place, and return it.
 
     Layers are visited in module order with one generator seeded by ``seed``. ``gain`` multiplies the weights.
-    ``lsuv`` needs ``sample``, a batch of inputs. Raises ConfigError for an unknown scheme (listing those
-    there are) or a missing sample.
+    ``lsuv`` needs ``sample``, a batch of inputs; ``auto`` looks at its shapes, or guesses them, and warns of
+    the layers whose gain it could not solve: they stay as they were. Raises ConfigError for an unknown scheme
+    (listing those there are) or a missing sample.
     """
     if scheme not in SCHEMES:
         raise ConfigError(choose_from("init", scheme, SCHEMES), "init")
     generator = torch.Generator().manual_seed(seed)
+    before = {name: p.clone() for name, p in model.named_parameters()} if scheme == "auto" else {}
     for module in model.modules():
         if isinstance(module, LAYERS):
             SCHEMES[scheme](module, generator)
@@ -134,11 +139,47 @@ def initialize(
                 "init lsuv measures a batch of inputs, and none was given; pass sample=", "init"
             )
         rescale_to_unit_variance(model, sample)
+    elif scheme == "auto":
+        solve_gains(model, generator, before, sample)
     if gain != 1.0:
         for module in model.modules():
             if isinstance(module, LAYERS):
                 module.weight.mul_(gain)
     return model
+
+
+def solve_gains(
+    model: nn.Module, generator: torch.Generator, before: dict[str, torch.Tensor], sample: Any
+) -> None:
+    """The second half of ``auto`` (``networks.auto``): gains from the moments of the network's graph, of the
+    joint projection of ``nn.MultiheadAttention`` too.
+
+    A layer whose gain is not known has its parameters of ``before`` back, and a warning names it.
+    """
+    from initscope.networks import auto
+
+    weights = {}
+    for owner, module in model.named_modules():
+        prefix = f"{owner}." if owner else ""
+        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            weights[f"{prefix}in_proj_weight"] = module.in_proj_weight
+            nn.init.orthogonal_(module.in_proj_weight, generator=generator)
+        elif isinstance(module, LAYERS):
+            weights[f"{prefix}weight"] = module.weight
+    embeddings = {m.weight.data_ptr() for m in model.modules() if isinstance(m, nn.Embedding)}
+    tied = {name for name, weight in weights.items() if weight.data_ptr() in embeddings}
+    failed = auto.solve(model, {n: w for n, w in weights.items() if n not in tied}, sample)
+    failed |= dict.fromkeys(tied, "it is an embedding's too")
+    for name in failed:
+        owner = name.rpartition(".")[0]
+        for kind, parameter in model.get_submodule(owner).named_parameters(recurse=False):
+            parameter.copy_(before.get(f"{owner}.{kind}" if owner else kind, parameter))
+    if failed:
+        reasons: dict[str, list[str]] = {}
+        for name, why in failed.items():
+            reasons.setdefault(why, []).append(name.removesuffix(".weight"))
+        told = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
+        warnings.warn(f"auto left these layers as PyTorch initializes them. {told}", stacklevel=3)
 
 
 LSUV_TOLERANCE = 0.1
@@ -191,9 +232,9 @@ def _output_variance(model: nn.Module, module: nn.Module, sample: torch.Tensor) 
 
 def weight_std(scheme: str, module: nn.Module, gain: float = 1.0) -> float:
     """Standard deviation that ``scheme``'s formula gives the weights of ``module``; NaN where the data decide
-    (``lsuv``).
+    (``lsuv``) or the network (``auto``).
     """
-    if scheme == "lsuv":
+    if scheme in ("lsuv", "auto"):
         return math.nan
     longest = max(module.weight.shape[0], module.weight[0].numel())
     return formulas.weight_std(

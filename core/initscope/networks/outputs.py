@@ -18,12 +18,17 @@ def logits(outputs: Any) -> Tensor:
     return outputs if isinstance(outputs, Tensor) else outputs.logits
 
 
+def answers(outputs: Any) -> list[Tensor]:
+    """The classifier's logits, then those of the auxiliary classifiers."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    others = [value for name, value in outputs._asdict().items() if name != "logits"]
+    return [logits(outputs), *(value for value in others if value is not None)]
+
+
 def auxiliary_loss(outputs: Any, labels: Tensor) -> Tensor | float:
     """0.3 times the cross-entropy (nats) of each auxiliary classifier; 0 for a network that has none."""
-    if isinstance(outputs, Tensor):
-        return 0.0
-    others = (value for name, value in outputs._asdict().items() if name != "logits" and value is not None)
-    return AUXILIARY_WEIGHT * sum(F.cross_entropy(other.float(), labels) for other in others)
+    return AUXILIARY_WEIGHT * sum(F.cross_entropy(other.float(), labels) for other in answers(outputs)[1:])
 
 
 def training_loss(outputs: Any, labels: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from initscope.data import loading
 from initscope.data.datasets import Split
 from initscope.networks import inits
 from initscope.networks.outputs import training_loss
-from initscope.theory import METRICS
+from initscope.theory import METRICS, any_network
 from initscope.theory.forecast import forecast
 
 Row = dict[str, Any]
@@ -177,11 +177,22 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def predict(model: nn.Module, config: RunConfig, images: Tensor, labels: Tensor) -> list[Row]:
-    """Theory's rows for a model built from ``config``. Raises TheoryUnavailable for networks that branch."""
+def predict(
+    model: nn.Module, config: RunConfig, images: Tensor, labels: Tensor
+) -> tuple[dict[str, Row], str | None]:
+    """(by layer METRICS, ``made`` and ``band``; what is to be said about them) for a model built from
+    ``config``.
+
+    Chains have the theory of chains; any other network the moments over its graph (``any_network``). Where
+    those cannot be had there are no rows, and the text says why.
+    """
     scheme = config.init if theory.has_formula(config.init) else None
-    layers = theory.module_layers(model, scheme, config.gain)
-    return theory.predict(layers, theory.input_stats(images.numpy(), labels.numpy()))
+    try:
+        layers = theory.module_layers(model, scheme, config.gain)
+    except theory.TheoryUnavailable as error:
+        return any_network.predict(model, images, labels, str(error))
+    rows = theory.predict(layers, theory.input_stats(images.numpy(), labels.numpy()))
+    return {row["layer"]: {**row, "made": "chain", "band": None} for row in rows}, None
 
 
 def band(runs: Sequence[Sequence[Row]]) -> list[Row]:
@@ -207,29 +218,30 @@ def report(config: RunConfig, seeds: int = 1) -> dict[str, Any]:
     """Measured beside predicted, and what is to be expected of the training: what ``initscope probe`` prints
     as JSON.
 
-    ``layers``: {layer, depth, measured, predicted} with METRICS in both, measured at ``config.init_seed``;
-    ``forecast``: {outcome, reason}; ``seeds``, ``samples``, and with several seeds ``band``. Where theory
-    does not cover the network, predicted values are None and ``theory`` says why.
+    ``layers``: {layer, depth, measured, predicted, made, band} with METRICS in ``measured`` (at
+    ``config.init_seed``) and ``predicted``. ``made`` says how the prediction came about: ``chain``,
+    ``rule``, ``sampled`` or ``unknown`` (None: there is none), ``band`` by which factors 95 of 100 draws of
+    the weights differ from it, where that is known. ``forecast``: {outcome, reason}; ``seeds``, ``samples``,
+    and with several seeds ``band``. ``theory`` says what is to be said about the predictions: why values are
+    None, what was sampled.
     """
     images, labels, classes = first_batch(config)
     runs = []
-    predicted: list[Row] | None = None
+    predicted: dict[str, Row] = {}
     reason, normalized = None, False
     for model, rows in _probes(config, seeds, images, labels, classes):
         if not runs:
             normalized = any(isinstance(module, NORMALIZATIONS) for module in model.modules())
-            try:
-                predicted = predict(model, config, images, labels)
-            except theory.TheoryUnavailable as error:
-                reason = str(error)
+            predicted, reason = predict(model, config, images, labels)
         runs.append(rows)
-    by_layer = {row["layer"]: row for row in predicted or []}
     layers = [
         {
             "layer": row["layer"],
             "depth": row["depth"],
             "measured": {metric: row[metric] for metric in METRICS},
-            "predicted": {metric: by_layer.get(row["layer"], {}).get(metric) for metric in METRICS},
+            "predicted": {metric: predicted.get(row["layer"], {}).get(metric) for metric in METRICS},
+            "made": predicted.get(row["layer"], {}).get("made"),
+            "band": predicted.get(row["layer"], {}).get("band"),
         }
         for row in runs[0]
     ]

@@ -36,6 +36,7 @@ _INITS: dict[str, tuple[str, str, str]] = {
     "normal_0.01": ("#22262B", "#D9DEE5", "cross"),
     "zeros": ("#858585", "#9AA0A8", "hexagon"),
     "lsuv": ("#7B5FC7", "#A78DEB", "star-square"),
+    "auto": ("#8A4B2A", "#C98F6B", "bowtie"),
 }
 _OTHER = ("#6B7280", "#A3ADBA", "circle")
 _BY_RUN = (

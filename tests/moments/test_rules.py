@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from initscope.theory.moments import axes as ax
-from initscope.theory.moments.attention import overlaps
-from initscope.theory.moments.field import independent
-from initscope.theory.moments.kernels import Kernel
-from initscope.theory.moments.measure import draw, measure
-from initscope.theory.moments.prediction import backward, forward
-from initscope.theory.moments.trace import trace
-from initscope.theory.moments.values import gate
+from initscope.moments import axes as ax
+from initscope.moments.attention import overlaps
+from initscope.moments.field import independent
+from initscope.moments.kernels import Kernel
+from initscope.moments.measure import draw, measure
+from initscope.moments.prediction import backward, forward
+from initscope.moments.trace import trace
+from initscope.moments.values import gate
 
 
 def monte_carlo(make, sample, draws=12):

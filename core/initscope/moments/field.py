@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from initscope.theory.moments import axes as ax
-from initscope.theory.moments.axes import CHANNEL, POSITION, RINGS, SAMPLE, Axes, Axis
+from initscope.moments import axes as ax
+from initscope.moments.axes import CHANNEL, POSITION, RINGS, SAMPLE, Axes, Axis
 
 Array = np.ndarray
 RULE, SAMPLED, UNKNOWN = "rule", "sampled", "unknown"

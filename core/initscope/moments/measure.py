@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from initscope.theory.moments import axes as ax
-from initscope.theory.moments.axes import CHANNEL, POSITION, RINGS, SAMPLE, Axes
-from initscope.theory.moments.field import Field
+from initscope.moments import axes as ax
+from initscope.moments.axes import CHANNEL, POSITION, RINGS, SAMPLE, Axes
+from initscope.moments.field import Field
 
 _LARGEST = 2**24
 """Numbers looked at; of a larger tensor every n-th channel."""

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from initscope.theory.moments import axes as ax
-from initscope.theory.moments.axes import CHANNEL, POSITION, RINGS, SAMPLE, Axis
-from initscope.theory.moments.context import Context
-from initscope.theory.moments.field import Field, averaged, moved, pair_sum
-from initscope.theory.moments.measure import measure
-from initscope.theory.moments.trace import Known, Node, Ref, compact
-from initscope.theory.moments.values import add
+from initscope.moments import axes as ax
+from initscope.moments.axes import CHANNEL, POSITION, RINGS, SAMPLE, Axis
+from initscope.moments.context import Context
+from initscope.moments.field import Field, averaged, moved, pair_sum
+from initscope.moments.measure import measure
+from initscope.moments.trace import Known, Node, Ref, compact
+from initscope.moments.values import add
 
 
 def weight_moments(weight: Tensor) -> tuple[float, float]:

@@ -9,14 +9,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from initscope.theory.moments import axes as ax
-from initscope.theory.moments.axes import CHANNEL, POSITION, RINGS, SAMPLE
-from initscope.theory.moments.context import Context
-from initscope.theory.moments.field import Field, averaged, moved, pair_sum
-from initscope.theory.moments.linear import _spread_rings
-from initscope.theory.moments.pointwise import unbroadcast
-from initscope.theory.moments.trace import Known, Node, Ref
-from initscope.theory.moments.values import Pointwise, Value
+from initscope.moments import axes as ax
+from initscope.moments.axes import CHANNEL, POSITION, RINGS, SAMPLE
+from initscope.moments.context import Context
+from initscope.moments.field import Field, averaged, constant, moved, pair_sum
+from initscope.moments.linear import _spread_rings
+from initscope.moments.pointwise import unbroadcast
+from initscope.moments.trace import Known, Node, Ref
+from initscope.moments.values import Pointwise, Value
 
 
 def turn(ctx: Context, node: Node, axes: ax.Axes, back: Callable[[Field], Field] | None = None) -> bool:
@@ -370,7 +370,11 @@ def max_pool(ctx: Context, node: Node) -> bool:
         else float(field.apart[0])
     )
     unlike = min(max((float(field.apart[0]) - near_apart) / private, 0.0), 1.0) if private > 0 else 0.0
-    top_mean, top_var, half_difference, agree = _maxima(count, round(unlike, 3))
+    known = max(round(unlike, 3), 0.001)
+    top_mean, top_var, half_difference, agree = _maxima(count, known)
+    if unlike < known:  # nearly the same inputs: differences go with unlike, changes of place with its root
+        half_difference *= unlike / known
+        agree = 1 - (1 - agree) * math.sqrt(unlike / known)
     axes = (*field.axes[: -len(kernel)], *(ax.axis(POSITION, n) for n in shape[-len(kernel) :]))
     average = field.mean + top_mean * private**0.5
     square = variance - (1 - top_var) * private + average**2
@@ -396,7 +400,7 @@ def max_pool(ctx: Context, node: Node) -> bool:
     if inner is value:
         ctx.put(node, pooled.field, lambda grad: iter([(x.id, back(grad))]))
     else:
-        from initscope.theory.moments.values import gate
+        from initscope.moments.values import gate
 
         result = Pointwise(node.outputs[0].id, pooled, value.function)
         fields = result.field
@@ -430,6 +434,74 @@ def _maxima(count: int, unlike: float, _memory: dict = {}) -> tuple[float, float
             float((one.indices == two.indices).double().mean()),
         )
     return _memory[key]
+
+
+def copy(ctx: Context, node: Node) -> bool:
+    """``x.copy_(y)``: y's numbers, repeated to x's shape."""
+    x, y = node.args[:2]
+    shape = node.outputs[0].shape
+    known = ctx.field(x).axes if isinstance(x, Ref) else ax.default_axes(shape)
+    if isinstance(y, Known):
+        ctx.put(node, replace(ctx.constant(y, known), axes=known), None)
+        return True
+    field = ctx.field(y)
+    padded = ((),) * (len(shape) - len(field.axes)) + field.axes
+    axes = tuple(
+        part if ax.size(part) == n else ax.axis(ax.main_role(like) if like else CHANNEL, n)
+        for part, like, n in zip(padded, known, shape, strict=True)
+    )
+    ctx.put(node, field.with_axes(axes), lambda grad: iter([(y.id, unbroadcast(grad, field))]))
+    return True
+
+
+def fill(ctx: Context, node: Node) -> bool:
+    """``x.fill_(number)``, ``x.zero_()``."""
+    value = node.args[1] if len(node.args) > 1 else 0.0
+    if isinstance(value, Known):
+        value = float(value.value)
+    if not isinstance(value, (int, float)):
+        return False
+    x, shape = node.args[0], node.outputs[0].shape
+    axes = ctx.field(x).axes if isinstance(x, Ref) else ax.default_axes(shape)
+    ctx.put(node, constant(axes, float(value) ** 2, float(value)), None)
+    return True
+
+
+def overwritten(ctx: Context, node: Node) -> bool:
+    """A tensor part of which was written to through a view (``trace``): the old moments and the part's,
+    weighted by their sizes.
+    """
+    old, part = node.args[:2]
+    if not isinstance(part, Ref):
+        return False
+    shape = node.outputs[0].shape
+    new = ctx.field(part)
+    axes = ctx.field(old).axes if isinstance(old, Ref) else ax.default_axes(shape)
+    if not isinstance(old, Ref) and len(new.axes) == len(shape):
+        axes = tuple(
+            side if ax.size(side) == n else ax.axis(ax.main_role(side) if side else ax.main_role(like), n)
+            for side, like, n in zip(new.axes, axes, shape, strict=True)
+        )
+    before = ctx.field(old) if isinstance(old, Ref) else ctx.constant(old, axes)
+    share = math.prod(part.shape) / max(math.prod(shape), 1)
+    rest = 1 - share
+    out = Field(
+        axes,
+        rest * before.within + share * new.within,
+        rest * before.apart + share * new.apart,
+        rest * before.mean + share * new.mean,
+        rest * before.cross + share * new.cross,
+        rest * before.far + share * new.far,
+        max(before.spread, new.spread),
+    )
+
+    def pull(grad: Field):
+        yield part.id, replace(grad, axes=new.axes, along=None)
+        if isinstance(old, Ref):
+            yield old.id, replace(grad.scaled(rest), axes=before.axes)
+
+    ctx.put(node, out, pull)
+    return True
 
 
 def upsample(ctx: Context, node: Node) -> bool:
@@ -478,6 +550,10 @@ RULES |= {
     "constant_pad_nd": pad,
     "mean": mean,
     "sum": mean,
+    "copy": copy,
+    "fill": fill,
+    "zero": fill,
+    "slice_scatter": overwritten,
 }
 RULES |= dict.fromkeys(
     ("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),

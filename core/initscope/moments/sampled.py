@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from initscope.theory.moments import axes as ax
-from initscope.theory.moments.context import Context, refs
-from initscope.theory.moments.field import SAMPLED, UNKNOWN, Field, independent
-from initscope.theory.moments.measure import draw, measure
-from initscope.theory.moments.trace import Known, Node, Ref
+from initscope.moments import axes as ax
+from initscope.moments.context import Context, refs
+from initscope.moments.field import SAMPLED, UNKNOWN, Field, independent
+from initscope.moments.measure import draw, measure
+from initscope.moments.trace import Known, Node, Ref
 from initscope.torch_internals import tree_leaves, tree_map
 
 _LARGEST = 2**23

@@ -15,10 +15,10 @@ from functools import cached_property
 
 import numpy as np
 
-from initscope.theory.moments import axes as ax
-from initscope.theory.moments.axes import Axes
-from initscope.theory.moments.field import Field
-from initscope.theory.moments.kernels import Function, Kernel
+from initscope.moments import axes as ax
+from initscope.moments.axes import Axes
+from initscope.moments.field import Field
+from initscope.moments.kernels import Function, Kernel
 
 Pull = Callable[[Field], Iterator[tuple[int, Field]]]
 """From the gradient of a node's output to those of its inputs, by the number of the tensor."""

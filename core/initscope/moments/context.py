@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from initscope.theory.moments import axes as ax
-from initscope.theory.moments.axes import Axes
-from initscope.theory.moments.field import RULE, Field, worst
-from initscope.theory.moments.measure import measure
-from initscope.theory.moments.trace import Graph, Known, Node, Ref, compact
-from initscope.theory.moments.values import Pull, Value
+from initscope.moments import axes as ax
+from initscope.moments.axes import Axes
+from initscope.moments.field import RULE, Field, worst
+from initscope.moments.measure import measure
+from initscope.moments.trace import Graph, Known, Node, Ref, compact
+from initscope.moments.values import Pull, Value
 from initscope.torch_internals import tree_leaves
 
 WeightGradient = Callable[[Field], float]
@@ -41,6 +41,10 @@ class Context:
     grads: dict[int, Field] = field(default_factory=dict)
     made: dict[int, str] = field(default_factory=dict)
     """How each tensor's field was made: the worst of the operations it came through."""
+    own: dict[int, str] = field(default_factory=dict)
+    """The same for the last operation alone."""
+    made_back: dict[int, str] = field(default_factory=dict)
+    """How each tensor's gradient was made: the worst of the operations between it and the outputs."""
     extra: dict[int, Any] = field(default_factory=dict)
     """What is not a field: attention's scores and weights before they meet the values."""
     sampled: list[str] = field(default_factory=list)
@@ -62,6 +66,7 @@ class Context:
         ref = node.outputs[output]
         value = result if isinstance(result, Value) else Value(ref.id, result)
         self.values[ref.id] = value
+        self.own[ref.id] = how
         self.made[ref.id] = worst(how, *(self.made.get(x.id, RULE) for x in refs(node)))
         if pull is not None:
             self.pulls.append((ref.id, pull))
@@ -89,7 +94,7 @@ class Context:
             )
 
     def add_grad(self, id: int, grad: Field) -> None:
-        from initscope.theory.moments.values import total
+        from initscope.moments.values import total
 
         self.grads[id] = total(self.grads[id], grad) if id in self.grads else grad
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from initscope.theory.moments import METRICS, predict
+from initscope.moments import METRICS, predict
 from tests.benchmarks.moments import Encoder, Mixer, UNet, compare, images, initialize, measured, off
 
 
@@ -134,3 +134,44 @@ def test_a_weight_that_a_product_repeats_is_read_once():
     assert rows["attention.in_proj_weight"].grad_rms == pytest.approx(
         truth["attention.in_proj_weight"]["grad_rms"], rel=0.3
     )
+
+
+class Writes(nn.Module):
+    """Writes in place: through a view of what a layer gave, into a part of it, and into fresh memory."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b, self.kind = nn.Linear(64, 256), nn.Linear(256, 64), kind
+
+    def forward(self, x):
+        x = 4 * self.a(x)
+        if self.kind == "view":
+            x.view(len(x), 16, 16).mul_(0.1)
+        elif self.kind == "part":
+            x[:, :192].mul_(0.1)
+        elif self.kind == "earlier view":
+            y = x.view(len(x), -1)
+            x.mul_(0.1)
+            x = y
+        elif self.kind == "filled":
+            x[:, :192] = 0
+        else:
+            fresh = torch.zeros(len(x), 256, device=x.device)
+            fresh[:, ::2] = x[:, ::2]
+            x = fresh
+        return self.b(x)
+
+
+@pytest.mark.parametrize("kind", ["view", "part", "earlier view", "filled", "fresh"])
+def test_writes_through_views_are_followed(kind):
+    torch.manual_seed(0)
+    model, x = Writes(kind), torch.randn(16, 64)
+    found = predict(model, x)
+    assert not found.sampled and not found.unknown
+    truth = measured(model, x)
+    for row in found.layers:
+        for metric in ("activation_rms", "signal_std", "activation_grad_rms", "grad_rms"):
+            assert getattr(row, metric) == pytest.approx(truth[row.layer][metric], rel=0.25), (
+                row.layer,
+                metric,
+            )

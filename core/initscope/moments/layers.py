@@ -6,9 +6,9 @@ import math
 
 from torch import nn
 
-from initscope.theory.moments.context import Context, Use
-from initscope.theory.moments.field import RULE, worst
-from initscope.theory.moments.prediction import METRICS, Layer, Prediction
+from initscope.moments.context import Context, Use
+from initscope.moments.field import RULE, worst
+from initscope.moments.prediction import METRICS, Layer, Prediction
 
 _MODEL_ERROR = 0.12
 """Standard deviation of log(measured / predicted) that no width takes away: the approximations' own."""
@@ -80,12 +80,14 @@ def _is_bias(param: str) -> bool:
 def _row(
     ctx: Context, name: str, param: str, kind: str, uses: list[Use], everywhere: list[Use], crossed: int
 ) -> Layer:
-    squares, made, spread_grad, spread = 0.0, [RULE], 0.0, 0.0
+    squares, made, made_back, spread_grad, spread = 0.0, [RULE], [RULE], 0.0, 0.0
     fields = [ctx.values[use.output].field for use in uses if use.output is not None]
     inputs = [ctx.values[ref].field.spread for use in uses for ref in use.inputs if ref in ctx.values]
     for use in everywhere:
         made.append(ctx.made.get(use.node_output, RULE))
-        grad = ctx.grads.get(use.node_output if use.output is None else use.output)
+        at = use.node_output if use.output is None else use.output
+        made_back.append(ctx.made_back.get(at, RULE))
+        grad = ctx.grads.get(at)
         if grad is not None:
             squares += use.square(grad)
             spread_grad = max(spread_grad, grad.spread)
@@ -111,6 +113,8 @@ def _row(
         parameter=param,
         kind=kind,
         made=worst(*made),
+        made_back=worst(*made, *made_back),
+        uses=len(everywhere),
         band=_band(spread, spread_grad, grad_spread, crossed),
         **values,
     )

@@ -10,6 +10,7 @@ and the random generators are restored.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from initscope.torch_internals import (
     FakeTensor,
     FakeTensorMode,
     TorchDispatchMode,
+    share_memory,
     tree_leaves,
     tree_map,
 )
@@ -133,6 +135,7 @@ class _Recorder(TorchDispatchMode):
     def _record(self, func, args, kwargs):
         seen_args, seen_kwargs = tree_map(self.seen, (args, kwargs))
         name = func.overloadpacket.__name__
+        written = args[0] if args else None
         if not self.graph.executed and not any(
             isinstance(x, FakeTensor) for x in tree_leaves((args, kwargs))
         ):
@@ -147,7 +150,37 @@ class _Recorder(TorchDispatchMode):
             return made
         outs = [self.new(x) if isinstance(x, Tensor) else None for x in tree_leaves(result)]
         self.graph.nodes.append(Node(func, seen_args, seen_kwargs, outs))
+        first = func._schema.arguments[0].alias_info if func._schema.arguments else None
+        if first is not None and first.is_write and isinstance(result, Tensor) and outs[0] is not None:
+            self._written(written, result, outs[0])
         return result
+
+    def _written(self, target: Tensor, result: Tensor, now: Ref) -> None:
+        """``target``, written to in place, is what came out; so is what shares its memory, as far as it
+        reaches: the tensor it is a view of, and other views.
+        """
+        self.refs[id(target)] = now
+        around = {id(x): x for x in self.alive if x is not target and x is not result}
+        others = [x for x in around.values() if share_memory(x, target)]
+        whole = max(others, key=lambda x: x.numel(), default=None)
+        if whole is None:
+            return
+        if whole.numel() > target.numel():
+            old = self.seen(whole)
+            now = self._replace(whole, torch.ops.aten.slice_scatter.default, (old, now))
+        for x in others:
+            if x is whole and x.numel() > target.numel():
+                continue
+            if x.numel() == math.prod(now.shape):
+                self._replace(x, torch.ops.aten.view.default, (now, list(x.shape)))
+            else:
+                place = (list(x.shape), list(x.stride()), x.storage_offset())
+                self._replace(x, torch.ops.aten.as_strided.default, (now, *place))
+
+    def _replace(self, x: Tensor, op: Any, args: tuple[Any, ...]) -> Ref:
+        ref = self.new(x)
+        self.graph.nodes.append(Node(op, args, {}, [ref]))
+        return ref
 
 
 @contextlib.contextmanager

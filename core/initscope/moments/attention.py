@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from initscope.theory.moments import axes as ax
-from initscope.theory.moments.axes import CHANNEL, RINGS
-from initscope.theory.moments.context import Context
-from initscope.theory.moments.field import RULE, Field, independent
-from initscope.theory.moments.trace import Known, Node, Ref
+from initscope.moments import axes as ax
+from initscope.moments.axes import CHANNEL, RINGS
+from initscope.moments.context import Context
+from initscope.moments.field import RULE, Field, independent
+from initscope.moments.trace import Known, Node, Ref
 
 _ROWS = 10
 _BUDGET = 150_000

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from initscope.theory.moments import attention, linear, norms, pointwise, sampled, shapes
-from initscope.theory.moments import axes as ax
-from initscope.theory.moments.context import Context
-from initscope.theory.moments.field import RULE, Field, constant, independent, worst
-from initscope.theory.moments.measure import measure
-from initscope.theory.moments.trace import Graph, Node, Ref, trace
-from initscope.theory.moments.values import Value
+from initscope.moments import attention, linear, norms, pointwise, sampled, shapes
+from initscope.moments import axes as ax
+from initscope.moments.context import Context, Use
+from initscope.moments.field import RULE, Field, constant, independent, worst
+from initscope.moments.measure import measure
+from initscope.moments.trace import Graph, Node, Ref, trace
+from initscope.moments.values import Value
 
 RULES: dict[str, Callable[[Context, Node], bool]] = {
     **pointwise.RULES,
@@ -28,6 +28,7 @@ RULES: dict[str, Callable[[Context, Node], bool]] = {
 }
 """By the name of the ATen operation. A rule returns False for arguments that it does not know."""
 METRICS = ("activation_rms", "signal_std", "correlation", "activation_grad_rms", "grad_rms")
+OutputGradient = Callable[[int, Field], Field]
 _SKIPPED = ("device", "sym_size", "is_same_size")
 
 
@@ -50,6 +51,10 @@ class Layer:
     grad_rms: float | None
     made: str
     """``rule``, ``sampled`` (an operation without a rule lies on the way) or ``unknown``."""
+    made_back: str
+    """The same for the gradients, whose way is the one from the outputs as well."""
+    uses: int
+    """How often the weight is multiplied by; the numbers are over all uses."""
     band: dict[str, float]
 
 
@@ -72,6 +77,7 @@ def predict(
     *,
     input_stats: Mapping[str, float] | None = None,
     output_grad_rms: float = 1.0,
+    output_grad: OutputGradient | None = None,
     outputs: Callable[[Any], list[Tensor]] | None = None,
 ) -> Prediction:
     """Each layer's moments for the weights that ``model`` has, in the mode (training or not) it is in.
@@ -80,10 +86,15 @@ def predict(
     moments are read: mean, mean square, and covariances between positions and samples; ``input_stats`` (mean,
     rms, correlation between samples) takes their place. Integers are read, because they choose rows of
     tables. ``output_grad_rms``: root mean square of the loss's gradient for the outputs, independent from
-    entry to entry. ``outputs``: from what the model returns to the tensors that the loss is taken of.
+    entry to entry; ``output_grad`` takes its place: from an output's number and field to its gradient's.
+    ``outputs``: from what the model returns to the tensors that the loss is taken of.
     """
     return run(
-        trace(model, sample_inputs, outputs), model, input_stats=input_stats, output_grad_rms=output_grad_rms
+        trace(model, sample_inputs, outputs),
+        model,
+        input_stats=input_stats,
+        output_grad_rms=output_grad_rms,
+        output_grad=output_grad,
     )
 
 
@@ -93,25 +104,44 @@ def run(
     *,
     input_stats: Mapping[str, float] | None = None,
     output_grad_rms: float = 1.0,
+    output_grad: OutputGradient | None = None,
 ) -> Prediction:
     """The prediction from a graph that was traced."""
     ctx = forward(graph, input_stats)
-    backward(ctx, output_grad_rms)
-    from initscope.theory.moments.layers import collect
+    backward(ctx, output_grad_rms, output_grad)
+    from initscope.moments.layers import collect
 
     return collect(ctx, model)
 
 
-def forward(graph: Graph, input_stats: Mapping[str, float] | None = None) -> Context:
+def forward(
+    graph: Graph,
+    input_stats: Mapping[str, float] | None = None,
+    *,
+    given: Callable[[ax.Axes], Field] | None = None,
+    after: Callable[[Context, Node, list[Use]], bool] | None = None,
+) -> Context:
+    """The values' fields. ``given``: an input's field in place of the measured one. ``after`` is told of each
+    operation and the weights that it uses; where it says that it has changed them, the operation's rule is
+    applied again.
+    """
     ctx = Context(graph)
     for id, tensor in graph.inputs.items():
         axes = ax.default_axes(tuple(tensor.shape))
-        ctx.values[id] = Value(id, _given(axes, input_stats) if input_stats else measure(tensor, axes))
+        if given is not None:
+            field = given(axes)
+        else:
+            field = _given(axes, input_stats) if input_stats else measure(tensor, axes)
+        ctx.values[id] = Value(id, field)
         ctx.made[id] = RULE
     for node in graph.nodes:
         if node.name in _SKIPPED or not any(isinstance(o, Ref) for o in node.outputs):
             continue
+        pulls, uses = len(ctx.pulls), len(ctx.uses)
         _apply(ctx, node)
+        if after is not None and len(ctx.uses) > uses and after(ctx, node, ctx.uses[uses:]):
+            del ctx.pulls[pulls:], ctx.uses[uses:]
+            _apply(ctx, node)
     return ctx
 
 
@@ -153,13 +183,21 @@ def _apply(ctx: Context, node: Node) -> None:
             ctx.put(node, independent(ax.default_axes(out.shape), 0.0), None, output=i)
 
 
-def backward(ctx: Context, output_grad_rms: float) -> None:
-    for ref in ctx.graph.outputs:
-        ctx.add_grad(ref.id, independent(ctx.values[ref.id].field.axes, output_grad_rms**2))
+def backward(ctx: Context, output_grad_rms: float, output_grad: OutputGradient | None = None) -> None:
+    for number, ref in enumerate(ctx.graph.outputs):
+        field = ctx.values[ref.id].field
+        known = output_grad is not None
+        ctx.add_grad(
+            ref.id, output_grad(number, field) if known else independent(field.axes, output_grad_rms**2)
+        )
+        # What the loss makes of the outputs is as good as the outputs are known.
+        ctx.made_back[ref.id] = ctx.made.get(ref.id, RULE) if known else RULE
     for out, pull in reversed(ctx.pulls):
         if out in ctx.grads:
+            how = worst(ctx.made_back.get(out, RULE), ctx.own.get(out, RULE))
             for id, grad in pull(ctx.grads[out]):
                 ctx.add_grad(id, grad)
+                ctx.made_back[id] = worst(how, ctx.made_back.get(id, RULE))
 
 
 __all__ = ["METRICS", "Layer", "Prediction", "predict"]

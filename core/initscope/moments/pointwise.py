@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from initscope.theory.moments import axes as ax
-from initscope.theory.moments.context import Context
-from initscope.theory.moments.field import Field, averaged, independent
-from initscope.theory.moments.kernels import Function
-from initscope.theory.moments.trace import Known, Node, Ref
-from initscope.theory.moments.values import Pointwise, Value, add, gate, multiply
+from initscope.moments import axes as ax
+from initscope.moments.context import Context
+from initscope.moments.field import Field, averaged, independent
+from initscope.moments.kernels import Function
+from initscope.moments.trace import Known, Node, Ref
+from initscope.moments.values import Pointwise, Value, add, gate, multiply
 
 UNARY = frozenset(
     [
@@ -121,6 +121,8 @@ def pointwise(ctx: Context, node: Node) -> bool:
     tensors = [x for x in node.args if isinstance(x, Ref)]
     roots = {ctx.value(x).root.id for x in tensors}
     constants = [x for x in node.args if isinstance(x, Known) and x.value.numel() > 1]
+    if _from_integers(node):
+        return False
     if len(roots) != 1 or len({x.shape for x in tensors}) != 1:
         return False
     if constants and node.name not in ("prelu", "_prelu_kernel"):
@@ -154,9 +156,17 @@ def _put(ctx: Context, node: Node, root: Value, function: Function) -> None:
     ctx.put(node, value, pull)
 
 
+def _from_integers(node: Node) -> bool:
+    """Whether whole numbers that depend on the inputs (places, comparisons) become values: those are not
+    carried.
+    """
+    whole = any(isinstance(x, Ref) and not x.dtype.is_floating_point for x in node.args)
+    return whole and node.outputs[0].dtype.is_floating_point
+
+
 def same(ctx: Context, node: Node) -> bool:
     x = node.args[0]
-    if not isinstance(x, Ref):
+    if not isinstance(x, Ref) or _from_integers(node):
         return False
     value = ctx.value(x)
     if value.function is not None:
@@ -169,6 +179,8 @@ def same(ctx: Context, node: Node) -> bool:
 def binary(ctx: Context, node: Node) -> bool:
     """Sums and products of tensors that are independent but for their means; of a tensor and a constant."""
     a, b = node.args[:2]
+    if _from_integers(node):
+        return False
     if _number(a) or _number(b) or _same_root(ctx, a, b):
         return pointwise(ctx, node)
     name = node.name

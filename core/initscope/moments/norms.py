@@ -13,12 +13,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from initscope.theory.moments import axes as ax
-from initscope.theory.moments.axes import Axis
-from initscope.theory.moments.context import Context
-from initscope.theory.moments.field import Field, averaged, pair_sum
-from initscope.theory.moments.trace import Known, Node, Ref
-from initscope.theory.moments.values import add, multiply
+from initscope.moments import axes as ax
+from initscope.moments.axes import Axis
+from initscope.moments.context import Context
+from initscope.moments.field import Field, averaged, pair_sum
+from initscope.moments.trace import Known, Node, Ref
+from initscope.moments.values import add, multiply
 
 
 def normalized(x: Field, over: Axis, epsilon: float, *, center: bool = True) -> tuple[Field, float]:
