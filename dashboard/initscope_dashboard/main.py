@@ -106,7 +106,7 @@ if page.title != "Home":
     tab.title(page.title)
 access.gate()
 try:
-    infos = loaders.listing()
+    infos = loaders.everything()
 except RunFolderError as error:
     st.error(formatting.markdown(str(error)), icon=":material/error:")
     st.stop()
