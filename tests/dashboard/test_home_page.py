@@ -148,7 +148,7 @@ def test_groups_count_outcomes_and_are_compared(runs):
     table = page.dataframe[0].value
     assert list(table["Learning rate"])[:2] == [0.001, 0.01] and list(table["Runs"]) == [2, 1, 1]
     assert list(table["■ did not converge"]) == [1, 0, 0] and list(table["◆ undecided"]) == [1, 1, 1]
-    assert list(table["Converged"])[0] == 0 and math.isnan(table["Converged"][1]), "nothing decided, no rate"
+    assert table["Converged"][0] == 0 and math.isnan(table["Converged"][1]), "nothing decided, no rate"
     assert any("0 of 1 with 0\\.001" in said.value for said in page.markdown)
     by_tag = home(group="tags").dataframe[0].value
     assert list(by_tag["Tags"])[:2] == ["old", "pilot"] and list(by_tag["Runs"]) == [2, 1, 2]

@@ -53,12 +53,18 @@ def page() -> None:
         all_of_them = _counted(counted, matching, len(infos))
         _compare_groups(group_by, found, infos)
         members = [info for group in found for info in group.members]
-        _actions(matching if all_of_them else list({info.run: info for info in members}.values()))
+        _actions(
+            matching if all_of_them else list({info.run: info for info in members}.values()),
+            "Choose groups to compare them, or to do something with all their runs.",
+        )
     else:
         shown, counted = _paged(matching), st.container(horizontal=True, vertical_alignment="center")
         chosen = _table(shown, columns)
         all_of_them = _counted(counted, matching, len(infos))
-        _actions(matching if all_of_them else [info for info in shown if info.run in chosen])
+        _actions(
+            matching if all_of_them else [info for info in shown if info.run in chosen],
+            "Choose one run to open it, two or more to compare them.",
+        )
     _unreadable(infos)
 
 
@@ -294,8 +300,8 @@ def _group_table(groups: list[run_columns.Group], field: str) -> list[run_column
         {
             title: run_columns.typed(field, [group.value for group in groups]),
             "Runs": [len(group.members) for group in groups],
-            **run_columns.outcome_columns(groups),
             "Converged": pd.Series([run_columns.share(group) for group in groups], dtype="float64"),
+            **run_columns.outcome_columns(groups),
             "Median loss": pd.Series([group.median(0) for group in groups], dtype="float64"),
             "Median accuracy": pd.Series([group.median(1) for group in groups], dtype="float64"),
         }
@@ -324,8 +330,6 @@ def _group_table(groups: list[run_columns.Group], field: str) -> list[run_column
 def _compare_groups(field: str, chosen: list[run_columns.Group], infos: list[RunInfo]) -> None:
     """A button that compares the chosen groups, where a selection names exactly their runs."""
     if len(chosen) < 2:
-        if not chosen:
-            st.caption("Choose groups to compare them, or to do something with all their runs.")
         return
     sides = [_side_of(field, group, infos) for group in chosen]
     if None in sides:
@@ -439,10 +443,10 @@ def _sparkline(info: RunInfo) -> list[float]:
     )
 
 
-def _actions(chosen: list[RunInfo]) -> None:
-    """What can be done with the chosen runs."""
+def _actions(chosen: list[RunInfo], without: str) -> None:
+    """What can be done with the chosen runs; ``without`` any, how to choose."""
     if not chosen:
-        st.caption("Choose one run to open it, two to compare them.")
+        st.caption(without)
         return
     ids = [info.run for info in chosen]
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -454,11 +458,12 @@ def _actions(chosen: list[RunInfo]) -> None:
             st.switch_page("screens/gradients.py", query_params={"run": ids[0]})
         if len(chosen) == 1 and st.button("Diagnose", icon=":material/stethoscope:", key="diagnose"):
             st.switch_page("screens/diagnosis.py", query_params={"run": ids[0]})
-        if len(chosen) == 2 and st.button(
+        if 2 <= len(chosen) <= selection.MOST and st.button(
             "Compare", icon=":material/compare:", type="primary", key="compare"
         ):
-            older, newer = sorted(chosen, key=lambda info: (info.outcome == "converged", info.created))
-            st.switch_page("screens/compare.py", query_params={"a": older.run, "b": newer.run})
+            a, b, *more = sorted(chosen, key=lambda info: (info.outcome == "converged", info.created))
+            sides = {"a": a.run, "b": b.run, **({"more": [info.run for info in more]} if more else {})}
+            st.switch_page("screens/compare.py", query_params=sides)
         if not access.may_change():
             return
         if len(chosen) == 1 and st.button("Rename, tag or note", icon=":material/edit:", key="edit"):
