@@ -17,8 +17,13 @@ SCREENS = Path(__file__).parent / "screens"
 
 st.set_page_config(page_title=tab.PRODUCT, page_icon=str(ICON), layout="wide")
 
-page = st.navigation(
-    [
+NEWCOMER, BEFORE, ACROSS = "", "Before training", "Across runs"
+"""Sections of the navigation: pages of the first stand in the bar, the others open below their title. All in
+a row, the last two of thirteen were behind "2 more" on a screen 1280 pixels wide.
+"""
+
+PAGES = {
+    NEWCOMER: [
         st.Page(
             SCREENS / "home.py",
             title="Home",
@@ -39,17 +44,37 @@ page = st.navigation(
             help="Loss, accuracy and every layer's gradient while runs train. Stop a run here.",
         ),
         st.Page(
+            SCREENS / "compare.py",
+            title="Compare",
+            url_path="compare",
+            help="Two runs side by side: did the initialization fix it?",
+        ),
+        st.Page(
+            SCREENS / "diagnosis.py",
+            title="Diagnosis",
+            url_path="diagnosis",
+            help="Why did this run not train, and what would help?",
+        ),
+        st.Page(
             SCREENS / "gradients.py",
             title="Gradients",
             url_path="gradients",
             help="One run's layers over time as a map: where the gradient dies.",
         ),
         st.Page(
-            SCREENS / "compare.py",
-            title="Compare",
-            url_path="compare",
-            help="Two runs side by side: did the initialization fix it?",
+            SCREENS / "sweep.py",
+            title="Sweep",
+            url_path="sweep",
+            help="Initializations over seeds: was it luck?",
         ),
+        st.Page(
+            SCREENS / "guide.py",
+            title="Guide",
+            url_path="guide",
+            help="How to record your own loop, what the words mean, every initialization and command.",
+        ),
+    ],
+    BEFORE: [
         st.Page(
             SCREENS / "probe.py",
             title="Probe",
@@ -63,28 +88,18 @@ page = st.navigation(
             help="Is anything wrong before it is trained? A copy learns one batch, in seconds.",
         ),
         st.Page(
-            SCREENS / "diagnosis.py",
-            title="Diagnosis",
-            url_path="diagnosis",
-            help="Why did this run not train, and what would help?",
+            SCREENS / "model.py",
+            title="Model",
+            url_path="model",
+            help="The network layer by layer: shapes, parameters, and why three by three.",
         ),
-        st.Page(
-            SCREENS / "sweep.py",
-            title="Sweep",
-            url_path="sweep",
-            help="Initializations over seeds: was it luck?",
-        ),
+    ],
+    ACROSS: [
         st.Page(
             SCREENS / "depth.py",
             title="Depth",
             url_path="depth",
             help="From LeNet-5 to ResNet-34: which networks need initialization?",
-        ),
-        st.Page(
-            SCREENS / "guide.py",
-            title="Guide",
-            url_path="guide",
-            help="How to record your own loop, what the words mean, every initialization and command.",
         ),
         st.Page(
             SCREENS / "query.py",
@@ -93,20 +108,15 @@ page = st.navigation(
             help="One question over all runs, in SQL: rate by initialization, worst layer by run, slowest "
             "runs.",
         ),
-        st.Page(
-            SCREENS / "model.py",
-            title="Model",
-            url_path="model",
-            help="The network layer by layer: shapes, parameters, and why three by three.",
-        ),
     ],
-    position="top",
-)
+}
+
+page = st.navigation(PAGES, position="top")
 if page.title != "Home":
     tab.title(page.title)
 access.gate()
 try:
-    infos = loaders.listing()
+    infos = loaders.everything()
 except RunFolderError as error:
     st.error(formatting.markdown(str(error)), icon=":material/error:")
     st.stop()

@@ -116,6 +116,12 @@ def test_train_runs_compare_resume_delete(cli, said, runs):
     ):
         status, out, err = said(*refused, "--json")
         assert (status, out) == (2, "") and why in err and len(err.splitlines()) == 1
+    assert told("archive", a["run"]) == {"run": a["run"], "archived": True}
+    assert [row["run"] for row in told("runs")["runs"]] == [b["run"]]
+    assert [row["run"] for row in told("runs", "--archived")["runs"]] == [a["run"]]
+    status, _, err = said("compare", "init=default", "init=kaiming_normal")
+    assert status == 2 and "no run in" in err, "an archived run is in no group"
+    assert told("restore", a["run"])["archived"] is False and len(told("runs")["runs"]) == 2
     assert told("delete", a["run"]) == {"run": a["run"], "deleted": True} and runs.ids() == [b["run"]]
 
 

@@ -8,10 +8,10 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from initscope.config.run_config import quick
-from initscope.errors import ConfigError
+from initscope.errors import ConfigError, RunNotFound, RunStateError
 from initscope.schema import Status
 from initscope.store.writer import set_status
-from initscope_dashboard.content import run_filters
+from initscope_dashboard.content import run_columns, run_filters
 from tests.benchmarks import many_runs
 from tests.conftest import ROOT
 
@@ -117,3 +117,66 @@ def test_what_ended_a_run_stands_beside_it(runs):
     set_status(run, error="RuntimeError: shapes")
     row = table().iloc[0]
     assert (row["Outcome"], row["Ended by"]) == ("✕ failed", "RuntimeError: shapes")
+
+
+def home(**state):
+    page = AppTest.from_file(str(ROOT / "dashboard/initscope_dashboard/screens/home.py"), default_timeout=60)
+    for key, value in state.items():
+        page.session_state[key] = value
+    page.run()
+    assert not page.exception
+    return page
+
+
+def test_columns_are_shown_as_they_are_chosen(runs):
+    some(runs)
+    runs.create(
+        {"name": "tuned", "init": "custom", "own": {"lr": 0.5, "head": {"width": 3}}},
+        Status.FINISHED,
+        source="recorder",
+        outcome="undecided",
+    )
+    shown = home(columns=["learning_rate", "name", "own.lr", "own.head.width"]).dataframe[0].value
+    assert list(shown) == ["Learning rate", "Name", "lr (own)", "head.width (own)"]
+    assert shown["Learning rate"].dtype == "float64", "numbers sort as numbers"
+    assert dict(zip(shown["Name"], shown["lr (own)"], strict=True))["tuned"] == 0.5
+
+
+def test_groups_count_outcomes_and_are_compared(runs):
+    some(runs)
+    page = home(group="learning_rate")
+    table = page.dataframe[0].value
+    assert list(table["Learning rate"])[:2] == [0.001, 0.01] and list(table["Runs"]) == [2, 1, 1]
+    assert list(table["■ did not converge"]) == [1, 0, 0] and list(table["◆ undecided"]) == [1, 1, 1]
+    assert table["Converged"][0] == 0 and math.isnan(table["Converged"][1]), "nothing decided, no rate"
+    assert any("0 of 1 with 0\\.001" in said.value for said in page.markdown)
+    by_tag = home(group="tags").dataframe[0].value
+    assert list(by_tag["Tags"])[:2] == ["old", "pilot"] and list(by_tag["Runs"]) == [2, 1, 2]
+
+
+def test_a_group_is_a_selection_of_exactly_its_runs(runs):
+    infos = some(runs)
+    for field, expected in (("learning_rate", [2, 1]), ("tags", [2, 1]), ("name", [1, 1, 1, 1])):
+        groups = [group for group in run_columns.grouped(infos, field) if group.value is not None]
+        for group, number in zip(groups, expected, strict=True):
+            found = runs.select(run_columns.selection(field, group))
+            assert {run.id for run in found} == {info.run for info in group.members}
+            assert len(found) == number
+
+
+def test_archived_runs_are_hidden_and_come_back(runs):
+    infos = some(runs)
+    runs.get(infos[0].run).archive()
+    runs.get(infos[0].run).edit(name="kept")  # as a version that knows nothing of archives does
+    page = home()
+    assert len(page.dataframe[0].value) == 3 and "3 of 3 match" in [said.value for said in page.markdown]
+    page.toggle("archived").set_value(True).run()
+    assert list(page.dataframe[0].value["Name"]) == ["kept"]
+    assert [run.id for run in runs.select(infos[0].run)] == [infos[0].run], "by its id it is found"
+    with pytest.raises(RunNotFound):
+        runs.select("name=kept")
+    runs.get(infos[0].run).archive(False)
+    assert len(home().dataframe[0].value) == 4
+    live = runs.create(quick(), Status.QUEUED)
+    with pytest.raises(RunStateError, match="stop it first"):
+        live.archive()

@@ -90,7 +90,9 @@ def build_parser() -> Parser:
         "--models", metavar="A,B", help="the same for each of these networks, with commas between"
     )
     _queue_options(sweep)
-    add("runs", "runs", "list all runs")
+    add("runs", "runs", "list all runs").add_argument(
+        "--archived", action="store_true", help="list the archived runs instead of the others"
+    )
     compare = add("compare", "answers", "did B fix what A suffers from?")
     compare.add_argument("a", metavar="A", help="a run id, or a group such as init=default,sweep=ID")
     compare.add_argument("b", metavar="B")
@@ -114,6 +116,8 @@ def build_parser() -> Parser:
     for name, module, help in (
         ("stop", "training", "stop a run after its current step; it can be resumed"),
         ("resume", "training", "go on with a stopped, failed or crashed run, from its checkpoint"),
+        ("archive", "runs", "hide an ended run from lists and groups; nothing is deleted"),
+        ("restore", "runs", "show an archived run again"),
         ("delete", "runs", "delete the folder of a run that has ended"),
     ):
         add(name, module, help).add_argument("run", metavar="RUN", help="a run id")

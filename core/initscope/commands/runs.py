@@ -1,4 +1,4 @@
-"""``runs``, ``delete`` and ``export``: the runs that are there."""
+"""``runs``, ``archive``, ``restore``, ``delete`` and ``export``: the runs that are there."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from initscope.store import RunInfo
 
 
 def runs_command(given: argparse.Namespace) -> dict[str, Any]:
-    infos = runs_of(given).list()
+    found = runs_of(given).list()
+    infos = [info for info in found if info.hidden == given.archived]
     if not given.json:
-        if not infos:
+        if not infos and given.archived:
+            print("no run is archived; hide one: initscope archive RUN", file=sys.stderr)
+        elif not infos and found:
+            print("all runs are archived; list them: initscope runs --archived", file=sys.stderr)
+        elif not infos:
             print("no runs yet; start one: initscope train --preset quick --init default", file=sys.stderr)
         for info in infos:
             loss, accuracy = info.scores
@@ -37,6 +42,21 @@ def run_row(info: RunInfo) -> dict[str, Any]:
         "accuracy": info.accuracy,
         **({"error": info.error} if info.error else {}),
     }
+
+
+def archive_command(given: argparse.Namespace) -> dict[str, Any]:
+    return _archived(given, True)
+
+
+def restore_command(given: argparse.Namespace) -> dict[str, Any]:
+    return _archived(given, False)
+
+
+def _archived(given: argparse.Namespace, archived: bool) -> dict[str, Any]:
+    run = runs_of(given).get(given.run)
+    run.archive(archived)
+    print(f"{'archived' if archived else 'restored'} {run.id}", file=sys.stderr)
+    return {"run": run.id, "archived": archived}
 
 
 def delete_command(given: argparse.Namespace) -> dict[str, Any]:

@@ -217,7 +217,7 @@ class Runs:
 
     def select(self, expression: str, among: Sequence[RunInfo] | None = None) -> _Selected:
         """A run id, or a group such as ``init=default,sweep=ID``: every run whose config has these values,
-        the oldest first.
+        the oldest first. Archived runs are in no group.
 
         Values may hold commas.
 
@@ -227,7 +227,7 @@ class Runs:
         """
         if "=" not in expression:
             return [self.get(expression)]
-        infos = self.list() if among is None else among
+        infos = [info for info in (self.list() if among is None else among) if not info.hidden]
         if named := [info.run for info in infos if expression == f"name={info.name}"]:
             return [
                 Run(self.root / run_id) for run_id in reversed(named)

@@ -50,6 +50,18 @@ _PASSING = (
 )
 """Errors that say nothing against the file."""
 _STAMPS = struct.Struct(f"<{3 * len(FILES)}Q")
+_ENTRY = (
+    "name",
+    "status",
+    "outcome",
+    "init",
+    "loss",
+    "accuracy",
+    "created",
+    "tags",
+    "error",
+    "archived",
+)
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS made_by (digest TEXT)",
     "CREATE TABLE IF NOT EXISTS entries (run TEXT PRIMARY KEY, stamps BLOB, entry BLOB, config BLOB, state "
@@ -215,10 +227,7 @@ def _entries(database: sqlite3.Connection) -> dict[str, tuple[Stamps, RunInfo]]:
 
 
 def _row(name: str, stamps: Stamps, info: RunInfo) -> tuple:
-    shown = {
-        key: getattr(info, key)
-        for key in ("name", "status", "outcome", "init", "loss", "accuracy", "created", "tags", "error")
-    }
+    shown = {key: getattr(info, key) for key in _ENTRY}
     packed = (_STAMPS.pack(*stamps), json.dumps(shown).encode(), _pack(info.config), _pack(info.state))
     return name, *packed, _checksum(name, *packed)
 

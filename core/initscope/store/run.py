@@ -62,10 +62,16 @@ class RunInfo:
     state: Mapping[str, Any]
     tags: tuple[str, ...] = ()
     error: str | None = None
+    archived: bool = False
 
     @property
     def live(self) -> bool:
         return self.status in LIVE
+
+    @property
+    def hidden(self) -> bool:
+        """Whether lists leave it out: archived, and not resumed since."""
+        return self.archived and not self.live
 
     @property
     def progress(self) -> float:
@@ -168,6 +174,7 @@ class Run:
                 state=state,
                 tags=tuple(meta.get("tags", config.get("tags")) or ()),
                 error=state.get("error"),
+                archived=bool(meta.get("archived")),
             )
         except RunFolderError as error:
             return RunInfo(self.id, self.id, "unreadable", None, "", None, None, 0.0, {}, {}, (), str(error))
@@ -229,7 +236,7 @@ class Run:
             ) from None
 
     def meta(self) -> dict[str, Any]:
-        """What a person wrote on the run after it began: name, tags, notes."""
+        """What a person wrote on the run after it began: name, tags, notes, and whether it is archived."""
         if not os.path.lexists(self.path / "meta.json"):
             return {}
         try:
@@ -255,6 +262,19 @@ class Run:
             write_json(
                 self.path / "meta.json", store.edit(self.id, changes) if store else {**self.meta(), **changes}
             )
+
+    def archive(self, archived: bool = True) -> None:
+        """Hide an ended run from lists and groups, or show it again; nothing of it is deleted.
+
+        ``meta.json`` says so, in which every version keeps what it does not know.
+
+        Raises RunStateError while the run is live, RunNotFound if it is gone, NotAllowed.
+        """
+        require("change a run")
+        status = self.state()["status"]
+        if archived and status in LIVE:
+            raise RunStateError(f"run {self.id} is {status}; stop it first, then archive it")
+        self.edit(archived=archived)
 
     @contextlib.contextmanager
     def _writing(self, action: str) -> Iterator[None]:

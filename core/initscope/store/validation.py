@@ -151,8 +151,10 @@ def config(found: Any) -> dict[str, Any]:
 
 
 def meta(found: Mapping[str, Any]) -> dict[str, Any]:
-    """``meta.json``: name, tags and notes of their kind; what is there beside them is kept. Raises Wrong."""
-    kinds = {"name": _title, "tags": _words, "notes": _notes}
+    """``meta.json``: name, tags, notes and archived of their kind; what is there beside them is kept. Raises
+    Wrong.
+    """
+    kinds = {"name": _title, "tags": _words, "notes": _notes, "archived": _flag}
     return {key: _checked(key, value, kinds.get(key)) for key, value in found.items()}
 
 

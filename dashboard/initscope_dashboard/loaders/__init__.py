@@ -12,7 +12,7 @@ from initscope_dashboard.loaders.answers import (
     theory,
     theory_rows,
 )
-from initscope_dashboard.loaders.folder import info, listed, listing, runs
+from initscope_dashboard.loaders.folder import everything, info, listed, listing, runs
 from initscope_dashboard.loaders.processes import NO_PROCESSES, check, check_key, probes, torchinfo
 from initscope_dashboard.loaders.rows import (
     cells,
@@ -37,6 +37,7 @@ __all__ = [
     "comparison",
     "damage",
     "diagnosis",
+    "everything",
     "first_break",
     "first_layers",
     "frame",

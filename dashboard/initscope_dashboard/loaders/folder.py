@@ -27,9 +27,14 @@ def info(run_id: str) -> RunInfo:
 
 
 def listing() -> list[RunInfo]:
-    """All runs, newest first. An ended run whose files have not changed costs three looks at the file
-    system.
+    """The runs that are not archived, newest first. An ended run whose files have not changed costs three
+    looks at the file system.
     """
+    return [info for info in everything() if not info.hidden]
+
+
+def everything() -> list[RunInfo]:
+    """All runs, archived ones too, newest first."""
     return runs().list()
 
 

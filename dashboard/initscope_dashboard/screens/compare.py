@@ -15,11 +15,13 @@ from initscope.store import RunInfo
 from initscope.store.layer_names import layer_names
 from initscope_dashboard import loaders
 from initscope_dashboard.browser import theme
-from initscope_dashboard.content import comparison_choices, formatting, headlines
+from initscope_dashboard.content import comparison_choices, formatting, headlines, several
 from initscope_dashboard.figures import bands, base, curves, depth, heatmap, ratio, rows
 from initscope_dashboard.widgets import empty_state, layer_view, seed_sweep, selection, snippet, tab
 from initscope_dashboard.widgets.plot import plot
 
+SIDES = ("a", "b", "more")
+"""Parameters of the address that name runs or groups."""
 METRICS = ("grad_norm", "grad_rms", "update_ratio", "signal_std", "activation_grad_rms")
 
 
@@ -32,17 +34,21 @@ def page() -> None:
     above = st.container()
     if gone := [
         side
-        for name in ("a", "b")
-        if (side := st.query_params.get(name)) and side not in choices and not _selects(side, listed)
+        for name in SIDES
+        for side in st.query_params.get_all(name)
+        if side not in choices and not _selects(side, listed)
     ]:
         with above:
             selection.not_here(gone)
-        _drop_gone()
+        _drop_gone(gone)
     choices = {
         **choices,
-        **{side: side for name in ("a", "b") if (side := st.query_params.get(name)) and side not in choices},
+        **{side: side for name in SIDES for side in st.query_params.get_all(name) if side not in choices},
     }
     a, b = _choose(choices, comparison_choices.suggested_pair(listed))
+    if more := _more(choices, (a, b)):
+        _several(above, {side: choices[side] for side in (a, b, *more)}, listed)
+        return
     try:
         result = loaders.comparison(a, b, listed)
     except InitScopeError as error:
@@ -68,9 +74,12 @@ def _selects(side: str, listed: list[RunInfo]) -> bool:
         return False
 
 
-def _drop_gone() -> None:
-    for name in ("a", "b"):
-        st.query_params.pop(name, None)
+def _drop_gone(gone: list[str]) -> None:
+    """Of A and B both, so that the suggestion is shown instead; of more sides those that are gone."""
+    st.query_params["more"] = [side for side in st.query_params.get_all("more") if side not in gone]
+    if any(st.query_params.get(name) in gone for name in ("a", "b")):
+        for name in SIDES:
+            st.query_params.pop(name, None)
 
 
 def _choose(titles: dict[str, str], suggested: tuple[str, str]) -> tuple[str, str]:
@@ -100,6 +109,76 @@ def _swap() -> None:
     for key, value in (("compare_a", b), ("compare_b", a)):
         st.session_state[key] = st.session_state[f"{key}_linked"] = value
     st.query_params.update({"a": b, "b": a})
+
+
+def _more(titles: dict[str, str], pair: tuple[str, str]) -> list[str]:
+    """Sides beside A and B; the address holds them, too."""
+    linked = st.query_params.get_all("more")
+    if linked != st.session_state.get("compare_more_linked"):
+        st.session_state["compare_more"] = linked
+    there = [side for side in titles if side not in pair]
+    st.session_state["compare_more"] = [
+        side for side in st.session_state.get("compare_more", []) if side in there
+    ][: selection.MOST - 2]
+    chosen = st.multiselect(
+        "And",
+        there,
+        key="compare_more",
+        format_func=lambda option: titles[option],
+        max_selections=selection.MOST - 2,
+        placeholder="More runs or groups, all in one picture",
+    )
+    st.session_state["compare_more_linked"] = chosen
+    st.query_params["more"] = chosen
+    return chosen
+
+
+def _several(above: st.delta_generator.DeltaGenerator, titles: dict[str, str], listed: list[RunInfo]) -> None:
+    """Three sides and more: what became of each, their curves in one picture, and what differs."""
+    runs = loaders.runs()
+    try:
+        chosen = {side: loaders.listed(run.id for run in runs.select(side, listed)) for side in titles}
+    except InitScopeError as error:
+        above.error(formatting.markdown(str(error)))
+        return
+    sides = several.sides(chosen, titles)
+    tab.title("Compare", f"{len(sides)} sides")
+    with above:
+        st.title(formatting.heading(several.sentence(sides)), anchor=False)
+        for note in several.notes(sides):
+            st.caption(formatting.markdown(note))
+    _curves({side.label: list(side.members) for side in sides})
+    st.dataframe(
+        pd.DataFrame(several.table(sides)),
+        hide_index=True,
+        placeholder="–",
+        column_config={
+            "Rate": st.column_config.NumberColumn(format="percent", help="Converged of those decided"),
+            "Median loss": st.column_config.NumberColumn(format="%.4g"),
+            "Median accuracy": st.column_config.NumberColumn(format="percent"),
+        },
+        alt="What became of each side: outcomes, rate with its 95 % interval, loss and accuracy",
+    )
+    st.header("What differs", anchor=False)
+    if not (differ := several.differing(sides)):
+        st.markdown(headlines.nothing_differs([info for side in sides for info in side.members]))
+        return
+    st.dataframe(
+        pd.DataFrame(
+            [
+                {
+                    "Field": differences.title(field),
+                    **{
+                        init_title(side.label): _shown(field, value)
+                        for side, value in zip(sides, values, strict=True)
+                    },
+                }
+                for field, values in differ.items()
+            ]
+        ),
+        hide_index=True,
+        alt="Configuration fields that differ between the sides",
+    )
 
 
 def _verdict(result: Comparison) -> None:

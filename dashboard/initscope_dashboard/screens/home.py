@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,17 +11,25 @@ import pandas as pd
 import streamlit as st
 
 from initscope.config.catalog import init_title
-from initscope.errors import ConfigError
+from initscope.errors import ConfigError, InitScopeError
 from initscope.schema import Status
 from initscope.store import RECORDED, RunInfo
 from initscope_dashboard import loaders
 from initscope_dashboard.browser import theme
-from initscope_dashboard.content import comparison_choices, formatting, headlines, run_filters, runs_csv
+from initscope_dashboard.content import (
+    comparison_choices,
+    formatting,
+    headlines,
+    run_columns,
+    run_filters,
+    runs_csv,
+)
 from initscope_dashboard.server import access
 from initscope_dashboard.widgets import empty_state, run_actions, seed_sweep, selection
 
 PAGE_ROWS = 200
 NUMBERS = "numbers"
+NO_GROUPS = "No groups"
 SCORES = (
     "Of the validation images once an epoch is over; before that, and where the loss is no number any more, "
     "of the last batch"
@@ -28,16 +37,34 @@ SCORES = (
 
 
 def page() -> None:
-    infos = loaders.listing()
+    everything = loaders.everything()
+    infos = [info for info in everything if not info.hidden]
     _answer(infos)
-    if not infos:
+    if not everything:
         _first_time()
         return
+    infos = _archived_or_not(everything)
     matching = _filtered(infos)
-    shown, counted = _paged(matching), st.container(horizontal=True, vertical_alignment="center")
-    chosen = _table(shown)
-    everything = _counted(counted, matching, len(infos))
-    _actions(matching if everything else [info for info in shown if info.run in chosen])
+    columns, group_by = _shape(infos)
+    if group_by:
+        counted = st.container(horizontal=True, vertical_alignment="center")
+        groups = run_columns.grouped(matching, group_by)
+        found = _group_table(groups, group_by)
+        all_of_them = _counted(counted, matching, len(infos))
+        _compare_groups(group_by, found, infos)
+        members = [info for group in found for info in group.members]
+        _actions(
+            matching if all_of_them else list({info.run: info for info in members}.values()),
+            "Choose groups to compare them, or to do something with all their runs.",
+        )
+    else:
+        shown, counted = _paged(matching), st.container(horizontal=True, vertical_alignment="center")
+        chosen = _table(shown, columns)
+        all_of_them = _counted(counted, matching, len(infos))
+        _actions(
+            matching if all_of_them else [info for info in shown if info.run in chosen],
+            "Choose one run to open it, two or more to compare them.",
+        )
     _unreadable(infos)
 
 
@@ -152,6 +179,52 @@ def _filtered(infos: list[RunInfo]) -> list[RunInfo]:
     return sorted(infos, key=by, reverse=backwards)
 
 
+def _archived_or_not(everything: list[RunInfo]) -> list[RunInfo]:
+    """The runs that are not archived, or the archived ones; the address says which."""
+    hidden = [info for info in everything if info.hidden]
+    if not hidden and "archived" not in st.query_params:
+        return everything
+    archived = st.toggle(
+        "Show the archived runs",
+        key="archived",
+        bind="query-params",
+        help="Archived runs are hidden from every page, and nothing of them is deleted. Restore them here.",
+    )
+    return [info for info in everything if info.hidden == archived]
+
+
+def _shape(infos: list[RunInfo]) -> tuple[list[str], str]:
+    """The columns to show, in the order in which they were chosen, and the field to group by (or none); both
+    are in the address.
+    """
+    titles, fields = run_columns.titles(infos), run_columns.groupable(infos)
+    asked = any(name in st.query_params for name in ("columns", "group"))
+    with st.expander(
+        "Columns and groups",
+        icon=":material/view_column:",
+        expanded=st.session_state.setdefault("shape_open", asked),
+    ):
+        left, right = st.columns(2)
+        columns = left.multiselect(
+            "Columns",
+            list(titles),
+            key="columns",
+            bind="query-params",
+            format_func=run_columns.title,
+            placeholder="The standard columns",
+            help="Shown in the order in which they are chosen. Any field of the configuration is a column.",
+        )
+        group_by = right.selectbox(
+            "Group by",
+            [NO_GROUPS, *fields],
+            key="group",
+            bind="query-params",
+            format_func=lambda name: fields.get(name, name),
+            help="One row a value, with what became of its runs. Fields in which the runs differ.",
+        )
+    return columns, "" if group_by in (None, NO_GROUPS) else group_by
+
+
 def _by_fields(infos: list[RunInfo], everything: list[RunInfo]) -> list[RunInfo]:
     """The runs that fit the filters; what can be chosen is what all runs have. The address holds them."""
     asked = any(name in st.query_params for name in (*run_filters.FIELDS, NUMBERS))
@@ -219,36 +292,84 @@ def _clear() -> None:
         st.session_state[name] = []
 
 
-def _table(infos: list[RunInfo]) -> list[str]:
+def _group_table(groups: list[run_columns.Group], field: str) -> list[run_columns.Group]:
+    """One row a group with what became of its runs; returns the chosen groups."""
+    title = run_columns.title(field)
+    st.markdown(formatting.markdown(run_columns.sentence(title, groups)))
+    frame = pd.DataFrame(
+        {
+            title: run_columns.typed(field, [group.value for group in groups]),
+            "Runs": [len(group.members) for group in groups],
+            "Converged": pd.Series([run_columns.share(group) for group in groups], dtype="float64"),
+            **run_columns.outcome_columns(groups),
+            "Median loss": pd.Series([group.median(0) for group in groups], dtype="float64"),
+            "Median accuracy": pd.Series([group.median(1) for group in groups], dtype="float64"),
+        }
+    )
+    event = st.dataframe(
+        frame,
+        key="groups_" + str(hash((title, tuple(group.title for group in groups)))),
+        on_select="rerun",
+        selection_mode="multi-row",
+        placeholder="–",
+        hide_index=True,
+        column_config={
+            title: st.column_config.Column(width=205),
+            "Converged": st.column_config.NumberColumn(
+                format="percent",
+                help="Of the runs that are decided: live, failed and undecided ones left out",
+            ),
+            "Median loss": st.column_config.NumberColumn(format="%.4g", help=SCORES),
+            "Median accuracy": st.column_config.NumberColumn(format="percent", help=SCORES),
+        },
+        alt=f"Runs grouped by {title.lower()}: number of runs, outcomes, median loss and accuracy",
+    )
+    return [groups[row] for row in event.selection.rows if row < len(groups)]
+
+
+def _compare_groups(field: str, chosen: list[run_columns.Group], infos: list[RunInfo]) -> None:
+    """A button that compares the chosen groups, where a selection names exactly their runs."""
+    if len(chosen) < 2:
+        return
+    sides = [_side_of(field, group, infos) for group in chosen]
+    if None in sides:
+        st.caption(
+            "These groups cannot be compared as they are: a filter leaves out some of their runs, or the "
+            "field is none of the configuration."
+        )
+        return
+    if st.button(
+        f"Compare {len(chosen)} groups", icon=":material/compare:", type="primary", key="compare_groups"
+    ):
+        a, b, *more = [side for side in sides if side]
+        st.switch_page(
+            "screens/compare.py", query_params={"a": a, "b": b, **({"more": more} if more else {})}
+        )
+
+
+def _side_of(field: str, group: run_columns.Group, infos: list[RunInfo]) -> str | None:
+    """The selection that names exactly the group's runs; None if none does."""
+    if len(group.members) == 1:
+        return group.members[0].run
+    wanted, base = {info.run for info in group.members}, run_columns.selection(field, group)
+    sweeps = {str(info.config.get("sweep") or "") for info in group.members}
+    for side in (base, *(f"{base},sweep={sweep}" for sweep in sweeps if sweep and len(sweeps) == 1)):
+        with contextlib.suppress(InitScopeError):  # a value that no selection can name
+            if base and {run.id for run in loaders.runs().select(side, infos)} == wanted:
+                return side
+    return None
+
+
+def _table(infos: list[RunInfo], columns: list[str]) -> list[str]:
     """All runs as a table; returns the ids of the chosen rows. Rows are remembered by id: a new run moves no
     choice.
     """
     ids = [info.run for info in infos]
     remembered = [run for run in st.session_state.get("home_chosen", []) if run in ids]
-    frame = pd.DataFrame(
-        {
-            "Name": [info.name for info in infos],
-            **(
-                {}
-                if all(info.init == RECORDED for info in infos)
-                else {"Initialization": [_begins(info) for info in infos]}
-            ),
-            "Outcome": [theme.outcome_mark(info.outcome, info.status).text for info in infos],
-            **(
-                {"Ended by": [info.error or "" for info in infos]}
-                if any(info.error for info in infos)
-                else {}
-            ),
-            "Loss": pd.Series([info.scores[0] for info in infos], dtype="float64"),
-            "Accuracy": pd.Series([info.scores[1] for info in infos], dtype="float64"),
-            "Loss over time": [_sparkline(info) for info in infos],
-            **({"Tags": [list(info.tags) for info in infos]} if any(info.tags for info in infos) else {}),
-            "Age": pd.to_datetime([info.created for info in infos], unit="s", utc=True),
-        }
-    )
+    frame = _frame(infos, columns or _standard(infos))
     event = st.dataframe(
         frame,
-        key="runs_" + str(hash(tuple(ids))),
+        key="runs_" + str(hash((*ids, *columns))),
         on_select="rerun",
         selection_mode="multi-row",
         placeholder="–",
@@ -276,6 +397,37 @@ def _table(infos: list[RunInfo]) -> list[str]:
     return chosen
 
 
+def _standard(infos: list[RunInfo]) -> list[str]:
+    """The standard columns without those that say nothing of these runs."""
+    empty = {
+        "init": all(info.init == RECORDED for info in infos),
+        "error": not any(info.error for info in infos),
+        "tags": not any(info.tags for info in infos),
+    }
+    return [name for name in run_columns.STANDARD if not empty.get(name)]
+
+
+def _frame(infos: list[RunInfo], columns: list[str]) -> pd.DataFrame:
+    """The table of runs, one column for each name of ``run_columns.titles``."""
+    special: dict[str, Callable[[], Any]] = {
+        "name": lambda: [info.name for info in infos],
+        "init": lambda: [_begins(info) for info in infos],
+        "outcome": lambda: [theme.outcome_mark(info.outcome, info.status).text for info in infos],
+        "error": lambda: [info.error or "" for info in infos],
+        "loss": lambda: pd.Series([info.scores[0] for info in infos], dtype="float64"),
+        "accuracy": lambda: pd.Series([info.scores[1] for info in infos], dtype="float64"),
+        "curve": lambda: [_sparkline(info) for info in infos],
+        "tags": lambda: [list(info.tags) for info in infos],
+        "age": lambda: pd.to_datetime([info.created for info in infos], unit="s", utc=True),
+    }
+    return pd.DataFrame(
+        {
+            run_columns.title(name): special[name]() if name in special else run_columns.cells(infos, name)
+            for name in columns
+        }
+    )
+
+
 def _begins(info: RunInfo) -> str:
     """How the weights begin, as far as that is known."""
     return "own loop" if info.init == RECORDED else init_title(info.init)
@@ -291,10 +443,10 @@ def _sparkline(info: RunInfo) -> list[float]:
     )
 
 
-def _actions(chosen: list[RunInfo]) -> None:
-    """What can be done with the chosen runs."""
+def _actions(chosen: list[RunInfo], without: str) -> None:
+    """What can be done with the chosen runs; ``without`` any, how to choose."""
     if not chosen:
-        st.caption("Choose one run to open it, two to compare them.")
+        st.caption(without)
         return
     ids = [info.run for info in chosen]
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -306,11 +458,12 @@ def _actions(chosen: list[RunInfo]) -> None:
             st.switch_page("screens/gradients.py", query_params={"run": ids[0]})
         if len(chosen) == 1 and st.button("Diagnose", icon=":material/stethoscope:", key="diagnose"):
             st.switch_page("screens/diagnosis.py", query_params={"run": ids[0]})
-        if len(chosen) == 2 and st.button(
+        if 2 <= len(chosen) <= selection.MOST and st.button(
             "Compare", icon=":material/compare:", type="primary", key="compare"
         ):
-            older, newer = sorted(chosen, key=lambda info: (info.outcome == "converged", info.created))
-            st.switch_page("screens/compare.py", query_params={"a": older.run, "b": newer.run})
+            a, b, *more = sorted(chosen, key=lambda info: (info.outcome == "converged", info.created))
+            sides = {"a": a.run, "b": b.run, **({"more": [info.run for info in more]} if more else {})}
+            st.switch_page("screens/compare.py", query_params=sides)
         if not access.may_change():
             return
         if len(chosen) == 1 and st.button("Rename, tag or note", icon=":material/edit:", key="edit"):
@@ -329,6 +482,7 @@ def _actions(chosen: list[RunInfo]) -> None:
             st.button(
                 "Resume", icon=":material/resume:", key="resume", on_click=run_actions.resume, args=(ids,)
             )
+        run_actions.archive_button(chosen)
         if st.button("Delete", icon=":material/delete:", key="delete"):
             run_actions.delete_dialog(chosen)
     if len(chosen) == 1 and (notes := loaders.notes(ids[0])):

@@ -61,6 +61,37 @@ def tag_dialog(infos: Sequence[RunInfo]) -> None:
         st.rerun()
 
 
+def archive_button(infos: Sequence[RunInfo]) -> None:
+    """Hide the runs that have ended, or show archived ones again; no question, since nothing is lost."""
+    ended = [info for info in infos if not info.live]
+    if not ended:
+        return
+    back = all(info.archived for info in ended)
+    st.button(
+        "Restore" if back else "Archive",
+        icon=":material/unarchive:" if back else ":material/archive:",
+        key="archive",
+        help="Show these runs on every page again" if back else "Hide these runs; nothing is deleted",
+        on_click=_archive,
+        args=([info.run for info in ended], not back),
+    )
+
+
+def _archive(run_ids: Sequence[str], archived: bool) -> None:
+    for run_id in run_ids:
+        try:
+            loaders.runs().get(run_id).archive(archived)
+        except RunNotFound:
+            continue  # deleted meanwhile
+        except InitScopeError as error:
+            st.toast(formatting.markdown(str(error)), icon=":material/error:")
+            return
+    many = "1 run" if len(run_ids) == 1 else f"{formatting.count(len(run_ids))} runs"
+    st.toast(
+        f"{many} {'archived: hidden, not deleted' if archived else 'restored'}", icon=":material/archive:"
+    )
+
+
 def stop_all(run_ids: Sequence[str]) -> None:
     """Ask several runs to stop."""
     for run_id in run_ids:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import streamlit as st
 
 from initscope.store import RunInfo
+from initscope_dashboard import loaders
 from initscope_dashboard.content import formatting
 
 _LAST = "initscope-last-runs"
@@ -55,12 +56,18 @@ def _settle(
 
 def not_here(names: Sequence[str]) -> None:
     """Say that what a link asked for is not here, rather than show something else without a word."""
-    told = ", ".join(f"`{formatting.shorten(name.replace('`', ''), 80)}`" for name in names)
-    st.warning(
-        f"{'Run' if len(names) == 1 else 'Runs'} {told} {'is' if len(names) == 1 else 'are'} not here: "
-        "deleted, or in another folder. Choose another below.",
-        icon=":material/link_off:",
-    )
+    hidden = {info.run for info in loaders.everything() if info.hidden}
+    for found, why in (
+        ([name for name in names if name not in hidden], "not here: deleted, or in another folder."),
+        ([name for name in names if name in hidden], "archived. Restore on Home, under the archived runs."),
+    ):
+        if found:
+            told = ", ".join(f"`{formatting.shorten(name.replace('`', ''), 80)}`" for name in found)
+            st.warning(
+                f"{'Run' if len(found) == 1 else 'Runs'} {told} {'is' if len(found) == 1 else 'are'} {why} "
+                "Choose another below.",
+                icon=":material/link_off:",
+            )
 
 
 def _show(param: str, key: str, chosen: list[str]) -> None:
