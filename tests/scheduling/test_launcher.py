@@ -74,7 +74,8 @@ def test_more_runs_than_slots_wait_their_turn(runs, tiny, two_slots, until):
     assert together == 2 and {1, 2} <= seen
     assert [status(run) for run in made] == ["finished"] * 5 and [starts(run) for run in made] == [1] * 5
     began = [run.state()["started"] for run in made]
-    assert began == sorted(began), "first come, first served"
+    # The first two begin together, and each says so when it gets a processor.
+    assert sorted(began[:2]) + began[2:] == sorted(began), "first come, first served"
     assert [steps(run) for run in made] == [90] * 3 + [2] * 2
     assert launcher.queued(runs) == []
 
