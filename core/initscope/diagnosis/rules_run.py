@@ -81,6 +81,9 @@ def frozen_fresh(v: RunSignals, c: Curve, t: Thresholds) -> Finding | None:
     share = float(v.weight_counts[frozen].sum() / max(1.0, v.weight_counts.sum()))
     if t.frozen_share is None or known.sum() < LEAST_FRESH or share < t.frozen_share:
         return None
+    in_order = frozen[v.executed]
+    if in_order[np.argmin(in_order) :].any():  # adapters between frozen layers make up for what those do
+        return None
     # A standard deviation of n uniform numbers is known to 0.45 / sqrt(n).
     doubt = FRESH_DOUBT / np.sqrt(v.weight_counts[known])
     if not (np.abs(v.gains[known] / DEFAULT_GAIN - 1) < doubt).all():
