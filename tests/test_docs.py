@@ -73,7 +73,7 @@ def test_every_word_of_an_answer_is_explained(words):
 
 def test_every_page_of_the_dashboard_is_named():
     pages = re.findall(
-        r'\.py",\s+title="(\w+)"',
+        r'(?:title=|_page\(\s*)"(\w+)"',
         (ROOT / "dashboard/initscope_dashboard/main.py").read_text(encoding="utf-8"),
     )
     table = re.findall(

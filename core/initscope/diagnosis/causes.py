@@ -96,8 +96,9 @@ def not_updating(e: Evidence) -> Case:
     """Most of the weights never move, though gradients should move them."""
     # Weights that were frozen on purpose are no fault of a run that learns, nor where those that are trained
     # cannot become different.
-    meant = e.frozen_on_purpose and (e.curve.learned or e.validated or e.has("identical_units"))
-    meant = meant and not (e.has("frozen_fresh") and not (e.curve.well or e.validated))
+    fresh = e.has("frozen_fresh") and not (e.curve.well or e.validated)
+    harmless = e.curve.learned or e.validated or e.has("identical_units")
+    meant = e.frozen_on_purpose and harmless and not fresh
     frozen = e.has("weights_frozen") and not meant
     # Units that are off, branches that begin at zero on both sides, and a loss whose parts cancel have no
     # gradient either.

@@ -175,7 +175,7 @@ def check_checkpoint(run: Run) -> None:
     if (
         (run.path / CHECKPOINT).exists()
         and tuple(map(int, re.findall(r"\d+", version)[:2])) < READS_CHECKPOINTS
-        and not origin.made_here(run.id, run.json_file("config.json")["config"], run.json_file("status.json"))
+        and not _made_here(run)
     ):
         raise RunStateError(
             f"run {run.id} was not made by this installation, and a checkpoint can make PyTorch {version} "
@@ -192,9 +192,7 @@ def check_own_code(run: Run) -> None:
         config = run.config()
         check_unchanged(config)
     named = [value for role in factory.ROLES if factory.parse(value := getattr(config, role))]
-    if not named or origin.made_here(
-        run.id, run.json_file("config.json")["config"], run.json_file("status.json")
-    ):
+    if not named or _made_here(run):
         return
     offered = factory.offered_folder()
     for value in named:
@@ -205,6 +203,10 @@ def check_own_code(run: Run) -> None:
                 f"{one_line(value)}. Read that file; if you trust it, "
                 f"start a new run: initscope train --config {one_line(str(run.path / 'config.json'))}"
             )
+
+
+def _made_here(run: Run) -> bool:
+    return origin.made_here(run.id, run.json_file("config.json")["config"], run.json_file("status.json"))
 
 
 def stop(runs: Runs, run: Run) -> None:

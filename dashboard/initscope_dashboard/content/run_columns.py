@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from initscope.comparison.compare import decided
 from initscope.comparison.differences import OWN, is_own, own_config
 from initscope.config.catalog import data_title, init_title, model_title
 from initscope.config.run_config import OPTIONS
-from initscope.schema import Outcome
 from initscope.store import RECORDED, RunInfo
-from initscope_dashboard.browser import theme
-from initscope_dashboard.content import formatting, run_filters
+from initscope_dashboard.content import formatting, run_filters, tally
 
 STANDARD = ("name", "init", "outcome", "error", "loss", "accuracy", "curve", "tags", "age")
 """Columns that are shown where none is chosen, by their name in the address."""
@@ -47,24 +42,14 @@ class Group(NamedTuple):
 
     @property
     def counts(self) -> dict[str, int]:
-        """{outcome mark: number of runs}, as the table of runs marks them."""
-        found: dict[str, int] = {}
-        for info in self.members:
-            mark = theme.outcome_mark(info.outcome, info.status).text
-            found[mark] = found.get(mark, 0) + 1
-        return found
+        return tally.marks(self.members)
 
     @property
     def converged(self) -> tuple[int, int]:
-        """(converged, decided) runs; what is live, failed or undecided says nothing about convergence."""
-        told = [info for info in self.members if decided(info)]
-        return sum(info.outcome == Outcome.CONVERGED for info in told), len(told)
+        return tally.converged(self.members)
 
     def median(self, score: int) -> float | None:
-        """Of the losses (0) or accuracies (1) that are numbers; None where there is none."""
-        values = [info.scores[score] for info in self.members]
-        finite = [value for value in values if value is not None and math.isfinite(value)]
-        return statistics.median(finite) if finite else None
+        return tally.median(self.members, score)
 
 
 def titles(infos: Sequence[RunInfo]) -> dict[str, str]:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from initscope.comparison.compare import decided, distinct
+from initscope.comparison.compare import distinct
 from initscope.comparison.differences import changed
 from initscope.comparison.statistics import wilson
 from initscope.config.catalog import init_title
-from initscope.schema import Outcome
 from initscope.store import RunInfo
-from initscope_dashboard.browser import theme
-from initscope_dashboard.content import formatting
+from initscope_dashboard.content import formatting, tally
 
 TOLD = 4
 """Sides that the headline names; the table names all."""
@@ -28,18 +24,12 @@ class Side(NamedTuple):
 
     @property
     def converged(self) -> int:
-        return sum(info.outcome == Outcome.CONVERGED for info in self.members if decided(info))
+        return tally.converged(self.members)[0]
 
     @property
     def decided(self) -> int:
         """Runs that say something about convergence: not those that are live, failed or undecided."""
-        return sum(map(decided, self.members))
-
-    def median(self, score: int) -> float | None:
-        """Of the losses (0) or accuracies (1) that are numbers."""
-        values = [info.scores[score] for info in self.members]
-        finite = [value for value in values if value is not None and math.isfinite(value)]
-        return statistics.median(finite) if finite else None
+        return tally.converged(self.members)[1]
 
 
 def sides(chosen: Mapping[str, Sequence[RunInfo]], titles: Mapping[str, str]) -> list[Side]:
@@ -89,22 +79,20 @@ def table(found: Sequence[Side]) -> list[dict[str, Any]]:
     """One row a side. Rate from 0 to 1 with Wilson's 95 % interval; the median of those scores that are
     numbers.
     """
-    marks = {
-        theme.outcome_mark(info.outcome, info.status).text: None for side in found for info in side.members
-    }
+    shown = [tally.marks(side.members) for side in found]
+    marks = dict.fromkeys(mark for one in shown for mark in one)
     rows = []
-    for side in found:
+    for side, one in zip(found, shown, strict=True):
         low, high = wilson(side.converged, side.decided)
-        shown = [theme.outcome_mark(info.outcome, info.status).text for info in side.members]
         rows.append(
             {
                 "Side": init_title(side.label),
                 "Runs": len(side.members),
                 "Rate": side.converged / side.decided if side.decided else None,
                 "95 % interval": formatting.interval(low, high) if side.decided else None,
-                **{mark: shown.count(mark) for mark in marks},
-                "Median loss": side.median(0),
-                "Median accuracy": side.median(1),
+                **{mark: one[mark] for mark in marks},
+                "Median loss": tally.median(side.members, 0),
+                "Median accuracy": tally.median(side.members, 1),
             }
         )
     return rows
